@@ -1,0 +1,655 @@
+//! The verdict on one admission request. Pure: what the cluster looks like and what time it is are arguments.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::{Operation, Request, warning};
+use crate::{
+    namespace::Namespace,
+    pod::{Pod, PullSecrets},
+    pull_secret::{Foreign, State},
+    registry::{AccountId, Aliases, Host, Region, Registry},
+    token::Freshness,
+};
+
+/// What the configuration says about decisions.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The pull secret's name in every namespace.
+    pub secret_name: String,
+    /// Namespaces that are left alone, whatever their labels say.
+    pub excluded: BTreeSet<Namespace>,
+    /// Other names of ECR registries.
+    pub aliases: Aliases,
+    /// Which registries we mint for.
+    pub allow: Allow,
+    /// The most registries of one Pod that we serve.
+    pub registries_per_pod: usize,
+    /// What becomes of a Pod whose pull secret could not be made.
+    pub on_failure: OnFailure,
+}
+
+/// Which registries we mint for; an empty set allows all.
+#[derive(Debug, Clone, Default)]
+pub struct Allow {
+    /// The accounts.
+    pub accounts: BTreeSet<AccountId>,
+    /// The regions.
+    pub regions: BTreeSet<Region>,
+}
+
+/// What becomes of a Pod whose pull secret could not be made in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// It is admitted with the reference and a warning; its pulls succeed once the Secret is there.
+    #[default]
+    Admit,
+    /// It is refused; its controller tries again.
+    Deny,
+}
+
+/// What is known about the namespace of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// Whether it has the opt-in label.
+    pub opted_in: bool,
+    /// Its pull secret.
+    pub secret: SecretFacts<'a>,
+}
+
+/// What is known about a namespace's pull secret.
+#[derive(Debug, Clone, Copy)]
+pub enum SecretFacts<'a> {
+    /// There is none, as far as we know.
+    Absent,
+    /// Somebody wrote it and we have not looked at it yet.
+    Unverified,
+    /// There is one, and it isn't ours.
+    Foreign(Foreign),
+    /// Ours, as we know it.
+    Ours(&'a State),
+}
+
+/// The verdict on one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing is changed and nothing ensured.
+    LeaveAlone(Reason),
+    /// The Pod gets the reference; the pull secret has all that it needs.
+    Inject(Injection),
+    /// The Pod gets the reference once these registries are in the pull secret, each under the host that is written
+    /// there.
+    InjectAfterEnsuring(Injection, BTreeMap<Host, Registry>),
+}
+
+/// What a Pod gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Injection {
+    /// Where the reference stands; [`PullSecrets::Present`] for a Pod that can't be changed any more.
+    pub stands: PullSecrets,
+    /// The hosts that its images name.
+    pub hosts: BTreeSet<Host>,
+    /// For the user.
+    pub warnings: Vec<String>,
+    /// Whether the leader should refresh the pull secret soon.
+    pub due: bool,
+}
+
+/// Why a request is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Not a Pod, or not one that can be read.
+    NotAPod,
+    /// Neither CREATE nor UPDATE.
+    OtherOperation,
+    /// A static Pod's copy.
+    Mirror,
+    /// The Pod's own annotation says so.
+    Disabled,
+    /// The Pod is being deleted.
+    Deleting,
+    /// An UPDATE that names the same images as before.
+    SameImages,
+    /// No image is in an ECR registry.
+    NoRegistry,
+    /// The namespace has no opt-in label, or is excluded.
+    NotOptedIn,
+    /// `allow` lists none of the registries.
+    NotAllowed,
+    /// The Secret of our name belongs to somebody else.
+    Foreign(Foreign),
+}
+
+/// What a Pod asks for, before anything is known about its namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    namespace: Namespace,
+    stands: PullSecrets,
+    /// A stored Pod's `imagePullSecrets` can't change any more.
+    is_stored: bool,
+    dry_run: bool,
+    registries: BTreeMap<Host, Registry>,
+    warnings: Vec<String>,
+}
+
+/// Reads the demand out of a request; the common case, a Pod that is none of our business, ends here.
+pub fn demand(request: &Request<'_>, rules: &Rules) -> Result<Demand, Reason> {
+    let pod = request
+        .object
+        .as_ref()
+        .filter(|_| request.is_pod)
+        .ok_or(Reason::NotAPod)?;
+    let is_stored = match request.operation {
+        Operation::Create => false,
+        Operation::Update => true,
+        Operation::Other => return Err(Reason::OtherOperation),
+    };
+    if pod.is_mirror() {
+        return Err(Reason::Mirror);
+    }
+    if pod.is_disabled() {
+        return Err(Reason::Disabled);
+    }
+    if is_stored {
+        if pod.is_deleting() {
+            return Err(Reason::Deleting);
+        }
+        if request
+            .old_object
+            .as_ref()
+            .is_some_and(|old| same_images(pod, old))
+        {
+            return Err(Reason::SameImages);
+        }
+    }
+    let namespace = Namespace::parse(&request.namespace.0)
+        .filter(|namespace| !rules.excluded.contains(namespace))
+        .ok_or(Reason::NotOptedIn)?;
+    let (registries, warnings) = registries(pod, rules)?;
+    let stands = pod.pull_secrets(&rules.secret_name);
+    Ok(Demand {
+        namespace,
+        stands,
+        is_stored,
+        dry_run: request.dry_run,
+        registries,
+        warnings,
+    })
+}
+
+impl Demand {
+    /// The namespace whose facts the decision needs.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+}
+
+/// The verdict on a demand, given the facts of its namespace.
+#[must_use]
+pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) -> Decision {
+    if !facts.opted_in {
+        return Decision::LeaveAlone(Reason::NotOptedIn);
+    }
+    if let SecretFacts::Foreign(why) = facts.secret {
+        return Decision::LeaveAlone(Reason::Foreign(why));
+    }
+    let Demand {
+        stands,
+        is_stored,
+        dry_run,
+        registries,
+        mut warnings,
+        ..
+    } = demand;
+    if is_stored && stands != PullSecrets::Present {
+        warnings.push(warning(&format!(
+            "this Pod lacks pull secret {}; recreate it",
+            rules.secret_name
+        )));
+    }
+    let freshness = |host: &Host| match facts.secret {
+        SecretFacts::Ours(state) => state.freshness(host, now),
+        _ => Freshness::Expired,
+    };
+    let due = registries
+        .keys()
+        .any(|host| freshness(host) == Freshness::Due);
+    let injection = Injection {
+        stands: if is_stored {
+            PullSecrets::Present
+        } else {
+            stands
+        },
+        hosts: registries.keys().cloned().collect(),
+        warnings,
+        due,
+    };
+    let missing: BTreeMap<Host, Registry> = registries
+        .into_iter()
+        .filter(|(host, _)| freshness(host) == Freshness::Expired)
+        .collect();
+    // A dry run shows the patch and must have no side effect: nothing is minted, nothing written.
+    if dry_run || missing.is_empty() {
+        Decision::Inject(injection)
+    } else {
+        Decision::InjectAfterEnsuring(injection, missing)
+    }
+}
+
+/// The warning for a Pod that is left alone, where there is something its user can do about it.
+#[must_use]
+pub fn warning_for(reason: Reason, rules: &Rules) -> Option<String> {
+    match reason {
+        Reason::Foreign(why) => Some(warning(&format!(
+            "Secret {} isn't ours: {why}",
+            rules.secret_name
+        ))),
+        Reason::NotAllowed => Some(warning(
+            "the configuration's allow list has none of this Pod's ECR registries",
+        )),
+        _ => None,
+    }
+}
+
+fn same_images(new: &Pod<'_>, old: &Pod<'_>) -> bool {
+    let set = |pod: &Pod<'_>| pod.images().map(str::to_owned).collect::<BTreeSet<_>>();
+    new.images().eq(old.images()) || set(new) == set(old)
+}
+
+fn registries(
+    pod: &Pod<'_>,
+    rules: &Rules,
+) -> Result<(BTreeMap<Host, Registry>, Vec<String>), Reason> {
+    let mut allowed = BTreeMap::new();
+    let mut refused = BTreeSet::new();
+    let mut beyond = BTreeSet::new();
+    for domain in pod.domains() {
+        if allowed.contains_key(domain) {
+            continue;
+        }
+        let Some((host, registry)) = rules.aliases.resolve(domain) else {
+            continue;
+        };
+        if !rules.allow.permits(&registry) {
+            refused.insert(host);
+        } else if allowed.len() >= rules.registries_per_pod {
+            beyond.insert(host);
+        } else {
+            allowed.insert(host, registry);
+        }
+    }
+    if allowed.is_empty() {
+        return Err(if refused.is_empty() {
+            Reason::NoRegistry
+        } else {
+            Reason::NotAllowed
+        });
+    }
+    let mut warnings = Vec::new();
+    if let Some(host) = refused.first() {
+        warnings.push(warning(&format!(
+            "not in the allow list: {host}{}",
+            and_more(refused.len())
+        )));
+    }
+    if !beyond.is_empty() {
+        warnings.push(warning(&format!(
+            "only {} of {} ECR registries served (limits.registriesPerPod)",
+            allowed.len(),
+            allowed.len() + beyond.len()
+        )));
+    }
+    Ok((allowed, warnings))
+}
+
+fn and_more(count: usize) -> String {
+    if count > 1 {
+        format!(" and {} more", count - 1)
+    } else {
+        String::new()
+    }
+}
+
+impl Allow {
+    /// Whether we may mint for a registry.
+    #[must_use]
+    pub fn permits(&self, registry: &Registry) -> bool {
+        (self.accounts.is_empty() || self.accounts.contains(registry.account()))
+            && (self.regions.is_empty() || self.regions.contains(registry.region()))
+    }
+}
+
+impl Reason {
+    /// The reason as a metric's label and a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAPod => "not_a_pod",
+            Self::OtherOperation => "other_operation",
+            Self::Mirror => "mirror",
+            Self::Disabled => "disabled",
+            Self::Deleting => "deleting",
+            Self::SameImages => "same_images",
+            Self::NoRegistry => "no_registry",
+            Self::NotOptedIn => "not_opted_in",
+            Self::NotAllowed => "not_allowed",
+            Self::Foreign(_) => "foreign",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{identity::Identity, pull_secret::HostState, token::Lifetime};
+
+    const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+    const IRELAND: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+    const OREGON: &str = "210987654321.dkr.ecr.us-west-2.amazonaws.com";
+
+    fn rules() -> Rules {
+        Rules {
+            secret_name: "ecr-pull-secret".into(),
+            excluded: BTreeSet::from([Namespace::parse("kube-system").expect("valid")]),
+            aliases: Aliases::default(),
+            allow: Allow::default(),
+            registries_per_pod: 16,
+            on_failure: OnFailure::Admit,
+        }
+    }
+
+    fn pod(images: &[&str]) -> Value {
+        let containers: Vec<Value> = images
+            .iter()
+            .map(|image| json!({"name": "c", "image": image}))
+            .collect();
+        json!({"metadata": {"name": "p"}, "spec": {"containers": containers}})
+    }
+
+    fn review(request: &Value) -> Vec<u8> {
+        let mut request = request.clone();
+        let defaults = json!({"uid": "u", "operation": "CREATE", "namespace": "team",
+            "resource": {"group": "", "version": "v1", "resource": "pods"}});
+        for (key, value) in defaults.as_object().expect("an object") {
+            request
+                .as_object_mut()
+                .expect("an object")
+                .entry(key.clone())
+                .or_insert(value.clone());
+        }
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
+            .to_string()
+            .into_bytes()
+    }
+
+    fn verdict(request: &Value, rules: &Rules, facts: &Facts<'_>) -> Decision {
+        let body = review(request);
+        let request = Request::parse(&body).expect("a review");
+        match demand(&request, rules) {
+            Ok(demand) => decide(demand, rules, facts, NOW),
+            Err(reason) => Decision::LeaveAlone(reason),
+        }
+    }
+
+    const COLD: Facts<'_> = Facts {
+        opted_in: true,
+        secret: SecretFacts::Absent,
+    };
+
+    fn state(hours_old: i64) -> State {
+        let minted_at = NOW - SignedDuration::from_hours(hours_old);
+        let lifetime = Some(Lifetime {
+            minted_at,
+            expires_at: minted_at + SignedDuration::from_hours(12),
+        });
+        let entry = HostState {
+            identity: Identity::Ambient.hash(),
+            lifetime,
+        };
+        State {
+            hosts: BTreeMap::from([(Host::parse(IRELAND).expect("valid"), entry)]),
+            digest: String::new(),
+        }
+    }
+
+    fn image(host: &str) -> String {
+        format!("{host}/app:v1")
+    }
+
+    #[test]
+    fn a_cold_namespace_is_ensured_first() {
+        let object = pod(&["nginx", &image(IRELAND), &image(IRELAND)]);
+        let Decision::InjectAfterEnsuring(injection, missing) =
+            verdict(&json!({ "object": object }), &rules(), &COLD)
+        else {
+            panic!("not ensured")
+        };
+        assert_eq!(injection.stands, PullSecrets::NoList);
+        assert_eq!(
+            missing.keys().map(Host::as_str).collect::<Vec<_>>(),
+            [IRELAND]
+        );
+    }
+
+    #[test]
+    fn a_warm_namespace_is_answered_from_memory_and_a_due_one_too() {
+        for (age, due) in [(1, false), (5, true), (11, true)] {
+            let state = state(age);
+            let facts = Facts {
+                opted_in: true,
+                secret: SecretFacts::Ours(&state),
+            };
+            let Decision::Inject(injection) = verdict(
+                &json!({"object": pod(&[&image(IRELAND)])}),
+                &rules(),
+                &facts,
+            ) else {
+                panic!("not from memory at {age} h")
+            };
+            assert_eq!(injection.due, due, "{age} h");
+        }
+        let expired = state(12);
+        let facts = Facts {
+            opted_in: true,
+            secret: SecretFacts::Ours(&expired),
+        };
+        let decision = verdict(
+            &json!({"object": pod(&[&image(IRELAND)])}),
+            &rules(),
+            &facts,
+        );
+        assert!(
+            matches!(decision, Decision::InjectAfterEnsuring(..)),
+            "expired"
+        );
+    }
+
+    #[test]
+    fn only_the_missing_registries_are_ensured() {
+        let state = state(1);
+        let facts = Facts {
+            opted_in: true,
+            secret: SecretFacts::Ours(&state),
+        };
+        let object = pod(&[&image(IRELAND), &image(OREGON)]);
+        let Decision::InjectAfterEnsuring(injection, missing) =
+            verdict(&json!({ "object": object }), &rules(), &facts)
+        else {
+            panic!("not ensured")
+        };
+        assert_eq!((injection.hosts.len(), missing.len()), (2, 1));
+        assert!(missing.contains_key(OREGON));
+    }
+
+    #[test]
+    fn a_dry_run_ensures_nothing_and_still_injects() {
+        let request = json!({"dryRun": true, "object": pod(&[&image(IRELAND)])});
+        assert!(
+            matches!(verdict(&request, &rules(), &COLD), Decision::Inject(i) if i.stands == PullSecrets::NoList)
+        );
+    }
+
+    #[test]
+    fn requests_that_are_not_ours_are_left_alone_and_say_why() {
+        let ecr = pod(&[&image(IRELAND)]);
+        let annotated = |key: &str, value: &str| {
+            let mut pod = ecr.clone();
+            pod["metadata"]["annotations"] = json!({ key: value });
+            pod
+        };
+        let mut deleting = ecr.clone();
+        deleting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        for (request, reason) in [
+            (
+                json!({"object": pod(&["nginx", "example.com/a"])}),
+                Reason::NoRegistry,
+            ),
+            (
+                json!({"object": ecr, "namespace": "kube-system"}),
+                Reason::NotOptedIn,
+            ),
+            (
+                json!({"object": ecr, "namespace": "../x"}),
+                Reason::NotOptedIn,
+            ),
+            (
+                json!({"object": ecr, "operation": "DELETE"}),
+                Reason::OtherOperation,
+            ),
+            (
+                json!({"object": annotated("kubernetes.io/config.mirror", "x")}),
+                Reason::Mirror,
+            ),
+            (
+                json!({"object": annotated("ecr-injector.dev/inject", "disabled")}),
+                Reason::Disabled,
+            ),
+            (
+                json!({"object": deleting, "operation": "UPDATE", "oldObject": pod(&[])}),
+                Reason::Deleting,
+            ),
+            (
+                json!({"object": ecr, "operation": "UPDATE", "oldObject": ecr}),
+                Reason::SameImages,
+            ),
+            (json!({"object": null}), Reason::NotAPod),
+        ] {
+            assert_eq!(
+                verdict(&request, &rules(), &COLD),
+                Decision::LeaveAlone(reason),
+                "{request}"
+            );
+        }
+        let plain = Facts {
+            opted_in: false,
+            ..COLD
+        };
+        assert_eq!(
+            verdict(&json!({ "object": ecr }), &rules(), &plain),
+            Decision::LeaveAlone(Reason::NotOptedIn)
+        );
+    }
+
+    #[test]
+    fn a_foreign_secret_leaves_the_pod_unpatched_with_a_warning_that_fits() {
+        for why in [Foreign::Label, Foreign::Type, Foreign::Immutable] {
+            let facts = Facts {
+                opted_in: true,
+                secret: SecretFacts::Foreign(why),
+            };
+            let decision = verdict(
+                &json!({"object": pod(&[&image(IRELAND)])}),
+                &rules(),
+                &facts,
+            );
+            assert_eq!(decision, Decision::LeaveAlone(Reason::Foreign(why)));
+            let warning = warning_for(Reason::Foreign(why), &rules()).expect("a warning");
+            assert!(
+                warning.chars().count() <= 120 && !warning.ends_with('…'),
+                "{warning}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_update_never_patches_and_warns_only_a_pod_without_the_reference() {
+        let mut object = pod(&[&image(OREGON)]);
+        let old = pod(&[&image(IRELAND)]);
+        let request = json!({"object": object, "oldObject": old, "operation": "UPDATE"});
+        let Decision::InjectAfterEnsuring(injection, missing) = verdict(&request, &rules(), &COLD)
+        else {
+            panic!("not ensured")
+        };
+        assert_eq!(
+            (injection.stands, injection.warnings.len(), missing.len()),
+            (PullSecrets::Present, 1, 1)
+        );
+        object["spec"]["imagePullSecrets"] = json!([{"name": "ecr-pull-secret"}]);
+        let request = json!({"object": object, "oldObject": old, "operation": "UPDATE"});
+        let Decision::InjectAfterEnsuring(injection, _) = verdict(&request, &rules(), &COLD) else {
+            panic!("not ensured")
+        };
+        assert!(injection.warnings.is_empty());
+    }
+
+    #[test]
+    fn an_update_of_the_ephemeral_containers_is_ensured() {
+        let mut object = pod(&["nginx"]);
+        object["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": image(IRELAND)}]);
+        let request = json!({"object": object, "oldObject": pod(&["nginx"]), "operation": "UPDATE",
+            "subResource": "ephemeralcontainers"});
+        assert!(
+            matches!(verdict(&request, &rules(), &COLD), Decision::InjectAfterEnsuring(_, m) if m.len() == 1)
+        );
+    }
+
+    #[test]
+    fn allow_limits_accounts_and_regions() {
+        let mut rules = rules();
+        rules
+            .allow
+            .accounts
+            .insert(AccountId::parse("123456789012").expect("valid"));
+        let both = json!({"object": pod(&[&image(IRELAND), &image(OREGON)])});
+        let Decision::InjectAfterEnsuring(injection, missing) = verdict(&both, &rules, &COLD)
+        else {
+            panic!("not ensured")
+        };
+        assert!(missing.contains_key(IRELAND) && missing.len() == 1);
+        assert_eq!(
+            injection.warnings,
+            [format!("ecr-injector: not in the allow list: {OREGON}")]
+        );
+        rules
+            .allow
+            .regions
+            .insert(Region::parse("us-west-2").expect("valid"));
+        assert_eq!(
+            verdict(&both, &rules, &COLD),
+            Decision::LeaveAlone(Reason::NotAllowed)
+        );
+    }
+
+    #[test]
+    fn registries_beyond_the_limit_are_not_served_and_the_user_is_told() {
+        let images: Vec<String> = (0..20)
+            .map(|n| format!("{n:012}.dkr.ecr.eu-west-1.amazonaws.com/a"))
+            .collect();
+        let object = pod(&images.iter().map(String::as_str).collect::<Vec<_>>());
+        let Decision::InjectAfterEnsuring(injection, missing) =
+            verdict(&json!({ "object": object }), &rules(), &COLD)
+        else {
+            panic!("not ensured")
+        };
+        assert_eq!(missing.len(), 16);
+        assert_eq!(
+            injection.warnings,
+            ["ecr-injector: only 16 of 20 ECR registries served (limits.registriesPerPod)"]
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! The verdict as a JSON Patch: one `add`, which appends.
+//!
+//! Never `replace` and never `test`: a patch that fails to apply rejects the Pod, even where the registration's failure
+//! policy is Ignore. The patch names the Pod's own `spec`; for a template, prefix it.
+
+use json_patch::{AddOperation, Patch, PatchOperation, jsonptr::PointerBuf};
+use serde_json::{Value, json};
+
+use crate::pod::PullSecrets;
+
+/// The patch that makes a Pod reference the pull secret `name`, given where it stands now.
+#[must_use]
+pub fn append(name: &str, stands: PullSecrets) -> Patch {
+    let entry = json!({ "name": name });
+    match stands {
+        PullSecrets::Present => Patch::default(),
+        PullSecrets::NoList => add(&["spec", "imagePullSecrets"], Value::Array(vec![entry])),
+        PullSecrets::Listed => add(&["spec", "imagePullSecrets", "-"], entry),
+    }
+}
+
+fn add(path: &[&str], value: Value) -> Patch {
+    Patch(vec![PatchOperation::Add(AddOperation {
+        path: PointerBuf::from_tokens(path.iter().copied()),
+        value,
+    })])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pod::Pod;
+
+    fn object() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "[a-z/~\"\\\\é-]{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec(("[a-zA-Z~/.-]{1,8}", inner), 0..4)
+                    .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn pull_secrets() -> impl Strategy<Value = Option<Value>> {
+        let name = prop_oneof![Just("ours".to_owned()), "[a-z]{1,6}"];
+        let entry =
+            prop_oneof![3 => name.prop_map(|name| json!({ "name": name })), 1 => Just(json!({}))];
+        prop_oneof![
+            Just(None),
+            Just(Some(Value::Null)),
+            prop::collection::vec(entry, 0..5).prop_map(|list| Some(Value::Array(list))),
+        ]
+    }
+
+    fn stands(pod: &Value) -> PullSecrets {
+        let text = pod.to_string();
+        let view: Pod<'_> = serde_json::from_str(&text).expect("a Pod");
+        view.pull_secrets("ours")
+    }
+
+    proptest! {
+        #[test]
+        fn changes_nothing_else_keeps_the_order_and_is_done_after_one_pass(
+            mut spec in prop::collection::vec(("x[a-z~/.-]{1,8}", object()), 0..4),
+            metadata in prop::collection::vec(("x[a-z~/.-]{1,8}", object()), 0..4),
+            secrets in pull_secrets(),
+        ) {
+            if let Some(secrets) = &secrets {
+                spec.push(("imagePullSecrets".to_owned(), secrets.clone()));
+            }
+            let spec: serde_json::Map<_, _> = spec.into_iter().collect();
+            let before = json!({"metadata": Value::Object(metadata.into_iter().collect()), "spec": spec});
+
+            let mut after = before.clone();
+            json_patch::patch(&mut after, &append("ours", stands(&before)))?;
+
+            let had: Vec<Value> = secrets.and_then(|s| s.as_array().cloned()).unwrap_or_default();
+            let mut expected = had.clone();
+            if !had.contains(&json!({"name": "ours"})) {
+                expected.push(json!({"name": "ours"}));
+            }
+            prop_assert_eq!(&after["spec"]["imagePullSecrets"], &Value::Array(expected));
+            prop_assert!(append("ours", stands(&after)).0.is_empty(), "a second pass changes something");
+
+            let mut rest = [before, after];
+            for pod in &mut rest {
+                pod["spec"].as_object_mut().expect("an object").remove("imagePullSecrets");
+            }
+            prop_assert_eq!(&rest[0], &rest[1]);
+        }
+    }
+}

@@ -1,0 +1,566 @@
+//! The configuration: the one place that knows the file's format.
+//!
+//! A file is read as a whole, checked as a whole, and turned into the rules that the other rooms take. Every value has
+//! a default, so an empty file serves.
+
+use std::{collections::BTreeSet, path::Path};
+
+use serde::{Deserialize, de::IgnoredAny};
+use thiserror::Error;
+
+use crate::{
+    admission::decide::{Allow, OnFailure, Rules},
+    namespace::{self, Namespace},
+    registry::{AccountId, Aliases, Region, Registry},
+};
+
+const API_VERSION: &str = "ecr-injector.dev/v1alpha1";
+const KIND: &str = "Config";
+const DEFAULT_SECRET_NAME: &str = "ecr-pull-secret";
+const DEFAULT_OPT_IN_LABEL: &str = "ecr-injector.dev/inject";
+const DEFAULT_OPT_IN_VALUE: &str = "enabled";
+const DEFAULT_EXCLUDED: [&str; 2] = ["kube-system", "kube-node-lease"];
+const DEFAULT_REGISTRIES_PER_POD: usize = 16;
+const DEFAULT_REGISTRIES_PER_SECRET: usize = 64;
+/// A Secret holds at most 1 MiB, and a host takes about 5 KB of it.
+const MAX_REGISTRIES_PER_SECRET: usize = 128;
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What decisions follow.
+    pub rules: Rules,
+    /// Which namespaces are opted in.
+    pub opt_in: OptIn,
+    /// The most registries in one pull secret.
+    pub registries_per_secret: usize,
+}
+
+/// The label that opts a namespace in. The registration's selector and the guard name the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptIn {
+    /// The label's key.
+    pub label: String,
+    /// The label's value.
+    pub value: String,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file couldn't be read.
+    #[error("reading {path}: {source}; check the path and its permissions")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not YAML.
+    #[error("{path} is not YAML: {message}")]
+    Yaml {
+        /// The file.
+        path: String,
+        /// What the parser said.
+        message: String,
+    },
+    /// A field has a wrong value.
+    #[error("{path}: {field}: {message}")]
+    Field {
+        /// The file.
+        path: String,
+        /// The field, as a path from the document's root.
+        field: String,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct File {
+    api_version: Option<String>,
+    kind: Option<String>,
+    secret_name: Option<String>,
+    opt_in: Option<FileOptIn>,
+    on_failure: Option<FileOnFailure>,
+    allow: Option<FileAllow>,
+    aliases: Option<Vec<FileAlias>>,
+    limits: Option<FileLimits>,
+    // Known to the format, not served by this version: named so that the error can say so.
+    public_ecr: Option<IgnoredAny>,
+    identities: Option<IgnoredAny>,
+    namespace_roles: Option<IgnoredAny>,
+    prewarm: Option<IgnoredAny>,
+    refresh: Option<IgnoredAny>,
+    opt_out_grace: Option<IgnoredAny>,
+    opt_out_remove: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileOptIn {
+    label: Option<String>,
+    value: Option<String>,
+    exclude_namespaces: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum FileOnFailure {
+    Admit,
+    Deny,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileAllow {
+    accounts: Option<Vec<String>>,
+    regions: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileAlias {
+    host: String,
+    registry: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileLimits {
+    registries_per_pod: Option<usize>,
+    registries_per_secret: Option<usize>,
+}
+
+/// A wrong field and what is wrong with it, before the file's name is known.
+type Wrong = (String, String);
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: name.clone(),
+            source,
+        })?;
+        Self::parse(&text, &name)
+    }
+
+    /// Checks a file's text; `path` is for the errors alone.
+    pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
+        let field = |(field, message): Wrong| ConfigError::Field {
+            path: path.to_owned(),
+            field,
+            message,
+        };
+        let value: serde_json::Value = if text
+            .lines()
+            .all(|line| line.trim_start().is_empty() || line.trim_start().starts_with('#'))
+        {
+            serde_json::Value::Null
+        } else {
+            serde_saphyr::from_str(text).map_err(|error| ConfigError::Yaml {
+                path: path.to_owned(),
+                message: error.to_string(),
+            })?
+        };
+        if value.is_null() {
+            return Ok(Self::default());
+        }
+        let file: File = serde_path_to_error::deserialize(value)
+            .map_err(|error| field((error.path().to_string(), error.inner().to_string())))?;
+        file.check().map_err(field)
+    }
+
+    /// Leaves one more namespace alone: the one that we run in.
+    #[must_use]
+    pub fn excluding(mut self, own: Option<Namespace>) -> Self {
+        self.rules.excluded.extend(own);
+        self
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rules: Rules {
+                secret_name: DEFAULT_SECRET_NAME.to_owned(),
+                excluded: DEFAULT_EXCLUDED
+                    .iter()
+                    .filter_map(|name| Namespace::parse(name))
+                    .collect(),
+                aliases: Aliases::default(),
+                allow: Allow::default(),
+                registries_per_pod: DEFAULT_REGISTRIES_PER_POD,
+                on_failure: OnFailure::Admit,
+            },
+            opt_in: OptIn {
+                label: DEFAULT_OPT_IN_LABEL.to_owned(),
+                value: DEFAULT_OPT_IN_VALUE.to_owned(),
+            },
+            registries_per_secret: DEFAULT_REGISTRIES_PER_SECRET,
+        }
+    }
+}
+
+impl File {
+    fn check(self) -> Result<Config, Wrong> {
+        self.check_header()?;
+        let mut config = Config::default();
+        if let Some(name) = self.secret_name {
+            config.rules.secret_name = secret_name(name)?;
+        }
+        if let Some(opt_in) = self.opt_in {
+            opt_in.check(&mut config)?;
+        }
+        if let Some(on_failure) = self.on_failure {
+            config.rules.on_failure = match on_failure {
+                FileOnFailure::Admit => OnFailure::Admit,
+                FileOnFailure::Deny => OnFailure::Deny,
+            };
+        }
+        if let Some(allow) = self.allow {
+            config.rules.allow = allow.check()?;
+        }
+        if let Some(aliases) = self.aliases {
+            config.rules.aliases = check_aliases(aliases)?;
+        }
+        if let Some(limits) = self.limits {
+            limits.check(&mut config)?;
+        }
+        Ok(config)
+    }
+
+    fn check_header(&self) -> Result<(), Wrong> {
+        for (field, given, expected) in [
+            ("apiVersion", &self.api_version, API_VERSION),
+            ("kind", &self.kind, KIND),
+        ] {
+            if given.as_ref().is_some_and(|given| given != expected) {
+                return Err((
+                    field.into(),
+                    format!(
+                        "expected {expected}, got {:?}",
+                        given.as_deref().unwrap_or("")
+                    ),
+                ));
+            }
+        }
+        let unserved = [
+            ("publicEcr", &self.public_ecr),
+            ("identities", &self.identities),
+            ("namespaceRoles", &self.namespace_roles),
+            ("prewarm", &self.prewarm),
+            ("refresh", &self.refresh),
+            ("optOutGrace", &self.opt_out_grace),
+            ("optOutRemove", &self.opt_out_remove),
+        ];
+        match unserved.iter().find(|(_, given)| given.is_some()) {
+            Some((field, _)) => Err((
+                (*field).into(),
+                "this version does not serve it yet; remove it".into(),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn secret_name(name: String) -> Result<String, Wrong> {
+    let valid = name.len() <= 253 && name.split('.').all(namespace::is_label);
+    if valid {
+        Ok(name)
+    } else {
+        Err((
+            "secretName".into(),
+            format!("{name:?} can't be the name of a Secret"),
+        ))
+    }
+}
+
+impl FileOptIn {
+    fn check(self, config: &mut Config) -> Result<(), Wrong> {
+        if let Some(label) = self.label {
+            let (prefix, name) = label.rsplit_once('/').unwrap_or(("example.com", &label));
+            if !is_label_part(name)
+                || name.is_empty()
+                || !prefix.split('.').all(namespace::is_label)
+            {
+                return Err((
+                    "optIn.label".into(),
+                    format!("{label:?} can't be a label's key"),
+                ));
+            }
+            config.opt_in.label = label;
+        }
+        if let Some(value) = self.value {
+            if !is_label_part(&value) {
+                return Err((
+                    "optIn.value".into(),
+                    format!("{value:?} can't be a label's value"),
+                ));
+            }
+            config.opt_in.value = value;
+        }
+        if let Some(names) = self.exclude_namespaces {
+            config.rules.excluded = each(
+                "optIn.excludeNamespaces",
+                &names,
+                "a namespace's name",
+                Namespace::parse,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// At most 63 letters, digits and inner `-`, `_`, `.`: what a label's name and value have in common.
+fn is_label_part(text: &str) -> bool {
+    let edge = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && edge(bytes.first())
+        && edge(bytes.last())
+}
+
+impl FileAllow {
+    fn check(self) -> Result<Allow, Wrong> {
+        Ok(Allow {
+            accounts: each(
+                "allow.accounts",
+                &self.accounts.unwrap_or_default(),
+                "12 digits in quotes",
+                AccountId::parse,
+            )?,
+            regions: each(
+                "allow.regions",
+                &self.regions.unwrap_or_default(),
+                "a region such as eu-west-1",
+                Region::parse,
+            )?,
+        })
+    }
+}
+
+fn check_aliases(aliases: Vec<FileAlias>) -> Result<Aliases, Wrong> {
+    let mut pairs = Vec::with_capacity(aliases.len());
+    for (at, alias) in aliases.into_iter().enumerate() {
+        let registry: Registry = alias
+            .registry
+            .parse()
+            .map_err(|error| (format!("aliases[{at}].registry"), format!("{error}")))?;
+        pairs.push((alias.host, registry));
+        // The whole list again for each entry: that is how an error knows which one it was.
+        Aliases::new(pairs.iter().cloned())
+            .map_err(|error| (format!("aliases[{at}].host"), error.to_string()))?;
+    }
+    Aliases::new(pairs).map_err(|error| ("aliases".into(), error.to_string()))
+}
+
+impl FileLimits {
+    fn check(self, config: &mut Config) -> Result<(), Wrong> {
+        let bounded = |field: &str, value: usize| {
+            if (1..=MAX_REGISTRIES_PER_SECRET).contains(&value) {
+                Ok(value)
+            } else {
+                Err((
+                    field.to_owned(),
+                    format!("expected 1 to {MAX_REGISTRIES_PER_SECRET}, got {value}"),
+                ))
+            }
+        };
+        if let Some(value) = self.registries_per_pod {
+            config.rules.registries_per_pod = bounded("limits.registriesPerPod", value)?;
+        }
+        if let Some(value) = self.registries_per_secret {
+            config.registries_per_secret = bounded("limits.registriesPerSecret", value)?;
+        }
+        if config.rules.registries_per_pod > config.registries_per_secret {
+            return Err((
+                "limits".into(),
+                "registriesPerPod can't exceed registriesPerSecret".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn each<T: Ord>(
+    field: &str,
+    texts: &[String],
+    expected: &str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<BTreeSet<T>, Wrong> {
+    let parsed = texts.iter().enumerate().map(|(at, text)| {
+        parse(text).ok_or_else(|| {
+            (
+                format!("{field}[{at}]"),
+                format!("expected {expected}, got {text:?}"),
+            )
+        })
+    });
+    parsed.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(text, "config.yaml")
+            .expect_err("refused")
+            .to_string()
+    }
+
+    #[test]
+    fn an_empty_file_serves() {
+        for text in [
+            "",
+            "# nothing yet\n",
+            "---\n",
+            "apiVersion: ecr-injector.dev/v1alpha1\nkind: Config\n",
+            "{}",
+        ] {
+            let config = Config::parse(text, "config.yaml")
+                .unwrap_or_else(|error| panic!("{text:?}: {error}"));
+            assert_eq!(config.rules.secret_name, "ecr-pull-secret");
+            assert_eq!(
+                config.opt_in,
+                OptIn {
+                    label: "ecr-injector.dev/inject".into(),
+                    value: "enabled".into()
+                }
+            );
+            assert_eq!(config.rules.excluded.len(), 2);
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_full_file_is_taken() {
+        let text = r#"
+apiVersion: ecr-injector.dev/v1alpha1
+kind: Config
+secretName: my.pull-secret
+optIn: {label: example.com/ecr, value: "yes", excludeNamespaces: [infra]}
+onFailure: deny
+allow: {accounts: ["123456789012"], regions: [eu-west-1]}
+aliases:
+  - host: images.example.com
+    registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com
+limits: {registriesPerPod: 2, registriesPerSecret: 4}
+"#;
+        let config = Config::parse(text, "config.yaml").expect("valid");
+        assert_eq!(config.rules.secret_name, "my.pull-secret");
+        assert_eq!(
+            config.opt_in,
+            OptIn {
+                label: "example.com/ecr".into(),
+                value: "yes".into()
+            }
+        );
+        assert_eq!(
+            config
+                .rules
+                .excluded
+                .iter()
+                .map(Namespace::as_str)
+                .collect::<Vec<_>>(),
+            ["infra"]
+        );
+        assert_eq!(config.rules.on_failure, OnFailure::Deny);
+        assert_eq!(
+            (
+                config.rules.allow.accounts.len(),
+                config.rules.allow.regions.len()
+            ),
+            (1, 1)
+        );
+        assert!(config.rules.aliases.resolve("images.example.com").is_some());
+        assert_eq!(
+            (
+                config.rules.registries_per_pod,
+                config.registries_per_secret
+            ),
+            (2, 4)
+        );
+        let own = Namespace::parse("ecr-injector");
+        assert_eq!(config.excluding(own).rules.excluded.len(), 2);
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_by_its_path() {
+        for (text, expected) in [
+            ("secretNam: x", "secretNam: unknown field `secretNam`"),
+            ("optIn: {lable: x}", "optIn.lable: unknown field `lable`"),
+            (
+                "secretName: Nö",
+                "secretName: \"Nö\" can't be the name of a Secret",
+            ),
+            ("onFailure: explode", "onFailure: unknown variant `explode`"),
+            (
+                "allow: {accounts: [\"12\"]}",
+                "allow.accounts[0]: expected 12 digits in quotes, got \"12\"",
+            ),
+            (
+                "allow: {regions: [eu-west-1, moon]}",
+                "allow.regions[1]: expected a region such as eu-west-1",
+            ),
+            (
+                "aliases: [{host: a.example, registry: b.example}]",
+                "aliases[0].registry: \"b.example\" is not a private ECR",
+            ),
+            (
+                "aliases: [{host: a.example}]",
+                "aliases[0]: missing field `registry`",
+            ),
+            (
+                "limits: {registriesPerPod: 0}",
+                "limits.registriesPerPod: expected 1 to 128, got 0",
+            ),
+            (
+                "limits: {registriesPerPod: 65}",
+                "limits: registriesPerPod can't exceed",
+            ),
+            (
+                "optIn: {excludeNamespaces: [A]}",
+                "optIn.excludeNamespaces[0]: expected a namespace's name",
+            ),
+            ("optIn: {label: 'a b'}", "optIn.label:"),
+            (
+                "apiVersion: v1",
+                "apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"",
+            ),
+            ("kind: Pod", "kind: expected Config"),
+            (
+                "identities: []",
+                "identities: this version does not serve it yet",
+            ),
+            ("- a", ""),
+        ] {
+            let got = error(text);
+            assert!(
+                got.starts_with(&format!("config.yaml: {expected}")),
+                "{text}: {got}"
+            );
+        }
+        assert!(
+            error("a: [").starts_with("config.yaml is not YAML:"),
+            "{}",
+            error("a: [")
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Config::read(Path::new("/nowhere/config.yaml"))
+            .expect_err("missing")
+            .to_string();
+        assert!(
+            error.starts_with("reading /nowhere/config.yaml: "),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,462 @@
+//! Image references: what a container names, in the grammar of `distribution/reference`.
+//!
+//! Only this room knows where the host ends and the path begins. It follows the kubelet's own parser
+//! (`reference.ParseNormalizedNamed`), so that we name a registry exactly when the kubelet would ask it.
+
+use thiserror::Error;
+
+/// The longest name, domain included, that the grammar allows, in bytes.
+pub const MAX_NAME_BYTES: usize = 255;
+const MAX_TAG_BYTES: usize = 128;
+const DEFAULT_DOMAIN: &str = "docker.io";
+const OFFICIAL_PREFIX: &str = "library/";
+
+/// A parsed image reference, borrowed from the text that a container names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageReference<'a> {
+    domain: &'a str,
+    path: &'a str,
+    tag: Option<&'a str>,
+    digest: Option<&'a str>,
+}
+
+/// Why a text is not an image reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ImageError {
+    /// There is nothing, or nothing before the tag or digest.
+    #[error("the image name is empty")]
+    Empty,
+    /// The domain is not `host[:port]`.
+    #[error("the image's domain is not a host name with an optional port")]
+    Domain,
+    /// The path has a character or a separator that the grammar does not know.
+    #[error("the image's path must be lower-case letters, digits and single separators")]
+    Path,
+    /// The tag has a wrong character or more than 128.
+    #[error("the image's tag must be 1 to 128 letters, digits, '_', '.' or '-'")]
+    Tag,
+    /// The digest is not `algorithm:hex` with at least 32 hex digits.
+    #[error("the image's digest must be algorithm:hex with at least 32 hex digits")]
+    Digest,
+    /// The name is longer than [`MAX_NAME_BYTES`].
+    #[error("the image's name is longer than {MAX_NAME_BYTES} bytes")]
+    TooLong,
+    /// A bare name of 64 hex digits is an image id, not a reference.
+    #[error("64 hex digits are an image id, not a name")]
+    Identifier,
+}
+
+impl<'a> ImageReference<'a> {
+    /// Parses `[domain/]path[:tag][@digest]`; a name without a domain is Docker Hub's, as everywhere in Kubernetes.
+    pub fn parse(text: &'a str) -> Result<Self, ImageError> {
+        if text.len() == 64 && text.bytes().all(is_lower_hex) {
+            return Err(ImageError::Identifier);
+        }
+        let (named, digest) = match text.split_once('@') {
+            Some((named, digest)) => (named, Some(digest)),
+            None => (text, None),
+        };
+        let (domain, remainder) = split_domain(named);
+        let (path, tag) = match remainder.split_once(':') {
+            Some((path, tag)) => (path, Some(tag)),
+            None => (remainder, None),
+        };
+        if path.is_empty() {
+            return Err(ImageError::Empty);
+        }
+        let domain = match domain {
+            Some(domain) if is_domain(domain) => domain,
+            Some(_) => return Err(ImageError::Domain),
+            None => DEFAULT_DOMAIN,
+        };
+        if !is_path(path) {
+            return Err(ImageError::Path);
+        }
+        if tag.is_some_and(|tag| !is_tag(tag)) {
+            return Err(ImageError::Tag);
+        }
+        if digest.is_some_and(|digest| !is_digest(digest)) {
+            return Err(ImageError::Digest);
+        }
+        let official = if domain == DEFAULT_DOMAIN && !path.contains('/') {
+            OFFICIAL_PREFIX.len()
+        } else {
+            0
+        };
+        if domain.len() + 1 + official + path.len() > MAX_NAME_BYTES {
+            return Err(ImageError::TooLong);
+        }
+        Ok(Self {
+            domain,
+            path,
+            tag,
+            digest,
+        })
+    }
+
+    /// The registry's host with its port, if it has one, as written; `docker.io` when the name has none.
+    #[must_use]
+    pub fn domain(&self) -> &'a str {
+        self.domain
+    }
+
+    /// The repository's path, without domain, tag and digest.
+    #[must_use]
+    pub fn path(&self) -> &'a str {
+        self.path
+    }
+
+    /// The tag, if one is named.
+    #[must_use]
+    pub fn tag(&self) -> Option<&'a str> {
+        self.tag
+    }
+
+    /// The digest, if one is named.
+    #[must_use]
+    pub fn digest(&self) -> Option<&'a str> {
+        self.digest
+    }
+}
+
+/// The first segment is a domain if it has a '.' or ':', is `localhost`, or has an upper-case letter.
+fn split_domain(named: &str) -> (Option<&str>, &str) {
+    match named.split_once('/') {
+        Some((first, rest))
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
+        {
+            (Some(first), rest)
+        }
+        _ => (None, named),
+    }
+}
+
+fn is_lower_hex(byte: u8) -> bool {
+    byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)
+}
+
+fn is_domain(domain: &str) -> bool {
+    let host = match domain.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']') else {
+                return false;
+            };
+            let address_ok =
+                !address.is_empty() && address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':');
+            return address_ok && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+        }
+        None => match domain.split_once(':') {
+            Some((host, port)) if is_port(port) => host,
+            Some(_) => return false,
+            None => domain,
+        },
+    };
+    host.split('.').all(|label| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    })
+}
+
+fn is_port(port: &str) -> bool {
+    !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Components of lower-case letters and digits, joined by one '.', one or two '_', or any number of '-'.
+fn is_path(path: &str) -> bool {
+    path.split('/').all(|component| {
+        let mut separator = 0..0;
+        let bytes = component.as_bytes();
+        for (at, byte) in bytes.iter().enumerate() {
+            if byte.is_ascii_lowercase() || byte.is_ascii_digit() {
+                if !is_separator(&bytes[separator.clone()]) {
+                    return false;
+                }
+                separator = at + 1..at + 1;
+            } else if at == 0 {
+                return false;
+            } else {
+                separator.end = at + 1;
+            }
+        }
+        !bytes.is_empty() && separator.is_empty()
+    })
+}
+
+fn is_separator(bytes: &[u8]) -> bool {
+    matches!(bytes, b"" | b"." | b"_" | b"__") || bytes.iter().all(|b| *b == b'-')
+}
+
+fn is_tag(tag: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let mut bytes = tag.bytes();
+    tag.len() <= MAX_TAG_BYTES
+        && bytes.next().is_some_and(word)
+        && bytes.all(|b| word(b) || b == b'.' || b == b'-')
+}
+
+/// `algorithm:hex`; the algorithm is words joined by one of `+ . - _`. A known algorithm fixes the length (sha256: 64).
+fn is_digest(digest: &str) -> bool {
+    let Some((algorithm, hex)) = digest.split_once(':') else {
+        return false;
+    };
+    let words_ok = algorithm.split(['+', '.', '-', '_']).all(|word| {
+        word.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())
+            && word.bytes().all(|b| b.is_ascii_alphanumeric())
+    });
+    let expected = match algorithm {
+        "sha256" => Some(64),
+        "sha384" => Some(96),
+        "sha512" => Some(128),
+        _ => None,
+    };
+    words_ok
+        && match expected {
+            Some(length) => hex.len() == length && hex.bytes().all(is_lower_hex),
+            None => hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()),
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SHA: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn domain(text: &str) -> Result<&str, ImageError> {
+        ImageReference::parse(text).map(|image| image.domain())
+    }
+
+    #[test]
+    fn a_first_segment_without_dot_colon_or_upper_case_is_part_of_the_path() {
+        let image = ImageReference::parse("team/app:1.2").expect("valid");
+        assert_eq!(
+            (image.domain(), image.path(), image.tag()),
+            ("docker.io", "team/app", Some("1.2"))
+        );
+        assert_eq!(domain("nginx"), Ok("docker.io"));
+        assert_eq!(domain("localhost/app"), Ok("localhost"));
+        assert_eq!(domain("Registry/app"), Ok("Registry"));
+        assert_eq!(domain("registry:5000/app"), Ok("registry:5000"));
+        assert_eq!(domain("[fd00::1]:5000/app"), Ok("[fd00::1]:5000"));
+    }
+
+    #[test]
+    fn a_tag_and_a_digest_may_stand_together() {
+        let text = format!("123456789012.dkr.ecr.eu-west-1.amazonaws.com/a/b:v1@{SHA}");
+        let image = ImageReference::parse(&text).expect("valid");
+        assert_eq!(
+            image.domain(),
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+        );
+        assert_eq!(
+            (image.path(), image.tag(), image.digest()),
+            ("a/b", Some("v1"), Some(SHA))
+        );
+    }
+
+    #[test]
+    fn a_host_with_a_port_and_a_tag_keeps_both_apart() {
+        let image = ImageReference::parse("host.example:5000/app:v1").expect("valid");
+        assert_eq!(
+            (image.domain(), image.path(), image.tag()),
+            ("host.example:5000", "app", Some("v1"))
+        );
+    }
+
+    #[test]
+    fn a_port_without_a_path_is_a_tag() {
+        let image = ImageReference::parse("host:5000").expect("valid");
+        assert_eq!(
+            (image.domain(), image.path(), image.tag()),
+            ("docker.io", "host", Some("5000"))
+        );
+    }
+
+    #[test]
+    fn names_that_the_kubelet_rejects_are_errors() {
+        for (text, error) in [
+            ("", ImageError::Empty),
+            ("a.example/", ImageError::Empty),
+            ("a.example/App", ImageError::Path),
+            ("a.example/a//b", ImageError::Path),
+            ("a.example/a___b", ImageError::Path),
+            ("a.example/a..b", ImageError::Path),
+            ("a.example/-a", ImageError::Path),
+            ("a.example/a-", ImageError::Path),
+            ("a.example/app:", ImageError::Tag),
+            ("a.example/app:-x", ImageError::Tag),
+            ("a.example/app@sha256:12", ImageError::Digest),
+            ("user:pw@a.example/app", ImageError::Digest),
+            ("https://a.example/app", ImageError::Domain),
+            ("a..example/app", ImageError::Domain),
+            ("-a.example/app", ImageError::Domain),
+            ("a.example:x/app", ImageError::Domain),
+            ("a.exämple/app", ImageError::Domain),
+            (
+                "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+                ImageError::Identifier,
+            ),
+        ] {
+            assert_eq!(ImageReference::parse(text), Err(error), "{text}");
+        }
+        let long = format!("a.example/{}", "a".repeat(MAX_NAME_BYTES));
+        assert_eq!(ImageReference::parse(&long), Err(ImageError::TooLong));
+        let tag = format!("a.example/a:{}", "a".repeat(129));
+        assert_eq!(ImageReference::parse(&tag), Err(ImageError::Tag));
+    }
+
+    /// A second parser, written to be obviously right rather than quick: it builds the grammar from its production
+    /// rules by trying every split.
+    mod naive {
+        fn one_of(c: char, set: &str) -> bool {
+            set.contains(c)
+        }
+        const LOWER: &str = "abcdefghijklmnopqrstuvwxyz0123456789";
+        const WORD: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
+        const ALNUM: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+
+        fn component(s: &str) -> bool {
+            // alpha-numeric [separator alpha-numeric]*
+            let run = s.chars().take_while(|c| one_of(*c, LOWER)).count();
+            if run == 0 {
+                return false;
+            }
+            let rest = &s[run..];
+            if rest.is_empty() {
+                return true;
+            }
+            let dashes = rest.chars().take_while(|c| *c == '-').count();
+            let mut lengths = vec![];
+            if dashes > 0 {
+                lengths.push(dashes);
+            }
+            if rest.starts_with("__") {
+                lengths.push(2);
+            }
+            if rest.starts_with(['.', '_']) {
+                lengths.push(1);
+            }
+            lengths.into_iter().any(|length| component(&rest[length..]))
+        }
+
+        fn label(s: &str) -> bool {
+            !s.is_empty()
+                && s.chars().all(|c| one_of(c, ALNUM) || c == '-')
+                && !s.starts_with('-')
+                && !s.ends_with('-')
+        }
+
+        fn host(s: &str) -> bool {
+            if s.starts_with('[') && s.ends_with(']') && s.len() > 2 {
+                return s[1..s.len() - 1]
+                    .chars()
+                    .all(|c| c.is_ascii_hexdigit() || c == ':');
+            }
+            s.split('.').all(label)
+        }
+
+        fn domain(s: &str) -> bool {
+            host(s)
+                || s.rsplit_once(':').is_some_and(|(h, port)| {
+                    host(h) && !port.is_empty() && port.chars().all(|c| c.is_ascii_digit())
+                })
+        }
+
+        fn digest(s: &str) -> bool {
+            let parts: Vec<&str> = s.split(':').collect();
+            let [algorithm, hex] = parts[..] else {
+                return false;
+            };
+            algorithm.split(['+', '.', '-', '_']).all(|word| {
+                word.chars().all(|c| one_of(c, ALNUM))
+                    && word.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
+            }) && hex.len() >= 32
+                && hex.chars().all(|c| c.is_ascii_hexdigit())
+                && !(algorithm == "sha256" && (hex.len() != 64 || hex.to_lowercase() != hex))
+                && !(algorithm == "sha384" && (hex.len() != 96 || hex.to_lowercase() != hex))
+                && !(algorithm == "sha512" && (hex.len() != 128 || hex.to_lowercase() != hex))
+        }
+
+        /// Every way to cut the text into domain, path, tag and digest; the grammar leaves at most one.
+        pub(super) fn parse(text: &str) -> Option<(String, String)> {
+            if text.len() == 64 && text.chars().all(|c| one_of(c, "0123456789abcdef")) {
+                return None;
+            }
+            let mut cuts = vec![(text, None)];
+            cuts.extend(
+                text.match_indices('@')
+                    .map(|(at, _)| (&text[..at], Some(&text[at + 1..]))),
+            );
+            for (named, the_digest) in cuts {
+                if the_digest.is_some_and(|d| !digest(d)) {
+                    continue;
+                }
+                let mut tags = vec![(named, None)];
+                tags.extend(
+                    named
+                        .match_indices(':')
+                        .map(|(at, _)| (&named[..at], Some(&named[at + 1..]))),
+                );
+                for (name, tag) in tags {
+                    let tag_ok = tag.is_none_or(|t: &str| {
+                        (1..=128).contains(&t.len())
+                            && t.chars().all(|c| one_of(c, WORD) || c == '.' || c == '-')
+                            && !t.starts_with(['.', '-'])
+                    });
+                    if !tag_ok {
+                        continue;
+                    }
+                    let (the_domain, path) = match name.split_once('/') {
+                        Some((first, rest))
+                            if first.contains('.')
+                                || first.contains(':')
+                                || first == "localhost"
+                                || first.to_lowercase() != first =>
+                        {
+                            (first, rest)
+                        }
+                        _ => ("docker.io", name),
+                    };
+                    let full = if the_domain == "docker.io" && !path.contains('/') {
+                        format!("docker.io/library/{path}")
+                    } else {
+                        format!("{the_domain}/{path}")
+                    };
+                    if domain(the_domain) && path.split('/').all(component) && full.len() <= 255 {
+                        return Some((the_domain.to_owned(), path.to_owned()));
+                    }
+                }
+            }
+            None
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_naive_parser_on_texts_near_the_grammar(
+            text in "([a-zA-Z0-9.:\\[\\]-]{0,12}/)?[a-zA-Z0-9._/-]{0,16}(:[a-zA-Z0-9._-]{0,8})?(@(sha256|md5|a+b):[0-9a-fA-F]{30,66})?"
+        ) {
+            let ours = ImageReference::parse(&text).ok().map(|i| (i.domain().to_owned(), i.path().to_owned()));
+            prop_assert_eq!(ours, naive::parse(&text), "{}", text);
+        }
+
+        #[test]
+        fn agrees_with_a_naive_parser_on_any_text(text in "\\PC{0,40}") {
+            let ours = ImageReference::parse(&text).ok().map(|i| (i.domain().to_owned(), i.path().to_owned()));
+            prop_assert_eq!(ours, naive::parse(&text), "{}", text);
+        }
+
+        #[test]
+        fn never_panics(text in any::<String>()) {
+            let _ = ImageReference::parse(&text);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Which namespaces are opted in: a metadata watch, and a live read for one that was labelled a moment ago.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::Namespace as Object;
+use kube::{
+    Api, Client, ResourceExt as _,
+    core::PartialObjectMeta,
+    runtime::watcher::{self, Event},
+};
+use moka::future::Cache;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+
+use super::Namespace;
+use crate::{cluster::watch::watch, config::OptIn, metrics::Metrics, readiness::Condition};
+
+/// How long the answer of a live read is remembered: until the watch has surely seen the label.
+const LIVE_TTL: Duration = Duration::from_secs(5);
+/// How long a live read may take.
+const LIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Live answers remembered. Whoever reaches the port may name namespaces; this bounds what that costs.
+const MAX_LIVE: u64 = 10_000;
+/// Live reads at the same time.
+const MAX_READS: usize = 16;
+
+/// The opted-in namespaces; clones share them.
+#[derive(Clone)]
+pub struct Namespaces(Arc<Inner>);
+
+struct Inner {
+    api: Api<PartialObjectMeta<Object>>,
+    opt_in: OptIn,
+    known: RwLock<HashSet<Namespace>>,
+    live: Cache<Namespace, bool>,
+    reads: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+impl Namespaces {
+    /// An empty store over the cluster's namespaces.
+    #[must_use]
+    pub fn new(client: Client, opt_in: OptIn, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Inner {
+            api: Api::all(client),
+            opt_in,
+            known: RwLock::default(),
+            live: Cache::builder()
+                .max_capacity(MAX_LIVE)
+                .time_to_live(LIVE_TTL)
+                .build(),
+            reads: Semaphore::new(MAX_READS),
+            metrics,
+        }))
+    }
+
+    /// Keeps the store filled until the future is dropped.
+    pub async fn run(&self, synced: Condition) {
+        let OptIn { label, value } = &self.0.opt_in;
+        let config = watcher::Config::default().labels(&format!("{label}={value}"));
+        let mut listed = HashSet::new();
+        watch("namespaces", self.0.api.clone(), config, |event| {
+            match event {
+                Event::Init => listed.clear(),
+                Event::InitApply(object) => listed.extend(Namespace::parse(&object.name_any())),
+                Event::InitDone => {
+                    *self.0.known.write().unwrap_or_else(PoisonError::into_inner) =
+                        std::mem::take(&mut listed);
+                    synced.hold();
+                }
+                Event::Apply(object) => self.learn(&object.name_any()),
+                Event::Delete(object) => self.forget(&object.name_any()),
+            }
+            let count = self
+                .0
+                .known
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len();
+            self.0
+                .metrics
+                .namespaces
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        })
+        .await;
+    }
+
+    fn learn(&self, name: &str) {
+        self.0
+            .known
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(Namespace::parse(name));
+    }
+
+    fn forget(&self, name: &str) {
+        self.0
+            .known
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+    }
+
+    /// Whether a namespace has the opt-in label. A namespace that the watch doesn't know is read live, once for all who
+    /// ask at the same time; if that fails before `deadline`, it is not opted in as far as we know.
+    pub async fn is_opted_in(&self, namespace: &Namespace, deadline: Instant) -> bool {
+        if self
+            .0
+            .known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(namespace)
+        {
+            return true;
+        }
+        let deadline = deadline.min(Instant::now() + LIVE_TIMEOUT);
+        let read = self
+            .0
+            .live
+            .try_get_with_by_ref(namespace, self.read(namespace, deadline));
+        match read.await {
+            Ok(opted_in) => opted_in,
+            Err(error) => {
+                tracing::warn!(%namespace, %error, "reading the namespace's label failed");
+                false
+            }
+        }
+    }
+
+    async fn read(&self, namespace: &Namespace, deadline: Instant) -> Result<bool, ReadError> {
+        let read = timeout_at(deadline, async {
+            // The semaphore is never closed.
+            let _permit = self.0.reads.acquire().await;
+            self.0.api.get_opt(namespace.as_str()).await
+        });
+        let result = read.await;
+        let outcome = match &result {
+            Ok(Ok(_)) => "ok",
+            Ok(Err(_)) => "error",
+            Err(_) => "timeout",
+        };
+        self.0.metrics.api_call("get", "namespaces", outcome);
+        let object = result
+            .map_err(|_| ReadError::Timeout)?
+            .map_err(|error| ReadError::Api(Box::new(error)))?;
+        let OptIn { label, value } = &self.0.opt_in;
+        Ok(object.is_some_and(|object| object.labels().get(label) == Some(value)))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("no answer in time")]
+    Timeout,
+    #[error(transparent)]
+    Api(Box<kube::Error>),
+}

@@ -1,0 +1,797 @@
+//! The pull secret: what the one Secret that we own in a namespace holds, and how two versions of it are merged.
+//!
+//! Its data is a docker config, one `auth` per host. Beside it, in an annotation that a metadata watch can see, stands
+//! our state: for each host whose identity's credential it is and from when to when it is good. A host in the state
+//! without a lifetime is an *intent*: a Pod wants it and nobody could mint yet.
+
+pub mod ensure;
+pub mod store;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::{
+    identity::IdentityHash,
+    namespace::Namespace,
+    registry::Host,
+    token::{Freshness, Lifetime, Token},
+};
+
+/// The type of every pull secret.
+pub const TYPE: &str = "kubernetes.io/dockerconfigjson";
+/// The one key of its data.
+pub const DATA_KEY: &str = ".dockerconfigjson";
+/// The label that makes a Secret ours.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// The value of [`MANAGED_BY_LABEL`].
+pub const MANAGED_BY: &str = "ecr-injector";
+/// The annotation with our state, a versioned JSON object.
+pub const STATE_ANNOTATION: &str = "ecr-injector.dev/state";
+/// The annotation with the soonest expiry of all hosts, RFC 3339, for people.
+pub const EXPIRES_AT_ANNOTATION: &str = "ecr-injector.dev/expires-at";
+/// The field manager of every write.
+pub const FIELD_MANAGER: &str = "ecr-injector";
+/// The annotations that together may not exceed 256 KiB; a state larger than this was not written by us.
+const MAX_STATE_BYTES: usize = 64 * 1024;
+const STATE_VERSION: u32 = 1;
+
+/// Our state on a pull secret.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    /// What each host has.
+    pub hosts: BTreeMap<Host, HostState>,
+    /// SHA-256 of the data, in hex: tells whether somebody else wrote it.
+    pub digest: String,
+}
+
+/// What the pull secret has for one host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostState {
+    /// Whose credential it is, or is to be.
+    pub identity: IdentityHash,
+    /// From when to when it is good; `None` is an intent.
+    pub lifetime: Option<Lifetime>,
+}
+
+/// Why a state annotation can't be read.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// Larger than any that we write.
+    #[error("larger than {MAX_STATE_BYTES} bytes")]
+    TooLarge,
+    /// Not JSON of the right form.
+    #[error("not the JSON that we write: {0}")]
+    Json(#[source] serde_json::Error),
+    /// A version that this program doesn't know.
+    #[error("version {0} where {STATE_VERSION} was expected")]
+    Version(u32),
+    /// A host or an identity that can't be one.
+    #[error("a host or an identity of wrong form")]
+    Entry,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireState {
+    version: u32,
+    hosts: BTreeMap<String, WireHost>,
+    digest: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireHost {
+    identity: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    minted_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Timestamp>,
+}
+
+impl State {
+    /// Reads the annotation.
+    pub fn parse(text: &str) -> Result<Self, StateError> {
+        if text.len() > MAX_STATE_BYTES {
+            return Err(StateError::TooLarge);
+        }
+        let wire: WireState = serde_json::from_str(text).map_err(StateError::Json)?;
+        if wire.version != STATE_VERSION {
+            return Err(StateError::Version(wire.version));
+        }
+        let hosts = wire.hosts.into_iter().map(|(host, entry)| {
+            let lifetime = entry
+                .minted_at
+                .zip(entry.expires_at)
+                .map(|(minted_at, expires_at)| Lifetime {
+                    minted_at,
+                    expires_at,
+                });
+            let identity = IdentityHash::parse(&entry.identity).ok_or(StateError::Entry)?;
+            Ok((
+                Host::parse(&host).ok_or(StateError::Entry)?,
+                HostState { identity, lifetime },
+            ))
+        });
+        Ok(Self {
+            hosts: hosts.collect::<Result<_, StateError>>()?,
+            digest: wire.digest,
+        })
+    }
+
+    /// The annotation's text.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let hosts = self.hosts.iter().map(|(host, entry)| {
+            let wire = WireHost {
+                identity: entry.identity.as_str().to_owned(),
+                minted_at: entry.lifetime.map(|life| life.minted_at),
+                expires_at: entry.lifetime.map(|life| life.expires_at),
+            };
+            (host.to_string(), wire)
+        });
+        let wire = WireState {
+            version: STATE_VERSION,
+            hosts: hosts.collect(),
+            digest: self.digest.clone(),
+        };
+        // A map of strings and dates always serializes.
+        serde_json::to_string(&wire).unwrap_or_default()
+    }
+
+    /// How fresh the credential of a host is at `now`; a host that is not there, or only intended, is expired.
+    #[must_use]
+    pub fn freshness(&self, host: &Host, now: Timestamp) -> Freshness {
+        let lifetime = self.hosts.get(host).and_then(|entry| entry.lifetime);
+        lifetime.map_or(Freshness::Expired, |life| life.freshness(now))
+    }
+
+    /// The soonest expiry of all hosts that have a credential.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.hosts
+            .values()
+            .filter_map(|entry| entry.lifetime)
+            .map(|life| life.expires_at)
+            .min()
+    }
+}
+
+/// Why a Secret of our name is not ours to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Foreign {
+    /// It lacks [`MANAGED_BY_LABEL`].
+    #[error("it lacks the label {MANAGED_BY_LABEL}={MANAGED_BY}")]
+    Label,
+    /// Its type is another, and a type can't be changed.
+    #[error("its type is not {TYPE}")]
+    Type,
+    /// It was made immutable.
+    #[error("it is immutable")]
+    Immutable,
+}
+
+/// A pull secret as it was read: what a write must be merged with.
+#[derive(Debug)]
+pub struct Existing {
+    /// With `resource_version`, the precondition of the write.
+    pub uid: String,
+    /// The version that was read.
+    pub resource_version: String,
+    /// The state, if it can be read and its digest is that of the data; otherwise somebody else wrote.
+    pub state: Option<State>,
+    /// The hosts that the state names, also where the digest doesn't hold: what a repair has to restore.
+    pub claimed: Vec<Host>,
+    auths: BTreeMap<Host, SecretString>,
+}
+
+#[derive(Deserialize)]
+struct ReadConfig {
+    auths: BTreeMap<String, ReadAuth>,
+}
+
+#[derive(Deserialize)]
+struct ReadAuth {
+    auth: SecretString,
+}
+
+impl Existing {
+    /// Reads a Secret; one that is not ours is an error that says why.
+    pub fn read(secret: &Secret) -> Result<Self, Foreign> {
+        if !is_managed(&secret.metadata) {
+            return Err(Foreign::Label);
+        }
+        if secret.type_.as_deref() != Some(TYPE) {
+            return Err(Foreign::Type);
+        }
+        if secret.immutable == Some(true) {
+            return Err(Foreign::Immutable);
+        }
+        let data = secret.data.as_ref();
+        let bytes = data
+            .and_then(|data| data.get(DATA_KEY))
+            .map_or(&[][..], |bytes| &bytes.0);
+        let claims = state_of(&secret.metadata);
+        let claimed = claims
+            .iter()
+            .flat_map(|state| state.hosts.keys().cloned())
+            .collect();
+        let intact = data.is_some_and(|data| data.len() == 1)
+            && claims.as_ref().is_some_and(|s| s.digest == digest(bytes));
+        Ok(Self {
+            uid: secret.metadata.uid.clone().unwrap_or_default(),
+            resource_version: secret.metadata.resource_version.clone().unwrap_or_default(),
+            auths: if intact {
+                read_auths(bytes)
+            } else {
+                BTreeMap::new()
+            },
+            state: claims.filter(|_| intact),
+            claimed,
+        })
+    }
+}
+
+fn read_auths(bytes: &[u8]) -> BTreeMap<Host, SecretString> {
+    let config: ReadConfig = serde_json::from_slice(bytes).unwrap_or(ReadConfig {
+        auths: BTreeMap::new(),
+    });
+    config
+        .auths
+        .into_iter()
+        .filter_map(|(host, auth)| Some((Host::parse(&host)?, auth.auth)))
+        .collect()
+}
+
+/// Whether the metadata has our label.
+#[must_use]
+pub fn is_managed(metadata: &ObjectMeta) -> bool {
+    let labels = metadata.labels.as_ref();
+    labels
+        .and_then(|labels| labels.get(MANAGED_BY_LABEL))
+        .is_some_and(|value| value == MANAGED_BY)
+}
+
+/// The state in the metadata's annotation, if it can be read.
+#[must_use]
+pub fn state_of(metadata: &ObjectMeta) -> Option<State> {
+    State::parse(metadata.annotations.as_ref()?.get(STATE_ANNOTATION)?).ok()
+}
+
+/// What a namespace wants for one host.
+#[derive(Debug, Clone)]
+pub struct Want {
+    /// Whose credential.
+    pub identity: IdentityHash,
+    /// The token, or `None` where it couldn't be minted: an intent.
+    pub token: Option<Arc<Token>>,
+}
+
+/// The pull secret as it is to be written.
+#[derive(Debug)]
+pub struct PullSecret {
+    state: State,
+    data: SecretString,
+}
+
+/// More hosts than a pull secret may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the pull secret would have {hosts} hosts where limits.registriesPerSecret allows {limit}")]
+pub struct TooManyHosts {
+    /// How many there would be.
+    pub hosts: usize,
+    /// How many may be.
+    pub limit: usize,
+}
+
+impl PullSecret {
+    /// Merges what is there with what is wanted. `None` if nothing would change.
+    ///
+    /// What is there stays, unless it is expired or was not written by us; a shorter life never replaces a longer one;
+    /// and a credential that is still good is not replaced by another identity's (that change is the leader's, because
+    /// replicas may read different configurations for a while).
+    pub fn merge(
+        existing: Option<&Existing>,
+        wanted: &BTreeMap<Host, Want>,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<Option<Self>, TooManyHosts> {
+        let mut state = State::default();
+        let mut auths: BTreeMap<Host, SecretString> = BTreeMap::new();
+        if let Some(existing) = existing {
+            for (host, entry) in existing.state.iter().flat_map(|state| &state.hosts) {
+                let auth = existing
+                    .auths
+                    .get(host)
+                    .filter(|_| entry.lifetime.is_some());
+                let lifetime = entry.lifetime.filter(|_| auth.is_some());
+                state.hosts.insert(
+                    host.clone(),
+                    HostState {
+                        identity: entry.identity.clone(),
+                        lifetime,
+                    },
+                );
+                auths.extend(auth.map(|auth| (host.clone(), auth.clone())));
+            }
+        }
+        for (host, want) in wanted {
+            let had = state.hosts.get(host);
+            let good = had
+                .and_then(|entry| entry.lifetime)
+                .filter(|life| life.freshness(now) != Freshness::Expired);
+            let replaces = match (&want.token, good) {
+                (_, None) => true,
+                (None, Some(_)) => false,
+                (Some(token), Some(life)) => {
+                    had.is_some_and(|entry| entry.identity == want.identity)
+                        && token.lifetime().expires_at > life.expires_at
+                }
+            };
+            if !replaces || (want.token.is_none() && had.is_some()) {
+                continue;
+            }
+            let lifetime = want.token.as_ref().map(|token| token.lifetime());
+            state.hosts.insert(
+                host.clone(),
+                HostState {
+                    identity: want.identity.clone(),
+                    lifetime,
+                },
+            );
+            auths.extend(
+                want.token
+                    .as_ref()
+                    .map(|token| (host.clone(), token.auth())),
+            );
+        }
+        if state.hosts.len() > limit {
+            forget_expired(&mut state, &mut auths, wanted, limit, now);
+        }
+        if state.hosts.len() > limit {
+            return Err(TooManyHosts {
+                hosts: state.hosts.len(),
+                limit,
+            });
+        }
+        let data = encode(&auths);
+        state.digest = digest(data.expose_secret().as_bytes());
+        let unchanged = existing.is_some_and(|existing| existing.state.as_ref() == Some(&state));
+        Ok((!unchanged).then_some(Self { state, data }))
+    }
+
+    /// What is written beside the data.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The object to apply. Without `existing` its precondition is that no such Secret is there; with it, that it is
+    /// still the same object in the same version.
+    #[must_use]
+    pub fn to_object(
+        &self,
+        name: &str,
+        namespace: &Namespace,
+        existing: Option<&Existing>,
+    ) -> Secret {
+        let mut annotations = BTreeMap::from([(STATE_ANNOTATION.to_owned(), self.state.to_text())]);
+        if let Some(expires_at) = self.state.expires_at() {
+            annotations.insert(
+                EXPIRES_AT_ANNOTATION.to_owned(),
+                expires_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            );
+        }
+        Secret {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some(namespace.to_string()),
+                labels: Some(BTreeMap::from([(
+                    MANAGED_BY_LABEL.to_owned(),
+                    MANAGED_BY.to_owned(),
+                )])),
+                annotations: Some(annotations),
+                // "1" is no version that any object has: applying creates, or is a conflict if the object exists.
+                resource_version: Some(
+                    existing.map_or("1".to_owned(), |existing| existing.resource_version.clone()),
+                ),
+                uid: existing.map(|existing| existing.uid.clone()),
+                ..ObjectMeta::default()
+            },
+            type_: Some(TYPE.to_owned()),
+            data: Some(BTreeMap::from([(
+                DATA_KEY.to_owned(),
+                ByteString(self.data.expose_secret().as_bytes().to_vec()),
+            )])),
+            ..Secret::default()
+        }
+    }
+}
+
+/// Makes room: the expired hosts that nobody wants now go first, the longest expired before the others.
+fn forget_expired(
+    state: &mut State,
+    auths: &mut BTreeMap<Host, SecretString>,
+    wanted: &BTreeMap<Host, Want>,
+    limit: usize,
+    now: Timestamp,
+) {
+    let mut expired: Vec<(Option<Timestamp>, Host)> = state
+        .hosts
+        .iter()
+        .filter(|(host, _)| {
+            !wanted.contains_key(*host) && state.freshness(host, now) == Freshness::Expired
+        })
+        .map(|(host, entry)| (entry.lifetime.map(|life| life.expires_at), host.clone()))
+        .collect();
+    expired.sort();
+    let excess = state.hosts.len().saturating_sub(limit);
+    for (_, host) in expired.into_iter().take(excess) {
+        state.hosts.remove(&host);
+        auths.remove(&host);
+    }
+}
+
+/// The docker config: a bare host per auth. A `https://` key would serve the kubelet and break other readers.
+fn encode(auths: &BTreeMap<Host, SecretString>) -> SecretString {
+    #[derive(Serialize)]
+    struct Auth<'a> {
+        auth: &'a str,
+    }
+    #[derive(Serialize)]
+    struct Config<'a> {
+        auths: BTreeMap<&'a str, Auth<'a>>,
+    }
+    let auths = auths.iter().map(|(host, auth)| {
+        (
+            host.as_str(),
+            Auth {
+                auth: auth.expose_secret(),
+            },
+        )
+    });
+    // A map of strings always serializes.
+    serde_json::to_string(&Config {
+        auths: auths.collect(),
+    })
+    .unwrap_or_default()
+    .into()
+}
+
+fn digest(data: &[u8]) -> String {
+    let hash = Zeroizing::new(Sha256::digest(data).to_vec());
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use jiff::SignedDuration;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::identity::Identity;
+
+    const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+    fn host(n: usize) -> Host {
+        Host::parse(&format!("{n:012}.dkr.ecr.eu-west-1.amazonaws.com")).expect("a host")
+    }
+
+    fn other() -> IdentityHash {
+        IdentityHash::parse("0123456789abcdef").expect("a hash")
+    }
+
+    fn token(password: &str, hours: i64, now: Timestamp) -> Arc<Token> {
+        let expires_at = now + SignedDuration::from_hours(hours);
+        let text = STANDARD.encode(format!("AWS:{password}"));
+        Arc::new(Token::decode(Some(&text), Some(expires_at), now).expect("a token"))
+    }
+
+    fn want(token: Option<Arc<Token>>) -> Want {
+        Want {
+            identity: Identity::Ambient.hash(),
+            token,
+        }
+    }
+
+    fn written(secret: &PullSecret, existing: Option<&Existing>) -> Secret {
+        let namespace = Namespace::parse("team").expect("a namespace");
+        let mut object = secret.to_object("ecr-pull-secret", &namespace, existing);
+        object.metadata.uid = Some("uid-1".into());
+        object.metadata.resource_version = Some("42".into());
+        object
+    }
+
+    fn create(wanted: &BTreeMap<Host, Want>) -> Secret {
+        let secret = PullSecret::merge(None, wanted, 64, NOW)
+            .expect("fits")
+            .expect("something to write");
+        written(&secret, None)
+    }
+
+    fn auth_of(secret: &Secret, host: &Host) -> Option<String> {
+        let data: Value =
+            serde_json::from_slice(&secret.data.as_ref().expect("data")[DATA_KEY].0).expect("json");
+        let auth = data["auths"][host.as_str()]["auth"].as_str()?.to_owned();
+        Some(String::from_utf8(STANDARD.decode(auth).expect("base64")).expect("text"))
+    }
+
+    fn existing(secret: &Secret) -> Existing {
+        Existing::read(secret).expect("ours")
+    }
+
+    #[test]
+    fn a_new_secret_has_a_bare_host_per_auth_our_label_and_a_readable_expiry() {
+        let secret = create(&BTreeMap::from([(
+            host(1),
+            want(Some(token("pw", 12, NOW))),
+        )]));
+        assert_eq!(auth_of(&secret, &host(1)).as_deref(), Some("AWS:pw"));
+        assert_eq!(secret.type_.as_deref(), Some(TYPE));
+        assert!(is_managed(&secret.metadata));
+        let annotations = secret.metadata.annotations.as_ref().expect("annotations");
+        assert_eq!(annotations[EXPIRES_AT_ANNOTATION], "2027-01-15T20:00:00Z");
+        let state: Value = serde_json::from_str(&annotations[STATE_ANNOTATION]).expect("json");
+        assert_eq!(state["version"], 1);
+        assert_eq!(
+            state["hosts"][host(1).as_str()],
+            json!({"identity": "31d18c0defdc3e0e", "mintedAt": "2027-01-15T08:00:00Z", "expiresAt": "2027-01-15T20:00:00Z"})
+        );
+        assert!(!annotations[STATE_ANNOTATION].contains("pw"));
+    }
+
+    #[test]
+    fn the_precondition_of_a_creation_is_absence_and_of_an_update_the_same_object() {
+        let namespace = Namespace::parse("team").expect("a namespace");
+        let wanted = BTreeMap::from([(host(1), want(None))]);
+        let secret = PullSecret::merge(None, &wanted, 64, NOW)
+            .expect("fits")
+            .expect("a write");
+        let object = secret.to_object("s", &namespace, None);
+        assert_eq!(
+            (
+                object.metadata.resource_version.as_deref(),
+                object.metadata.uid
+            ),
+            (Some("1"), None)
+        );
+        let before = existing(&create(&wanted));
+        let object = secret.to_object("s", &namespace, Some(&before));
+        assert_eq!(object.metadata.resource_version.as_deref(), Some("42"));
+        assert_eq!(object.metadata.uid.as_deref(), Some("uid-1"));
+    }
+
+    #[test]
+    fn a_merge_keeps_every_other_registry() {
+        let first = existing(&create(&BTreeMap::from([(
+            host(1),
+            want(Some(token("one", 12, NOW))),
+        )])));
+        let wanted = BTreeMap::from([(host(2), want(Some(token("two", 12, NOW))))]);
+        let merged = PullSecret::merge(Some(&first), &wanted, 64, NOW)
+            .expect("fits")
+            .expect("a write");
+        let secret = written(&merged, Some(&first));
+        assert_eq!(auth_of(&secret, &host(1)).as_deref(), Some("AWS:one"));
+        assert_eq!(auth_of(&secret, &host(2)).as_deref(), Some("AWS:two"));
+    }
+
+    #[test]
+    fn a_shorter_life_never_replaces_a_longer_one() {
+        let first = existing(&create(&BTreeMap::from([(
+            host(1),
+            want(Some(token("long", 12, NOW))),
+        )])));
+        let wanted = BTreeMap::from([(host(1), want(Some(token("short", 6, NOW))))]);
+        assert!(
+            PullSecret::merge(Some(&first), &wanted, 64, NOW)
+                .expect("fits")
+                .is_none()
+        );
+        let later = NOW + SignedDuration::from_hours(6);
+        let wanted = BTreeMap::from([(host(1), want(Some(token("longer", 12, later))))]);
+        let merged = PullSecret::merge(Some(&first), &wanted, 64, later)
+            .expect("fits")
+            .expect("a write");
+        assert_eq!(
+            auth_of(&written(&merged, None), &host(1)).as_deref(),
+            Some("AWS:longer")
+        );
+    }
+
+    #[test]
+    fn a_good_credential_of_another_identity_is_the_leaders_to_change() {
+        let mut theirs = want(Some(token("theirs", 6, NOW)));
+        theirs.identity = other();
+        let first = existing(&create(&BTreeMap::from([(host(1), theirs)])));
+        let wanted = BTreeMap::from([(host(1), want(Some(token("ours", 12, NOW))))]);
+        assert!(
+            PullSecret::merge(Some(&first), &wanted, 64, NOW)
+                .expect("fits")
+                .is_none()
+        );
+        let later = NOW + SignedDuration::from_hours(6);
+        let wanted = BTreeMap::from([(host(1), want(Some(token("ours", 12, later))))]);
+        assert!(
+            PullSecret::merge(Some(&first), &wanted, 64, later)
+                .expect("fits")
+                .is_some(),
+            "expired: replaced"
+        );
+    }
+
+    #[test]
+    fn an_intent_is_written_once_and_never_takes_a_credential_away() {
+        let wanted = BTreeMap::from([(host(1), want(None))]);
+        let secret = create(&wanted);
+        assert_eq!(auth_of(&secret, &host(1)), None);
+        assert_eq!(
+            secret
+                .metadata
+                .annotations
+                .as_ref()
+                .expect("some")
+                .get(EXPIRES_AT_ANNOTATION),
+            None
+        );
+        let intent = existing(&secret);
+        assert!(
+            intent
+                .state
+                .as_ref()
+                .is_some_and(|s| s.hosts.contains_key(&host(1)))
+        );
+        assert!(
+            PullSecret::merge(Some(&intent), &wanted, 64, NOW)
+                .expect("fits")
+                .is_none()
+        );
+        let full = existing(&create(&BTreeMap::from([(
+            host(1),
+            want(Some(token("pw", 12, NOW))),
+        )])));
+        assert!(
+            PullSecret::merge(Some(&full), &wanted, 64, NOW)
+                .expect("fits")
+                .is_none()
+        );
+        let completed = BTreeMap::from([(host(1), want(Some(token("pw", 12, NOW))))]);
+        assert!(
+            PullSecret::merge(Some(&intent), &completed, 64, NOW)
+                .expect("fits")
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_into_the_data_is_not_kept() {
+        let mut secret = create(&BTreeMap::from([(
+            host(1),
+            want(Some(token("pw", 12, NOW))),
+        )]));
+        let forged = br#"{"auths":{"evil.example":{"auth":"eA=="}}}"#;
+        secret
+            .data
+            .as_mut()
+            .expect("data")
+            .insert(DATA_KEY.to_owned(), ByteString(forged.to_vec()));
+        let tampered = existing(&secret);
+        assert_eq!(tampered.state, None);
+        assert_eq!(tampered.claimed, [host(1)]);
+        let wanted = BTreeMap::from([(host(1), want(Some(token("new", 12, NOW))))]);
+        let merged = PullSecret::merge(Some(&tampered), &wanted, 64, NOW)
+            .expect("fits")
+            .expect("a write");
+        assert_eq!(
+            merged.data.expose_secret(),
+            encode(&BTreeMap::from([(host(1), token("new", 12, NOW).auth())])).expose_secret()
+        );
+    }
+
+    #[test]
+    fn a_key_added_to_the_data_counts_as_tampering() {
+        let mut secret = create(&BTreeMap::from([(
+            host(1),
+            want(Some(token("pw", 12, NOW))),
+        )]));
+        secret
+            .data
+            .as_mut()
+            .expect("data")
+            .insert("extra".to_owned(), ByteString(vec![1]));
+        assert_eq!(existing(&secret).state, None);
+    }
+
+    #[test]
+    fn a_secret_without_our_label_of_another_type_or_immutable_is_foreign() {
+        let ours = create(&BTreeMap::from([(host(1), want(None))]));
+        let mut unlabelled = ours.clone();
+        unlabelled.metadata.labels = None;
+        assert_eq!(Existing::read(&unlabelled).map(|_| ()), Err(Foreign::Label));
+        let mut opaque = ours.clone();
+        opaque.type_ = Some("Opaque".into());
+        assert_eq!(Existing::read(&opaque).map(|_| ()), Err(Foreign::Type));
+        let mut immutable = ours;
+        immutable.immutable = Some(true);
+        assert_eq!(
+            Existing::read(&immutable).map(|_| ()),
+            Err(Foreign::Immutable)
+        );
+    }
+
+    #[test]
+    fn past_the_limit_expired_hosts_make_room_and_good_ones_never_do() {
+        let soon = token("a", 1, NOW);
+        let first = BTreeMap::from([
+            (host(1), want(Some(soon))),
+            (host(2), want(Some(token("b", 12, NOW)))),
+        ]);
+        let before = existing(&create(&first));
+        let wanted = BTreeMap::from([(host(3), want(None))]);
+        assert_eq!(
+            PullSecret::merge(Some(&before), &wanted, 2, NOW).map(|_| ()),
+            Err(TooManyHosts { hosts: 3, limit: 2 })
+        );
+        let later = NOW + SignedDuration::from_hours(2);
+        let merged = PullSecret::merge(Some(&before), &wanted, 2, later)
+            .expect("fits")
+            .expect("a write");
+        assert_eq!(
+            merged.state().hosts.keys().collect::<Vec<_>>(),
+            [&host(2), &host(3)]
+        );
+    }
+
+    #[test]
+    fn a_state_that_we_did_not_write_is_refused() {
+        for text in [
+            "",
+            "{}",
+            r#"{"version":2,"hosts":{},"digest":""}"#,
+            r#"{"version":1,"hosts":{"NOT A HOST":{"identity":"31d18c0defdc3e0e"}},"digest":""}"#,
+            r#"{"version":1,"hosts":{"a.example":{"identity":"?"}},"digest":""}"#,
+            r#"{"version":1,"hosts":{"a.example":{"identity":"31d18c0defdc3e0e","mintedAt":"soon"}},"digest":""}"#,
+        ] {
+            assert!(State::parse(text).is_err(), "{text}");
+        }
+        assert!(matches!(
+            State::parse(&" ".repeat(MAX_STATE_BYTES + 1)),
+            Err(StateError::TooLarge)
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_merges_loses_no_host_and_keeps_the_longest_life(
+            steps in prop::collection::vec((0usize..6, prop::option::of(1i64..12)), 1..12)
+        ) {
+            let mut secret: Option<Secret> = None;
+            let mut expected: BTreeMap<usize, Option<i64>> = BTreeMap::new();
+            for (n, hours) in steps {
+                let wanted = BTreeMap::from([(host(n), want(hours.map(|h| token(&format!("{n}-{h}"), h, NOW))))]);
+                let before = secret.as_ref().map(existing);
+                if let Some(merged) = PullSecret::merge(before.as_ref(), &wanted, 64, NOW).expect("fits") {
+                    secret = Some(written(&merged, before.as_ref()));
+                }
+                let best = expected.entry(n).or_default();
+                *best = (*best).max(hours);
+            }
+            let secret = secret.expect("written");
+            let state = existing(&secret).state.expect("intact");
+            prop_assert_eq!(state.hosts.len(), expected.len());
+            prop_assert_eq!(State::parse(&state.to_text()).expect("reads back"), state);
+            for (n, hours) in expected {
+                prop_assert_eq!(auth_of(&secret, &host(n)), hours.map(|h| format!("AWS:{n}-{h}")));
+            }
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! The token cache: one flight per token, and a token stays in use until it truly expires.
+//!
+//! moka keeps the tokens; what it doesn't do is written here: a caller that gives up doesn't stop the flight for the
+//! others (moka drops the load with its first caller), a failure is remembered for a moment, and a token that wants
+//! renewal is served while the renewal runs.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use jiff::Timestamp;
+use moka::{Expiry, future::Cache};
+use thiserror::Error;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{Freshness, MalformedReply, Token, TokenKey};
+use crate::clock::Clock;
+
+/// Tokens kept: far more than the accounts and regions of any cluster.
+const MAX_TOKENS: u64 = 4096;
+/// How long one flight may take, whoever still waits for it.
+const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Mints at the same time. Regions come from Pods, so their number is not ours to bound otherwise.
+const MAX_FLIGHTS: usize = 32;
+/// The first pause after a failure where nobody has a usable token; it doubles up to [`MISSING_CEILING`].
+const MISSING_FLOOR: Duration = Duration::from_millis(250);
+/// The longest pause where nobody has a usable token: Pods wait, and the kubelet's first retries come within 13 s.
+const MISSING_CEILING: Duration = Duration::from_secs(2);
+/// The first pause after a failed renewal of a token that is still good; it doubles up to [`RENEWAL_CEILING`].
+const RENEWAL_FLOOR: Duration = Duration::from_secs(1);
+/// The longest pause between renewals of a token that is still good.
+const RENEWAL_CEILING: Duration = Duration::from_secs(300);
+
+/// What mints a token: ECR, or a stand-in for it.
+pub trait Mint: Send + Sync + 'static {
+    /// Asks for a token once, with no retry.
+    fn mint<'a>(&'a self, key: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>>;
+}
+
+/// Why there is no token. Never holds any part of a reply.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum MintError {
+    /// No principal could be found in this process's surroundings, or its provider failed.
+    #[error("no AWS credentials: {0}; give this Pod some (docs/aws.md)")]
+    Credentials(String),
+    /// AWS said no.
+    #[error("ECR refused GetAuthorizationToken: {0}; check the principal's IAM policy")]
+    Refused(String),
+    /// AWS asked us to slow down.
+    #[error("ECR throttles GetAuthorizationToken ({0})")]
+    Throttled(String),
+    /// AWS had an error of its own.
+    #[error("ECR failed to answer ({0})")]
+    Server(String),
+    /// No connection.
+    #[error("ECR's endpoint can't be reached: {0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("ECR did not answer in time")]
+    Timeout,
+    /// An answer that holds no usable token.
+    #[error("ECR's answer can't be used: {0}")]
+    Malformed(MalformedReply),
+    /// An answer that isn't one of ECR's.
+    #[error("the answer is not one of ECR's")]
+    NotEcr,
+    /// The request couldn't be made, such as for an endpoint that can't be.
+    #[error("the request to ECR could not be made: {0}")]
+    Request(String),
+    /// The caller's own deadline came first; the flight goes on.
+    #[error("no token within the request's deadline")]
+    Deadline,
+    /// The flight died.
+    #[error("minting the token failed inside ecr-injector")]
+    Crashed,
+}
+
+impl MintError {
+    /// The error as a metric's label.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Credentials(_) => "credentials",
+            Self::Refused(_) => "refused",
+            Self::Throttled(_) => "throttled",
+            Self::Server(_) => "server_error",
+            Self::Unreachable(_) => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Malformed(_) | Self::NotEcr => "malformed",
+            Self::Request(_) => "request",
+            Self::Deadline => "deadline",
+            Self::Crashed => "crashed",
+        }
+    }
+}
+
+type Flight = Shared<BoxFuture<'static, Result<Arc<Token>, MintError>>>;
+
+/// A handle on the cache; clones share it.
+#[derive(Clone)]
+pub struct TokenCache(Arc<Inner>);
+
+struct Inner {
+    tokens: Cache<TokenKey, Arc<Token>>,
+    failures: Cache<TokenKey, Failure>,
+    flights: Mutex<HashMap<TokenKey, Flight>>,
+    permits: Semaphore,
+    mint: Arc<dyn Mint>,
+    clock: Arc<dyn Clock>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug, Clone)]
+struct Failure {
+    error: MintError,
+    count: u32,
+    at: Instant,
+}
+
+/// A token leaves the cache when it expires.
+struct UntilExpired(Arc<dyn Clock>);
+
+impl Expiry<TokenKey, Arc<Token>> for UntilExpired {
+    fn expire_after_create(
+        &self,
+        _: &TokenKey,
+        token: &Arc<Token>,
+        _: std::time::Instant,
+    ) -> Option<Duration> {
+        Some(left(token, self.0.now()))
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &TokenKey,
+        token: &Arc<Token>,
+        _: std::time::Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(left(token, self.0.now()))
+    }
+}
+
+fn left(token: &Token, now: Timestamp) -> Duration {
+    Duration::try_from(token.lifetime().expires_at.duration_since(now)).unwrap_or_default()
+}
+
+impl TokenCache {
+    /// An empty cache over `mint`. Its flights belong to `tasks`, so that shutdown can wait for them.
+    #[must_use]
+    pub fn new(mint: Arc<dyn Mint>, clock: Arc<dyn Clock>, tasks: TaskTracker) -> Self {
+        let expiry = UntilExpired(clock.clone());
+        let tokens = Cache::builder()
+            .max_capacity(MAX_TOKENS)
+            .expire_after(expiry)
+            .build();
+        let failures = Cache::builder()
+            .max_capacity(MAX_TOKENS)
+            .time_to_live(2 * RENEWAL_CEILING)
+            .build();
+        let permits = Semaphore::new(MAX_FLIGHTS);
+        Self(Arc::new(Inner {
+            tokens,
+            failures,
+            flights: Mutex::default(),
+            permits,
+            mint,
+            clock,
+            tasks,
+        }))
+    }
+
+    /// A token that can be used now: from memory if there is one, else from the one flight for this key. Past
+    /// `deadline` the caller gets an error and the flight goes on for the others.
+    pub async fn get(&self, key: &TokenKey, deadline: Instant) -> Result<Arc<Token>, MintError> {
+        let failure = self.0.failures.get(key).await;
+        let is_pausing = |has_token| {
+            failure
+                .as_ref()
+                .filter(|failure: &&Failure| failure.is_pausing(has_token))
+        };
+        if let Some(token) = self.usable(key).await {
+            if token.lifetime().wants_renewal(self.0.clock.now()) && is_pausing(true).is_none() {
+                drop(self.flight(key));
+            }
+            return Ok(token);
+        }
+        if let Some(failure) = is_pausing(false) {
+            return Err(failure.error.clone());
+        }
+        timeout_at(deadline, self.flight(key))
+            .await
+            .unwrap_or(Err(MintError::Deadline))
+    }
+
+    async fn usable(&self, key: &TokenKey) -> Option<Arc<Token>> {
+        let token = self.0.tokens.get(key).await?;
+        (token.lifetime().freshness(self.0.clock.now()) != Freshness::Expired).then_some(token)
+    }
+
+    /// The flight for a key, started if there is none. It runs in a task of its own: nobody's giving up ends it.
+    fn flight(&self, key: &TokenKey) -> Flight {
+        let mut flights = self.flights();
+        if let Some(flight) = flights.get(key) {
+            return flight.clone();
+        }
+        let landing = Landing {
+            cache: self.clone(),
+            key: key.clone(),
+        };
+        let task = self
+            .0
+            .tasks
+            .spawn(async move { landing.cache.fly(&landing.key).await });
+        let flight = task
+            .map(|result| result.unwrap_or(Err(MintError::Crashed)))
+            .boxed()
+            .shared();
+        flights.insert(key.clone(), flight.clone());
+        flight
+    }
+
+    async fn fly(&self, key: &TokenKey) -> Result<Arc<Token>, MintError> {
+        let minted = timeout(FLIGHT_TIMEOUT, async {
+            // The semaphore is never closed.
+            let _permit = self.0.permits.acquire().await;
+            self.0.mint.mint(key).await
+        });
+        match minted.await.unwrap_or(Err(MintError::Timeout)) {
+            Ok(token) => {
+                let token = Arc::new(token);
+                self.0.tokens.insert(key.clone(), token.clone()).await;
+                self.0.failures.invalidate(key).await;
+                Ok(token)
+            }
+            Err(error) => {
+                let count = self
+                    .0
+                    .failures
+                    .get(key)
+                    .await
+                    .map_or(0, |failure| failure.count.saturating_add(1));
+                let failure = Failure {
+                    error: error.clone(),
+                    count,
+                    at: Instant::now(),
+                };
+                self.0.failures.insert(key.clone(), failure).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<TokenKey, Flight>> {
+        self.0
+            .flights
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a flight off the map when it ends, also by a panic.
+struct Landing {
+    cache: TokenCache,
+    key: TokenKey,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.cache.flights().remove(&self.key);
+    }
+}
+
+impl Failure {
+    fn is_pausing(&self, has_token: bool) -> bool {
+        let (floor, ceiling) = if has_token {
+            (RENEWAL_FLOOR, RENEWAL_CEILING)
+        } else {
+            (MISSING_FLOOR, MISSING_CEILING)
+        };
+        let pause = floor
+            .saturating_mul(2_u32.saturating_pow(self.count))
+            .min(ceiling);
+        self.at.elapsed() < pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use jiff::SignedDuration;
+    use secrecy::ExposeSecret as _;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        identity::Identity,
+        registry::{Endpoint, Region},
+    };
+
+    /// A clock that tests turn by hand.
+    #[derive(Default)]
+    struct ManualClock(AtomicI64);
+
+    impl Clock for ManualClock {
+        fn now(&self) -> Timestamp {
+            Timestamp::constant(1_800_000_000, 0)
+                + SignedDuration::from_secs(self.0.load(Ordering::SeqCst))
+        }
+    }
+
+    impl ManualClock {
+        fn advance(&self, hours: i64) {
+            self.0.fetch_add(hours * 3600, Ordering::SeqCst);
+        }
+    }
+
+    /// Mints once the gate is open; fails with whatever error is set.
+    struct FakeMint {
+        calls: AtomicUsize,
+        error: Mutex<Option<MintError>>,
+        gate: watch::Sender<bool>,
+        clock: Arc<ManualClock>,
+        panics: bool,
+    }
+
+    impl Mint for FakeMint {
+        fn mint<'a>(&'a self, _: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>> {
+            async move {
+                let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+                assert!(!self.panics, "asked to panic");
+                let _ = self.gate.subscribe().wait_for(|open| *open).await;
+                if let Some(error) = self.error.lock().expect("lock").clone() {
+                    return Err(error);
+                }
+                let now = self.clock.now();
+                let text = STANDARD.encode(format!("AWS:token-{call}"));
+                let expires_at = Some(now + SignedDuration::from_hours(12));
+                Token::decode(Some(&text), expires_at, now).map_err(MintError::Malformed)
+            }
+            .boxed()
+        }
+    }
+
+    struct Bed {
+        mint: Arc<FakeMint>,
+        clock: Arc<ManualClock>,
+        cache: TokenCache,
+    }
+
+    fn bed() -> Bed {
+        bed_that(false)
+    }
+
+    fn bed_that(panics: bool) -> Bed {
+        let clock = Arc::new(ManualClock::default());
+        let mint = Arc::new(FakeMint {
+            calls: AtomicUsize::new(0),
+            error: Mutex::new(None),
+            gate: watch::channel(true).0,
+            clock: clock.clone(),
+            panics,
+        });
+        let cache = TokenCache::new(mint.clone(), clock.clone(), TaskTracker::new());
+        Bed { mint, clock, cache }
+    }
+
+    fn key() -> TokenKey {
+        let region = Region::parse("eu-west-1").expect("valid");
+        TokenKey {
+            identity: Identity::Ambient,
+            region,
+            endpoint: Endpoint::default(),
+        }
+    }
+
+    impl Bed {
+        async fn get(&self) -> Result<String, MintError> {
+            self.get_within(Duration::from_secs(60)).await
+        }
+
+        async fn get_within(&self, time: Duration) -> Result<String, MintError> {
+            let token = self.cache.get(&key(), Instant::now() + time).await?;
+            let auth = STANDARD
+                .decode(token.auth().expose_secret())
+                .expect("base64");
+            Ok(String::from_utf8(auth).expect("text"))
+        }
+
+        fn calls(&self) -> usize {
+            self.mint.calls.load(Ordering::SeqCst)
+        }
+
+        fn fail(&self, error: Option<MintError>) {
+            *self.mint.error.lock().expect("lock") = error;
+        }
+
+        async fn settle(&self) {
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_callers_at_once_cost_one_call() {
+        let bed = bed();
+        bed.mint.gate.send_replace(false);
+        let callers = futures::future::join_all((0..500).map(|_| bed.get()));
+        let opener = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            bed.mint.gate.send_replace(true);
+        };
+        let (tokens, ()) = futures::join!(callers, opener);
+        assert!(
+            tokens
+                .iter()
+                .all(|token| token.as_deref() == Ok("AWS:token-1"))
+        );
+        assert_eq!(bed.calls(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_gives_up_does_not_stop_the_flight_for_the_others() {
+        let bed = bed();
+        bed.mint.gate.send_replace(false);
+        assert_eq!(
+            bed.get_within(Duration::from_millis(100)).await,
+            Err(MintError::Deadline)
+        );
+        tokio::time::timeout(Duration::from_millis(1), bed.get())
+            .await
+            .expect_err("cancelled");
+        bed.mint.gate.send_replace(true);
+        assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
+        assert_eq!(bed.calls(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renews_at_a_quarter_of_life_and_serves_the_old_one_meanwhile() {
+        let bed = bed();
+        assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
+        bed.clock.advance(2);
+        assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
+        bed.settle().await;
+        assert_eq!(bed.calls(), 1, "renewed too early");
+        bed.clock.advance(1);
+        assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
+        bed.settle().await;
+        assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-2"));
+        assert_eq!(bed.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keeps_the_old_token_while_ecr_throttles_and_not_past_its_expiry() {
+        let bed = bed();
+        assert!(bed.get().await.is_ok());
+        bed.fail(Some(MintError::Throttled("ThrottlingException".into())));
+        for _ in 0..11 {
+            bed.clock.advance(1);
+            assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
+            bed.settle().await;
+        }
+        assert_eq!(
+            bed.calls(),
+            2,
+            "the pause after a failed renewal was not kept"
+        );
+        tokio::time::advance(RENEWAL_CEILING).await;
+        bed.clock.advance(1);
+        assert!(
+            matches!(bed.get().await, Err(MintError::Throttled(_))),
+            "served past its expiry"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_remembered_for_a_moment_only() {
+        let bed = bed();
+        bed.fail(Some(MintError::Refused("AccessDenied".into())));
+        for _ in 0..10 {
+            assert!(matches!(bed.get().await, Err(MintError::Refused(_))));
+        }
+        assert_eq!(bed.calls(), 1);
+        bed.fail(None);
+        tokio::time::advance(MISSING_CEILING).await;
+        assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-2"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_that_hangs_ends_by_its_own_deadline() {
+        let bed = bed();
+        bed.mint.gate.send_replace(false);
+        assert_eq!(
+            bed.get_within(FLIGHT_TIMEOUT * 2).await,
+            Err(MintError::Timeout)
+        );
+        assert!(bed.cache.flights().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_that_panics_is_an_error_and_blocks_nobody_after() {
+        let bed = bed_that(true);
+        assert_eq!(bed.get().await, Err(MintError::Crashed));
+        assert!(bed.cache.flights().is_empty());
+        assert_eq!(bed.get().await, Err(MintError::Crashed));
+        assert_eq!(bed.calls(), 2);
+    }
+}

@@ -1,0 +1,251 @@
+//! One admission from bytes to bytes: the one place where what decides meets what acts.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    admission::{
+        Request, Response, ReviewError,
+        decide::{
+            Decision, Demand, Facts, Injection, OnFailure, Reason, Rules, SecretFacts, decide,
+            demand, warning_for,
+        },
+        patch, warning,
+    },
+    clock::Clock,
+    metrics::Metrics,
+    namespace::store::Namespaces,
+    pod::PullSecrets as Stands,
+    pull_secret::{
+        ensure::{EnsureError, Ensurer},
+        store::PullSecrets,
+    },
+    registry::{Host, Registry},
+};
+
+/// The HTTP status of a refusal under `onFailure: deny`: try again later.
+const REFUSED: u16 = 503;
+
+/// Answers reviews.
+pub struct Webhook {
+    rules: Rules,
+    namespaces: Namespaces,
+    secrets: PullSecrets,
+    ensurer: Ensurer,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+/// What became of a review, for the log and the metrics.
+struct Outcome {
+    response: Response,
+    decision: &'static str,
+    reason: &'static str,
+    hosts: Vec<Host>,
+    error: Option<EnsureError>,
+}
+
+impl Webhook {
+    /// Makes one of its parts.
+    #[must_use]
+    pub fn new(
+        rules: Rules,
+        namespaces: Namespaces,
+        secrets: PullSecrets,
+        ensurer: Ensurer,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            rules,
+            namespaces,
+            secrets,
+            ensurer,
+            clock,
+            metrics,
+        }
+    }
+
+    /// Answers a review before `deadline`. `started` is when its first byte was read.
+    pub async fn review(
+        &self,
+        body: &[u8],
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, ReviewError> {
+        let request = Request::parse(body)?;
+        let outcome = match demand(&request, &self.rules) {
+            Ok(demand) => self.answer(&request, demand, deadline).await,
+            Err(reason) => self.leave_alone(reason),
+        };
+        self.report(&request, &outcome, started.elapsed());
+        Ok(outcome.response.to_json(&request))
+    }
+
+    async fn answer(&self, request: &Request<'_>, demand: Demand, deadline: Instant) -> Outcome {
+        let namespace = demand.namespace().clone();
+        let opted_in = self.namespaces.is_opted_in(&namespace, deadline).await;
+        let entry = self.secrets.get(&namespace);
+        let secret = entry
+            .as_ref()
+            .map_or(SecretFacts::Absent, |entry| entry.facts());
+        match decide(
+            demand,
+            &self.rules,
+            &Facts { opted_in, secret },
+            self.clock.now(),
+        ) {
+            Decision::LeaveAlone(reason) => self.leave_alone(reason),
+            Decision::Inject(injection) => {
+                if injection.due {
+                    self.metrics.due.inc();
+                }
+                self.inject(
+                    injection,
+                    if request.dry_run { "dry_run" } else { "cached" },
+                )
+            }
+            Decision::InjectAfterEnsuring(injection, missing) => {
+                match self
+                    .ensurer
+                    .ensure(&namespace, missing.clone(), deadline)
+                    .await
+                {
+                    Ok(()) => self.inject(injection, "ensured"),
+                    Err(EnsureError::Foreign(why)) => self.leave_alone(Reason::Foreign(why)),
+                    Err(error) => self.fail(request, injection, &missing, error),
+                }
+            }
+        }
+    }
+
+    fn leave_alone(&self, reason: Reason) -> Outcome {
+        let warnings = warning_for(reason, &self.rules).into_iter().collect();
+        let response = Response {
+            warnings,
+            ..Response::default()
+        };
+        Outcome {
+            response,
+            decision: "leave_alone",
+            reason: reason.as_str(),
+            hosts: vec![],
+            error: None,
+        }
+    }
+
+    fn inject(&self, injection: Injection, reason: &'static str) -> Outcome {
+        let Injection {
+            stands,
+            hosts,
+            warnings,
+            ..
+        } = injection;
+        let patch = patch::append(&self.rules.secret_name, stands);
+        let response = Response {
+            patch,
+            warnings,
+            refusal: None,
+        };
+        Outcome {
+            response,
+            decision: "inject",
+            reason,
+            hosts: hosts.into_iter().collect(),
+            error: None,
+        }
+    }
+
+    /// The pull secret does not have what the Pod needs. An UPDATE is never refused: that would block a running Pod.
+    fn fail(
+        &self,
+        request: &Request<'_>,
+        mut injection: Injection,
+        missing: &std::collections::BTreeMap<Host, Registry>,
+        error: EnsureError,
+    ) -> Outcome {
+        let is_creation = request.operation == crate::admission::Operation::Create;
+        let label = error.as_str();
+        if self.rules.on_failure == OnFailure::Deny && is_creation {
+            let message = format!(
+                "ecr-injector: pull secret {} is not ready: {error}",
+                self.rules.secret_name
+            );
+            let hosts = injection.hosts.into_iter().collect();
+            let response = Response {
+                refusal: Some((REFUSED, message)),
+                ..Response::default()
+            };
+            return Outcome {
+                response,
+                decision: "refuse",
+                reason: label,
+                hosts,
+                error: Some(error),
+            };
+        }
+        let count = missing.len();
+        let registries = if count == 1 { "registry" } else { "registries" };
+        injection.warnings.push(warning(&format!(
+            "no credential yet for {count} ECR {registries} ({label}); pulls may be late"
+        )));
+        // A Pod that is stored has its list already; the decision says so by `Present`.
+        debug_assert!(
+            is_creation || injection.stands == Stands::Present,
+            "an UPDATE is never patched"
+        );
+        Outcome {
+            error: Some(error),
+            decision: "inject_unready",
+            ..self.inject(injection, label)
+        }
+    }
+
+    fn report(&self, request: &Request<'_>, outcome: &Outcome, took: Duration) {
+        self.metrics
+            .admission(outcome.decision, outcome.reason, took);
+        let pod = request.object.as_ref();
+        let (owner_kind, owner) = pod.and_then(|pod| pod.owner()).unwrap_or_default();
+        let hosts = outcome
+            .hosts
+            .iter()
+            .map(Host::as_str)
+            .collect::<Vec<_>>()
+            .join(",");
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let fields = (
+            request.uid(),
+            &*request.namespace.0,
+            pod.map_or("", |pod| pod.name()),
+        );
+        match &outcome.error {
+            None => tracing::info!(
+                uid = fields.0,
+                namespace = fields.1,
+                pod = fields.2,
+                owner_kind,
+                owner,
+                dry_run = request.dry_run,
+                decision = outcome.decision,
+                reason = outcome.reason,
+                registries = hosts,
+                took_us,
+                "admission"
+            ),
+            Some(error) => tracing::warn!(
+                uid = fields.0,
+                namespace = fields.1,
+                pod = fields.2,
+                owner_kind,
+                owner,
+                decision = outcome.decision,
+                reason = outcome.reason,
+                registries = hosts,
+                took_us,
+                %error,
+                "admission without a ready pull secret"
+            ),
+        }
+    }
+}
