@@ -20,12 +20,14 @@ exec 3<&0 </dev/null
 exec "$@" 3<&-
 "#;
 
-/// After the pause every watcher has killed its program, and nobody writes to the folder any more.
+/// Soon every watcher has killed its program, and nobody writes to the folder any more: the last attempt finds nothing.
 const REMOVE_THE_FOLDER: &str = r#"
 trap '' INT TERM HUP
 read -r removed && exit
-sleep 0.3
-rm -rf "$1"
+for attempt in 1 2 3; do
+  sleep 0.3
+  rm -rf "$1"
+done
 "#;
 
 /// A running program whose output goes to a file.

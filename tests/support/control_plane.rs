@@ -571,6 +571,8 @@ fn api_server_arguments(
     vec![
         format!("--etcd-servers={etcd}"),
         format!("--bind-address={address}"),
+        // By default it looks for a network interface, which a sandbox may not have.
+        format!("--advertise-address={address}"),
         "--secure-port=6443".to_owned(),
         // An Endpoints object may not name a loopback address; nothing reads the one of the API server.
         "--endpoint-reconciler-type=none".to_owned(),

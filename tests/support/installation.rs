@@ -47,11 +47,10 @@ pub struct Installation {
 impl Installation {
     /// Installs all but the Deployment and the registration, and waits until the guard guards.
     pub async fn apply(plane: &ControlPlane) -> Self {
-        for name in MANIFESTS {
-            plane.apply(&manifest(name)).await;
-        }
         let service = usable_address(plane);
-        plane.apply(&service_manifest(service).to_string()).await;
+        let mut manifests: Vec<_> = MANIFESTS.iter().map(|name| manifest(name)).collect();
+        manifests.push(service_manifest(service).to_string());
+        plane.apply(&manifests.join("\n---\n")).await;
         let authority = Authority::new("test-webhook");
         let certificate = authority.serving(
             &[&format!("{NAME}.{NAME}.svc")],
