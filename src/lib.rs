@@ -1,15 +1,29 @@
-//! x
-pub mod admission;
-pub mod clock;
+//! `ecr-injector`: a mutating admission webhook that makes private Amazon ECR images pull on any Kubernetes cluster.
+//!
+//! The modules are rooms, listed from what a person touches down to what everything rests on; imports point downwards.
+//! `docs/architecture.md` walks through them in prose.
+
+pub mod cli;
+
+pub mod server;
+pub mod webhook;
+
 pub mod cluster;
 pub mod config;
+pub mod readiness;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tls;
+
+pub mod admission;
+pub mod pull_secret;
+pub mod token;
+
 pub mod identity;
 pub mod image;
-pub mod metrics;
 pub mod namespace;
 pub mod pod;
-pub mod pull_secret;
-pub mod readiness;
 pub mod registry;
-pub mod token;
-pub mod webhook;
+
+pub mod clock;
+pub mod metrics;

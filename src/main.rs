@@ -1,3 +1,13 @@
 //! Parses, runs, and turns the outcome into an exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use ecr_injector::cli::Cli;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    Cli::parse().run()
+}

@@ -1,0 +1,239 @@
+//! `ecr-injector serve`: the webhook.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    clock::{Clock, SystemClock},
+    cluster::Cluster,
+    config::Config,
+    metrics::Metrics,
+    namespace::store::Namespaces,
+    pull_secret::{
+        ensure::{Ensurer, Parts, Settings},
+        store::PullSecrets,
+    },
+    readiness::Readiness,
+    server::{Admission, accept::Listener, admin},
+    shutdown::Signals,
+    telemetry,
+    tls::{self, MinVersion},
+    token::{cache::TokenCache, ecr::Ecr},
+    webhook::Webhook,
+};
+
+/// How long requests under way may take to end, and background work after them.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Serve the webhook: answer the API server's reviews and keep pull secrets in the namespaces that opted in.
+///
+/// AWS credentials, region and endpoints come from the surroundings by the SDK's own rules (`AWS_*` variables, profiles,
+/// IRSA, EKS Pod Identity, instance roles).
+#[derive(Debug, Args)]
+pub struct Flags {
+    /// The configuration file (YAML); without it every value has its default
+    #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to serve reviews over HTTPS
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_LISTEN",
+        value_name = "ADDR",
+        default_value = "[::]:8443"
+    )]
+    listen: SocketAddr,
+    /// Where to serve /livez, /readyz and /metrics over HTTP
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_ADMIN_LISTEN",
+        value_name = "ADDR",
+        default_value = "[::]:8080"
+    )]
+    admin_listen: SocketAddr,
+    /// The serving certificate with its chain (PEM)
+    #[arg(long, env = "ECR_INJECTOR_TLS_CERT", value_name = "FILE")]
+    tls_cert: PathBuf,
+    /// The serving certificate's private key (PEM)
+    #[arg(long, env = "ECR_INJECTOR_TLS_KEY", value_name = "FILE")]
+    tls_key: PathBuf,
+    /// The oldest TLS version to accept
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_TLS_MIN_VERSION",
+        value_name = "VERSION",
+        default_value_t
+    )]
+    tls_min_version: MinVersion,
+    /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
+    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// How to write logs
+    #[arg(long, env = "ECR_INJECTOR_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: telemetry::Format,
+    /// What to log, in the form of RUST_LOG
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    log: String,
+    /// How long to go on serving after SIGTERM, in seconds: the API server's connections take a while to go elsewhere
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_SHUTDOWN_DELAY",
+        value_name = "SECONDS",
+        default_value_t = 5
+    )]
+    shutdown_delay: u64,
+}
+
+impl Flags {
+    /// Serves until a signal.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        telemetry::start(self.log_format, &self.log)
+            .with_context(|| format!("--log {:?}", self.log))?;
+        tls::install_crypto_provider();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("starting threads")?;
+        runtime.block_on(self.serve())
+    }
+
+    async fn serve(self) -> anyhow::Result<ExitCode> {
+        let config = self
+            .config
+            .as_deref()
+            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        let tls = tls::server_config(&self.tls_cert, &self.tls_key, self.tls_min_version)?;
+        let mut signals = Signals::listen().context("listening for signals")?;
+        let socket = bind(self.listen, "--listen").await?;
+        let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
+        let cluster = Cluster::connect(self.kubeconfig.as_deref()).await?;
+        let config = config.excluding(cluster.own_namespace);
+
+        let (metrics, tasks, stop) = (
+            Arc::new(Metrics::default()),
+            TaskTracker::new(),
+            CancellationToken::new(),
+        );
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let ecr = Ecr::from_surroundings(clock.clone(), metrics.clone()).await;
+        let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
+        let namespaces = Namespaces::new(cluster.client.clone(), config.opt_in, metrics.clone());
+        let secrets = PullSecrets::new(metrics.clone());
+        let settings = Settings {
+            secret_name: config.rules.secret_name.clone(),
+            limit: config.registries_per_secret,
+            aliases: config.rules.aliases.clone(),
+            allow: config.rules.allow.clone(),
+        };
+        let ensurer = Ensurer::new(Parts {
+            client: cluster.client.clone(),
+            settings,
+            secrets: secrets.clone(),
+            tokens,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        });
+
+        let mut readiness = Readiness::default();
+        let namespaces_synced = readiness.condition("namespaces-synced");
+        let secrets_synced = readiness.condition("pull-secrets-synced");
+        let serving = readiness.condition("serving");
+        let watched = namespaces.clone();
+        spawn_until(&tasks, &stop, async move {
+            watched.run(namespaces_synced).await
+        });
+        let (watched, client, name) = (
+            secrets.clone(),
+            cluster.client,
+            config.rules.secret_name.clone(),
+        );
+        spawn_until(&tasks, &stop, async move {
+            watched.run(client, &name, secrets_synced).await
+        });
+
+        let webhook = Webhook::new(
+            config.rules,
+            namespaces,
+            secrets,
+            ensurer,
+            clock,
+            metrics.clone(),
+        );
+        let admission = Listener {
+            socket,
+            tls: Some(TlsAcceptor::from(Arc::new(tls))),
+            router: Admission::new(webhook, metrics.clone()).router(),
+            metrics: metrics.clone(),
+        };
+        let admin = Listener {
+            socket: admin_socket,
+            tls: None,
+            router: admin::router(readiness, metrics.clone()),
+            metrics: Arc::new(Metrics::default()),
+        };
+        let (stop_serving, stop_admin) = (CancellationToken::new(), CancellationToken::new());
+        let serve = tokio::spawn(admission.run(stop_serving.clone(), tasks.clone(), GRACE));
+        let serve_admin = tokio::spawn(admin.run(stop_admin.clone(), tasks.clone(), GRACE));
+        serving.hold();
+        tracing::info!(listen = %self.listen, admin = %self.admin_listen, version = env!("CARGO_PKG_VERSION"), "serving");
+
+        signals.next().await;
+        tracing::info!(
+            delay_seconds = self.shutdown_delay,
+            "asked to end; serving on while traffic goes elsewhere"
+        );
+        serving.fail();
+        let ending = async {
+            sleep(Duration::from_secs(self.shutdown_delay)).await;
+            stop_serving.cancel();
+            // A listener's own panic is in the log already.
+            let _ = serve.await;
+            stop.cancel();
+            stop_admin.cancel();
+            let _ = serve_admin.await;
+            tasks.close();
+            timeout(GRACE, tasks.wait()).await
+        };
+        tokio::select! {
+            ended = ending => {
+                if ended.is_err() {
+                    tracing::warn!("background work was still under way at the end");
+                }
+                tracing::info!("ended");
+                Ok(ExitCode::SUCCESS)
+            }
+            code = signals.next() => Ok(code),
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{flag} {address}: can't listen there"))
+}
+
+fn spawn_until(
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        stop.run_until_cancelled(work).await;
+    });
+}

@@ -1,0 +1,53 @@
+//! The second listener: liveness, readiness and metrics, in plain HTTP and apart from admission.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::State,
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use http::{StatusCode, Uri, header::CONTENT_TYPE};
+
+use crate::{metrics::Metrics, readiness::Readiness};
+
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone)]
+struct Admin {
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+}
+
+/// `/livez` says that the process answers, `/readyz` whether it should get traffic (`?verbose` why), `/metrics` the rest.
+pub fn router(readiness: Readiness, metrics: Arc<Metrics>) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .with_state(Admin { readiness, metrics })
+}
+
+async fn readyz(State(admin): State<Admin>, uri: Uri) -> Response {
+    let ready = admin.readiness.is_ready();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let verbose = uri.query().is_some_and(|query| {
+        query
+            .split('&')
+            .any(|key| key == "verbose" || key == "verbose=")
+    });
+    if ready && !verbose {
+        (status, "ok\n").into_response()
+    } else {
+        (status, admin.readiness.to_text()).into_response()
+    }
+}
+
+async fn show_metrics(State(admin): State<Admin>) -> Response {
+    ([(CONTENT_TYPE, METRICS_TYPE)], admin.metrics.to_text()).into_response()
+}
