@@ -1,0 +1,612 @@
+//! A private Kubernetes control plane: etcd, kube-apiserver with RBAC and, when asked, kube-controller-manager.
+//!
+//! There are no nodes: Pods are admitted and stored, and stay pending. Each control plane owns a /24 of the loopback
+//! network, so that several run side by side:
+//!
+//! | address | use |
+//! |---|---|
+//! | `127.x.y.0/25` | cluster IPs of Services; a process that listens on one IS that Service |
+//! | `127.x.y.129`, `.130` | kube-apiserver, etcd |
+//! | `127.x.y.131` and up | [`ControlPlane::private_address`] |
+//! | `127.x.y.254` | a socket that says that the block is taken |
+
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::flowcontrol::v1::PriorityLevelConfiguration;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kube::api::{Api, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+
+use super::certificates::{self, Authority, Leaf};
+use super::child::{GuardedChild, GuardedFolder};
+use super::{crypto, eventually};
+
+const START_LIMIT: Duration = Duration::from_mins(1);
+const CONTROLLERS: &[&str] = &[
+    "deployment-controller",
+    "replicaset-controller",
+    "statefulset-controller",
+    "job-controller",
+    "serviceaccount-controller",
+    "namespace-controller",
+    "garbage-collector-controller",
+    "root-ca-certificate-publisher-controller",
+    "clusterrole-aggregation-controller",
+];
+
+static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();
+
+/// Runs until it is dropped, or until the test process ends if that is earlier.
+pub struct ControlPlane {
+    controllers: bool,
+    block: Block,
+    authority_pem: String,
+    namespaces: AtomicUsize,
+    kubeconfigs: AtomicUsize,
+    private_addresses: AtomicU8,
+    // In the order in which they go: the folder last.
+    processes: Vec<GuardedChild>,
+    folder: GuardedFolder,
+}
+
+/// What a control plane has beyond etcd and kube-apiserver.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Runs kube-controller-manager too: Deployments make Pods, namespaces get their `default` account, deletions end.
+    pub controllers: bool,
+    pub audit: AuditLevel,
+}
+
+/// How much of each request the audit log holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum AuditLevel {
+    /// Who did what to which object, and what came of it.
+    #[default]
+    Metadata,
+    /// The bodies as well: it then holds Secret data.
+    RequestResponse,
+}
+
+impl ControlPlane {
+    /// The one that the tests of this binary share: keep apart by namespaces, and register nothing cluster-wide that other
+    /// tests would notice.
+    pub async fn shared() -> &'static Self {
+        SHARED.get_or_init(Self::start).await
+    }
+
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    pub async fn start_with(options: Options) -> Self {
+        crypto();
+        let programs = programs();
+        let folder = GuardedFolder::create();
+        let block = Block::claim();
+        let authority = Authority::new("test-control-plane");
+        let api_server = block.address(129);
+        let files = Files::write(folder.path(), &authority, api_server, options.audit);
+
+        let log = |program: &str| folder.path().join(format!("{program}.log"));
+        let etcd_url = format!("http://{}:2379", block.address(130));
+        let etcd = GuardedChild::spawn(
+            &programs.join("etcd"),
+            etcd_arguments(&etcd_url, block.address(130), folder.path()),
+            None,
+            log("etcd"),
+        );
+        let kube_apiserver = GuardedChild::spawn(
+            &programs.join("kube-apiserver"),
+            api_server_arguments(&files, &etcd_url, api_server, &block.service_range()),
+            None,
+            log("kube-apiserver"),
+        );
+        let mut plane = Self {
+            controllers: options.controllers,
+            block,
+            authority_pem: authority.pem(),
+            namespaces: AtomicUsize::new(1),
+            kubeconfigs: AtomicUsize::new(1),
+            private_addresses: AtomicU8::new(131),
+            processes: vec![etcd, kube_apiserver],
+            folder,
+        };
+        plane.write_admin_kubeconfig(&authority.client("admin", "system:masters"));
+        plane.wait_until_ready().await;
+        if options.controllers {
+            let manager = GuardedChild::spawn(
+                &programs.join("kube-controller-manager"),
+                controller_manager_arguments(&files, &plane.kubeconfig_for_admin()),
+                None,
+                plane.folder.path().join("kube-controller-manager.log"),
+            );
+            plane.processes.push(manager);
+            plane.wait_for_default_account("default").await;
+        }
+        plane
+    }
+
+    /// A client of the group `system:masters`: RBAC, and priority and fairness, don't hold it back.
+    pub async fn admin(&self) -> Client {
+        client(&self.kubeconfig_for_admin()).await
+    }
+
+    pub fn kubeconfig_for_admin(&self) -> PathBuf {
+        self.folder.path().join("admin.kubeconfig")
+    }
+
+    /// A client with a token of this account, which is created if it doesn't exist; its namespace must.
+    pub async fn as_service_account(&self, namespace: &str, name: &str) -> Client {
+        client(&self.kubeconfig_for_service_account(namespace, name).await).await
+    }
+
+    /// A kubeconfig with a token of this account, good for a day.
+    pub async fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> PathBuf {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin().await, namespace);
+        ensure(
+            &accounts,
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}),
+        )
+        .await;
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                expiration_seconds: Some(24 * 60 * 60),
+                ..TokenRequestSpec::default()
+            },
+            ..TokenRequest::default()
+        };
+        let token = accounts
+            .create_token_request(name, &PostParams::default(), &request)
+            .await
+            .unwrap()
+            .status
+            .unwrap()
+            .token;
+        let number = self.kubeconfigs.fetch_add(1, Ordering::Relaxed);
+        let path = self
+            .folder
+            .path()
+            .join(format!("{namespace}-{name}-{number}.kubeconfig"));
+        self.write_kubeconfig(&path, &json!({"token": token}));
+        path
+    }
+
+    /// A client of a `ServiceAccount` that may do with Pods what it likes, in all namespaces, and nothing else: load comes
+    /// from it, for `system:masters` is exempt from priority and fairness and would hide what users meet.
+    pub async fn pod_creator(&self) -> Client {
+        let admin = self.admin().await;
+        ensure(
+            &Api::<Namespace>::all(admin.clone()),
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "pod-creator"}}),
+        )
+        .await;
+        ensure(
+            &Api::<ClusterRole>::all(admin.clone()),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+                "metadata": {"name": "pod-creator"},
+                "rules": [{"apiGroups": [""], "resources": ["pods", "pods/ephemeralcontainers"], "verbs": ["*"]}],
+            }),
+        )
+        .await;
+        ensure(
+            &Api::<ClusterRoleBinding>::all(admin),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+                "metadata": {"name": "pod-creator"},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "pod-creator"},
+                "subjects": [{"kind": "ServiceAccount", "namespace": "pod-creator", "name": "pod-creator"}],
+            }),
+        )
+        .await;
+        let creator = self.as_service_account("pod-creator", "pod-creator").await;
+        eventually("RBAC knows the Pods' creator", START_LIMIT, async || {
+            may(&creator, "create", "pods").await.then_some(())
+        })
+        .await;
+        creator
+    }
+
+    /// A new namespace with these labels; the name starts with `prefix`. It has its `default` account, without which no
+    /// Pod is admitted.
+    pub async fn namespace(&self, prefix: &str, labels: &[(&str, &str)]) -> String {
+        let admin = self.admin().await;
+        let number = self.namespaces.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{prefix}-{number}");
+        let labels: serde_json::Map<String, Value> = labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), json!(value)))
+            .collect();
+        ensure(
+            &Api::<Namespace>::all(admin.clone()),
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+        )
+        .await;
+        if self.controllers {
+            self.wait_for_default_account(&name).await;
+        } else {
+            ensure(
+                &Api::<ServiceAccount>::namespaced(admin, &name),
+                json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}),
+            )
+            .await;
+        }
+        name
+    }
+
+    /// Runs kubectl as the admin.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Output {
+        self.kubectl_with_input(arguments, "").await
+    }
+
+    /// Server-side apply of YAML (any number of documents), as the admin.
+    pub async fn apply(&self, manifest: &str) {
+        let output = self
+            .kubectl_with_input(&["apply", "--server-side", "-f", "-"], manifest)
+            .await;
+        assert!(
+            output.status.success(),
+            "kubectl apply: {}\n{manifest}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    async fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Output {
+        let mut kubectl = Command::new(programs().join("kubectl"))
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig_for_admin())
+            .arg("--cache-dir")
+            .arg(self.folder.path().join("kubectl-cache"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdin = kubectl.stdin.take().unwrap();
+        // An error says that it ended without reading all of it: its exit status tells why.
+        let _ = stdin.write_all(input.as_bytes()).await;
+        drop(stdin);
+        kubectl.wait_with_output().await.unwrap()
+    }
+
+    /// The address of a Service with this `clusterIP`, 1 to 126 (0 and 127 end the range, 1 and 10 are Kubernetes' own).
+    pub fn service_ip(&self, last_octet: u8) -> IpAddr {
+        assert!(
+            (2..127).contains(&last_octet),
+            "not a usable address of the service range: {last_octet}"
+        );
+        self.block.address(last_octet)
+    }
+
+    /// A loopback address that nobody else listens on, whatever the port.
+    pub fn private_address(&self) -> IpAddr {
+        let last_octet = self.private_addresses.fetch_add(1, Ordering::Relaxed);
+        assert!(last_octet < 254, "no private addresses left");
+        self.block.address(last_octet)
+    }
+
+    /// A folder that goes with the control plane.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// All that the API server was asked so far, a `Event` of audit.k8s.io/v1 for each finished request.
+    pub fn audit_events(&self) -> Vec<Value> {
+        fs::read_to_string(self.folder.path().join("audit.log"))
+            .unwrap()
+            .lines()
+            // The last line may be half written.
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    /// The part that this user asked, such as `system:serviceaccount:ecr-injector:ecr-injector`.
+    pub fn audit_events_of(&self, user: &str) -> Vec<Value> {
+        let mut events = self.audit_events();
+        events.retain(|event| event["user"]["username"] == user);
+        events
+    }
+
+    fn write_admin_kubeconfig(&self, admin: &Leaf) {
+        let user = json!({
+            "client-certificate-data": BASE64_STANDARD.encode(&admin.certificate),
+            "client-key-data": BASE64_STANDARD.encode(&admin.key),
+        });
+        self.write_kubeconfig(&self.kubeconfig_for_admin(), &user);
+    }
+
+    fn write_kubeconfig(&self, path: &Path, user: &Value) {
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://{}:6443", self.block.address(129)),
+                "certificate-authority-data": BASE64_STANDARD.encode(&self.authority_pem),
+            }}],
+            "users": [{"name": "test", "user": user}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "current-context": "test",
+        });
+        // JSON is YAML.
+        certificates::write_private(path, &kubeconfig.to_string());
+    }
+
+    async fn wait_until_ready(&mut self) {
+        let mut config = config(&self.kubeconfig_for_admin()).await;
+        config.default_retry = false;
+        let admin = Client::try_from(config).unwrap();
+        let namespaces: Api<Namespace> = Api::all(admin.clone());
+        let levels: Api<PriorityLevelConfiguration> = Api::all(admin.clone());
+        let processes = &mut self.processes;
+        let started = tokio::time::timeout(START_LIMIT, async {
+            loop {
+                let ready = http::Request::get("/readyz").body(Vec::new()).unwrap();
+                if admin.request_text(ready).await.is_ok()
+                    && exists(&namespaces, "default").await
+                    && exists(&namespaces, "kube-system").await
+                    && exists(&levels, "workload-high").await
+                {
+                    return;
+                }
+                processes.iter_mut().for_each(GuardedChild::assert_running);
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+        })
+        .await;
+        if started.is_err() {
+            let mut message = format!("the control plane isn't ready after {START_LIMIT:?}");
+            for process in processes {
+                let _ = write!(message, "\n{}", process.log_tail());
+            }
+            panic!("{message}");
+        }
+    }
+
+    async fn wait_for_default_account(&self, namespace: &str) {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin().await, namespace);
+        eventually(
+            "the namespace has its default account",
+            START_LIMIT,
+            async || exists(&accounts, "default").await.then_some(()),
+        )
+        .await;
+    }
+}
+
+/// Whether RBAC lets this client do it, in all namespaces.
+pub async fn may(client: &Client, verb: &str, resource: &str) -> bool {
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                verb: Some(verb.to_owned()),
+                resource: Some(resource.to_owned()),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    Api::<SelfSubjectAccessReview>::all(client.clone())
+        .create(&PostParams::default(), &review)
+        .await
+        .unwrap()
+        .status
+        .is_some_and(|status| status.allowed)
+}
+
+/// A client by a kubeconfig. Clients belong to the runtime that made them, and each test has its own.
+pub async fn client(kubeconfig: &Path) -> Client {
+    Client::try_from(config(kubeconfig).await).unwrap()
+}
+
+async fn config(kubeconfig: &Path) -> Config {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .unwrap()
+}
+
+async fn exists<K>(api: &Api<K>, name: &str) -> bool
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    matches!(api.get_opt(name).await, Ok(Some(_)))
+}
+
+/// Creates the object unless it exists.
+async fn ensure<K>(api: &Api<K>, object: Value)
+where
+    K: Clone + DeserializeOwned + serde::Serialize + std::fmt::Debug,
+{
+    let object: K = serde_json::from_value(object).unwrap();
+    match api.create(&PostParams::default(), &object).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+        Err(error) => panic!("creating {object:?}: {error}"),
+    }
+}
+
+/// Where kube-apiserver and the others are.
+fn programs() -> PathBuf {
+    let folder = std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(
+        || {
+            let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+            std::env::var_os("CARGO_TARGET_DIR")
+                .map_or_else(|| manifest.join("target"), |target| manifest.join(target))
+                .join("control-plane/bin")
+        },
+        PathBuf::from,
+    );
+    for program in [
+        "etcd",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kubectl",
+    ] {
+        assert!(
+            folder.join(program).is_file(),
+            "{} has no {program}: run `make control-plane` first, or set KUBEBUILDER_ASSETS to a folder that has it",
+            folder.display()
+        );
+    }
+    folder
+}
+
+/// A /24 of the loopback network that this control plane alone uses.
+struct Block {
+    second: u8,
+    third: u8,
+    _claim: TcpListener,
+}
+
+impl Block {
+    fn claim() -> Self {
+        // The standard library's hasher is seeded at random: test binaries that start together rarely meet.
+        let [seed, third, ..] = RandomState::new().hash_one(()).to_ne_bytes();
+        (0..=u8::MAX)
+            .find_map(|offset| {
+                // Not 127.0: everybody else is there.
+                let second = 64 + seed % 128;
+                let third = third.wrapping_add(offset);
+                let claim = TcpListener::bind((Ipv4Addr::new(127, second, third, 254), 6440));
+                claim.ok().map(|claim| Self {
+                    second,
+                    third,
+                    _claim: claim,
+                })
+            })
+            .expect("a loopback block that no other control plane uses")
+    }
+
+    fn address(&self, last_octet: u8) -> IpAddr {
+        Ipv4Addr::new(127, self.second, self.third, last_octet).into()
+    }
+
+    fn service_range(&self) -> String {
+        format!("{}/25", self.address(0))
+    }
+}
+
+/// The files that the API server and the controllers read, and the one that is written.
+struct Files {
+    authority: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+    account_signing_key: PathBuf,
+    account_key: PathBuf,
+    audit_policy: PathBuf,
+    audit_log: PathBuf,
+}
+
+impl Files {
+    fn write(folder: &Path, authority: &Authority, api_server: IpAddr, audit: AuditLevel) -> Self {
+        let serving = authority.serving(&[&api_server.to_string()], folder, "kube-apiserver");
+        let files = Self {
+            authority: folder.join("ca.crt"),
+            certificate: serving.certificate,
+            key: serving.key,
+            account_signing_key: folder.join("service-accounts.key"),
+            account_key: folder.join("service-accounts.pub"),
+            audit_policy: folder.join("audit-policy.json"),
+            audit_log: folder.join("audit.log"),
+        };
+        fs::write(&files.authority, authority.pem()).unwrap();
+        let (private, public) = certificates::key_pair();
+        certificates::write_private(&files.account_signing_key, &private);
+        fs::write(&files.account_key, public).unwrap();
+        let policy = json!({
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived", "ResponseStarted"],
+            "rules": [{"level": format!("{audit:?}")}],
+        });
+        fs::write(&files.audit_policy, policy.to_string()).unwrap();
+        fs::write(&files.audit_log, "").unwrap();
+        files
+    }
+}
+
+fn etcd_arguments(url: &str, address: IpAddr, folder: &Path) -> Vec<String> {
+    vec![
+        format!("--data-dir={}", folder.join("etcd").display()),
+        format!("--listen-client-urls={url}"),
+        format!("--advertise-client-urls={url}"),
+        format!("--listen-peer-urls=http://{address}:2380"),
+        format!("--initial-advertise-peer-urls=http://{address}:2380"),
+        format!("--initial-cluster=default=http://{address}:2380"),
+        // What it holds need not survive a crash.
+        "--unsafe-no-fsync".to_owned(),
+        "--log-level=warn".to_owned(),
+    ]
+}
+
+fn api_server_arguments(
+    files: &Files,
+    etcd: &str,
+    address: IpAddr,
+    service_range: &str,
+) -> Vec<String> {
+    vec![
+        format!("--etcd-servers={etcd}"),
+        format!("--bind-address={address}"),
+        // By default it looks for a network interface, which a sandbox may not have.
+        format!("--advertise-address={address}"),
+        "--secure-port=6443".to_owned(),
+        // An Endpoints object may not name a loopback address; nothing reads the one of the API server.
+        "--endpoint-reconciler-type=none".to_owned(),
+        format!("--service-cluster-ip-range={service_range}"),
+        format!("--tls-cert-file={}", files.certificate.display()),
+        format!("--tls-private-key-file={}", files.key.display()),
+        format!("--client-ca-file={}", files.authority.display()),
+        "--authorization-mode=RBAC".to_owned(),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--service-account-key-file={}", files.account_key.display()),
+        format!(
+            "--service-account-signing-key-file={}",
+            files.account_signing_key.display()
+        ),
+        format!("--audit-policy-file={}", files.audit_policy.display()),
+        format!("--audit-log-path={}", files.audit_log.display()),
+        // In megabytes: a rotated file would be missed.
+        "--audit-log-maxsize=10000".to_owned(),
+        "--allow-privileged=true".to_owned(),
+        "--profiling=false".to_owned(),
+    ]
+}
+
+fn controller_manager_arguments(files: &Files, kubeconfig: &Path) -> Vec<String> {
+    vec![
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!(
+            "--service-account-private-key-file={}",
+            files.account_signing_key.display()
+        ),
+        format!("--root-ca-file={}", files.authority.display()),
+        format!("--controllers={}", CONTROLLERS.join(",")),
+        "--leader-elect=false".to_owned(),
+        // Serves nothing.
+        "--secure-port=0".to_owned(),
+    ]
+}
