@@ -52,6 +52,7 @@ const CONTROLLERS: &[&str] = &[
     "garbage-collector-controller",
     "root-ca-certificate-publisher-controller",
     "clusterrole-aggregation-controller",
+    "validatingadmissionpolicy-status-controller",
 ];
 
 static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();

@@ -9,6 +9,7 @@
 //! | [`installation`] | `deploy/`, as a cluster admin installs it |
 //! | [`certificates`] | cert-manager |
 //! | [`pods`] | the Pods that users write |
+//! | [`caller`] | anybody who calls the API server |
 //! | [`child`], [`own_runtime`] | what lets the others outlive one test and never the test process |
 #![allow(
     dead_code,
@@ -28,6 +29,7 @@
 use std::time::{Duration, Instant};
 
 pub mod balancer;
+pub mod caller;
 pub mod certificates;
 pub mod child;
 pub mod control_plane;
@@ -38,6 +40,7 @@ pub mod pods;
 pub mod webhook;
 
 pub use balancer::Balancer;
+pub use caller::Caller;
 pub use certificates::{Authority, ServingCertificate};
 pub use control_plane::{AuditLevel, ControlPlane};
 pub use fake_aws::{Behaviour, FakeAws, Garbage};
