@@ -7,6 +7,7 @@
 //! | [`webhook`] | processes of the binary under test |
 //! | [`balancer`] | the Service in front of several of them (there is no kube-proxy) |
 //! | [`installation`] | `deploy/`, as a cluster admin installs it |
+//! | [`bed`] | all of these together, with one webhook in it |
 //! | [`certificates`] | cert-manager |
 //! | [`pods`] | the Pods that users write |
 //! | [`caller`] | anybody who calls the API server |
@@ -29,6 +30,7 @@
 use std::time::{Duration, Instant};
 
 pub mod balancer;
+pub mod bed;
 pub mod caller;
 pub mod certificates;
 pub mod child;
@@ -40,6 +42,7 @@ pub mod pods;
 pub mod webhook;
 
 pub use balancer::Balancer;
+pub use bed::Bed;
 pub use caller::Caller;
 pub use certificates::{Authority, ServingCertificate};
 pub use control_plane::{AuditLevel, ControlPlane};

@@ -1,0 +1,574 @@
+//! What a cluster's users see: Pods created through a real API server that calls the real binary.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that can't go on panics"
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+use support::bed::{change, create, hosts, image, registry, spec};
+use support::installation::{OPT_IN, PULL_SECRET, USER};
+use support::pods::{pod, pod_with, pull_secrets};
+use support::{Bed, eventually};
+use tokio::sync::OnceCell;
+
+async fn bed() -> &'static Bed {
+    static BED: OnceCell<Bed> = OnceCell::const_new();
+    BED.get_or_init(|| Bed::start("", "debug")).await
+}
+
+fn version(object: &impl kube::ResourceExt) -> u64 {
+    object.resource_version().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_pod_is_patched_and_its_secret_is_there_before_it_is_stored() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("main").await;
+    let client = bed.plane.pod_creator().await;
+    let admitted = create(&client, &namespace, &pod("web", &image("us-east-1")), false)
+        .await
+        .unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+    assert_eq!(admitted.warnings, [] as [&str; 0]);
+
+    let secret = bed.pull_secret(&namespace).await.unwrap();
+    assert_eq!(hosts(&secret), [registry(123_456_789_012, "us-east-1")]);
+    assert_eq!(
+        secret.type_.as_deref(),
+        Some("kubernetes.io/dockerconfigjson")
+    );
+    assert!(
+        version(&secret) < version(&admitted.pod),
+        "the Secret was written after the Pod"
+    );
+    let annotations = secret.metadata.annotations.unwrap();
+    let expires_at: jiff::Timestamp = annotations["ecr-injector.dev/expires-at"].parse().unwrap();
+    let hours = expires_at.duration_since(jiff::Timestamp::now()).as_hours();
+    assert!((11..=12).contains(&hours), "expires in {hours} h");
+}
+
+#[tokio::test]
+async fn plain_and_excluded_namespaces_are_untouched() {
+    let bed = bed().await;
+    let client = bed.plane.pod_creator().await;
+    let plain = bed.plane.namespace("plain", &[]).await;
+    let namespaces: Api<Namespace> = Api::all(bed.plane.admin().await);
+    let label = json!({"metadata": {"labels": {OPT_IN.0: OPT_IN.1}}});
+    namespaces
+        .patch("kube-system", &PatchParams::default(), &Patch::Merge(label))
+        .await
+        .unwrap();
+    let accounts: Api<ServiceAccount> = Api::namespaced(bed.plane.admin().await, "kube-system");
+    let default = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
+    let _ = accounts.create(&PostParams::default(), &default).await;
+
+    for namespace in [plain.as_str(), "kube-system"] {
+        let admitted = create(&client, namespace, &pod("web", &image("eu-north-1")), false)
+            .await
+            .unwrap();
+        assert_eq!(pull_secrets(&admitted.pod), [] as [&str; 0], "{namespace}");
+        assert!(bed.pull_secret(namespace).await.is_none(), "{namespace}");
+    }
+    assert_eq!(bed.aws.ecr_calls("eu-north-1").len(), 0);
+}
+
+#[tokio::test]
+async fn a_review_that_names_a_namespace_without_the_label_is_answered_without_any_effect() {
+    let bed = bed().await;
+    let plain = bed.plane.namespace("forged", &[]).await;
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "forged", "operation": "CREATE", "namespace": plain,
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "object": pod("web", &image("eu-south-1")),
+        },
+    });
+    let answer = post_review(bed, &review).await;
+    assert_eq!(
+        answer["response"],
+        json!({"uid": "forged", "allowed": true})
+    );
+    assert!(bed.pull_secret(&plain).await.is_none());
+    assert_eq!(bed.aws.ecr_calls("eu-south-1").len(), 0);
+}
+
+/// A POST by anybody who reaches the port, past the API server.
+async fn post_review(bed: &Bed, review: &serde_json::Value) -> serde_json::Value {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut roots = rustls::RootCertStore::empty();
+    let authority = rustls::pki_types::pem::PemObject::from_pem_slice(
+        bed.installation.authority().pem().as_bytes(),
+    );
+    roots.add(authority.unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let socket = tokio::net::TcpStream::connect(bed.webhook.address())
+        .await
+        .unwrap();
+    let name = "ecr-injector.ecr-injector.svc".try_into().unwrap();
+    let mut stream = connector.connect(name, socket).await.unwrap();
+    let body = review.to_string();
+    let head = format!(
+        "POST /mutate?timeout=5s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + &body).as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // Whether the TLS connection was closed with a goodbye is not what this is about.
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+#[tokio::test]
+async fn pull_secrets_of_the_pod_and_of_its_service_account_are_kept_in_order() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("kept").await;
+    let client = bed.plane.pod_creator().await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(bed.plane.admin().await, &namespace);
+    let account = json!({"metadata": {"name": "builder"}, "imagePullSecrets": [{"name": "one"}, {"name": "two"}]});
+    accounts
+        .create(
+            &PostParams::default(),
+            &serde_json::from_value(account).unwrap(),
+        )
+        .await
+        .unwrap();
+
+    let mut own = spec(&image("us-east-1"));
+    own["imagePullSecrets"] = json!([{"name": "mine"}]);
+    let admitted = create(&client, &namespace, &pod_with("own", &own), false)
+        .await
+        .unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), ["mine", PULL_SECRET]);
+
+    let mut by_account = spec(&image("us-east-1"));
+    by_account["serviceAccountName"] = json!("builder");
+    let admitted = create(
+        &client,
+        &namespace,
+        &pod_with("account", &by_account),
+        false,
+    )
+    .await
+    .unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), ["one", "two", PULL_SECRET]);
+
+    let mut ours = spec(&image("us-east-1"));
+    ours["imagePullSecrets"] = json!([{"name": PULL_SECRET}, {"name": "mine"}]);
+    let admitted = create(&client, &namespace, &pod_with("ours", &ours), false)
+        .await
+        .unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET, "mine"]);
+}
+
+#[tokio::test]
+async fn images_of_init_containers_and_volumes_count() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("places").await;
+    let client = bed.plane.pod_creator().await;
+    let mut init = spec("registry.example/main:1");
+    init["initContainers"] = json!([{"name": "init", "image": image("us-west-1")}]);
+    let admitted = create(&client, &namespace, &pod_with("init", &init), false)
+        .await
+        .unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+
+    let mut volume = spec("registry.example/main:1");
+    volume["volumes"] = json!([{"name": "model", "image": {"reference": image("us-west-2")}}]);
+    let admitted = create(&client, &namespace, &pod_with("volume", &volume), false)
+        .await
+        .unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+
+    let both = [
+        registry(123_456_789_012, "us-west-1"),
+        registry(123_456_789_012, "us-west-2"),
+    ];
+    assert_eq!(hosts(&bed.pull_secret(&namespace).await.unwrap()), both);
+}
+
+#[tokio::test]
+async fn an_ephemeral_container_gets_its_registry_covered_and_a_warning_where_the_pod_lacks_the_reference()
+ {
+    let bed = bed().await;
+    let namespace = bed.opted_in("debug").await;
+    let client = bed.plane.pod_creator().await;
+    create(
+        &client,
+        &namespace,
+        &pod("plain", "registry.example/main:1"),
+        false,
+    )
+    .await
+    .unwrap();
+    create(
+        &client,
+        &namespace,
+        &pod("ours", &image("ap-south-1")),
+        false,
+    )
+    .await
+    .unwrap();
+    let debug = |region: &str| {
+        let container =
+            json!({"name": "debug", "image": image(region), "targetContainerName": "main"});
+        json!({"spec": {"ephemeralContainers": [container]}})
+    };
+
+    let sub = "/ephemeralcontainers";
+    let admitted = change(&client, &namespace, "ours", sub, &debug("ap-northeast-1"))
+        .await
+        .unwrap();
+    assert_eq!(admitted.warnings, [] as [&str; 0]);
+    let covered = hosts(&bed.pull_secret(&namespace).await.unwrap());
+    assert!(
+        covered.contains(&registry(123_456_789_012, "ap-northeast-1")),
+        "{covered:?}"
+    );
+
+    let admitted = change(&client, &namespace, "plain", sub, &debug("ap-northeast-2"))
+        .await
+        .unwrap();
+    assert_eq!(
+        admitted.warnings,
+        ["ecr-injector: this Pod lacks pull secret ecr-pull-secret; recreate it"]
+    );
+    let covered = hosts(&bed.pull_secret(&namespace).await.unwrap());
+    assert!(
+        covered.contains(&registry(123_456_789_012, "ap-northeast-2")),
+        "{covered:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_changed_image_gets_its_registry_covered_and_other_updates_are_not_asked_about() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("update").await;
+    let client = bed.plane.admin().await;
+    create(&client, &namespace, &pod("web", &image("eu-west-2")), false)
+        .await
+        .unwrap();
+    let other = json!({"spec": {"containers": [{"name": "main", "image": image("eu-west-3")}]}});
+    change(&client, &namespace, "web", "", &other)
+        .await
+        .unwrap();
+    let covered = hosts(&bed.pull_secret(&namespace).await.unwrap());
+    assert!(
+        covered.contains(&registry(123_456_789_012, "eu-west-3")),
+        "{covered:?}"
+    );
+
+    let asked = |bed: &Bed| {
+        bed.webhook
+            .log()
+            .lines()
+            .filter(|line| line.contains(&namespace))
+            .count()
+    };
+    let before = asked(bed);
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    change(&client, &namespace, "web", "", &label)
+        .await
+        .unwrap();
+    let pods: Api<Pod> = Api::namespaced(client, &namespace);
+    pods.delete("web", &DeleteParams::default().grace_period(0))
+        .await
+        .unwrap();
+    assert_eq!(asked(bed), before, "a label or a deletion was sent to us");
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_the_patch_and_leaves_no_secret_and_no_aws_call() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("dry").await;
+    let client = bed.plane.pod_creator().await;
+    let admitted = create(
+        &client,
+        &namespace,
+        &pod("web", &image("ca-central-1")),
+        true,
+    )
+    .await
+    .unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+    assert!(bed.pull_secret(&namespace).await.is_none());
+    assert_eq!(bed.aws.ecr_calls("ca-central-1").len(), 0);
+}
+
+#[tokio::test]
+async fn a_foreign_secret_is_untouched_and_the_pod_unpatched_with_a_warning() {
+    let bed = bed().await;
+    let client = bed.plane.pod_creator().await;
+    let docker = json!({".dockerconfigjson": "{\"auths\":{}}"});
+    let labels = json!({"app.kubernetes.io/managed-by": "ecr-injector"});
+    let cases = [
+        (
+            "unlabelled",
+            json!({"type": "kubernetes.io/dockerconfigjson", "stringData": docker}),
+            "it lacks the label app.kubernetes.io/managed-by=ecr-injector",
+        ),
+        (
+            "opaque",
+            json!({"type": "Opaque", "metadata": {"labels": labels}, "stringData": {"a": "b"}}),
+            "its type is not kubernetes.io/dockerconfigjson",
+        ),
+        (
+            "immutable",
+            json!({"type": "kubernetes.io/dockerconfigjson", "metadata": {"labels": labels}, "stringData": docker,
+                "immutable": true}),
+            "it is immutable",
+        ),
+    ];
+    for (case, mut secret, why) in cases {
+        let namespace = bed.opted_in(case).await;
+        secret["metadata"]["name"] = json!(PULL_SECRET);
+        let secrets: Api<Secret> = Api::namespaced(bed.plane.admin().await, &namespace);
+        let made = secrets
+            .create(
+                &PostParams::default(),
+                &serde_json::from_value(secret).unwrap(),
+            )
+            .await
+            .unwrap();
+        // At once, when our watch may not have it yet, and again when it has.
+        for name in ["first", "second"] {
+            let admitted = create(&client, &namespace, &pod(name, &image("us-east-1")), false)
+                .await
+                .unwrap();
+            assert_eq!(
+                pull_secrets(&admitted.pod),
+                [] as [&str; 0],
+                "{case} {name}"
+            );
+            assert_eq!(
+                admitted.warnings,
+                [format!(
+                    "ecr-injector: Secret ecr-pull-secret isn't ours: {why}"
+                )],
+                "{case}"
+            );
+        }
+        assert_eq!(secrets.get(PULL_SECRET).await.unwrap(), made, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_tampered_secret_is_put_right_with_all_its_hosts() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("tampered").await;
+    let client = bed.plane.pod_creator().await;
+    let mut two = spec(&image("sa-east-1"));
+    two["initContainers"] = json!([{"name": "init", "image": image("us-east-2")}]);
+    create(&client, &namespace, &pod_with("web", &two), false)
+        .await
+        .unwrap();
+    let before = bed.pull_secret(&namespace).await.unwrap();
+
+    let secrets: Api<Secret> = Api::namespaced(bed.plane.admin().await, &namespace);
+    let forged = json!({"stringData": {".dockerconfigjson": "{\"auths\":{\"evil.example\":{\"auth\":\"eDp5\"}}}"}});
+    let tampered = secrets
+        .patch(PULL_SECRET, &PatchParams::default(), &Patch::Merge(forged))
+        .await
+        .unwrap();
+    eventually(
+        "the watch brought the change",
+        Duration::from_secs(5),
+        async || {
+            let admitted = create(
+                &client,
+                &namespace,
+                &pod("again", &image("sa-east-1")),
+                true,
+            )
+            .await
+            .unwrap();
+            assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+            let other = create(
+                &client,
+                &namespace,
+                &pod(&unique("again"), &image("sa-east-1")),
+                false,
+            )
+            .await
+            .unwrap();
+            assert_eq!(pull_secrets(&other.pod), [PULL_SECRET]);
+            (hosts(&bed.pull_secret(&namespace).await.unwrap()) == hosts(&before)).then_some(())
+        },
+    )
+    .await;
+    let after = bed.pull_secret(&namespace).await.unwrap();
+    assert_eq!(
+        after.metadata.uid, tampered.metadata.uid,
+        "deleted and made again"
+    );
+    assert_eq!(
+        bed.aws.ecr_calls("us-east-2").len() + bed.aws.ecr_calls("sa-east-1").len(),
+        2,
+        "minted again"
+    );
+}
+
+fn unique(prefix: &str) -> String {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("{prefix}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+#[tokio::test]
+async fn a_pod_that_opts_out_by_its_annotation_is_left_alone() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("annotated").await;
+    let client = bed.plane.pod_creator().await;
+    let mut object = pod("web", &image("me-south-1"));
+    object.metadata.annotations = Some(BTreeMap::from([(
+        "ecr-injector.dev/inject".into(),
+        "disabled".into(),
+    )]));
+    let admitted = create(&client, &namespace, &object, false).await.unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), [] as [&str; 0]);
+    assert_eq!(bed.aws.ecr_calls("me-south-1").len(), 0);
+}
+
+#[tokio::test]
+async fn a_namespace_is_served_from_the_moment_that_it_is_labelled() {
+    let bed = bed().await;
+    let client = bed.plane.pod_creator().await;
+    let namespaces: Api<Namespace> = Api::all(bed.plane.admin().await);
+    let namespace = bed.plane.namespace("late", &[]).await;
+    let before = create(
+        &client,
+        &namespace,
+        &pod("before", &image("us-east-1")),
+        false,
+    )
+    .await
+    .unwrap();
+    assert_eq!(pull_secrets(&before.pod), [] as [&str; 0]);
+    let label = json!({"metadata": {"labels": {OPT_IN.0: OPT_IN.1}}});
+    namespaces
+        .patch(&namespace, &PatchParams::default(), &Patch::Merge(label))
+        .await
+        .unwrap();
+    // The API server itself learns of the label by a watch of its own; from its first call on we have to serve.
+    eventually("served", Duration::from_secs(5), async || {
+        let admitted = create(
+            &client,
+            &namespace,
+            &pod(&unique("after"), &image("us-east-1")),
+            false,
+        )
+        .await
+        .unwrap();
+        (pull_secrets(&admitted.pod) == [PULL_SECRET]).then_some(())
+    })
+    .await;
+    let refusals = bed
+        .webhook
+        .metric(r#"ecr_injector_admission_duration_seconds_count{reason="api_refused"}"#)
+        .await;
+    assert!(refusals < 0.5, "the guard refused a write: {refusals}");
+}
+
+#[tokio::test]
+async fn a_burst_in_a_cold_namespace_costs_one_aws_call_and_one_creation() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("burst").await;
+    let client = bed.plane.pod_creator().await;
+    bed.aws.tune_ecr_in("ap-southeast-1", |knobs| {
+        knobs.latency = Duration::from_millis(300)
+    });
+    let pods = (0..200).map(|n| {
+        let (client, namespace) = (client.clone(), namespace.clone());
+        async move {
+            let object = pod(&format!("web-{n}"), &image("ap-southeast-1"));
+            let admitted = create(&client, &namespace, &object, false).await.unwrap();
+            assert_eq!(
+                pull_secrets(&admitted.pod),
+                [PULL_SECRET],
+                "{:?}",
+                admitted.warnings
+            );
+        }
+    });
+    futures::future::join_all(pods).await;
+    assert_eq!(bed.aws.ecr_calls("ap-southeast-1").len(), 1);
+    let writes = writes_to(bed, &namespace);
+    assert_eq!(writes.len(), 1, "{writes:?}");
+}
+
+/// The codes of our writes in a namespace, by the audit log.
+fn writes_to(bed: &Bed, namespace: &str) -> Vec<i64> {
+    let events = bed.plane.audit_events_of(USER);
+    let ours = events.iter().filter(|event| {
+        event["stage"] == "ResponseComplete"
+            && event["objectRef"]["namespace"] == namespace
+            && event["verb"] == "patch"
+    });
+    ours.map(|event| event["responseStatus"]["code"].as_i64().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_warm_admission_makes_no_io() {
+    let bed = Bed::start("", "info").await;
+    let namespace = bed.opted_in("warm").await;
+    let client = bed.plane.pod_creator().await;
+    create(
+        &client,
+        &namespace,
+        &pod("first", &image("us-east-1")),
+        false,
+    )
+    .await
+    .unwrap();
+    let calls = async || {
+        let metrics = bed.webhook.metrics().await;
+        let sum = |series| support::webhook::sum(&metrics, series);
+        (
+            sum("ecr_injector_api_calls_total"),
+            sum("ecr_injector_aws_calls_total"),
+            sum("ecr_injector_admission_duration_seconds_count"),
+        )
+    };
+    let audited = || {
+        bed.plane
+            .audit_events_of(USER)
+            .iter()
+            .filter(|event| event["verb"] != "watch")
+            .count()
+    };
+    let before = (calls().await, audited());
+    for n in 0..50 {
+        let admitted = create(
+            &client,
+            &namespace,
+            &pod(&format!("web-{n}"), &image("us-east-1")),
+            false,
+        )
+        .await
+        .unwrap();
+        assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+    }
+    let after = (calls().await, audited());
+    assert_eq!(
+        (after.0.0, after.0.1, after.1),
+        (before.0.0, before.0.1, before.1),
+        "calls to the API server, AWS, audit"
+    );
+    assert!(
+        after.0.2 - before.0.2 > 49.5,
+        "the admissions were not counted"
+    );
+}

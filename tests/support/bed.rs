@@ -1,0 +1,153 @@
+//! All of it together: a control plane with `deploy/` in it, AWS, and one webhook process that answers for it.
+
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{Api, PostParams};
+use kube::core::Status;
+use kube::{Client, Resource};
+use serde_json::{Value, json};
+
+use super::control_plane::ControlPlane;
+use super::fake_aws::FakeAws;
+use super::installation::{Installation, OPT_IN, PULL_SECRET};
+use super::webhook::Webhook;
+
+/// A cluster with the webhook in it. Tests that share one keep apart by namespace and by AWS region.
+pub struct Bed {
+    pub plane: ControlPlane,
+    pub aws: FakeAws,
+    pub installation: Installation,
+    pub webhook: Webhook,
+}
+
+/// A Pod as it was stored, and what its creator was told.
+#[derive(Debug)]
+pub struct Admitted {
+    pub pod: Pod,
+    pub warnings: Vec<String>,
+}
+
+impl Bed {
+    /// Logs at `filter`; its configuration is `config`.
+    pub async fn start(config: &str, filter: &str) -> Self {
+        super::crypto();
+        let plane = ControlPlane::start().await;
+        let aws = FakeAws::start();
+        let installation = Installation::apply(&plane).await;
+        let mut options = installation.webhook(&plane, &aws).await;
+        config.clone_into(&mut options.config);
+        let webhook = Webhook::start(options.with_variable("ECR_INJECTOR_LOG", filter)).await;
+        installation.register(&plane).await;
+        aws.clear();
+        Self {
+            plane,
+            aws,
+            installation,
+            webhook,
+        }
+    }
+
+    pub async fn opted_in(&self, prefix: &str) -> String {
+        self.plane.namespace(prefix, &[OPT_IN]).await
+    }
+
+    /// The pull secret of a namespace.
+    pub async fn pull_secret(&self, namespace: &str) -> Option<Secret> {
+        let secrets: Api<Secret> = Api::namespaced(self.plane.admin().await, namespace);
+        secrets.get_opt(PULL_SECRET).await.unwrap()
+    }
+}
+
+/// The registry of an account in a region, and an image in it.
+pub fn registry(account: u64, region: &str) -> String {
+    format!("{account:012}.dkr.ecr.{region}.amazonaws.com")
+}
+
+pub fn image(region: &str) -> String {
+    format!("{}/team/app:v1", registry(123_456_789_012, region))
+}
+
+/// The hosts in a pull secret's docker config.
+pub fn hosts(secret: &Secret) -> Vec<String> {
+    let config = &secret.data.as_ref().unwrap()[".dockerconfigjson"].0;
+    let config: Value = serde_json::from_slice(config).unwrap();
+    config["auths"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect()
+}
+
+/// Creates a Pod by a plain POST, which shows the warnings that kube's own `create` drops.
+pub async fn create(
+    client: &Client,
+    namespace: &str,
+    pod: &Pod,
+    dry_run: bool,
+) -> Result<Admitted, Status> {
+    let parameters = PostParams {
+        dry_run,
+        ..PostParams::default()
+    };
+    let request = kube::core::Request::new(Pod::url_path(&(), Some(namespace)))
+        .create(&parameters, serde_json::to_vec(pod).unwrap())
+        .unwrap();
+    send(client, request).await
+}
+
+/// Replaces a Pod's image, or adds an ephemeral container, by a patch of the given path below it.
+pub async fn change(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    sub: &str,
+    patch: &Value,
+) -> Result<Admitted, Status> {
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}{sub}");
+    let request = http::Request::patch(path)
+        .header("content-type", "application/strategic-merge-patch+json")
+        .body(patch.to_string().into_bytes());
+    send(client, request.unwrap()).await
+}
+
+async fn send(client: &Client, request: http::Request<Vec<u8>>) -> Result<Admitted, Status> {
+    let response = client
+        .send(request.map(kube::client::Body::from))
+        .await
+        .unwrap();
+    let succeeded = response.status().is_success();
+    let warnings = response
+        .headers()
+        .get_all("warning")
+        .iter()
+        .map(text_of_warning)
+        .collect();
+    let body = http_body_util::BodyExt::collect(response.into_body())
+        .await
+        .unwrap()
+        .to_bytes();
+    if succeeded {
+        Ok(Admitted {
+            pod: serde_json::from_slice(&body).unwrap(),
+            warnings,
+        })
+    } else {
+        Err(serde_json::from_slice(&body).unwrap())
+    }
+}
+
+/// `299 - "text"`, with quotes escaped.
+fn text_of_warning(value: &http::HeaderValue) -> String {
+    let text = value.to_str().unwrap();
+    let text = text
+        .strip_prefix("299 - \"")
+        .unwrap()
+        .strip_suffix('"')
+        .unwrap();
+    text.replace("\\\"", "\"")
+}
+
+/// A Pod spec with one container.
+pub fn spec(image: &str) -> Value {
+    json!({"containers": [{"name": "main", "image": image}]})
+}
