@@ -13,7 +13,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
-use support::bed::{change, create, hosts, image, registry, spec};
+use support::bed::{change, create, hosts, image, post_review, registry, review, spec};
 use support::installation::{OPT_IN, PULL_SECRET, USER};
 use support::pods::{pod, pod_with, pull_secrets};
 use support::{Bed, eventually};
@@ -84,51 +84,14 @@ async fn plain_and_excluded_namespaces_are_untouched() {
 async fn a_review_that_names_a_namespace_without_the_label_is_answered_without_any_effect() {
     let bed = bed().await;
     let plain = bed.plane.namespace("forged", &[]).await;
-    let review = json!({
-        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
-        "request": {
-            "uid": "forged", "operation": "CREATE", "namespace": plain,
-            "resource": {"group": "", "version": "v1", "resource": "pods"},
-            "object": pod("web", &image("eu-south-1")),
-        },
-    });
-    let answer = post_review(bed, &review).await;
+    let review = review(&plain, &pod("web", &image("eu-south-1")));
+    let answer = post_review(&bed.installation, bed.webhook.address(), &review).await;
     assert_eq!(
         answer["response"],
-        json!({"uid": "forged", "allowed": true})
+        json!({"uid": "review", "allowed": true})
     );
     assert!(bed.pull_secret(&plain).await.is_none());
     assert_eq!(bed.aws.ecr_calls("eu-south-1").len(), 0);
-}
-
-/// A POST by anybody who reaches the port, past the API server.
-async fn post_review(bed: &Bed, review: &serde_json::Value) -> serde_json::Value {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut roots = rustls::RootCertStore::empty();
-    let authority = rustls::pki_types::pem::PemObject::from_pem_slice(
-        bed.installation.authority().pem().as_bytes(),
-    );
-    roots.add(authority.unwrap()).unwrap();
-    let config = rustls::ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
-    let socket = tokio::net::TcpStream::connect(bed.webhook.address())
-        .await
-        .unwrap();
-    let name = "ecr-injector.ecr-injector.svc".try_into().unwrap();
-    let mut stream = connector.connect(name, socket).await.unwrap();
-    let body = review.to_string();
-    let head = format!(
-        "POST /mutate?timeout=5s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all((head + &body).as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    // Whether the TLS connection was closed with a goodbye is not what this is about.
-    let _ = stream.read_to_end(&mut answer).await;
-    let answer = String::from_utf8(answer).unwrap();
-    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
 #[tokio::test]

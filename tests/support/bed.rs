@@ -1,14 +1,23 @@
 //! All of it together: a control plane with `deploy/` in it, AWS, and one webhook process that answers for it.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{Api, PostParams};
 use kube::core::Status;
 use kube::{Client, Resource};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::control_plane::ControlPlane;
 use super::fake_aws::FakeAws;
-use super::installation::{Installation, OPT_IN, PULL_SECRET};
+use super::installation::{Installation, NAME, OPT_IN, PULL_SECRET};
 use super::webhook::Webhook;
 
 /// A cluster with the webhook in it. Tests that share one keep apart by namespace and by AWS region.
@@ -150,4 +159,48 @@ fn text_of_warning(value: &http::HeaderValue) -> String {
 /// A Pod spec with one container.
 pub fn spec(image: &str) -> Value {
     json!({"containers": [{"name": "main", "image": image}]})
+}
+
+/// A POST by anybody who reaches the webhook's port, past the API server.
+pub async fn post_review(
+    installation: &Installation,
+    address: SocketAddr,
+    review: &Value,
+) -> Value {
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_slice(installation.authority().pem().as_bytes());
+    roots.add(authority.unwrap()).unwrap();
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let socket = TcpStream::connect(address).await.unwrap();
+    let name = format!("{NAME}.{NAME}.svc").try_into().unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config))
+        .connect(name, socket)
+        .await
+        .unwrap();
+    let body = review.to_string();
+    let head = format!(
+        "POST /mutate?timeout=5s HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + &body).as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // Whether the TLS connection was closed with a goodbye is not what this is about.
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+/// A review of a Pod's creation, as the API server would send it.
+pub fn review(namespace: &str, pod: &Pod) -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": "review", "operation": "CREATE", "namespace": namespace,
+            "resource": {"group": "", "version": "v1", "resource": "pods"},
+            "object": pod,
+        },
+    })
 }

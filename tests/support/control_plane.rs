@@ -417,9 +417,12 @@ pub async fn may(client: &Client, verb: &str, resource: &str) -> bool {
         .is_some_and(|status| status.allowed)
 }
 
-/// A client by a kubeconfig. Clients belong to the runtime that made them, and each test has its own.
+/// A client by a kubeconfig. Clients belong to the runtime that made them, and each test has its own. It does not try again
+/// by itself: an answer is what a test is about.
 pub async fn client(kubeconfig: &Path) -> Client {
-    Client::try_from(config(kubeconfig).await).unwrap()
+    let mut config = config(kubeconfig).await;
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
 }
 
 async fn config(kubeconfig: &Path) -> Config {

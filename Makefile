@@ -1,0 +1,75 @@
+# `make help` lists what there is. CI runs `make ci`; a user needs `make demo` and `make test`.
+
+CARGO ?= cargo
+CONTROL_PLANE := tests/control-plane/build.sh
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the binary (target/debug/ecr-injector)
+	$(CARGO) build --locked
+
+.PHONY: release
+release: ## Build the optimized binary (target/release/ecr-injector) and show its size
+	$(CARGO) build --locked --release
+	@ls -l target/release/ecr-injector | awk '{printf "target/release/ecr-injector: %.1f MB\n", $$5 / 1e6}'
+
+.PHONY: control-plane
+control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
+	@$(CONTROL_PLANE)
+
+.PHONY: demo
+demo: control-plane ## Show the main job: one Deployment, two namespaces, one of them opted in
+	$(CARGO) build --locked --quiet --bin ecr-injector --example demo
+	@target/debug/examples/demo
+
+.PHONY: demo-shell
+demo-shell: control-plane ## The same, left running, with a KUBECONFIG to look around with
+	$(CARGO) build --locked --quiet --bin ecr-injector --example demo
+	@target/debug/examples/demo --shell
+
+.PHONY: test
+test: control-plane ## Run every test that CI runs
+	$(CARGO) test --locked
+
+.PHONY: test-fast
+test-fast: ## Run the tests that need no control plane
+	$(CARGO) test --locked --lib --test rooms --test admission_golden --test preview --test webhook_http
+
+.PHONY: sabotage
+sabotage: ## Take each guard out of the code and see its test turn red
+	@tests/sabotage/run.sh
+
+.PHONY: bench
+bench: ## Compare the handler with a bare one, in requests per second and CPU per request
+	$(CARGO) bench --locked --bench handler
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt
+
+.PHONY: lint
+lint: ## Format check, clippy, one TLS provider, licences and bans
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@tests/one-tls-provider.sh
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
+	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): licences, bans and sources not checked"; fi
+
+.PHONY: docs
+docs: ## Build the API documentation, with warnings as errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+.PHONY: ci
+ci: lint docs test ## What CI runs
+
+.PHONY: test-all
+test-all: ci sabotage bench ## Everything, also what takes longer than CI has
+
+.PHONY: clean
+clean: ## Remove what was built
+	$(CARGO) clean
