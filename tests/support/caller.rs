@@ -34,6 +34,11 @@ impl Caller {
         self.call(Method::PATCH, path, kind, Some(change)).await
     }
 
+    pub async fn json_patch(&self, path: &str, operations: &Value) -> Outcome {
+        let kind = "json-patch+json";
+        self.call(Method::PATCH, path, kind, Some(operations)).await
+    }
+
     /// Server-side apply, forced, under the webhook's field manager.
     pub async fn apply(&self, path: &str, object: &Value) -> Outcome {
         let path = format!("{path}?fieldManager=ecr-injector&force=true");
