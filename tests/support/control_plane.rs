@@ -453,7 +453,7 @@ where
 }
 
 /// Where kube-apiserver and the others are.
-fn programs() -> PathBuf {
+pub fn programs() -> PathBuf {
     let folder = std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(
         || {
             let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
