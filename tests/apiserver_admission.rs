@@ -16,7 +16,7 @@ use serde_json::json;
 use support::bed::{change, create, hosts, image, post_review, registry, review, spec};
 use support::installation::{OPT_IN, PULL_SECRET, USER};
 use support::pods::{pod, pod_with, pull_secrets};
-use support::{Bed, eventually};
+use support::{Bed, Rewriter, eventually};
 use tokio::sync::OnceCell;
 
 async fn bed() -> &'static Bed {
@@ -534,4 +534,39 @@ async fn a_warm_admission_makes_no_io() {
         after.0.2 - before.0.2 > 49.5,
         "the admissions were not counted"
     );
+}
+
+#[tokio::test]
+async fn an_image_rewriter_before_and_one_after_us_are_both_followed() {
+    let bed = bed().await;
+    let client = bed.plane.pod_creator().await;
+    // Registrations run in the order of their names; after us means that we are asked again.
+    for name in ["a-rewriter", "z-rewriter"] {
+        let to = registry(123_456_789_012, "eu-central-2");
+        let _rewriter = Rewriter::register(&bed.plane, name, "mirror.example", &to).await;
+        let namespace = bed
+            .plane
+            .namespace(name, &[OPT_IN, ("rewrite", name)])
+            .await;
+        let admitted = eventually(
+            "the rewriter is asked",
+            Duration::from_secs(10),
+            async || {
+                let object = pod(&unique("web"), "mirror.example/team/app:v1");
+                let admitted = create(&client, &namespace, &object, false).await.unwrap();
+                let image = admitted.pod.spec.as_ref().unwrap().containers[0]
+                    .image
+                    .clone()
+                    .unwrap();
+                image.starts_with(&to).then_some(admitted)
+            },
+        )
+        .await;
+        assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET], "{name}");
+        assert_eq!(
+            hosts(&bed.pull_secret(&namespace).await.unwrap()),
+            [to],
+            "{name}"
+        );
+    }
 }

@@ -17,7 +17,10 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use thiserror::Error;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Existing, FIELD_MANAGER, Foreign, PullSecret, TooManyHosts, Want, store::PullSecrets};
@@ -49,6 +52,8 @@ const WRITE_SHARE: u32 = 4;
 const COMPLETION_WINDOW: Duration = Duration::from_secs(10);
 /// The pause between those tries.
 const COMPLETION_PAUSE: Duration = Duration::from_millis(500);
+/// Calls to the API server at the same time. Each is a connection of its own, and a burst of handshakes would only be slow.
+const MAX_CALLS: usize = 32;
 /// Namespaces that are being completed at the same time.
 const MAX_COMPLETIONS: usize = 1024;
 
@@ -147,6 +152,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    calls: Semaphore,
     turns: Mutex<HashMap<Namespace, Arc<tokio::sync::Mutex<()>>>>,
     completing: Mutex<HashMap<Namespace, BTreeMap<Host, Registry>>>,
 }
@@ -194,6 +200,7 @@ impl Ensurer {
             metrics,
             tasks,
             stop,
+            calls: Semaphore::new(MAX_CALLS),
             turns: Mutex::default(),
             completing: Mutex::default(),
         }))
@@ -356,11 +363,10 @@ impl Ensurer {
         deadline: Instant,
     ) -> Result<Option<Secret>, EnsureError> {
         let call = api.get_opt(&self.0.settings.secret_name);
-        let result = timeout_at(deadline.min(Instant::now() + CALL_TIMEOUT), call).await;
-        let (outcome, result) = match result {
-            Ok(Ok(secret)) => ("ok", Ok(secret)),
-            Ok(Err(error)) => ("error", Err(lost("read", &error))),
-            Err(_) => ("timeout", Err(Lost::ForGood(timed_out("read")))),
+        let (outcome, result) = match self.call(call, deadline).await {
+            Some(Ok(secret)) => ("ok", Ok(secret)),
+            Some(Err(error)) => ("error", Err(lost("read", &error))),
+            None => ("timeout", Err(Lost::ForGood(timed_out("read")))),
         };
         self.0.metrics.api_call("get", "secrets", outcome);
         match result {
@@ -390,17 +396,30 @@ impl Ensurer {
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let patch = Patch::Apply(secret);
         let call = api.patch(&self.0.settings.secret_name, &params, &patch);
-        let result = timeout_at(deadline.min(Instant::now() + CALL_TIMEOUT), call).await;
-        let (outcome, result) = match result {
-            Ok(Ok(secret)) => ("ok", Ok(secret)),
-            Ok(Err(error)) => {
+        let (outcome, result) = match self.call(call, deadline).await {
+            Some(Ok(secret)) => ("ok", Ok(secret)),
+            Some(Err(error)) => {
                 let lost = lost("write", &error);
                 (lost.as_str(), Err(lost))
             }
-            Err(_) => ("timeout", Err(Lost::ForGood(timed_out("write")))),
+            None => ("timeout", Err(Lost::ForGood(timed_out("write")))),
         };
         self.0.metrics.api_call("apply", "secrets", outcome);
         result
+    }
+
+    /// One call to the API server, when its turn comes; `None` if there was no answer in its own or the request's time.
+    async fn call<T>(
+        &self,
+        call: impl Future<Output = kube::Result<T>>,
+        deadline: Instant,
+    ) -> Option<kube::Result<T>> {
+        let in_turn = async {
+            // The semaphore is never closed.
+            let _permit = self.0.calls.acquire().await;
+            timeout(CALL_TIMEOUT, call).await.ok()
+        };
+        timeout_at(deadline, in_turn).await.ok().flatten()
     }
 
     /// Somebody else changed the data or the state, so nothing in it can be trusted: every host that it claims to have

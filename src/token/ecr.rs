@@ -13,7 +13,6 @@ use aws_sdk_ecr::{
     error::{ProvideErrorMetadata, SdkError},
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::service_config::ServiceConfigKey;
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
@@ -64,15 +63,19 @@ impl Ecr {
         let http = aws_smithy_http_client::Builder::new()
             .tls_provider(tls)
             .build_https();
-        Self::with_http_client(http, clock, metrics).await
+        // Without the instance metadata service, which the SDK's own chain would ask and which hangs where it is not.
+        let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new())
+            .or_else(Region::from_static(FALLBACK_REGION));
+        let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .http_client(http)
+            .region(region);
+        Self::new(&loader.load().await, clock, metrics)
     }
 
-    /// The same over another HTTP client.
-    pub async fn with_http_client(
-        http: SharedHttpClient,
-        clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    /// The same with settings that were read already. Retries and timeouts are ours, whatever they say.
+    #[must_use]
+    pub fn new(config: &SdkConfig, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
@@ -82,18 +85,12 @@ impl Ecr {
             .load_timeout(CREDENTIALS_TIMEOUT)
             .buffer_time(CREDENTIALS_BUFFER)
             .build();
-        // Without the instance metadata service, which the SDK's own chain would ask and which hangs where it is not.
-        let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
-            .or_else(ProfileFileRegionProvider::new())
-            .or_else(Region::from_static(FALLBACK_REGION));
-        let config = aws_config::defaults(BehaviorVersion::v2026_01_12())
-            .http_client(http)
-            .region(region)
+        let config = config
+            .to_builder()
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts)
             .identity_cache(identities)
-            .load()
-            .await;
+            .build();
         Self {
             has_own_endpoint: has_own_endpoint(&config),
             config,
@@ -248,4 +245,181 @@ fn short(text: &str) -> String {
         .take(200)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_config::SdkConfig;
+    use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+    use aws_smithy_http_client::test_util::capture_request;
+    use aws_smithy_types::body::SdkBody;
+
+    use super::*;
+    use crate::{clock::SystemClock, registry::Registry, token::MalformedReply};
+
+    fn key(host: &str) -> TokenKey {
+        let registry: Registry = format!("123456789012.{host}").parse().expect("a registry");
+        TokenKey::new(Identity::Ambient, &registry)
+    }
+
+    /// Mints once over a connector that keeps the request and gives this reply; what left, and what came of it.
+    async fn ask(
+        key: &TokenKey,
+        endpoint: Option<&str>,
+        status: u16,
+        reply: &'static str,
+    ) -> (
+        aws_smithy_runtime_api::http::Request,
+        Result<Token, MintError>,
+    ) {
+        let reply = http::Response::builder()
+            .status(status)
+            .body(SdkBody::from(reply))
+            .expect("a reply");
+        let (connector, captured) = capture_request(Some(reply));
+        let mut config = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .credentials_provider(SharedCredentialsProvider::new(Credentials::for_tests()))
+            .sleep_impl(aws_smithy_async::rt::sleep::SharedAsyncSleep::new(
+                aws_smithy_async::rt::sleep::TokioSleep::new(),
+            ))
+            .http_client(connector);
+        config.set_endpoint_url(endpoint.map(str::to_owned));
+        let ecr = Ecr::new(&config.build(), Arc::new(SystemClock), Arc::default());
+        let minted = ecr.mint(key).await;
+        (captured.expect_request(), minted)
+    }
+
+    #[tokio::test]
+    async fn each_registry_is_asked_at_the_endpoint_of_its_region_and_partition() {
+        for (host, uri, region) in [
+            (
+                "dkr.ecr.eu-west-1.amazonaws.com",
+                "https://api.ecr.eu-west-1.amazonaws.com/",
+                "eu-west-1",
+            ),
+            (
+                "dkr.ecr-fips.us-east-1.amazonaws.com",
+                "https://ecr-fips.us-east-1.amazonaws.com/",
+                "us-east-1",
+            ),
+            (
+                "dkr-ecr.us-west-2.on.aws",
+                "https://ecr.us-west-2.api.aws/",
+                "us-west-2",
+            ),
+            (
+                "dkr-ecr-fips.us-west-2.on.aws",
+                "https://ecr-fips.us-west-2.api.aws/",
+                "us-west-2",
+            ),
+            (
+                "dkr.ecr.us-gov-west-1.amazonaws.com",
+                "https://api.ecr.us-gov-west-1.amazonaws.com/",
+                "us-gov-west-1",
+            ),
+            (
+                "dkr.ecr-fips.us-gov-west-1.amazonaws.com",
+                "https://ecr-fips.us-gov-west-1.amazonaws.com/",
+                "us-gov-west-1",
+            ),
+            (
+                "dkr.ecr.cn-north-1.amazonaws.com.cn",
+                "https://api.ecr.cn-north-1.amazonaws.com.cn/",
+                "cn-north-1",
+            ),
+            (
+                "dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+                "https://ecr.cn-north-1.api.amazonwebservices.com.cn/",
+                "cn-north-1",
+            ),
+            (
+                "dkr.ecr.eusc-de-east-1.amazonaws.eu",
+                "https://api.ecr.eusc-de-east-1.amazonaws.eu/",
+                "eusc-de-east-1",
+            ),
+            (
+                "dkr.ecr.us-iso-east-1.c2s.ic.gov",
+                "https://api.ecr.us-iso-east-1.c2s.ic.gov/",
+                "us-iso-east-1",
+            ),
+            (
+                "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
+                "https://api.ecr.us-isob-east-1.sc2s.sgov.gov/",
+                "us-isob-east-1",
+            ),
+            (
+                "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+                "https://api.ecr.eu-isoe-west-1.cloud.adc-e.uk/",
+                "eu-isoe-west-1",
+            ),
+            (
+                "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
+                "https://api.ecr.us-isof-south-1.csp.hci.ic.gov/",
+                "us-isof-south-1",
+            ),
+        ] {
+            let (request, _) = ask(&key(host), None, 200, "{}").await;
+            assert_eq!(request.uri(), uri, "{host}");
+            let signature = request.headers().get("authorization").expect("signed");
+            assert!(
+                signature.contains(&format!("/{region}/ecr/aws4_request")),
+                "{host}: {signature}"
+            );
+            let target = request.headers().get("x-amz-target");
+            assert_eq!(
+                target,
+                Some("AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken")
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_of_the_admins_own_replaces_all_others_with_their_flags() {
+        for host in [
+            "dkr.ecr.eu-west-1.amazonaws.com",
+            "dkr-ecr-fips.us-west-2.on.aws",
+        ] {
+            let (request, _) = ask(&key(host), Some("https://vpce-1.example"), 200, "{}").await;
+            assert_eq!(request.uri(), "https://vpce-1.example/", "{host}");
+        }
+    }
+
+    #[tokio::test]
+    async fn replies_of_every_kind_have_their_own_error() {
+        let key = key("dkr.ecr.eu-west-1.amazonaws.com");
+        for (status, reply, expected) in [
+            (200, "{}", MintError::Malformed(MalformedReply::Missing)),
+            (
+                200,
+                r#"{"authorizationData":[]}"#,
+                MintError::Malformed(MalformedReply::Missing),
+            ),
+            (
+                200,
+                r#"{"authorizationData":[{"authorizationToken":"QVdTOnB3"}]}"#,
+                MintError::Malformed(MalformedReply::NoExpiry),
+            ),
+            (200, "<html>", MintError::NotEcr),
+            (
+                400,
+                r#"{"__type":"ThrottlingException"}"#,
+                MintError::Throttled("ThrottlingException".into()),
+            ),
+            (
+                400,
+                r#"{"__type":"AccessDeniedException","message":"not authorized"}"#,
+                MintError::Refused("AccessDeniedException not authorized".into()),
+            ),
+            (
+                500,
+                r#"{"__type":"ServerException"}"#,
+                MintError::Server("ServerException".into()),
+            ),
+            (502, "<html>bad gateway</html>", MintError::NotEcr),
+        ] {
+            let (_, minted) = ask(&key, None, status, reply).await;
+            assert_eq!(minted.map(|_| ()), Err(expected), "{status} {reply}");
+        }
+    }
 }

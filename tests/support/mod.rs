@@ -9,6 +9,7 @@
 //! | [`installation`] | `deploy/`, as a cluster admin installs it |
 //! | [`bed`] | all of these together, with one webhook in it |
 //! | [`certificates`] | cert-manager |
+//! | [`rewriter`] | another mutating webhook |
 //! | [`pods`] | the Pods that users write |
 //! | [`caller`] | anybody who calls the API server |
 //! | [`child`], [`own_runtime`] | what lets the others outlive one test and never the test process |
@@ -39,6 +40,7 @@ pub mod fake_aws;
 pub mod installation;
 pub mod own_runtime;
 pub mod pods;
+pub mod rewriter;
 pub mod webhook;
 
 pub use balancer::Balancer;
@@ -48,6 +50,7 @@ pub use certificates::{Authority, ServingCertificate};
 pub use control_plane::{AuditLevel, ControlPlane};
 pub use fake_aws::{Behaviour, FakeAws, Garbage};
 pub use installation::Installation;
+pub use rewriter::Rewriter;
 pub use webhook::Webhook;
 
 /// Makes ring the process's TLS provider. Development dependencies could unify a second one into the build, and then
