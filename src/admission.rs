@@ -23,7 +23,7 @@ pub const MAX_WARNING_CHARS: usize = 120;
 /// What the API server asks.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The review's own id as it stood in the JSON, quotes included: echoed without being understood.
+    /// The review's own id as it stood in the JSON, quotes included: echoed without being understood. `null` offline.
     uid: &'a RawValue,
     /// What is done.
     pub operation: Operation,
@@ -174,6 +174,20 @@ impl<'a> Request<'a> {
             object: None,
             old_object: None,
         })
+    }
+
+    /// The creation of a Pod that no API server asks about: the same decision, without a cluster.
+    #[must_use]
+    pub fn offline(namespace: &'a str, object: Pod<'a>) -> Self {
+        Self {
+            uid: RawValue::NULL,
+            operation: Operation::Create,
+            namespace: Text(namespace.into()),
+            is_pod: true,
+            dry_run: false,
+            object: Some(object),
+            old_object: None,
+        }
     }
 
     /// The review's uid, without its quotes, for logs.

@@ -3,7 +3,10 @@
 pub mod preview;
 pub mod serve;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -29,14 +32,14 @@ enum Command {
 impl Cli {
     /// Runs the command. An error is written to standard error, with its causes.
     #[must_use]
-    #[allow(clippy::print_stderr, reason = "where a command's error goes")]
     pub fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Serve(flags) => flags.run(),
             Command::Preview(flags) => flags.run(),
         };
         result.unwrap_or_else(|error| {
-            eprintln!("ecr-injector: {error:#}");
+            // If nobody reads the error, there is nobody left to tell.
+            let _ = writeln!(io::stderr(), "ecr-injector: {error:#}");
             ExitCode::FAILURE
         })
     }

@@ -49,7 +49,7 @@ pub struct OptIn {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file couldn't be read.
-    #[error("reading {path}: {source}; check the path and its permissions")]
+    #[error("reading {path}: check the path and its permissions")]
     Read {
         /// The file.
         path: String,
@@ -160,9 +160,13 @@ impl Config {
         {
             serde_json::Value::Null
         } else {
-            serde_saphyr::from_str(text).map_err(|error| ConfigError::Yaml {
-                path: path.to_owned(),
-                message: error.to_string(),
+            // Comments that are kept are counted, and the parser gives up at the 33rd line in a row.
+            let options = serde_saphyr::options! { emit_comments: false };
+            serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+                ConfigError::Yaml {
+                    path: path.to_owned(),
+                    message: error.to_string(),
+                }
             })?
         };
         if value.is_null() {
@@ -436,6 +440,14 @@ mod tests {
             );
             assert_eq!(config.rules.excluded.len(), 2);
         }
+    }
+
+    #[test]
+    fn a_long_comment_is_no_error() {
+        let comment = "  # why\n".repeat(100);
+        let text = format!("limits:\n{comment}  registriesPerPod: 2\naliases:\n{comment}  []\n");
+        let config = Config::parse(&text, "config.yaml").expect("valid");
+        assert_eq!(config.rules.registries_per_pod, 2);
     }
 
     #[test]

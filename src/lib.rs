@@ -16,6 +16,7 @@ pub mod telemetry;
 pub mod tls;
 
 pub mod admission;
+pub mod manifest;
 pub mod pull_secret;
 pub mod token;
 

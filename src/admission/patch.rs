@@ -1,9 +1,12 @@
 //! The verdict as a JSON Patch: one `add`, which appends.
 //!
 //! Never `replace` and never `test`: a patch that fails to apply rejects the Pod, even where the registration's failure
-//! policy is Ignore. The patch names the Pod's own `spec`; for a template, prefix it.
+//! policy is Ignore. The patch names the Pod's own `spec`; for a template, its place in the workload comes before.
 
-use json_patch::{AddOperation, Patch, PatchOperation, jsonptr::PointerBuf};
+use json_patch::{
+    AddOperation, Patch, PatchOperation,
+    jsonptr::{Pointer, PointerBuf},
+};
 use serde_json::{Value, json};
 
 use crate::pod::PullSecrets;
@@ -11,17 +14,27 @@ use crate::pod::PullSecrets;
 /// The patch that makes a Pod reference the pull secret `name`, given where it stands now.
 #[must_use]
 pub fn append(name: &str, stands: PullSecrets) -> Patch {
+    append_in(Pointer::root(), name, stands)
+}
+
+/// The same for a Pod's template that stands at `place` in another object.
+#[must_use]
+pub fn append_in(place: &Pointer, name: &str, stands: PullSecrets) -> Patch {
     let entry = json!({ "name": name });
     match stands {
         PullSecrets::Present => Patch::default(),
-        PullSecrets::NoList => add(&["spec", "imagePullSecrets"], Value::Array(vec![entry])),
-        PullSecrets::Listed => add(&["spec", "imagePullSecrets", "-"], entry),
+        PullSecrets::NoList => add(
+            place,
+            &["spec", "imagePullSecrets"],
+            Value::Array(vec![entry]),
+        ),
+        PullSecrets::Listed => add(place, &["spec", "imagePullSecrets", "-"], entry),
     }
 }
 
-fn add(path: &[&str], value: Value) -> Patch {
+fn add(place: &Pointer, path: &[&str], value: Value) -> Patch {
     Patch(vec![PatchOperation::Add(AddOperation {
-        path: PointerBuf::from_tokens(path.iter().copied()),
+        path: place.concat(&PointerBuf::from_tokens(path.iter().copied())),
         value,
     })])
 }

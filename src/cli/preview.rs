@@ -1,16 +1,253 @@
 //! `ecr-injector preview`: what a manifest would look like once admitted. Offline.
+//!
+//! Standard output has the objects alone, so that it can be piped on; everything that is told about them goes to
+//! standard error.
 
-use std::process::ExitCode;
+mod input;
+mod verdict;
 
-use clap::Args;
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
-/// Show objects as they would be admitted, without a cluster.
+use anyhow::Context as _;
+use clap::{Args, ValueEnum, builder::FalseyValueParser};
+use serde_json::{Value, json};
+use similar::TextDiff;
+
+use self::{input::Source, verdict::Verdict};
+use crate::{
+    config::{Config, OptIn},
+    manifest::{self, text},
+    namespace::Namespace,
+};
+
+const LONG_ABOUT: &str = "\
+Show Pods and workloads as they would be admitted, without a cluster.
+
+Pods, the Pod templates of Deployments, StatefulSets, DaemonSets, ReplicaSets, ReplicationControllers, Jobs, CronJobs \
+and PodTemplates, and Lists of these are shown with the pull secret that the webhook adds in a namespace that opted in. \
+Other objects pass unchanged; comments are lost.";
+const AFTER_HELP: &str = "\
+Standard output has the objects alone; why each was changed or left alone goes to standard error.
+Nothing is written to standard output unless all input could be read.
+
+Exit codes:
+  0  done, also when nothing had to be changed
+  1  the input or the configuration could not be read
+  2  wrong usage
+
+Examples:
+  ecr-injector preview -f deployment.yaml
+  helm template ./chart | ecr-injector preview -n team --diff
+  kubectl get pods -A -o yaml | ecr-injector preview -o patch";
+
+/// Show Pods and workloads as they would be admitted, without a cluster.
 #[derive(Debug, Args)]
-pub struct Flags {}
+#[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+pub struct Flags {
+    /// A file, a directory (its *.yaml, *.yml and *.json, not its subdirectories) or - for standard input; may be
+    /// repeated. Standard input by default
+    #[arg(
+        short,
+        long = "filename",
+        env = "ECR_INJECTOR_FILENAME",
+        value_name = "FILE|DIR|-"
+    )]
+    filenames: Vec<PathBuf>,
+    /// The namespace of objects that name none
+    #[arg(
+        short,
+        long,
+        env = "ECR_INJECTOR_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "default",
+        value_parser = namespace
+    )]
+    namespace: Namespace,
+    /// How to write the objects
+    #[arg(
+        short,
+        long,
+        env = "ECR_INJECTOR_OUTPUT",
+        value_enum,
+        default_value_t,
+        conflicts_with = "diff"
+    )]
+    output: Output,
+    /// Write what would change, as a unified diff, instead of the objects
+    #[arg(long, env = "ECR_INJECTOR_DIFF", value_parser = FalseyValueParser::new())]
+    diff: bool,
+    /// The webhook's configuration file (YAML); without it every value has its default
+    #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// How objects are written.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Output {
+    /// YAML documents
+    #[default]
+    Yaml,
+    /// JSON: one object as it is, several as a List
+    Json,
+    /// The JSON Patch of each object that would change, one a line
+    Patch,
+}
+
+fn namespace(text: &str) -> Result<Namespace, &'static str> {
+    Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
+}
 
 impl Flags {
-    /// Runs.
+    /// Reads everything, then decides, then writes: bad input never leaves half an output.
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        let config = self
+            .config
+            .as_deref()
+            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        let sources = Source::of(&self.filenames)?;
+        let mut documents = Vec::new();
+        for source in &sources {
+            documents.extend(source.read()?);
+        }
+        let mut report = Report::default();
+        let mut changes = String::new();
+        for document in &mut documents {
+            let verdicts: Vec<_> = manifest::objects(document)
+                .iter()
+                .map(|object| Verdict::of(object, &self.namespace, &config.rules))
+                .collect();
+            for verdict in verdicts {
+                report.add(&verdict);
+                if verdict.patch.0.is_empty() {
+                    continue;
+                }
+                let object = document
+                    .pointer_mut(verdict.place.as_str())
+                    .context("an object is no longer where it was found")?;
+                let before = object.clone();
+                json_patch::patch(object, &verdict.patch)
+                    .with_context(|| format!("patching {}", verdict.title()))?;
+                if self.diff {
+                    changes += &diff(&verdict.title(), &before, object)?;
+                } else if let Output::Patch = self.output {
+                    let _ = writeln!(changes, "{}", verdict.to_json());
+                }
+            }
+        }
+        let output = match self.output {
+            _ if self.diff => changes,
+            Output::Yaml => yaml(&documents)?,
+            Output::Json => json(documents)?,
+            Output::Patch => changes,
+        };
+        let written = write(&output);
+        // What there is to say is said even if nobody reads the objects any more; to whom should a failure be told?
+        let _ = io::stderr().write_all(report.finish(&config.opt_in).as_bytes());
+        written.context("writing to standard output")?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// `| head` has seen enough when it closes the pipe: no error.
+fn write(output: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(output.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+fn yaml(documents: &[Value]) -> anyhow::Result<String> {
+    let documents: Result<Vec<_>, _> = documents.iter().map(text::to_yaml).collect();
+    Ok(documents?.join("---\n"))
+}
+
+fn json(mut documents: Vec<Value>) -> anyhow::Result<String> {
+    let document = match documents.len() {
+        0 => return Ok(String::new()),
+        1 => documents.remove(0),
+        _ => {
+            // kubectl does not look into a List within a List.
+            let items: Vec<Value> = documents.into_iter().flat_map(items).collect();
+            json!({"apiVersion": "v1", "kind": "List", "items": items})
+        }
+    };
+    let mut text = serde_json::to_string_pretty(&document)?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn items(mut document: Value) -> Vec<Value> {
+    let is_list = document["apiVersion"] == "v1" && document["kind"] == "List";
+    match document.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) if is_list => items,
+        Some(taken) => {
+            document["items"] = taken;
+            vec![document]
+        }
+        None => vec![document],
+    }
+}
+
+fn diff(title: &str, before: &Value, after: &Value) -> anyhow::Result<String> {
+    let (before, after) = (text::to_yaml(before)?, text::to_yaml(after)?);
+    Ok(TextDiff::from_lines(&before, &after)
+        .unified_diff()
+        .header(
+            &format!("{title}\tas written"),
+            &format!("{title}\tas admitted"),
+        )
+        .to_string())
+}
+
+/// What is told about all objects.
+#[derive(Default)]
+struct Report {
+    text: String,
+    objects: usize,
+    changed: usize,
+    /// The namespaces whose opt-in it all depends on.
+    namespaces: BTreeSet<String>,
+}
+
+impl Report {
+    fn add(&mut self, verdict: &Verdict) {
+        self.objects += 1;
+        self.changed += usize::from(!verdict.patch.0.is_empty());
+        if verdict.is_injected() {
+            self.namespaces.insert(verdict.namespace.clone());
+        }
+        let _ = write!(self.text, "{verdict}");
+    }
+
+    fn finish(mut self, opt_in: &OptIn) -> String {
+        let (objects, changed) = (self.objects, self.changed);
+        if objects == 0 {
+            return "no object in the input\n".into();
+        }
+        let plural = if objects == 1 { "" } else { "s" };
+        let _ = writeln!(
+            self.text,
+            "\n{objects} object{plural}, {changed} would be changed"
+        );
+        if !self.namespaces.is_empty() {
+            let names: Vec<_> = self.namespaces.into_iter().collect();
+            let label = format!("{}={}", opt_in.label, opt_in.value);
+            let _ = writeln!(
+                self.text,
+                "Only Pods of namespaces with the label {label} are changed; to set it:\n  kubectl label namespace {} {label}",
+                names.join(" ")
+            );
+        }
+        self.text
     }
 }

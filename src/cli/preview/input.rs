@@ -1,0 +1,101 @@
+//! Where manifests are read from.
+
+use std::{
+    fs,
+    io::{self, IsTerminal as _, Read as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::manifest::text;
+
+/// The files that `kubectl` takes from a directory.
+const EXTENSIONS: [&str; 3] = ["json", "yaml", "yml"];
+
+/// One file, or standard input.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Stdin,
+    File(PathBuf),
+}
+
+impl Source {
+    /// What the flags name, directories as their files.
+    pub(super) fn of(paths: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
+        if paths.is_empty() {
+            if io::stdin().is_terminal() {
+                bail!(
+                    "nothing to read: name a file or a directory with -f, or pipe manifests into standard input"
+                );
+            }
+            return Ok(vec![Self::Stdin]);
+        }
+        let mut sources = Vec::new();
+        for path in paths {
+            if path.as_os_str() == "-" {
+                if sources.contains(&Self::Stdin) {
+                    bail!("standard input can be read only once: name -f - once");
+                }
+                sources.push(Self::Stdin);
+            } else if path.is_dir() {
+                sources.extend(files(path)?.into_iter().map(Self::File));
+            } else {
+                sources.push(Self::File(path.clone()));
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Its documents.
+    pub(super) fn read(&self) -> anyhow::Result<Vec<Value>> {
+        let (name, bytes) = match self {
+            Self::Stdin => {
+                let mut bytes = Vec::new();
+                io::stdin()
+                    .read_to_end(&mut bytes)
+                    .context("reading standard input")?;
+                ("standard input".to_owned(), bytes)
+            }
+            Self::File(path) => {
+                let name = path.display().to_string();
+                let hint = if name.starts_with("https://") || name.starts_with("http://") {
+                    "; addresses are not fetched: pipe the file into standard input"
+                } else {
+                    ""
+                };
+                let bytes = fs::read(path)
+                    .map_err(|error| anyhow::anyhow!("reading {name}: {error}{hint}"))?;
+                (name, bytes)
+            }
+        };
+        text::read(&bytes).map_err(|error| {
+            let hint = if bytes.windows(2).any(|pair| pair == b"{{") {
+                "; this looks like a template: render it first, such as with helm template"
+            } else {
+                ""
+            };
+            anyhow::anyhow!("{name}: {error}{hint}")
+        })
+    }
+}
+
+fn files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let name = directory.display();
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).with_context(|| format!("reading {name}"))? {
+        let path = entry.with_context(|| format!("reading {name}"))?.path();
+        let is_manifest = path
+            .extension()
+            .is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known));
+        if is_manifest && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        bail!("{name} has no *.yaml, *.yml or *.json; subdirectories are not searched");
+    }
+    files.sort();
+    Ok(files)
+}
