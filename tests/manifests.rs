@@ -14,33 +14,58 @@ use ecr_injector::server::PATH;
 use serde_json::{Value, json};
 
 fn documents(name: &str) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(name);
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn own_namespace() -> String {
-    documents("namespace.yaml")[0]["metadata"]["name"].as_str().unwrap().to_owned()
+    documents("namespace.yaml")[0]["metadata"]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn excluded() -> BTreeSet<String> {
-    let config = Config::default().excluding(ecr_injector::namespace::Namespace::parse(&own_namespace()));
-    config.rules.excluded.iter().map(ToString::to_string).collect()
+    let config =
+        Config::default().excluding(ecr_injector::namespace::Namespace::parse(&own_namespace()));
+    config
+        .rules
+        .excluded
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[test]
 fn the_configuration_as_shipped_is_the_default() {
-    let config = documents("configmap.yaml")[0]["data"]["config.yaml"].as_str().unwrap().to_owned();
+    let config = documents("configmap.yaml")[0]["data"]["config.yaml"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let shipped = Config::parse(&config, "configmap.yaml").unwrap();
     assert_eq!(format!("{shipped:?}"), format!("{:?}", Config::default()));
 }
 
 #[test]
 fn the_role_is_narrowed_to_the_pull_secrets_name() {
-    let role = documents("rbac.yaml").into_iter().find(|document| document["kind"] == "ClusterRole").unwrap();
+    let role = documents("rbac.yaml")
+        .into_iter()
+        .find(|document| document["kind"] == "ClusterRole")
+        .unwrap();
     for rule in role["rules"].as_array().unwrap() {
-        if rule["resources"].as_array().unwrap().contains(&json!("secrets")) {
-            assert_eq!(rule["resourceNames"], json!([Config::default().rules.secret_name]));
+        if rule["resources"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("secrets"))
+        {
+            assert_eq!(
+                rule["resourceNames"],
+                json!([Config::default().rules.secret_name])
+            );
         }
     }
 }
@@ -53,27 +78,54 @@ fn the_registration_asks_for_the_same_namespaces_and_calls_the_same_path() {
     assert_eq!(webhooks.len(), 2);
     for webhook in webhooks {
         let selector = &webhook["namespaceSelector"];
-        assert_eq!(selector["matchLabels"], json!({config.opt_in.label.clone(): config.opt_in.value}));
-        let named: BTreeSet<String> = serde_json::from_value(selector["matchExpressions"][0]["values"].clone()).unwrap();
+        assert_eq!(
+            selector["matchLabels"],
+            json!({config.opt_in.label.clone(): config.opt_in.value})
+        );
+        let named: BTreeSet<String> =
+            serde_json::from_value(selector["matchExpressions"][0]["values"].clone()).unwrap();
         assert_eq!(named, excluded());
         assert_eq!(webhook["clientConfig"]["service"]["path"], PATH);
-        assert_eq!(webhook["clientConfig"]["service"]["namespace"], json!(own_namespace()));
-        assert!(webhook["clientConfig"].get("caBundle").is_none(), "applying the file would wipe out the caBundle");
+        assert_eq!(
+            webhook["clientConfig"]["service"]["namespace"],
+            json!(own_namespace())
+        );
+        assert!(
+            webhook["clientConfig"].get("caBundle").is_none(),
+            "applying the file would wipe out the caBundle"
+        );
         assert_eq!(webhook["sideEffects"], "NoneOnDryRun");
     }
-    assert_eq!(webhooks[1]["failurePolicy"], "Ignore", "an UPDATE must never depend on us");
+    assert_eq!(
+        webhooks[1]["failurePolicy"], "Ignore",
+        "an UPDATE must never depend on us"
+    );
 }
 
 #[test]
 fn the_guard_knows_the_name_the_label_the_type_and_the_excluded_namespaces() {
     let config = Config::default();
     let guard = documents("guard.yaml");
-    let policy = guard.iter().find(|document| document["metadata"]["name"] == "secrets.ecr-injector.dev").unwrap();
+    let policy = guard
+        .iter()
+        .find(|document| document["metadata"]["name"] == "secrets.ecr-injector.dev")
+        .unwrap();
     let text = policy["spec"].to_string();
-    for word in [config.rules.secret_name.as_str(), &config.opt_in.label, &config.opt_in.value, MANAGED_BY_LABEL, MANAGED_BY, TYPE, DATA_KEY] {
+    for word in [
+        config.rules.secret_name.as_str(),
+        &config.opt_in.label,
+        &config.opt_in.value,
+        MANAGED_BY_LABEL,
+        MANAGED_BY,
+        TYPE,
+        DATA_KEY,
+    ] {
         assert!(text.contains(word), "the guard doesn't name {word}");
     }
     for namespace in excluded() {
-        assert!(text.contains(&format!("\\\"{namespace}\\\"")), "the guard doesn't exclude {namespace}");
+        assert!(
+            text.contains(&format!("\\\"{namespace}\\\"")),
+            "the guard doesn't exclude {namespace}"
+        );
     }
 }

@@ -300,7 +300,7 @@ mod tests {
             ),
             (
                 "dkr.ecr-fips.us-east-1.amazonaws.com",
-                "https://ecr-fips.us-east-1.amazonaws.com/",
+                "https://api.ecr-fips.us-east-1.amazonaws.com/",
                 "us-east-1",
             ),
             (
@@ -320,7 +320,7 @@ mod tests {
             ),
             (
                 "dkr.ecr-fips.us-gov-west-1.amazonaws.com",
-                "https://ecr-fips.us-gov-west-1.amazonaws.com/",
+                "https://api.ecr-fips.us-gov-west-1.amazonaws.com/",
                 "us-gov-west-1",
             ),
             (
