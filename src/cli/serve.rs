@@ -22,7 +22,11 @@ use crate::{
         store::PullSecrets,
     },
     readiness::Readiness,
-    server::{Admission, accept::Listener, admin},
+    server::{
+        Admission,
+        accept::{Connection, Listener},
+        admin,
+    },
     shutdown::Signals,
     telemetry,
     tls::{self, MinVersion},
@@ -175,15 +179,19 @@ impl Flags {
         );
         let admission = Listener {
             socket,
-            tls: Some(TlsAcceptor::from(Arc::new(tls))),
-            router: Admission::new(webhook, metrics.clone()).router(),
-            metrics: metrics.clone(),
+            connection: Connection {
+                tls: Some(TlsAcceptor::from(Arc::new(tls))),
+                router: Admission::new(webhook, metrics.clone()).router(),
+                metrics: metrics.clone(),
+            },
         };
         let admin = Listener {
             socket: admin_socket,
-            tls: None,
-            router: admin::router(readiness, metrics.clone()),
-            metrics: Arc::new(Metrics::default()),
+            connection: Connection {
+                tls: None,
+                router: admin::router(readiness, metrics.clone()),
+                metrics: Arc::new(Metrics::default()),
+            },
         };
         let (stop_serving, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let serve = tokio::spawn(admission.run(stop_serving.clone(), tasks.clone(), GRACE));

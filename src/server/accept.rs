@@ -2,7 +2,8 @@
 //!
 //! hyper's one header timeout is also its idle limit, and those two must differ: a client that dawdles over a request's
 //! head is cut off in seconds, while a kept-alive connection may rest longer than the 90 s for which the API server
-//! keeps its own. So hyper gets the idle limit, and the head's time is kept here, around the socket.
+//! keeps its own. So hyper gets the idle limit, and the head's time is kept here, around the stream. So is the time that
+//! an answer may wait for a client that doesn't read it, for which hyper has no limit at all.
 
 use std::{
     io,
@@ -24,9 +25,9 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::Semaphore,
-    time::{Instant, Sleep, sleep, timeout},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -38,11 +39,13 @@ use crate::metrics::Metrics;
 const MAX_CONNECTIONS: usize = 1024;
 /// A TLS handshake, from the first byte to the last.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A request's head, from its first byte; for a new connection from the beginning.
+/// A request's head, from its first byte; for a new connection from the beginning, its handshake included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A kept-alive connection's rest between two requests. The API server closes its own after 90 s, and does not retry a
 /// review that met a closed connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
+/// An answer, from when the client's window is full until all of it is sent.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a request's head may take.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADERS: usize = 64;
@@ -53,6 +56,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listener {
     /// Where connections come from.
     pub socket: TcpListener,
+    /// How each of them is served.
+    pub connection: Connection,
+}
+
+/// How a connection is served.
+#[derive(Clone)]
+pub struct Connection {
     /// `None` serves plain HTTP.
     pub tls: Option<TlsAcceptor>,
     /// What answers.
@@ -79,21 +89,16 @@ impl Listener {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
-                    self.metrics.connection_failure("accept");
+                    self.connection.metrics.connection_failure("accept");
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let connection = Connection {
-                tls: self.tls.clone(),
-                router: self.router.clone(),
-                metrics: self.metrics.clone(),
-            };
-            let watcher = graceful.watcher();
+            // A failure only means that small answers may wait for an acknowledgement.
+            let _ = stream.set_nodelay(true);
+            let (connection, watcher) = (self.connection.clone(), graceful.watcher());
             tasks.spawn(async move {
-                connection.metrics.connections.inc();
                 connection.serve(stream, watcher).await;
-                connection.metrics.connections.dec();
                 drop(permit);
             });
         }
@@ -107,21 +112,19 @@ impl Listener {
     }
 }
 
-struct Connection {
-    tls: Option<TlsAcceptor>,
-    router: Router,
-    metrics: Arc<Metrics>,
-}
-
 impl Connection {
-    async fn serve(&self, stream: TcpStream, watcher: Watcher) {
-        // A failure only means that small answers may wait for an acknowledgement.
-        let _ = stream.set_nodelay(true);
+    /// Serves one connection to its end. Through `watcher` it learns that it is to end after the request under way.
+    pub async fn serve<S>(&self, stream: S, watcher: Watcher)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let _open = Open::count(&self.metrics);
+        let head_by = Instant::now() + HEAD_TIMEOUT;
         let Some(tls) = &self.tls else {
-            return self.serve_http(stream, watcher).await;
+            return self.serve_http(stream, watcher, head_by).await;
         };
         match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve_http(stream, watcher).await,
+            Ok(Ok(stream)) => self.serve_http(stream, watcher, head_by).await,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a TLS handshake failed");
                 self.metrics.connection_failure("handshake");
@@ -130,7 +133,7 @@ impl Connection {
         }
     }
 
-    async fn serve_http<S>(&self, stream: S, watcher: Watcher)
+    async fn serve_http<S>(&self, stream: S, watcher: Watcher, head_by: Instant)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -138,7 +141,8 @@ impl Connection {
         let guarded = Guarded {
             inner: stream,
             phase: phase.clone(),
-            timer: Box::pin(sleep(HEAD_TIMEOUT)),
+            head: Box::pin(sleep_until(head_by)),
+            answer: None,
         };
         let service = Requests {
             router: self.router.clone(),
@@ -155,6 +159,22 @@ impl Connection {
             self.metrics
                 .connection_failure(if error.is_timeout() { "idle" } else { "http" });
         }
+    }
+}
+
+/// Counts a connection as open until it is dropped, also by a panic.
+struct Open<'a>(&'a Metrics);
+
+impl<'a> Open<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
     }
 }
 
@@ -176,11 +196,36 @@ impl Phase {
     }
 }
 
-/// A stream that fails a read when a request's head takes too long.
+/// A stream that fails a read when a request's head takes too long, and a write when an answer does.
 struct Guarded<S> {
     inner: S,
     phase: Arc<Phase>,
-    timer: Pin<Box<Sleep>>,
+    head: Pin<Box<Sleep>>,
+    /// Runs while bytes of an answer wait for the client to read.
+    answer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Guarded<S> {
+    /// Gives up a write that has waited too long.
+    fn bound<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_pending() {
+            let timer = self
+                .answer
+                .get_or_insert_with(|| Box::pin(sleep(ANSWER_TIMEOUT)));
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(too_slow("the answer was read too slowly")));
+            }
+        }
+        result
+    }
+}
+
+fn too_slow(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
@@ -190,17 +235,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.phase.is(HEAD) && this.timer.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the request's head came too slowly",
-            )));
+        if this.phase.is(HEAD) && this.head.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(too_slow("the request's head came too slowly")));
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buffer);
         if this.phase.is(IDLE) && buffer.filled().len() > before {
             this.phase.set(HEAD);
-            this.timer.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
+            this.head.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
         }
         result
     }
@@ -208,27 +250,38 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buffer)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write(cx, buffer);
+        this.bound(cx, result)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_flush(cx);
+        if result.is_ready() {
+            this.answer = None;
+        }
+        this.bound(cx, result)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_shutdown(cx);
+        this.bound(cx, result)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, buffers)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write_vectored(cx, buffers);
+        this.bound(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
