@@ -237,6 +237,24 @@ async fn a_head_that_dribbles_in_is_cut_off_after_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_that_dribbles_in_is_cut_off_after_ten_seconds() {
+    let webhook = InProcess::new();
+    let mut wire = connect(&webhook);
+    wire.send(head("/mutate?timeout=30s", "Content-Length: 100"))
+        .await;
+    let started = Instant::now();
+    let answer = loop {
+        wire.send(" ").await;
+        if let Ok(answer) = timeout(seconds(1), wire.answer()).await {
+            break answer;
+        }
+    };
+    assert_eq!(answer.expect("an answer").status, 408);
+    wire.closed().await;
+    assert!(is_about(10, started.elapsed()), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_without_a_first_request_is_closed_after_ten_seconds() {
     let webhook = InProcess::new();
     let took = lives_for(&mut connect(&webhook)).await;
