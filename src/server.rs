@@ -201,7 +201,7 @@ fn timeout_of(uri: &Uri) -> Duration {
 
 /// How much of the API server's timeout we use.
 fn allowed(timeout: Duration) -> Duration {
-    timeout - timeout / MARGIN_SHARE
+    timeout / MARGIN_SHARE * (MARGIN_SHARE - 1)
 }
 
 #[cfg(test)]

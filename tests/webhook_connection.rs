@@ -95,8 +95,8 @@ async fn after_a_panic_the_next_request_on_the_same_connection_is_served() {
     assert_eq!(wire.answer().await.expect("an answer").status, 500);
     webhook.clock.set_panics(false);
     serves(&mut wire).await;
-    assert_eq!(webhook.metric("ecr_injector_panics_total"), 1.0);
-    assert_eq!(webhook.metric("ecr_injector_connections"), 1.0);
+    assert_eq!(webhook.metric("ecr_injector_panics_total"), 1);
+    assert_eq!(webhook.metric("ecr_injector_connections"), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,7 +283,7 @@ async fn a_client_that_does_not_read_its_answers_is_cut_off() {
     let writes = async {
         loop {
             wire.send(post(TARGET, review(&uid, "nginx"))).await;
-            if webhook.metric("ecr_injector_connections") == 0.0 {
+            if webhook.metric("ecr_injector_connections") == 0 {
                 return;
             }
         }
@@ -355,7 +355,7 @@ async fn at_a_stop_the_request_under_way_is_answered_and_its_connection_closed()
     }
     stopped.await.unwrap();
     assert!(started.elapsed() <= seconds(6));
-    assert_eq!(webhook.metric("ecr_injector_connections"), 0.0);
+    assert_eq!(webhook.metric("ecr_injector_connections"), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -370,7 +370,7 @@ async fn a_handshake_that_stalls_is_given_up() {
         assert!(is_about(5, took), "{took:?}");
     }
     let failures = r#"ecr_injector_connection_failures_total{reason="handshake_timeout"}"#;
-    assert_eq!(webhook.metric(failures), 2.0);
+    assert_eq!(webhook.metric(failures), 2);
 }
 
 #[tokio::test(start_paused = true)]

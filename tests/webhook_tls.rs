@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecr_injector::metrics::Metrics;
 use ecr_injector::readiness::Readiness;
@@ -17,7 +17,7 @@ use rustls::SupportedProtocolVersion;
 use rustls::version::{TLS12, TLS13};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
 use support::in_process::Listening;
@@ -140,7 +140,7 @@ async fn what_is_no_tls_is_closed_at_once() {
     }
     bed.serves().await;
     let failures = r#"ecr_injector_connection_failures_total{reason="handshake"}"#;
-    assert_eq!(bed.webhook.metric(failures), 5.0);
+    assert_eq!(bed.webhook.metric(failures), 5);
 }
 
 #[tokio::test]
@@ -220,7 +220,7 @@ async fn many_connections_at_once_are_all_served() {
     let bed = Bed::start(MinVersion::default()).await;
     futures::future::join_all((0..100).map(|_| bed.serves())).await;
     eventually("all are closed", SLACK, async || {
-        (bed.webhook.metric("ecr_injector_connections") == 0.0).then_some(())
+        (bed.webhook.metric("ecr_injector_connections") == 0).then_some(())
     })
     .await;
 }
@@ -234,7 +234,7 @@ async fn a_client_that_goes_away_in_the_middle_harms_nobody() {
         wire.stream.get_mut().0.shutdown().await.unwrap();
     }
     bed.serves().await;
-    assert_eq!(bed.webhook.metric("ecr_injector_panics_total"), 0.0);
+    assert_eq!(bed.webhook.metric("ecr_injector_panics_total"), 0);
 }
 
 #[tokio::test]

@@ -113,6 +113,10 @@ impl Flags {
         runtime.block_on(self.serve())
     }
 
+    #[allow(
+        clippy::too_many_lines,
+        reason = "the one place where the parts are put together, in the order in which they start and end"
+    )]
     async fn serve(self) -> anyhow::Result<ExitCode> {
         let config = self
             .config
@@ -158,7 +162,7 @@ impl Flags {
         let serving = readiness.condition("serving");
         let watched = namespaces.clone();
         spawn_until(&tasks, &stop, async move {
-            watched.run(namespaces_synced).await
+            watched.run(namespaces_synced).await;
         });
         let (watched, client, name) = (
             secrets.clone(),
@@ -166,7 +170,7 @@ impl Flags {
             config.rules.secret_name.clone(),
         );
         spawn_until(&tasks, &stop, async move {
-            watched.run(client, &name, secrets_synced).await
+            watched.run(client, &name, secrets_synced).await;
         });
 
         let webhook = Webhook::new(

@@ -129,8 +129,13 @@ impl InProcess {
     }
 
     /// The sum of all series that match, as [`sum`] reads them.
-    pub fn metric(&self, series: &str) -> f64 {
-        sum(&self.metrics.to_text(), series)
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counters and gauges are small whole numbers"
+    )]
+    pub fn metric(&self, series: &str) -> u64 {
+        sum(&self.metrics.to_text(), series) as u64
     }
 }
 
