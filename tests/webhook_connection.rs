@@ -359,6 +359,20 @@ async fn at_a_stop_the_request_under_way_is_answered_and_its_connection_closed()
 }
 
 #[tokio::test(start_paused = true)]
+async fn before_a_stop_each_answer_asks_its_client_to_connect_anew() {
+    let webhook = InProcess::new();
+    let mut wire = connect(&webhook);
+    serves(&mut wire).await;
+    webhook.draining.cancel();
+    wire.send(post(TARGET, review("last", IMAGE))).await;
+    let answer = wire.answer().await.expect("an answer");
+    assert_eq!(answer.response()["uid"], "last");
+    assert!(answer.head.contains("connection: close"), "{}", answer.head);
+    wire.closed().await;
+    serves(&mut connect(&webhook)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handshake_that_stalls_is_given_up() {
     let webhook = InProcess::new();
     let tls = Tls::new(MinVersion::Tls13);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ecr_injector::metrics::Metrics;
 use ecr_injector::readiness::Readiness;
+use ecr_injector::server::accept::MAX_CONNECTIONS;
 use ecr_injector::server::admin;
 use ecr_injector::tls::MinVersion;
 use rustls::SupportedProtocolVersion;
@@ -39,8 +40,12 @@ struct Bed {
 
 impl Bed {
     async fn start(min: MinVersion) -> Self {
+        Self::start_for(MAX_CONNECTIONS, min).await
+    }
+
+    async fn start_for(limit: usize, min: MinVersion) -> Self {
         let (webhook, tls) = (InProcess::new(), Tls::new(min));
-        let listening = webhook.listen(Some(tls.acceptor.clone())).await;
+        let listening = webhook.listen_for(limit, Some(tls.acceptor.clone())).await;
         Self {
             webhook,
             tls,
@@ -223,6 +228,71 @@ async fn many_connections_at_once_are_all_served() {
         (bed.webhook.metric("ecr_injector_connections") == 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn connections_that_rest_give_way_to_new_ones_and_those_without_a_request_first() {
+    let bed = Bed::start_for(8, MinVersion::default()).await;
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        let mut wire = bed.connect().await;
+        serves(&mut wire).await;
+        kept.push(wire);
+    }
+    // More than there are places, and none of them ever sends a byte.
+    let mut silent = Vec::new();
+    for _ in 0..30 {
+        silent.push(bed.tcp().await);
+    }
+    let soon = timeout(SLACK, async {
+        bed.serves().await;
+        for wire in &mut silent[..20] {
+            wire.closed().await;
+        }
+        for wire in &mut kept {
+            serves(wire).await;
+        }
+        // Whoever sends one request and then rests has no more right than the others: the longest rest ends first.
+        let mut resting = Vec::new();
+        for _ in 0..8 {
+            let mut wire = bed.connect().await;
+            serves(&mut wire).await;
+            resting.push(wire);
+        }
+        for wire in &mut kept {
+            wire.closed().await;
+        }
+        for wire in &mut resting {
+            serves(wire).await;
+        }
+    });
+    soon.await.expect("at once");
+    let shed = r#"ecr_injector_connection_failures_total{reason="shed"}"#;
+    assert!(bed.webhook.metric(shed) >= 24);
+}
+
+#[tokio::test]
+async fn connections_that_are_busy_never_give_way() {
+    let bed = Bed::start_for(2, MinVersion::default()).await;
+    bed.webhook.mint.set_hangs(true);
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        let mut wire = bed.connect().await;
+        wire.send(post("/mutate?timeout=2s", review("busy", IMAGE)))
+            .await;
+        busy.push(wire);
+    }
+    eventually("both are busy", SLACK, async || {
+        (bed.webhook.metric("ecr_injector_connections") == 2).then_some(())
+    })
+    .await;
+    sleep(Duration::from_millis(100)).await;
+    timeout(Duration::from_secs(2) + SLACK, bed.serves())
+        .await
+        .expect("served once one of them rests");
+    for mut wire in busy {
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    }
 }
 
 #[tokio::test]

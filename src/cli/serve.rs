@@ -24,7 +24,7 @@ use crate::{
     readiness::Readiness,
     server::{
         Admission,
-        accept::{Connection, Listener},
+        accept::{Connection, Listener, MAX_CONNECTIONS},
         admin,
     },
     shutdown::Signals,
@@ -181,20 +181,25 @@ impl Flags {
             clock,
             metrics.clone(),
         );
+        let draining = CancellationToken::new();
         let admission = Listener {
             socket,
+            limit: MAX_CONNECTIONS,
             connection: Connection {
                 tls: Some(TlsAcceptor::from(Arc::new(tls))),
                 router: Admission::new(webhook, metrics.clone()).router(),
                 metrics: metrics.clone(),
+                draining: draining.clone(),
             },
         };
         let admin = Listener {
             socket: admin_socket,
+            limit: MAX_CONNECTIONS,
             connection: Connection {
                 tls: None,
                 router: admin::router(readiness, metrics.clone()),
                 metrics: Arc::new(Metrics::default()),
+                draining: CancellationToken::new(),
             },
         };
         let (stop_serving, stop_admin) = (CancellationToken::new(), CancellationToken::new());
@@ -209,6 +214,7 @@ impl Flags {
             "asked to end; serving on while traffic goes elsewhere"
         );
         serving.fail();
+        draining.cancel();
         let ending = async {
             sleep(Duration::from_secs(self.shutdown_delay)).await;
             stop_serving.cancel();

@@ -9,8 +9,8 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -18,6 +18,7 @@ use std::{
 
 use axum::{Router, body::Body};
 use futures::future::BoxFuture;
+use http::{HeaderValue, header::CONNECTION};
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -26,7 +27,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpListener,
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -35,8 +36,8 @@ use tower::ServiceExt as _;
 
 use crate::metrics::Metrics;
 
-/// Connections served at the same time; more wait in the socket's backlog.
-const MAX_CONNECTIONS: usize = 1024;
+/// Connections served at the same time. One more takes the place of the one that can best be spared.
+pub const MAX_CONNECTIONS: usize = 1024;
 /// A TLS handshake, from the first byte to the last.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request's head, from its first byte; for a new connection from the beginning, its handshake included.
@@ -49,6 +50,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a request's head may take.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADERS: usize = 64;
+/// How long a new connection waits for a place before it looks again for one that can be spared.
+const SEAT_PAUSE: Duration = Duration::from_millis(50);
 /// The pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -56,6 +59,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listener {
     /// Where connections come from.
     pub socket: TcpListener,
+    /// How many are served at the same time.
+    pub limit: usize,
     /// How each of them is served.
     pub connection: Connection,
 }
@@ -69,22 +74,16 @@ pub struct Connection {
     pub router: Router,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Once this is cancelled, each answer asks its client to connect anew: to somebody who is not about to stop.
+    pub draining: CancellationToken,
 }
 
 impl Listener {
     /// Accepts until `stop`, then lets the requests under way end, for at most `grace`.
     pub async fn run(self, stop: CancellationToken, tasks: TaskTracker, grace: Duration) {
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let seats = Arc::new(Seats::new(self.limit));
         let graceful = GracefulShutdown::new();
-        loop {
-            let next = async {
-                // The semaphore is never closed.
-                let permit = permits.clone().acquire_owned().await;
-                (permit, self.socket.accept().await)
-            };
-            let Some((permit, accepted)) = stop.run_until_cancelled(next).await else {
-                break;
-            };
+        while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -96,10 +95,15 @@ impl Listener {
             };
             // A failure only means that small answers may wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
+            let Some(seat) = stop.run_until_cancelled(seats.take()).await else {
+                break;
+            };
             let (connection, watcher) = (self.connection.clone(), graceful.watcher());
             tasks.spawn(async move {
-                connection.serve(stream, watcher).await;
-                drop(permit);
+                let served = connection.serve_as(stream, watcher, seat.standing.clone());
+                if seat.given_up.run_until_cancelled(served).await.is_none() {
+                    connection.metrics.connection_failure("shed");
+                }
             });
         }
         drop(self.socket);
@@ -118,13 +122,20 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        self.serve_as(stream, watcher, Arc::default()).await;
+    }
+
+    async fn serve_as<S>(&self, stream: S, watcher: Watcher, standing: Arc<Standing>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let _open = Open::count(&self.metrics);
         let head_by = Instant::now() + HEAD_TIMEOUT;
         let Some(tls) = &self.tls else {
-            return self.serve_http(stream, watcher, head_by).await;
+            return self.serve_http(stream, watcher, standing, head_by).await;
         };
         match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve_http(stream, watcher, head_by).await,
+            Ok(Ok(stream)) => self.serve_http(stream, watcher, standing, head_by).await,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a TLS handshake failed");
                 self.metrics.connection_failure("handshake");
@@ -133,20 +144,25 @@ impl Connection {
         }
     }
 
-    async fn serve_http<S>(&self, stream: S, watcher: Watcher, head_by: Instant)
-    where
+    async fn serve_http<S>(
+        &self,
+        stream: S,
+        watcher: Watcher,
+        standing: Arc<Standing>,
+        head_by: Instant,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let phase = Arc::new(Phase::default());
         let guarded = Guarded {
             inner: stream,
-            phase: phase.clone(),
+            standing: standing.clone(),
             head: Box::pin(sleep_until(head_by)),
             answer: None,
         };
         let service = Requests {
             router: self.router.clone(),
-            phase,
+            draining: self.draining.clone(),
+            standing,
         };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -180,26 +196,118 @@ impl Drop for Open<'_> {
 
 /// Where a connection stands between two requests.
 #[derive(Default)]
-struct Phase(AtomicU8);
+struct Standing {
+    phase: AtomicU8,
+    /// When its last answer was made, as a count of all answers; 0 before the first.
+    answered: AtomicU64,
+}
 
 const HEAD: u8 = 0;
 const BUSY: u8 = 1;
 const IDLE: u8 = 2;
 
-impl Phase {
+static ANSWERS: AtomicU64 = AtomicU64::new(0);
+
+impl Standing {
     fn is(&self, phase: u8) -> bool {
-        self.0.load(Ordering::Relaxed) == phase
+        self.phase.load(Ordering::Relaxed) == phase
     }
 
     fn set(&self, phase: u8) {
-        self.0.store(phase, Ordering::Relaxed);
+        self.phase.store(phase, Ordering::Relaxed);
+    }
+
+    fn answered(&self) {
+        let count = ANSWERS.fetch_add(1, Ordering::Relaxed) + 1;
+        self.answered.store(count, Ordering::Relaxed);
+        self.set(IDLE);
+    }
+}
+
+/// The places for connections. Whoever reaches the port can take all of them and rest there, so when they are taken, a
+/// new connection gets the place of one that never sent a request, else of the one that has rested longest.
+struct Seats {
+    free: Arc<Semaphore>,
+    taken: Mutex<Vec<Taken>>,
+}
+
+#[derive(Clone)]
+struct Taken {
+    standing: Arc<Standing>,
+    given_up: CancellationToken,
+}
+
+/// A connection's place; free again when dropped.
+struct Seat {
+    standing: Arc<Standing>,
+    given_up: CancellationToken,
+    seats: Arc<Seats>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Seats {
+    fn new(limit: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(limit)),
+            taken: Mutex::default(),
+        }
+    }
+
+    async fn take(self: &Arc<Self>) -> Seat {
+        let permit = loop {
+            if self.free.available_permits() == 0 {
+                self.give_up_one();
+            }
+            match timeout(SEAT_PAUSE, self.free.clone().acquire_owned()).await {
+                Ok(Ok(permit)) => break permit,
+                // All were busy; one of them may rest by now.
+                Err(_) => {}
+                Ok(Err(_)) => unreachable!("the semaphore is never closed"),
+            }
+        };
+        let taken = Taken {
+            standing: Arc::default(),
+            given_up: CancellationToken::new(),
+        };
+        self.taken().push(taken.clone());
+        Seat {
+            standing: taken.standing,
+            given_up: taken.given_up,
+            seats: self.clone(),
+            _permit: permit,
+        }
+    }
+
+    /// The list is in the order of arrival, and of equals the first goes. While all are busy, none does.
+    fn give_up_one(&self) {
+        let taken = self.taken();
+        let spared = taken
+            .iter()
+            .filter(|taken| !taken.standing.is(BUSY) && !taken.given_up.is_cancelled());
+        if let Some(spared) =
+            spared.min_by_key(|taken| taken.standing.answered.load(Ordering::Relaxed))
+        {
+            spared.given_up.cancel();
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Vec<Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.seats
+            .taken()
+            .retain(|taken| !Arc::ptr_eq(&taken.standing, &self.standing));
     }
 }
 
 /// A stream that fails a read when a request's head takes too long, and a write when an answer does.
 struct Guarded<S> {
     inner: S,
-    phase: Arc<Phase>,
+    standing: Arc<Standing>,
     head: Pin<Box<Sleep>>,
     /// Runs while bytes of an answer wait for the client to read.
     answer: Option<Pin<Box<Sleep>>>,
@@ -235,13 +343,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.phase.is(HEAD) && this.head.as_mut().poll(cx).is_ready() {
+        if this.standing.is(HEAD) && this.head.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(too_slow("the request's head came too slowly")));
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buffer);
-        if this.phase.is(IDLE) && buffer.filled().len() > before {
-            this.phase.set(HEAD);
+        if this.standing.is(IDLE) && buffer.filled().len() > before {
+            this.standing.set(HEAD);
             this.head.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
         }
         result
@@ -292,7 +400,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 /// Hands requests to the router and notes when their head is there and when they are answered.
 struct Requests {
     router: Router,
-    phase: Arc<Phase>,
+    draining: CancellationToken,
+    standing: Arc<Standing>,
 }
 
 impl Service<http::Request<Incoming>> for Requests {
@@ -301,11 +410,16 @@ impl Service<http::Request<Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.phase.set(BUSY);
-        let (router, phase) = (self.router.clone(), self.phase.clone());
+        self.standing.set(BUSY);
+        let (router, draining) = (self.router.clone(), self.draining.clone());
+        let standing = self.standing.clone();
         Box::pin(async move {
-            let response = router.oneshot(request.map(Body::new)).await;
-            phase.set(IDLE);
+            let mut response = router.oneshot(request.map(Body::new)).await;
+            if let (true, Ok(response)) = (draining.is_cancelled(), &mut response) {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            standing.answered();
             response
         })
     }

@@ -16,7 +16,7 @@ use ecr_injector::namespace::store::Namespaces;
 use ecr_injector::pull_secret::ensure::{Ensurer, Parts, Settings};
 use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::server::Admission;
-use ecr_injector::server::accept::{Connection, Listener};
+use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
 use ecr_injector::token::cache::{Mint, MintError, TokenCache};
 use ecr_injector::token::{Token, TokenKey};
 use ecr_injector::webhook::Webhook;
@@ -46,6 +46,8 @@ pub struct InProcess {
     pub clock: Arc<FixedClock>,
     pub router: Router,
     pub metrics: Arc<Metrics>,
+    /// Asks clients to connect anew, once it is cancelled.
+    pub draining: CancellationToken,
     /// Dropping it would end the connections.
     running: GracefulShutdown,
 }
@@ -81,6 +83,7 @@ impl InProcess {
             clock,
             router,
             metrics,
+            draining: CancellationToken::new(),
             running: GracefulShutdown::new(),
         }
     }
@@ -91,6 +94,7 @@ impl InProcess {
             tls,
             router: self.router.clone(),
             metrics: self.metrics.clone(),
+            draining: self.draining.clone(),
         }
     }
 
@@ -113,10 +117,16 @@ impl InProcess {
 
     /// Serves on a free loopback port.
     pub async fn listen(&self, tls: Option<TlsAcceptor>) -> Listening {
+        self.listen_for(MAX_CONNECTIONS, tls).await
+    }
+
+    /// Serves so many connections at a time on a free loopback port.
+    pub async fn listen_for(&self, limit: usize, tls: Option<TlsAcceptor>) -> Listening {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let listener = Listener {
             socket,
+            limit,
             connection: self.connection(tls),
         };
         let stop = CancellationToken::new();
