@@ -107,6 +107,7 @@ struct WireRequest<'a> {
 }
 
 #[derive(Deserialize)]
+#[allow(clippy::struct_field_names, reason = "the wire's own name")]
 struct Resource<'a> {
     #[serde(borrow, default)]
     group: Option<Text<'a>>,

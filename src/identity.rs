@@ -3,7 +3,7 @@
 //! A token carries all that its principal may do, so the identity is part of every token's key and is recorded, as a
 //! hash, beside every credential that we write.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use sha2::{Digest as _, Sha256};
 
@@ -34,13 +34,12 @@ impl Identity {
             Self::Ambient => "ambient",
         };
         let digest = Sha256::digest(canonical.as_bytes());
-        IdentityHash(
-            digest
-                .iter()
-                .take(8)
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
-        )
+        let mut hex = String::with_capacity(16);
+        for byte in digest.iter().take(8) {
+            // Writing to a String can't fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        IdentityHash(hex)
     }
 }
 

@@ -1,7 +1,8 @@
 //! `ecr-injector`: a mutating admission webhook that makes private Amazon ECR images pull on any Kubernetes cluster.
 //!
 //! The modules are rooms, listed from what a person touches down to what everything rests on; imports point downwards.
-//! `docs/architecture.md` walks through them in prose.
+//! What decides is pure, and the parts of a pure room that act (such as [`pull_secret::ensure`]) stand higher than the
+//! room itself; `tests/rooms.rs` holds every file to its place. `docs/architecture.md` walks through them in prose.
 
 pub mod cli;
 

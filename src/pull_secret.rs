@@ -7,7 +7,7 @@
 pub mod ensure;
 pub mod store;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -469,7 +469,12 @@ fn encode(auths: &BTreeMap<Host, SecretString>) -> SecretString {
 
 fn digest(data: &[u8]) -> String {
     let hash = Zeroizing::new(Sha256::digest(data).to_vec());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut hex = String::with_capacity(2 * hash.len());
+    for byte in hash.iter() {
+        // Writing to a String can't fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 #[cfg(test)]

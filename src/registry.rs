@@ -333,6 +333,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn knows_every_form_that_aws_serves() {
         let plain = Endpoint::default();
         let fips = Endpoint {

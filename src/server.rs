@@ -12,13 +12,12 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::post,
 };
-use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{
     HeaderMap, StatusCode, Uri,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{Instant, timeout_at},
@@ -34,12 +33,19 @@ pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 pub const BODY_BUDGET_BYTES: usize = 64 * 1024 * 1024;
 /// The budget is counted in these.
 const BUDGET_UNIT_BYTES: usize = 1024;
+/// What is set aside for a body before its first byte is there. A length that a client announces costs it nothing, so
+/// it reserves no more than this.
+const BODY_START_BYTES: usize = 64 * 1024;
+/// A body, from its head to its last byte.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the API server waits if the registration doesn't say; it always appends `?timeout=`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The bounds of a registration's `timeoutSeconds`.
 const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The part of the timeout that is left for the network and a busy API server, as a divisor.
 const MARGIN_SHARE: u32 = 4;
+/// A parser's complaint may quote what it complains about, which is as long as the client likes.
+const MAX_COMPLAINT_CHARS: usize = 300;
 
 /// The admission listener's handler.
 pub struct Admission {
@@ -76,13 +82,17 @@ impl Admission {
             let text = "the Content-Type must be application/json".to_owned();
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", text));
         }
-        let (_permit, body) = self.read(request, deadline).await?;
+        let (_permit, body) = self.read(request, started, deadline).await?;
         let review = AssertUnwindSafe(self.webhook.review(&body, started, deadline))
             .catch_unwind()
             .await;
         match review {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err((StatusCode::BAD_REQUEST, "not_a_review", error.to_string())),
+            Ok(Err(error)) => {
+                let complaint = error.to_string();
+                let text = complaint.chars().take(MAX_COMPLAINT_CHARS).collect();
+                Err((StatusCode::BAD_REQUEST, "not_a_review", text))
+            }
             Err(_) => {
                 self.metrics.panics.inc();
                 let text = "ecr-injector failed on this request; its log has the place".to_owned();
@@ -91,42 +101,62 @@ impl Admission {
         }
     }
 
-    /// Reads the body, after its place in the budget is taken: one of unknown length takes the most it may have.
+    /// Reads the body. Its place in the budget grows with what has come of it, so that a few clients that announce much
+    /// and send little can't take the budget from the others.
     async fn read(
         &self,
         request: Request,
+        started: Instant,
         deadline: Instant,
-    ) -> Result<(SemaphorePermit<'_>, Bytes), Refusal> {
-        let too_large = || {
-            let text = format!("the body may have at most {MAX_BODY_BYTES} bytes");
-            (StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
-        };
-        let length = length_of(request.headers()).unwrap_or(MAX_BODY_BYTES);
-        if length > MAX_BODY_BYTES {
+    ) -> Result<(Option<SemaphorePermit<'_>>, Vec<u8>), Refusal> {
+        let length = length_of(request.headers());
+        if length.is_some_and(|length| length > MAX_BODY_BYTES) {
             return Err(too_large());
         }
-        let units = u32::try_from(length.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let permit = timeout_at(deadline, self.budget.acquire_many(units)).await;
-        let Ok(Ok(permit)) = permit else {
-            let text = "too many bodies in flight".to_owned();
-            return Err((StatusCode::SERVICE_UNAVAILABLE, "budget", text));
-        };
-        let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
-        match timeout_at(deadline, body).await {
-            Ok(Ok(body)) => Ok((permit, body.to_bytes())),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-            Ok(Err(_)) => Err((
-                StatusCode::BAD_REQUEST,
-                "broken_body",
-                "the body ended early".to_owned(),
-            )),
-            Err(_) => Err((
-                StatusCode::REQUEST_TIMEOUT,
-                "slow_body",
-                "the body came too slowly".to_owned(),
-            )),
+        let body_by = deadline.min(started + BODY_TIMEOUT);
+        let mut read = Vec::with_capacity(length.unwrap_or_default().min(BODY_START_BYTES));
+        let mut permit: Option<SemaphorePermit<'_>> = None;
+        let mut body = request.into_body();
+        loop {
+            let frame = match timeout_at(body_by, body.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(_))) => {
+                    let text = "the body ended early".to_owned();
+                    return Err((StatusCode::BAD_REQUEST, "broken_body", text));
+                }
+                Ok(None) => return Ok((permit, read)),
+                Err(_) => {
+                    let text = "the body came too slowly".to_owned();
+                    return Err((StatusCode::REQUEST_TIMEOUT, "slow_body", text));
+                }
+            };
+            // What is no data is a trailer.
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let size = read.len() + data.len();
+            if size > MAX_BODY_BYTES {
+                return Err(too_large());
+            }
+            let units = size.div_ceil(BUDGET_UNIT_BYTES);
+            let held = permit.as_ref().map_or(0, SemaphorePermit::num_permits);
+            let more = u32::try_from(units - held).unwrap_or(u32::MAX);
+            let Ok(Ok(more)) = timeout_at(deadline, self.budget.acquire_many(more)).await else {
+                let text = "too many bodies in flight".to_owned();
+                return Err((StatusCode::SERVICE_UNAVAILABLE, "budget", text));
+            };
+            match &mut permit {
+                Some(permit) => permit.merge(more),
+                None => permit = Some(more),
+            }
+            read.extend_from_slice(&data);
         }
     }
+}
+
+fn too_large() -> Refusal {
+    let text = format!("the body may have at most {MAX_BODY_BYTES} bytes");
+    (StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
 }
 
 async fn mutate(State(admission): State<Arc<Admission>>, request: Request) -> Response {
@@ -171,7 +201,7 @@ fn timeout_of(uri: &Uri) -> Duration {
 
 /// How much of the API server's timeout we use.
 fn allowed(timeout: Duration) -> Duration {
-    timeout - timeout / MARGIN_SHARE
+    timeout / MARGIN_SHARE * (MARGIN_SHARE - 1)
 }
 
 #[cfg(test)]

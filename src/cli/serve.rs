@@ -22,7 +22,11 @@ use crate::{
         store::PullSecrets,
     },
     readiness::Readiness,
-    server::{Admission, accept::Listener, admin},
+    server::{
+        Admission,
+        accept::{Connection, Listener, MAX_CONNECTIONS},
+        admin,
+    },
     shutdown::Signals,
     telemetry,
     tls::{self, MinVersion},
@@ -109,6 +113,10 @@ impl Flags {
         runtime.block_on(self.serve())
     }
 
+    #[allow(
+        clippy::too_many_lines,
+        reason = "the one place where the parts are put together, in the order in which they start and end"
+    )]
     async fn serve(self) -> anyhow::Result<ExitCode> {
         let config = self
             .config
@@ -154,7 +162,7 @@ impl Flags {
         let serving = readiness.condition("serving");
         let watched = namespaces.clone();
         spawn_until(&tasks, &stop, async move {
-            watched.run(namespaces_synced).await
+            watched.run(namespaces_synced).await;
         });
         let (watched, client, name) = (
             secrets.clone(),
@@ -162,7 +170,7 @@ impl Flags {
             config.rules.secret_name.clone(),
         );
         spawn_until(&tasks, &stop, async move {
-            watched.run(client, &name, secrets_synced).await
+            watched.run(client, &name, secrets_synced).await;
         });
 
         let webhook = Webhook::new(
@@ -173,17 +181,26 @@ impl Flags {
             clock,
             metrics.clone(),
         );
+        let draining = CancellationToken::new();
         let admission = Listener {
             socket,
-            tls: Some(TlsAcceptor::from(Arc::new(tls))),
-            router: Admission::new(webhook, metrics.clone()).router(),
-            metrics: metrics.clone(),
+            limit: MAX_CONNECTIONS,
+            connection: Connection {
+                tls: Some(TlsAcceptor::from(Arc::new(tls))),
+                router: Admission::new(webhook, metrics.clone()).router(),
+                metrics: metrics.clone(),
+                draining: draining.clone(),
+            },
         };
         let admin = Listener {
             socket: admin_socket,
-            tls: None,
-            router: admin::router(readiness, metrics.clone()),
-            metrics: Arc::new(Metrics::default()),
+            limit: MAX_CONNECTIONS,
+            connection: Connection {
+                tls: None,
+                router: admin::router(readiness, metrics.clone()),
+                metrics: Arc::new(Metrics::default()),
+                draining: CancellationToken::new(),
+            },
         };
         let (stop_serving, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let serve = tokio::spawn(admission.run(stop_serving.clone(), tasks.clone(), GRACE));
@@ -197,6 +214,7 @@ impl Flags {
             "asked to end; serving on while traffic goes elsewhere"
         );
         serving.fail();
+        draining.cancel();
         let ending = async {
             sleep(Duration::from_secs(self.shutdown_delay)).await;
             stop_serving.cancel();

@@ -2,14 +2,15 @@
 //!
 //! hyper's one header timeout is also its idle limit, and those two must differ: a client that dawdles over a request's
 //! head is cut off in seconds, while a kept-alive connection may rest longer than the 90 s for which the API server
-//! keeps its own. So hyper gets the idle limit, and the head's time is kept here, around the socket.
+//! keeps its own. So hyper gets the idle limit, and the head's time is kept here, around the stream. So is the time that
+//! an answer may wait for a client that doesn't read it, for which hyper has no limit at all.
 
 use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -17,6 +18,7 @@ use std::{
 
 use axum::{Router, body::Body};
 use futures::future::BoxFuture;
+use http::{HeaderValue, header::CONNECTION};
 use hyper::{body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -24,9 +26,9 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{Instant, Sleep, sleep, timeout},
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,18 +36,22 @@ use tower::ServiceExt as _;
 
 use crate::metrics::Metrics;
 
-/// Connections served at the same time; more wait in the socket's backlog.
-const MAX_CONNECTIONS: usize = 1024;
+/// Connections served at the same time. One more takes the place of the one that can best be spared.
+pub const MAX_CONNECTIONS: usize = 1024;
 /// A TLS handshake, from the first byte to the last.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A request's head, from its first byte; for a new connection from the beginning.
+/// A request's head, from its first byte; for a new connection from the beginning, its handshake included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// A kept-alive connection's rest between two requests. The API server closes its own after 90 s, and does not retry a
 /// review that met a closed connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
+/// An answer, from when the client's window is full until all of it is sent.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a request's head may take.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADERS: usize = 64;
+/// How long a new connection waits for a place before it looks again for one that can be spared.
+const SEAT_PAUSE: Duration = Duration::from_millis(50);
 /// The pause after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,48 +59,51 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listener {
     /// Where connections come from.
     pub socket: TcpListener,
+    /// How many are served at the same time.
+    pub limit: usize,
+    /// How each of them is served.
+    pub connection: Connection,
+}
+
+/// How a connection is served.
+#[derive(Clone)]
+pub struct Connection {
     /// `None` serves plain HTTP.
     pub tls: Option<TlsAcceptor>,
     /// What answers.
     pub router: Router,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Once this is cancelled, each answer asks its client to connect anew: to somebody who is not about to stop.
+    pub draining: CancellationToken,
 }
 
 impl Listener {
     /// Accepts until `stop`, then lets the requests under way end, for at most `grace`.
     pub async fn run(self, stop: CancellationToken, tasks: TaskTracker, grace: Duration) {
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let seats = Arc::new(Seats::new(self.limit));
         let graceful = GracefulShutdown::new();
-        loop {
-            let next = async {
-                // The semaphore is never closed.
-                let permit = permits.clone().acquire_owned().await;
-                (permit, self.socket.accept().await)
-            };
-            let Some((permit, accepted)) = stop.run_until_cancelled(next).await else {
-                break;
-            };
+        while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
-                    self.metrics.connection_failure("accept");
+                    self.connection.metrics.connection_failure("accept");
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let connection = Connection {
-                tls: self.tls.clone(),
-                router: self.router.clone(),
-                metrics: self.metrics.clone(),
+            // A failure only means that small answers may wait for an acknowledgement.
+            let _ = stream.set_nodelay(true);
+            let Some(seat) = stop.run_until_cancelled(seats.take()).await else {
+                break;
             };
-            let watcher = graceful.watcher();
+            let (connection, watcher) = (self.connection.clone(), graceful.watcher());
             tasks.spawn(async move {
-                connection.metrics.connections.inc();
-                connection.serve(stream, watcher).await;
-                connection.metrics.connections.dec();
-                drop(permit);
+                let served = connection.serve_as(stream, watcher, seat.standing.clone());
+                if seat.given_up.run_until_cancelled(served).await.is_none() {
+                    connection.metrics.connection_failure("shed");
+                }
             });
         }
         drop(self.socket);
@@ -107,21 +116,26 @@ impl Listener {
     }
 }
 
-struct Connection {
-    tls: Option<TlsAcceptor>,
-    router: Router,
-    metrics: Arc<Metrics>,
-}
-
 impl Connection {
-    async fn serve(&self, stream: TcpStream, watcher: Watcher) {
-        // A failure only means that small answers may wait for an acknowledgement.
-        let _ = stream.set_nodelay(true);
+    /// Serves one connection to its end. Through `watcher` it learns that it is to end after the request under way.
+    pub async fn serve<S>(&self, stream: S, watcher: Watcher)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.serve_as(stream, watcher, Arc::default()).await;
+    }
+
+    async fn serve_as<S>(&self, stream: S, watcher: Watcher, standing: Arc<Standing>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let _open = Open::count(&self.metrics);
+        let head_by = Instant::now() + HEAD_TIMEOUT;
         let Some(tls) = &self.tls else {
-            return self.serve_http(stream, watcher).await;
+            return self.serve_http(stream, watcher, standing, head_by).await;
         };
         match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve_http(stream, watcher).await,
+            Ok(Ok(stream)) => self.serve_http(stream, watcher, standing, head_by).await,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a TLS handshake failed");
                 self.metrics.connection_failure("handshake");
@@ -130,19 +144,25 @@ impl Connection {
         }
     }
 
-    async fn serve_http<S>(&self, stream: S, watcher: Watcher)
-    where
+    async fn serve_http<S>(
+        &self,
+        stream: S,
+        watcher: Watcher,
+        standing: Arc<Standing>,
+        head_by: Instant,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let phase = Arc::new(Phase::default());
         let guarded = Guarded {
             inner: stream,
-            phase: phase.clone(),
-            timer: Box::pin(sleep(HEAD_TIMEOUT)),
+            standing: standing.clone(),
+            head: Box::pin(sleep_until(head_by)),
+            answer: None,
         };
         let service = Requests {
             router: self.router.clone(),
-            phase,
+            draining: self.draining.clone(),
+            standing,
         };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -158,29 +178,162 @@ impl Connection {
     }
 }
 
+/// Counts a connection as open until it is dropped, also by a panic.
+struct Open<'a>(&'a Metrics);
+
+impl<'a> Open<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
 /// Where a connection stands between two requests.
 #[derive(Default)]
-struct Phase(AtomicU8);
+struct Standing {
+    phase: AtomicU8,
+    /// When its last answer was made, as a count of all answers; 0 before the first.
+    answered: AtomicU64,
+}
 
 const HEAD: u8 = 0;
 const BUSY: u8 = 1;
 const IDLE: u8 = 2;
 
-impl Phase {
+static ANSWERS: AtomicU64 = AtomicU64::new(0);
+
+impl Standing {
     fn is(&self, phase: u8) -> bool {
-        self.0.load(Ordering::Relaxed) == phase
+        self.phase.load(Ordering::Relaxed) == phase
     }
 
     fn set(&self, phase: u8) {
-        self.0.store(phase, Ordering::Relaxed);
+        self.phase.store(phase, Ordering::Relaxed);
+    }
+
+    fn answered(&self) {
+        let count = ANSWERS.fetch_add(1, Ordering::Relaxed) + 1;
+        self.answered.store(count, Ordering::Relaxed);
+        self.set(IDLE);
     }
 }
 
-/// A stream that fails a read when a request's head takes too long.
+/// The places for connections. Whoever reaches the port can take all of them and rest there, so when they are taken, a
+/// new connection gets the place of one that never sent a request, else of the one that has rested longest.
+struct Seats {
+    free: Arc<Semaphore>,
+    taken: Mutex<Vec<Taken>>,
+}
+
+#[derive(Clone)]
+struct Taken {
+    standing: Arc<Standing>,
+    given_up: CancellationToken,
+}
+
+/// A connection's place; free again when dropped.
+struct Seat {
+    standing: Arc<Standing>,
+    given_up: CancellationToken,
+    seats: Arc<Seats>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Seats {
+    fn new(limit: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(limit)),
+            taken: Mutex::default(),
+        }
+    }
+
+    async fn take(self: &Arc<Self>) -> Seat {
+        let permit = loop {
+            if self.free.available_permits() == 0 {
+                self.give_up_one();
+            }
+            match timeout(SEAT_PAUSE, self.free.clone().acquire_owned()).await {
+                Ok(Ok(permit)) => break permit,
+                // All were busy; one of them may rest by now.
+                Err(_) => {}
+                Ok(Err(_)) => unreachable!("the semaphore is never closed"),
+            }
+        };
+        let taken = Taken {
+            standing: Arc::default(),
+            given_up: CancellationToken::new(),
+        };
+        self.taken().push(taken.clone());
+        Seat {
+            standing: taken.standing,
+            given_up: taken.given_up,
+            seats: self.clone(),
+            _permit: permit,
+        }
+    }
+
+    /// The list is in the order of arrival, and of equals the first goes. While all are busy, none does.
+    fn give_up_one(&self) {
+        let taken = self.taken();
+        let spared = taken
+            .iter()
+            .filter(|taken| !taken.standing.is(BUSY) && !taken.given_up.is_cancelled());
+        if let Some(spared) =
+            spared.min_by_key(|taken| taken.standing.answered.load(Ordering::Relaxed))
+        {
+            spared.given_up.cancel();
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Vec<Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.seats
+            .taken()
+            .retain(|taken| !Arc::ptr_eq(&taken.standing, &self.standing));
+    }
+}
+
+/// A stream that fails a read when a request's head takes too long, and a write when an answer does.
 struct Guarded<S> {
     inner: S,
-    phase: Arc<Phase>,
-    timer: Pin<Box<Sleep>>,
+    standing: Arc<Standing>,
+    head: Pin<Box<Sleep>>,
+    /// Runs while bytes of an answer wait for the client to read.
+    answer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Guarded<S> {
+    /// Gives up a write that has waited too long.
+    fn bound<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_pending() {
+            let timer = self
+                .answer
+                .get_or_insert_with(|| Box::pin(sleep(ANSWER_TIMEOUT)));
+            if timer.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(too_slow("the answer was read too slowly")));
+            }
+        }
+        result
+    }
+}
+
+fn too_slow(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
@@ -190,17 +343,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.phase.is(HEAD) && this.timer.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the request's head came too slowly",
-            )));
+        if this.standing.is(HEAD) && this.head.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(too_slow("the request's head came too slowly")));
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buffer);
-        if this.phase.is(IDLE) && buffer.filled().len() > before {
-            this.phase.set(HEAD);
-            this.timer.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
+        if this.standing.is(IDLE) && buffer.filled().len() > before {
+            this.standing.set(HEAD);
+            this.head.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
         }
         result
     }
@@ -208,27 +358,38 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buffer)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write(cx, buffer);
+        this.bound(cx, result)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_flush(cx);
+        if result.is_ready() {
+            this.answer = None;
+        }
+        this.bound(cx, result)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_shutdown(cx);
+        this.bound(cx, result)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, buffers)
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write_vectored(cx, buffers);
+        this.bound(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -239,7 +400,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 /// Hands requests to the router and notes when their head is there and when they are answered.
 struct Requests {
     router: Router,
-    phase: Arc<Phase>,
+    draining: CancellationToken,
+    standing: Arc<Standing>,
 }
 
 impl Service<http::Request<Incoming>> for Requests {
@@ -248,11 +410,16 @@ impl Service<http::Request<Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.phase.set(BUSY);
-        let (router, phase) = (self.router.clone(), self.phase.clone());
+        self.standing.set(BUSY);
+        let (router, draining) = (self.router.clone(), self.draining.clone());
+        let standing = self.standing.clone();
         Box::pin(async move {
-            let response = router.oneshot(request.map(Body::new)).await;
-            phase.set(IDLE);
+            let mut response = router.oneshot(request.map(Body::new)).await;
+            if let (true, Ok(response)) = (draining.is_cancelled(), &mut response) {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            standing.answered();
             response
         })
     }

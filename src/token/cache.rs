@@ -39,7 +39,7 @@ const MISSING_CEILING: Duration = Duration::from_secs(2);
 /// The first pause after a failed renewal of a token that is still good; it doubles up to [`RENEWAL_CEILING`].
 const RENEWAL_FLOOR: Duration = Duration::from_secs(1);
 /// The longest pause between renewals of a token that is still good.
-const RENEWAL_CEILING: Duration = Duration::from_secs(300);
+const RENEWAL_CEILING: Duration = Duration::from_mins(5);
 
 /// What mints a token: ECR, or a stand-in for it.
 pub trait Mint: Send + Sync + 'static {
@@ -388,7 +388,7 @@ mod tests {
 
     impl Bed {
         async fn get(&self) -> Result<String, MintError> {
-            self.get_within(Duration::from_secs(60)).await
+            self.get_within(Duration::from_mins(1)).await
         }
 
         async fn get_within(&self, time: Duration) -> Result<String, MintError> {

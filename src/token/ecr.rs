@@ -33,7 +33,7 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
 /// To find credentials.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Credentials with less left than this are fetched anew before they are used.
-const CREDENTIALS_BUFFER: Duration = Duration::from_secs(300);
+const CREDENTIALS_BUFFER: Duration = Duration::from_mins(5);
 /// Clients kept; they are cheap to make again.
 const MAX_CLIENTS: u64 = 256;
 /// Where credential providers that need a region ask if the surroundings name none.
@@ -154,7 +154,7 @@ impl Mint for Ecr {
                     tracing::info!(%region, %identity, %expires_at, "minted an ECR token");
                 }
                 Err(error) => {
-                    tracing::warn!(%region, %identity, %error, "minting an ECR token failed")
+                    tracing::warn!(%region, %identity, %error, "minting an ECR token failed");
                 }
             }
             result
@@ -195,7 +195,6 @@ fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(error: &SdkError<E, R
                 MintError::Refused(format!("{code} {}", short(message)).trim_end().to_owned())
             }
         }
-        SdkError::ResponseError(_) => MintError::NotEcr,
         SdkError::TimeoutError(_) => MintError::Timeout,
         SdkError::DispatchFailure(failure) => {
             let source: &(dyn StdError + 'static) = failure
@@ -212,6 +211,7 @@ fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(error: &SdkError<E, R
         SdkError::ConstructionFailure(failure) => {
             MintError::Request(short(&format!("{failure:?}")))
         }
+        // Among them an answer that can't be read at all.
         _ => MintError::NotEcr,
     }
 }

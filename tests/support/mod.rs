@@ -5,6 +5,10 @@
 //! | [`control_plane`] | etcd and kube-apiserver, and the accounts that call it |
 //! | [`fake_aws`] | ECR and STS |
 //! | [`webhook`] | processes of the binary under test |
+//! | [`in_process`] | the webhook inside the test's own process, where time can be paused |
+//! | [`fake_api`] | an API server in memory, for [`in_process`] |
+//! | [`tls`] | both ends of TLS, for [`in_process`] |
+//! | [`wire`] | a client that may be slow, wrong or hostile |
 //! | [`balancer`] | the Service in front of several of them (there is no kube-proxy) |
 //! | [`installation`] | `deploy/`, as a cluster admin installs it |
 //! | [`bed`] | all of these together, with one webhook in it |
@@ -23,9 +27,10 @@
     unreachable_pub,
     clippy::unwrap_used,
     clippy::panic,
+    clippy::disallowed_methods,
     clippy::missing_panics_doc,
     clippy::must_use_candidate,
-    reason = "a test that can't go on panics, and its support is no public API"
+    reason = "a test that can't go on panics and reads the clock itself, and its support is no public API"
 )]
 
 use std::time::{Duration, Instant};
@@ -36,22 +41,30 @@ pub mod caller;
 pub mod certificates;
 pub mod child;
 pub mod control_plane;
+pub mod fake_api;
 pub mod fake_aws;
+pub mod in_process;
 pub mod installation;
 pub mod own_runtime;
 pub mod pods;
 pub mod rewriter;
+pub mod tls;
 pub mod webhook;
+pub mod wire;
 
 pub use balancer::Balancer;
 pub use bed::Bed;
 pub use caller::Caller;
 pub use certificates::{Authority, ServingCertificate};
 pub use control_plane::{AuditLevel, ControlPlane};
+pub use fake_api::FakeApi;
 pub use fake_aws::{Behaviour, FakeAws, Garbage};
+pub use in_process::InProcess;
 pub use installation::Installation;
 pub use rewriter::Rewriter;
+pub use tls::Tls;
 pub use webhook::Webhook;
+pub use wire::Wire;
 
 /// Makes ring the process's TLS provider. Development dependencies could unify a second one into the build, and then
 /// rustls refuses to choose.

@@ -1,0 +1,393 @@
+//! The plan of the house: which room stands above which, and which rooms are pure. A room that decides can be read and
+//! tested alone only while it imports nothing that acts, so this test reads the sources and holds them to it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that can't go on panics"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use Kind::{Acts, Pure};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Takes all that it needs as arguments: no input, no output, no clock.
+    Pure,
+    Acts,
+}
+
+/// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
+/// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
+/// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
+const ROOMS: [(&str, Kind); 28] = [
+    ("main", Acts),
+    ("cli", Acts),
+    ("server", Acts),
+    ("webhook", Acts),
+    ("pull_secret/ensure", Acts),
+    ("pull_secret/store", Acts),
+    ("namespace/store", Acts),
+    ("token/ecr", Acts),
+    ("token/cache", Acts),
+    ("cluster", Acts),
+    ("config", Acts),
+    ("telemetry", Acts),
+    ("tls", Acts),
+    ("readiness", Acts),
+    ("shutdown", Acts),
+    ("admission/decide", Pure),
+    ("admission/patch", Pure),
+    ("admission", Pure),
+    ("pull_secret", Pure),
+    ("token", Pure),
+    ("identity", Pure),
+    ("pod", Pure),
+    ("image", Pure),
+    ("registry", Pure),
+    ("namespace", Pure),
+    ("clock", Acts),
+    ("metrics", Acts),
+    // The map of the modules imports nothing.
+    ("lib", Pure),
+];
+
+/// What a pure room may import from other crates. Whatever is not here has to be argued for.
+const PURE_IMPORTS: [&str; 23] = [
+    "base64",
+    "jiff",
+    "json_patch",
+    "k8s_openapi",
+    "secrecy",
+    "serde",
+    "serde_json",
+    "sha2",
+    "std::array",
+    "std::borrow",
+    "std::cmp",
+    "std::collections",
+    "std::convert",
+    "std::error",
+    "std::fmt",
+    "std::iter",
+    "std::mem",
+    "std::ops",
+    "std::str",
+    "std::sync::Arc",
+    "std::time::Duration",
+    "thiserror",
+    "zeroize",
+];
+
+/// Types whose `now` reads a clock.
+const CLOCKS: [&str; 4] = ["Timestamp", "Zoned", "Instant", "SystemTime"];
+
+struct File {
+    /// Below `src`, without the extension.
+    name: String,
+    text: String,
+}
+
+fn files() -> Vec<File> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(&root).unwrap().with_extension("");
+                files.push(File {
+                    name: name.to_str().unwrap().to_owned(),
+                    text: fs::read_to_string(&path).unwrap(),
+                });
+            }
+        }
+    }
+    assert!(
+        files.len() > 20,
+        "the sources are not where this test looks"
+    );
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    files
+}
+
+/// The names by which the code can reach other crates.
+fn crates() -> BTreeSet<String> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let text = fs::read_to_string(manifest).unwrap();
+    let dependencies = text.split("\n[dependencies]\n").nth(1).unwrap();
+    let names = dependencies
+        .split("\n[")
+        .next()
+        .unwrap()
+        .lines()
+        .filter_map(|line| Some(line.split_once('=')?.0.trim().replace('-', "_")))
+        .chain(["std", "core", "alloc"].map(str::to_owned));
+    names.collect()
+}
+
+/// Where a room stands, counted from above. A path may go on below the room.
+fn room_of(path: &str) -> usize {
+    let covers = |room: &str| {
+        path.strip_prefix(room)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let rooms = ROOMS
+        .iter()
+        .enumerate()
+        .filter(|(_, (room, _))| covers(room));
+    let Some((at, _)) = rooms.max_by_key(|(_, (room, _))| room.len()) else {
+        panic!("{path} has no place among the rooms of tests/rooms.rs");
+    };
+    at
+}
+
+/// The text without its tests, comments and literals.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let skipped = match first {
+            '/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
+            '/' if rest.starts_with("/*") => rest.find("*/").map_or(rest.len(), |at| at + 2),
+            'r' if rest.starts_with("r\"") || rest.starts_with("r#\"") => {
+                let end = if rest.starts_with("r#") { "\"#" } else { "\"" };
+                let start = rest.find('"').unwrap() + 1;
+                rest[start..]
+                    .find(end)
+                    .map_or(rest.len(), |at| start + at + end.len())
+            }
+            '"' => {
+                let mut escaped = false;
+                let end = rest[1..].find(|c| {
+                    let ends = c == '"' && !escaped;
+                    escaped = c == '\\' && !escaped;
+                    ends
+                });
+                end.map_or(rest.len(), |at| at + 2)
+            }
+            // A lifetime has no closing quote, and skipping a quote character would take code for text.
+            '\'' if rest.starts_with("'\"'") => 3,
+            '\'' if rest.starts_with("'\\") => rest[2..].find('\'').map_or(rest.len(), |at| at + 3),
+            _ => 0,
+        };
+        if skipped > 0 {
+            code.push(' ');
+            rest = &rest[skipped..];
+        } else {
+            code.push(first);
+            rest = &rest[first.len_utf8()..];
+        }
+    }
+    code
+}
+
+/// All paths that the code names: those of its `use` declarations, each brace opened, and those within its lines.
+fn paths(code: &str) -> BTreeSet<String> {
+    let tokens = tokens(code);
+    let mut paths = BTreeSet::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        at = path_at(&tokens, at, "", &mut paths).max(at + 1);
+    }
+    paths
+}
+
+fn tokens(code: &str) -> Vec<&str> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let mut tokens = Vec::new();
+    let mut rest = code.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let length = if is_word(first) {
+            rest.find(|c| !is_word(c)).unwrap_or(rest.len())
+        } else if rest.starts_with("::") {
+            2
+        } else {
+            first.len_utf8()
+        };
+        let (token, after) = rest.split_at(length);
+        tokens.push(token);
+        rest = after.trim_start();
+    }
+    tokens
+}
+
+/// Reads one path from a token on, with everything in its braces; tells where it ended.
+fn path_at(tokens: &[&str], mut at: usize, prefix: &str, paths: &mut BTreeSet<String>) -> usize {
+    let is_word = |token: &str| token.starts_with(|c: char| c.is_alphabetic() || c == '_');
+    let mut path = prefix.to_owned();
+    while at < tokens.len() {
+        match tokens[at] {
+            "{" if path.ends_with("::") => {
+                at += 1;
+                while at < tokens.len() && tokens[at] != "}" {
+                    let end = path_at(tokens, at, &path, paths);
+                    // A comma, or something that a list of imports does not have.
+                    at = end.max(at + 1);
+                    if tokens.get(end).is_some_and(|token| *token == "}") {
+                        at = end;
+                    }
+                }
+                return at + 1;
+            }
+            "::" if !path.is_empty() => path += "::",
+            token if is_word(token) && (path == prefix || path.ends_with("::")) => path += token,
+            _ => break,
+        }
+        at += 1;
+    }
+    // A path may end where its type parameters begin.
+    let whole = path.trim_end_matches("::");
+    if path != prefix && whole.contains("::") {
+        paths.insert(whole.to_owned());
+    }
+    // What follows `as` is a name that the file itself gives.
+    if tokens.get(at) == Some(&"as") {
+        at += 2;
+    }
+    at
+}
+
+/// What is wrong with a file, a line for each.
+fn faults(name: &str, text: &str, crates: &BTreeSet<String>) -> Vec<String> {
+    let here = room_of(name);
+    let mut faults = Vec::new();
+    for path in paths(&code(text)) {
+        let (first, rest) = path.split_once("::").unwrap();
+        let target = match first {
+            "crate" | "ecr_injector" => Some(rest.replace("::", "/")),
+            "super" => {
+                let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+                let target = format!("{folder}/{}", rest.replace("::", "/"));
+                Some(target.trim_start_matches('/').to_owned())
+            }
+            _ => None,
+        };
+        if let Some(target) = target {
+            let there = room_of(&target);
+            if there < here {
+                faults.push(format!("imports {path}, which stands above it"));
+            }
+        } else if ROOMS[here].1 == Pure && crates.contains(first) {
+            let allowed = PURE_IMPORTS.iter().any(|allowed| {
+                path.strip_prefix(allowed)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+            });
+            if !allowed {
+                faults.push(format!("is pure and imports {path}"));
+            }
+        }
+        let reads_clock = CLOCKS
+            .iter()
+            .any(|clock| path.ends_with(&format!("{clock}::now")));
+        if ROOMS[here].1 == Pure && reads_clock {
+            faults.push(format!("is pure and reads the clock: {path}"));
+        }
+    }
+    faults
+}
+
+#[test]
+fn imports_point_downwards_and_pure_rooms_import_nothing_that_acts() {
+    let crates = crates();
+    let faults: Vec<String> = files()
+        .iter()
+        .flat_map(|file| {
+            let faults = faults(&file.name, &file.text, &crates);
+            faults
+                .into_iter()
+                .map(|fault| format!("src/{}.rs {fault}", file.name))
+        })
+        .collect();
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn every_file_says_first_why_it_exists() {
+    for file in files() {
+        let first = file.text.lines().next().unwrap_or_default();
+        assert!(
+            first.starts_with("//! ") && first.len() > 20,
+            "src/{}.rs: {first:?}",
+            file.name
+        );
+    }
+}
+
+#[test]
+fn no_file_is_named_for_holding_whatever_had_no_place() {
+    for file in files() {
+        for part in file.name.split('/') {
+            let vague = [
+                "util", "utils", "type", "types", "common", "helper", "helpers", "misc", "mod",
+            ];
+            assert!(!vague.contains(&part), "src/{}.rs", file.name);
+        }
+    }
+}
+
+#[test]
+fn every_room_on_the_plan_is_there() {
+    let files = files();
+    for (room, _) in &ROOMS {
+        assert!(files.iter().any(|file| file.name == *room), "src/{room}.rs");
+    }
+}
+
+/// The test's own reading: each of these is seen.
+#[test]
+fn what_is_forbidden_is_found_however_it_is_written() {
+    let crates = crates();
+    for (name, text, expected) in [
+        ("pod", "use tokio::time::sleep;", 1),
+        ("pod", "use std::{fmt, fs::File, sync::{Arc, Mutex}};", 2),
+        ("pod", "fn f() { std::env::var(\"X\").ok(); }", 1),
+        ("pod", "fn f() { tracing::info!(\"x\"); }", 1),
+        ("pod", "fn f() { let _ = jiff::Timestamp::now(); }", 1),
+        (
+            "pod",
+            "use jiff::Timestamp; fn f() { Timestamp::now(); }",
+            1,
+        ),
+        (
+            "pod",
+            "use crate::{image::ImageReference as Image, registry::{self, Host}};",
+            0,
+        ),
+        ("pod", "use crate::config::Config;", 1),
+        (
+            "admission/decide",
+            "use crate::{config::OptIn, pod::Pod, pull_secret::{State, store::PullSecrets}};",
+            2,
+        ),
+        ("admission/decide", "use super::{Request, patch};", 0),
+        ("admission", "use super::pull_secret::ensure::Ensurer;", 1),
+        (
+            "pull_secret/store",
+            "use super::State; use crate::admission::decide::SecretFacts;",
+            0,
+        ),
+        ("pull_secret/store", "use super::ensure::Ensurer;", 1),
+        ("config", "fn f(x: &crate::webhook::Webhook) {}", 1),
+        (
+            "pod",
+            "// use tokio::net;\nconst A: &str = \"use tokio::net; \\\" tokio::net\"; fn f<'a>(x: &'a str) {}",
+            0,
+        ),
+        (
+            "pod",
+            "const A: char = '\"'; use tokio::net; const B: char = '\"';",
+            1,
+        ),
+        ("pod", "#[cfg(test)]\nmod tests { use tokio::net; }", 0),
+    ] {
+        let faults = faults(name, text, &crates);
+        assert_eq!(faults.len(), expected, "{name}: {text}: {faults:?}");
+    }
+}

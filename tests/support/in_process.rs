@@ -1,0 +1,238 @@
+//! The webhook inside the test's own process, over a [`FakeApi`] and a mint that the test controls: for tests that need its
+//! router, a stream that is no socket, or paused time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ecr_injector::clock::Clock;
+use ecr_injector::config::Config;
+use ecr_injector::metrics::Metrics;
+use ecr_injector::namespace::store::Namespaces;
+use ecr_injector::pull_secret::ensure::{Ensurer, Parts, Settings};
+use ecr_injector::pull_secret::store::PullSecrets;
+use ecr_injector::server::Admission;
+use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
+use ecr_injector::token::cache::{Mint, MintError, TokenCache};
+use ecr_injector::token::{Token, TokenKey};
+use ecr_injector::webhook::Webhook;
+use futures::future::BoxFuture;
+use hyper_util::server::graceful::GracefulShutdown;
+use jiff::{SignedDuration, Timestamp};
+use tokio::io::DuplexStream;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::fake_api::FakeApi;
+use super::webhook::sum;
+
+/// The namespace that is opted in.
+pub const NAMESPACE: &str = "team";
+
+/// How long a stopped listener waits for the requests under way.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A webhook and what stands around it.
+pub struct InProcess {
+    pub api: FakeApi,
+    pub mint: Arc<FakeMint>,
+    pub clock: Arc<FixedClock>,
+    pub router: Router,
+    pub metrics: Arc<Metrics>,
+    /// Asks clients to connect anew, once it is cancelled.
+    pub draining: CancellationToken,
+    /// Dropping it would end the connections.
+    running: GracefulShutdown,
+}
+
+/// Always tells the same time, until it is told to panic.
+#[derive(Default)]
+pub struct FixedClock(AtomicBool);
+
+/// Mints tokens, or hangs.
+#[derive(Default)]
+pub struct FakeMint {
+    hangs: AtomicBool,
+    calls: AtomicUsize,
+}
+
+/// A listener on a loopback port.
+pub struct Listening {
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+impl InProcess {
+    pub fn new() -> Self {
+        let api = FakeApi::opted_in(&[NAMESPACE]);
+        let mint = Arc::new(FakeMint::default());
+        let clock = Arc::new(FixedClock::default());
+        let metrics = Arc::new(Metrics::default());
+        let router = router(&api, &mint, &clock, &metrics);
+        Self {
+            api,
+            mint,
+            clock,
+            router,
+            metrics,
+            draining: CancellationToken::new(),
+            running: GracefulShutdown::new(),
+        }
+    }
+
+    /// How it serves a connection.
+    pub fn connection(&self, tls: Option<TlsAcceptor>) -> Connection {
+        Connection {
+            tls,
+            router: self.router.clone(),
+            metrics: self.metrics.clone(),
+            draining: self.draining.clone(),
+        }
+    }
+
+    /// The client's end of a new connection.
+    pub fn connect(&self, tls: Option<TlsAcceptor>) -> DuplexStream {
+        self.connect_until(tls, &self.running)
+    }
+
+    /// The client's end of a new connection that ends with `graceful`.
+    pub fn connect_until(
+        &self,
+        tls: Option<TlsAcceptor>,
+        graceful: &GracefulShutdown,
+    ) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (connection, watcher) = (self.connection(tls), graceful.watcher());
+        tokio::spawn(async move { connection.serve(theirs, watcher).await });
+        ours
+    }
+
+    /// Serves on a free loopback port.
+    pub async fn listen(&self, tls: Option<TlsAcceptor>) -> Listening {
+        self.listen_for(MAX_CONNECTIONS, tls).await
+    }
+
+    /// Serves so many connections at a time on a free loopback port.
+    pub async fn listen_for(&self, limit: usize, tls: Option<TlsAcceptor>) -> Listening {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Listener {
+            socket,
+            limit,
+            connection: self.connection(tls),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(listener.run(stop.clone(), TaskTracker::new(), GRACE));
+        Listening {
+            address,
+            stop,
+            running,
+        }
+    }
+
+    /// The sum of all series that match, as [`sum`] reads them.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counters and gauges are small whole numbers"
+    )]
+    pub fn metric(&self, series: &str) -> u64 {
+        sum(&self.metrics.to_text(), series) as u64
+    }
+}
+
+impl Listening {
+    /// Stops it and waits for its end.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.unwrap();
+    }
+}
+
+fn router(
+    api: &FakeApi,
+    mint: &Arc<FakeMint>,
+    clock: &Arc<FixedClock>,
+    metrics: &Arc<Metrics>,
+) -> Router {
+    let config = Config::default();
+    // Only the decision's clock panics: the rest is to go on.
+    let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
+    let tasks = TaskTracker::new();
+    let secrets = PullSecrets::new(metrics.clone());
+    let ensurer = Ensurer::new(Parts {
+        client: api.client(),
+        settings: Settings {
+            secret_name: config.rules.secret_name.clone(),
+            limit: config.registries_per_secret,
+            aliases: config.rules.aliases.clone(),
+            allow: config.rules.allow.clone(),
+        },
+        secrets: secrets.clone(),
+        tokens: TokenCache::new(mint.clone(), steady.clone(), tasks.clone()),
+        clock: steady,
+        metrics: metrics.clone(),
+        tasks,
+        stop: CancellationToken::new(),
+    });
+    let webhook = Webhook::new(
+        config.rules,
+        Namespaces::new(api.client(), config.opt_in, metrics.clone()),
+        secrets,
+        ensurer,
+        clock.clone(),
+        metrics.clone(),
+    );
+    Admission::new(webhook, metrics.clone()).router()
+}
+
+impl FixedClock {
+    /// Whether it panics from now on.
+    pub fn set_panics(&self, panics: bool) {
+        self.0.store(panics, Ordering::SeqCst);
+    }
+}
+
+impl Clock for FixedClock {
+    fn now(&self) -> Timestamp {
+        assert!(
+            !self.0.load(Ordering::SeqCst),
+            "the clock was told to panic"
+        );
+        Timestamp::constant(1_800_000_000, 0)
+    }
+}
+
+impl FakeMint {
+    /// Whether calls from now on are never answered.
+    pub fn set_hangs(&self, hangs: bool) {
+        self.hangs.store(hangs, Ordering::SeqCst);
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl Mint for FakeMint {
+    fn mint<'a>(&'a self, _: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>> {
+        Box::pin(async {
+            let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+            if self.hangs.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            let now = FixedClock::default().now();
+            let text = BASE64_STANDARD.encode(format!("AWS:token-{call}"));
+            let expires_at = Some(now + SignedDuration::from_hours(12));
+            Token::decode(Some(&text), expires_at, now).map_err(MintError::Malformed)
+        })
+    }
+}

@@ -1,0 +1,57 @@
+//! Both ends of TLS: the webhook's own configuration over a certificate made for the test, and clients that trust it.
+
+use std::sync::Arc;
+
+use ecr_injector::tls::{MinVersion, server_config};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::certificates::Authority;
+
+const NAME: &str = "ecr-injector.ecr-injector.svc";
+
+/// A server's configuration and the root that its clients trust.
+pub struct Tls {
+    pub acceptor: TlsAcceptor,
+    roots: Arc<RootCertStore>,
+}
+
+impl Tls {
+    pub fn new(min: MinVersion) -> Self {
+        super::crypto();
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new("the test's CA");
+        let files = authority.serving(&[NAME], folder.path(), "tls");
+        let config = server_config(&files.certificate, &files.key, min).unwrap();
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
+        roots.add(root).unwrap();
+        Self {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            roots: Arc::new(roots),
+        }
+    }
+
+    /// Shakes hands as a client with these versions and these protocols.
+    pub async fn connect<S>(
+        &self,
+        stream: S,
+        versions: &[&'static SupportedProtocolVersion],
+        protocols: &[&str],
+    ) -> std::io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut config = ClientConfig::builder_with_protocol_versions(versions)
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
+        TlsConnector::from(Arc::new(config))
+            .connect(ServerName::try_from(NAME).unwrap(), stream)
+            .await
+    }
+}

@@ -1,0 +1,377 @@
+//! Reviews through the router, with no socket and, where it matters, with paused time.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that can't go on panics"
+)]
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use ecr_injector::server::MAX_BODY_BYTES;
+use futures::StreamExt as _;
+use futures::stream;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt as _;
+use hyper::body::Bytes;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+use tower::ServiceExt as _;
+
+use support::InProcess;
+use support::in_process::NAMESPACE;
+use support::wire::{review, review_of};
+
+mod support;
+
+const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:v1";
+
+async fn send(webhook: &InProcess, request: Request<Body>) -> (StatusCode, String) {
+    let response = webhook.router.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+fn request(target: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::post(target)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(body.into())
+        .unwrap()
+}
+
+async fn post(webhook: &InProcess, body: impl Into<Body>) -> (StatusCode, String) {
+    send(webhook, request("/mutate?timeout=10s", body)).await
+}
+
+fn response(body: &str) -> Value {
+    serde_json::from_str::<Value>(body).unwrap()["response"].clone()
+}
+
+/// A review of exactly this many bytes.
+fn padded(bytes: usize) -> String {
+    let review = review("u", "nginx");
+    let padding = bytes - review.len();
+    review.replacen('{', &format!("{{{}", " ".repeat(padding)), 1)
+}
+
+/// A body of unknown length.
+fn chunked(text: String) -> Body {
+    let text = Bytes::from(text);
+    let chunks = (0..text.len().div_ceil(16_384))
+        .map(move |n| text.slice(n * 16_384..text.len().min((n + 1) * 16_384)))
+        .map(Ok::<_, Infallible>);
+    Body::from_stream(stream::iter(chunks))
+}
+
+/// This many bytes, and then nothing more, though the body does not end.
+fn stalled(bytes: usize) -> Body {
+    let part = Bytes::from(vec![b' '; bytes]);
+    let stream = stream::iter([Ok::<_, Infallible>(part)]).chain(stream::pending());
+    Body::from_stream(stream)
+}
+
+#[tokio::test]
+async fn a_cold_namespace_gets_its_secret_before_the_answer_and_a_warm_one_costs_no_call() {
+    let webhook = InProcess::new();
+    let (status, body) = post(&webhook, review("u-1", IMAGE)).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    let answer = response(&body);
+    assert_eq!(
+        (&answer["uid"], &answer["allowed"], &answer["patchType"]),
+        (&json!("u-1"), &json!(true), &json!("JSONPatch"))
+    );
+    let secret = webhook.api.secret(NAMESPACE).expect("written");
+    assert_eq!(secret["type"], "kubernetes.io/dockerconfigjson");
+
+    let calls = (webhook.api.calls().len(), webhook.mint.calls());
+    let (_, body) = post(&webhook, review("u-2", IMAGE)).await;
+    assert_eq!(response(&body)["patchType"], "JSONPatch");
+    assert_eq!((webhook.api.calls().len(), webhook.mint.calls()), calls);
+}
+
+#[tokio::test]
+async fn only_a_post_of_json_to_the_one_path_is_a_review() {
+    let webhook = InProcess::new();
+    for (method, target, content_type, expected) in [
+        (Method::POST, "/mutate", Some("application/json"), 200),
+        (
+            Method::POST,
+            "/mutate?timeout=5s",
+            Some("application/json; charset=utf-8"),
+            200,
+        ),
+        (Method::GET, "/mutate", None, 405),
+        (Method::HEAD, "/mutate", None, 405),
+        (Method::PUT, "/mutate", Some("application/json"), 405),
+        (Method::DELETE, "/mutate", None, 405),
+        (Method::POST, "/", Some("application/json"), 404),
+        (Method::POST, "/mutate/", Some("application/json"), 404),
+        (Method::POST, "/mutate/x", Some("application/json"), 404),
+        (Method::POST, "//mutate", Some("application/json"), 404),
+        (Method::GET, "/metrics", None, 404),
+        (Method::POST, "/mutate", None, 415),
+        (Method::POST, "/mutate", Some("text/plain"), 415),
+        (Method::POST, "/mutate", Some("application/yaml"), 415),
+    ] {
+        let what = format!("{method} {target} {content_type:?}");
+        let mut request = Request::builder().method(method).uri(target);
+        if let Some(content_type) = content_type {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        let request = request.body(review("u", "nginx").into()).unwrap();
+        assert_eq!(send(&webhook, request).await.0.as_u16(), expected, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_review_is_a_bad_request() {
+    let webhook = InProcess::new();
+    let whole = review("u", IMAGE);
+    for body in [
+        "",
+        "null",
+        "[]",
+        "{",
+        &whole[..whole.len() - 1],
+        &format!("{whole}x"),
+        r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}"#,
+        r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{}}"#,
+        r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":7}}"#,
+        r#"{"apiVersion":"v1","kind":"Pod","request":{"uid":"u"}}"#,
+    ] {
+        let (status, text) = post(&webhook, body.to_owned()).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}: {text}");
+        assert!(text.ends_with('\n') && text.len() > 10, "{body}: {text}");
+    }
+    assert!(webhook.metric(r#"ecr_injector_refused_requests_total{reason="not_a_review"}"#) >= 10);
+}
+
+#[tokio::test]
+async fn v1beta1_is_a_bad_request_that_names_both_versions() {
+    let webhook = InProcess::new();
+    let body = review("u", IMAGE).replace("admission.k8s.io/v1", "admission.k8s.io/v1beta1");
+    let (status, text) = post(&webhook, body).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(
+        text.contains("expected an AdmissionReview of admission.k8s.io/v1, got")
+            && text.contains("admission.k8s.io/v1beta1"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_complaint_does_not_repeat_a_long_body() {
+    let webhook = InProcess::new();
+    let long = "secret".repeat(100_000);
+    let body = format!(r#"{{"request":{{"uid":"u","object":{{"spec":"{long}"}}}}, broken"#);
+    let (status, text) = post(&webhook, body).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(text.len() < 1_000, "{} bytes", text.len());
+}
+
+#[tokio::test]
+async fn a_body_may_have_eight_mebibytes_and_not_one_byte_more() {
+    let webhook = InProcess::new();
+    for (bytes, expected) in [
+        (3 * 1024 * 1024, StatusCode::OK),
+        (MAX_BODY_BYTES - 1, StatusCode::OK),
+        (MAX_BODY_BYTES, StatusCode::OK),
+        (MAX_BODY_BYTES + 1, StatusCode::PAYLOAD_TOO_LARGE),
+    ] {
+        let body = padded(bytes);
+        assert_eq!(body.len(), bytes);
+        let mut announced = request("/mutate", body.clone());
+        announced
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, bytes.into());
+        let (status, text) = send(&webhook, announced).await;
+        assert_eq!(status, expected, "{bytes} announced: {text}");
+        let (status, text) = post(&webhook, chunked(body)).await;
+        assert_eq!(status, expected, "{bytes} in chunks: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_end_is_cut_off_at_the_limit() {
+    let webhook = InProcess::new();
+    let chunk = Bytes::from(vec![b'['; 64 * 1024]);
+    let endless = stream::repeat_with(move || Ok::<_, Infallible>(chunk.clone()));
+    let (status, _) = post(&webhook, Body::from_stream(endless)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_is_given_up_by_the_deadline_and_after_ten_seconds_at_the_latest() {
+    let webhook = InProcess::new();
+    for (target, limit) in [
+        ("/mutate?timeout=2s", 2),
+        ("/mutate?timeout=10s", 10),
+        ("/mutate?timeout=30s", 10),
+    ] {
+        let started = Instant::now();
+        let (status, _) = send(&webhook, request(target, stalled(100))).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{target}");
+        assert!(
+            started.elapsed() <= Duration::from_secs(limit),
+            "{target}: {:?}",
+            started.elapsed()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_the_budget_for_bodies_reviews_are_shed_and_after_it_they_are_served_again() {
+    let webhook = InProcess::new();
+    let holders: Vec<_> = (0..8)
+        .map(|_| {
+            let router = webhook.router.clone();
+            let held = request("/mutate?timeout=30s", stalled(MAX_BODY_BYTES));
+            tokio::spawn(async move { router.oneshot(held).await.unwrap().status() })
+        })
+        .collect();
+    sleep(Duration::from_secs(1)).await;
+
+    let started = Instant::now();
+    let shed = request("/mutate?timeout=2s", review("u", "nginx"));
+    let (status, _) = send(&webhook, shed).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(started.elapsed() <= Duration::from_secs(2));
+
+    for holder in holders {
+        assert_eq!(holder.await.unwrap(), StatusCode::REQUEST_TIMEOUT);
+    }
+    let (status, _) = post(&webhook, review("u", "nginx")).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_announce_much_and_send_little_take_no_budget_from_the_others() {
+    let webhook = InProcess::new();
+    for _ in 0..100 {
+        let mut slow = request("/mutate?timeout=30s", stalled(1));
+        slow.headers_mut()
+            .insert(header::CONTENT_LENGTH, MAX_BODY_BYTES.into());
+        tokio::spawn(webhook.router.clone().oneshot(slow));
+    }
+    sleep(Duration::from_millis(1)).await;
+    let answered = timeout(
+        Duration::from_millis(1),
+        post(&webhook, padded(MAX_BODY_BYTES)),
+    );
+    assert_eq!(answered.await.expect("at once").0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_panic_is_that_requests_500_and_counted() {
+    let webhook = InProcess::new();
+    webhook.clock.set_panics(true);
+    let (status, text) = post(&webhook, review("u", IMAGE)).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(!text.contains("told to panic"), "{text}");
+    webhook.clock.set_panics(false);
+    let (status, _) = post(&webhook, review("u", IMAGE)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(webhook.metric("ecr_injector_panics_total"), 1);
+}
+
+#[tokio::test]
+async fn hostile_json_is_answered_quickly() {
+    let webhook = InProcess::new();
+    let limit = Duration::from_millis(if cfg!(debug_assertions) { 10_000 } else { 50 });
+    let nested = |open: &str, close: &str| open.repeat(100_000) + &close.repeat(100_000);
+    let inside = |object: &str| {
+        review("u", IMAGE).replace(r#""object":{"#, &format!(r#""object":{object},"x":{{"#))
+    };
+    let containers = |image: &dyn Fn(usize) -> String| {
+        let containers: Vec<Value> = (0..50_000)
+            .map(|n| json!({"name": "c", "image": image(n)}))
+            .collect();
+        review_of("u", &json!({"spec": {"containers": containers}}))
+    };
+    for (what, body, expected) in [
+        ("nested arrays", nested("[", "]"), 400),
+        ("nested arrays as the Pod", inside(&nested("[", "]")), 200),
+        (
+            "nested objects as the Pod",
+            inside(&(nested(r#"{"a":"#, "}").replace(":}", ":1}"))),
+            200,
+        ),
+        ("a key twice", inside("{},\"object\":{}"), 200),
+        ("not a number", inside("NaN"), 400),
+        (
+            "a lone surrogate",
+            review("u", "\\ud800").replace("\\\\", "\\"),
+            200,
+        ),
+        (
+            "one image 50,000 times",
+            containers(&|_| IMAGE.to_owned()),
+            200,
+        ),
+        (
+            "50,000 registries",
+            containers(&|n| format!("{n:012}.dkr.ecr.eu-west-1.amazonaws.com/a")),
+            200,
+        ),
+        (
+            "an image of 1 MiB",
+            review("u", &"a".repeat(1024 * 1024)),
+            200,
+        ),
+        (
+            "an image of 1 MiB in a registry",
+            review("u", &format!("{IMAGE}{}", "a/".repeat(512 * 1024))),
+            200,
+        ),
+        (
+            "a uid of 1 MiB",
+            review(&"u".repeat(1024 * 1024), IMAGE),
+            200,
+        ),
+    ] {
+        // The best of some: the machine may be busy with something else.
+        let mut best = Duration::MAX;
+        for _ in 0..if cfg!(debug_assertions) { 1 } else { 5 } {
+            let started = Instant::now();
+            let (status, text) = post(&webhook, body.clone()).await;
+            best = best.min(started.elapsed());
+            let start: String = text.chars().take(200).collect();
+            assert_eq!(status.as_u16(), expected, "{what}: {start}");
+        }
+        assert!(best <= limit, "{what} took {best:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_ecr_costs_the_pod_no_more_than_the_time_that_the_api_server_gives() {
+    let webhook = InProcess::new();
+    webhook.mint.set_hangs(true);
+    for seconds in [1, 5, 30] {
+        let started = Instant::now();
+        let target = format!("/mutate?timeout={seconds}s");
+        let (status, body) = send(&webhook, request(&target, review("u", IMAGE))).await;
+        let took = started.elapsed();
+        assert_eq!(status, StatusCode::OK);
+        assert!(took < Duration::from_secs(seconds), "{target}: {took:?}");
+        let answer = response(&body);
+        assert_eq!(answer["allowed"], true);
+        assert_eq!(answer["patchType"], "JSONPatch");
+        assert_eq!(answer["warnings"].as_array().unwrap().len(), 1, "{answer}");
+    }
+    let secret = webhook.api.secret(NAMESPACE).expect("the intent");
+    let state = secret["metadata"]["annotations"]["ecr-injector.dev/state"].as_str();
+    assert!(state.unwrap().contains("123456789012.dkr.ecr"), "{state:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_api_server_costs_the_pod_no_more_than_the_time_that_is_left() {
+    let webhook = InProcess::new();
+    webhook.api.hang();
+    let started = Instant::now();
+    let (status, body) = send(&webhook, request("/mutate?timeout=5s", review("u", IMAGE))).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!(response(&body), json!({"uid": "u", "allowed": true}));
+}

@@ -1,0 +1,338 @@
+//! The listener with real sockets and real TLS.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that can't go on panics"
+)]
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ecr_injector::metrics::Metrics;
+use ecr_injector::readiness::Readiness;
+use ecr_injector::server::accept::MAX_CONNECTIONS;
+use ecr_injector::server::admin;
+use ecr_injector::tls::MinVersion;
+use rustls::SupportedProtocolVersion;
+use rustls::version::{TLS12, TLS13};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::client::TlsStream;
+
+use support::in_process::Listening;
+use support::wire::{head, post, review};
+use support::{InProcess, Tls, Wire, eventually};
+
+mod support;
+
+const TARGET: &str = "/mutate?timeout=10s";
+const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:v1";
+/// What a busy machine may add to a time.
+const SLACK: Duration = Duration::from_secs(2);
+
+struct Bed {
+    webhook: InProcess,
+    tls: Tls,
+    listening: Listening,
+}
+
+impl Bed {
+    async fn start(min: MinVersion) -> Self {
+        Self::start_for(MAX_CONNECTIONS, min).await
+    }
+
+    async fn start_for(limit: usize, min: MinVersion) -> Self {
+        let (webhook, tls) = (InProcess::new(), Tls::new(min));
+        let listening = webhook.listen_for(limit, Some(tls.acceptor.clone())).await;
+        Self {
+            webhook,
+            tls,
+            listening,
+        }
+    }
+
+    async fn tcp(&self) -> Wire<TcpStream> {
+        Wire::new(TcpStream::connect(self.listening.address).await.unwrap())
+    }
+
+    async fn connect(&self) -> Wire<TlsStream<TcpStream>> {
+        self.connect_with(&[&TLS13], &["http/1.1"]).await.unwrap()
+    }
+
+    async fn connect_with(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        protocols: &[&str],
+    ) -> io::Result<Wire<TlsStream<TcpStream>>> {
+        let stream = self.tcp().await.stream;
+        Ok(Wire::new(
+            self.tls.connect(stream, versions, protocols).await?,
+        ))
+    }
+
+    /// Sends a review over a new connection.
+    async fn serves(&self) {
+        serves(&mut self.connect().await).await;
+    }
+}
+
+async fn serves(wire: &mut Wire<TlsStream<TcpStream>>) {
+    wire.send(post(TARGET, review("fine", "nginx"))).await;
+    let answer = wire.answer().await.expect("an answer");
+    assert_eq!(answer.response()["uid"], "fine");
+}
+
+#[tokio::test]
+async fn by_default_only_tls_1_3_is_spoken() {
+    let bed = Bed::start(MinVersion::default()).await;
+    let error = bed.connect_with(&[&TLS12], &["http/1.1"]).await.map(|_| ());
+    assert!(error.unwrap_err().to_string().contains("ProtocolVersion"));
+    bed.serves().await;
+}
+
+#[tokio::test]
+async fn by_a_flag_tls_1_2_is_spoken_too() {
+    let bed = Bed::start(MinVersion::Tls12).await;
+    let mut wire = bed.connect_with(&[&TLS12], &["http/1.1"]).await.unwrap();
+    serves(&mut wire).await;
+    bed.serves().await;
+}
+
+#[tokio::test]
+async fn http_1_1_is_the_only_protocol_on_offer() {
+    let bed = Bed::start(MinVersion::default()).await;
+    for (protocols, agreed) in [
+        (&["http/1.1"][..], Some(&b"http/1.1"[..])),
+        (&["h2", "http/1.1"], Some(b"http/1.1")),
+        (&[], None),
+    ] {
+        let mut wire = bed.connect_with(&[&TLS13], protocols).await.unwrap();
+        assert_eq!(wire.stream.get_ref().1.alpn_protocol(), agreed);
+        serves(&mut wire).await;
+    }
+    for protocols in [&["h2"][..], &["http/1.0"], &["h3", "h2"]] {
+        let refused = bed.connect_with(&[&TLS13], protocols).await.map(|_| ());
+        let error = refused.unwrap_err().to_string();
+        assert!(
+            error.contains("NoApplicationProtocol"),
+            "{protocols:?}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_tls_is_closed_at_once() {
+    let bed = Bed::start(MinVersion::default()).await;
+    for bytes in [
+        post(TARGET, review("u", "nginx")),
+        b"GET / HTTP/1.0\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        vec![0; 4096],
+        vec![0x16, 0x03, 0x01, 0xff, 0xff, 0xff],
+    ] {
+        let mut wire = bed.tcp().await;
+        let started = Instant::now();
+        wire.send(&bytes).await;
+        // An alert, perhaps, and then the end.
+        assert!(wire.answer().await.is_none());
+        assert!(
+            started.elapsed() < SLACK,
+            "{bytes:?}: {:?}",
+            started.elapsed()
+        );
+    }
+    bed.serves().await;
+    let failures = r#"ecr_injector_connection_failures_total{reason="handshake"}"#;
+    assert_eq!(bed.webhook.metric(failures), 5);
+}
+
+#[tokio::test]
+async fn dawdlers_are_closed_within_ten_seconds_and_nobody_else_notices() {
+    let bed = Bed::start(MinVersion::default()).await;
+    let closed_by = Duration::from_secs(10) + SLACK;
+    let silent = async {
+        let mut wires = Vec::new();
+        for _ in 0..100 {
+            wires.push(bed.tcp().await);
+        }
+        for wire in &mut wires {
+            wire.closed().await;
+        }
+    };
+    let half_a_hello = async {
+        let mut wire = bed.tcp().await;
+        wire.send(b"\x16\x03\x01\x02\x00\x01").await;
+        wire.closed().await;
+    };
+    let no_request = async { bed.connect().await.closed().await };
+    let slow_head = async {
+        let mut wire = bed.connect().await;
+        for byte in head(TARGET, "Content-Length: 2").into_bytes() {
+            wire.send([byte]).await;
+            if timeout(Duration::from_secs(1), wire.closed()).await.is_ok() {
+                return;
+            }
+        }
+        panic!("a whole head at one byte a second");
+    };
+    let dawdlers = async {
+        futures::join!(silent, half_a_hello, no_request, slow_head);
+    };
+    let good = async {
+        let mut kept = bed.connect().await;
+        loop {
+            serves(&mut kept).await;
+            bed.serves().await;
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        closed = timeout(closed_by, dawdlers) => closed.expect("closed in time"),
+        () = good => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn a_stop_lets_requests_under_way_end_and_takes_no_more() {
+    let bed = Bed::start(MinVersion::default()).await;
+    bed.webhook.mint.set_hangs(true);
+    let mut busy = bed.connect().await;
+    let mut idle = bed.connect().await;
+    serves(&mut idle).await;
+    busy.send(post("/mutate?timeout=2s", review("busy", IMAGE)))
+        .await;
+    eventually("the mint is asked", SLACK, async || {
+        (bed.webhook.mint.calls() == 1).then_some(())
+    })
+    .await;
+
+    let address = bed.listening.address;
+    let started = Instant::now();
+    let stopped = tokio::spawn(bed.listening.stop());
+    idle.closed().await;
+    let answer = busy.answer().await.expect("an answer");
+    assert_eq!(answer.response()["uid"], "busy");
+    assert!(answer.head.contains("connection: close"), "{}", answer.head);
+    stopped.await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2) + SLACK);
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn many_connections_at_once_are_all_served() {
+    let bed = Bed::start(MinVersion::default()).await;
+    futures::future::join_all((0..100).map(|_| bed.serves())).await;
+    eventually("all are closed", SLACK, async || {
+        (bed.webhook.metric("ecr_injector_connections") == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_that_rest_give_way_to_new_ones_and_those_without_a_request_first() {
+    let bed = Bed::start_for(8, MinVersion::default()).await;
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        let mut wire = bed.connect().await;
+        serves(&mut wire).await;
+        kept.push(wire);
+    }
+    // More than there are places, and none of them ever sends a byte.
+    let mut silent = Vec::new();
+    for _ in 0..30 {
+        silent.push(bed.tcp().await);
+    }
+    let soon = timeout(SLACK, async {
+        bed.serves().await;
+        for wire in &mut silent[..20] {
+            wire.closed().await;
+        }
+        for wire in &mut kept {
+            serves(wire).await;
+        }
+        // Whoever sends one request and then rests has no more right than the others: the longest rest ends first.
+        let mut resting = Vec::new();
+        for _ in 0..8 {
+            let mut wire = bed.connect().await;
+            serves(&mut wire).await;
+            resting.push(wire);
+        }
+        for wire in &mut kept {
+            wire.closed().await;
+        }
+        for wire in &mut resting {
+            serves(wire).await;
+        }
+    });
+    soon.await.expect("at once");
+    let shed = r#"ecr_injector_connection_failures_total{reason="shed"}"#;
+    assert!(bed.webhook.metric(shed) >= 24);
+}
+
+#[tokio::test]
+async fn connections_that_are_busy_never_give_way() {
+    let bed = Bed::start_for(2, MinVersion::default()).await;
+    bed.webhook.mint.set_hangs(true);
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        let mut wire = bed.connect().await;
+        wire.send(post("/mutate?timeout=2s", review("busy", IMAGE)))
+            .await;
+        busy.push(wire);
+    }
+    eventually("both are busy", SLACK, async || {
+        (bed.webhook.metric("ecr_injector_connections") == 2).then_some(())
+    })
+    .await;
+    sleep(Duration::from_millis(100)).await;
+    timeout(Duration::from_secs(2) + SLACK, bed.serves())
+        .await
+        .expect("served once one of them rests");
+    for mut wire in busy {
+        assert_eq!(wire.answer().await.expect("an answer").status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_the_middle_harms_nobody() {
+    let bed = Bed::start(MinVersion::default()).await;
+    for bytes in [0, 1, 50, 200] {
+        let mut wire = bed.connect().await;
+        wire.send(&post(TARGET, review("u", IMAGE))[..bytes]).await;
+        wire.stream.get_mut().0.shutdown().await.unwrap();
+    }
+    bed.serves().await;
+    assert_eq!(bed.webhook.metric("ecr_injector_panics_total"), 0);
+}
+
+#[tokio::test]
+async fn the_admin_listener_tells_life_readiness_and_metrics() {
+    let mut admin = InProcess::new();
+    let mut readiness = Readiness::default();
+    let serving = readiness.condition("serving");
+    admin.router = admin::router(readiness, Arc::new(Metrics::default()));
+    let listening = admin.listen(None).await;
+    let mut wire = Wire::new(TcpStream::connect(listening.address).await.unwrap());
+    let mut get = async |path: &str| {
+        wire.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+            .await;
+        let answer = wire.answer().await.expect("an answer");
+        (answer.status, answer.body)
+    };
+    assert_eq!(get("/livez").await, (200, "ok\n".to_owned()));
+    assert_eq!(get("/readyz").await.0, 503);
+    serving.hold();
+    assert_eq!(get("/readyz").await, (200, "ok\n".to_owned()));
+    let verbose = get("/readyz?verbose").await.1;
+    assert!(verbose.starts_with("[+]serving ok\n"), "{verbose}");
+    serving.fail();
+    let (status, why) = get("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(why.starts_with("[-]serving not yet\n"), "{why}");
+    let (status, metrics) = get("/metrics").await;
+    assert_eq!(status, 200);
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    assert_eq!(get("/mutate").await.0, 404);
+}
