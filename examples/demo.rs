@@ -15,7 +15,8 @@
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "what it shows is what it is for"
+    clippy::disallowed_methods,
+    reason = "what it shows is what it is for, in real time"
 )]
 
 use std::collections::BTreeMap;

@@ -2,7 +2,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a test that can't go on panics"
+    clippy::disallowed_methods,
+    reason = "a test that can't go on panics, and it is one of real time"
 )]
 
 mod support;

@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use support::bed::{create, hosts, image, registry};
@@ -17,6 +17,7 @@ use support::installation::PULL_SECRET;
 use support::pods::{pod, pull_secrets};
 use support::{Bed, Behaviour, Garbage, Webhook, eventually};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 /// `timeoutSeconds` in the registration.
 const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -272,7 +273,8 @@ async fn no_log_metric_event_or_answer_holds_a_token() {
         let admitted = create(&client, &namespace, &pod(region, &image(region)), false)
             .await
             .unwrap();
-        told += &format!("{admitted:?}");
+        let shown = format!("{admitted:?}");
+        told.push_str(&shown);
     }
     bed.aws.behave();
     tokio::time::sleep(Duration::from_secs(3)).await;

@@ -13,7 +13,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -25,6 +25,7 @@ use support::installation::{NAME, OPT_IN, PULL_SECRET, USER};
 use support::pods::{pod, pull_secrets};
 use support::{Balancer, ControlPlane, FakeAws, Installation, Webhook, eventually};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 const ROUNDS: usize = 50;
 const NAMESPACES: usize = 200;

@@ -389,7 +389,8 @@ mod tests {
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for at in 1..12 {
             let before = format!("*a{}, ", at - 1).repeat(10);
-            text += &format!("a{at}: &a{at} [{before}]\n");
+            let line = format!("a{at}: &a{at} [{before}]\n");
+            text.push_str(&line);
         }
         assert!(error(&text).starts_with("document 1, line "));
     }

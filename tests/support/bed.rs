@@ -104,18 +104,18 @@ pub async fn create(
     send(client, request).await
 }
 
-/// Replaces a Pod's image, or adds an ephemeral container, by a patch of the given path below it.
+/// Replaces a Pod's image, or adds an ephemeral container, by a patch of it or of the subresource below it.
 pub async fn change(
     client: &Client,
     namespace: &str,
     name: &str,
     sub: &str,
-    patch: &Value,
+    change: &Value,
 ) -> Result<Admitted, Status> {
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}{sub}");
     let request = http::Request::patch(path)
         .header("content-type", "application/strategic-merge-patch+json")
-        .body(patch.to_string().into_bytes());
+        .body(change.to_string().into_bytes());
     send(client, request.unwrap()).await
 }
 
