@@ -92,7 +92,8 @@ struct Fixture {
 
 /// What the webhook would answer and do.
 struct Verdict {
-    verdict: String,
+    /// The verdict in a word or two.
+    word: String,
     patch: Patch,
     warnings: Vec<String>,
     ensures: BTreeMap<Host, Registry>,
@@ -141,7 +142,7 @@ impl Fixture {
         let (verdict, injection, ensures) = match decision {
             Decision::LeaveAlone(reason) => {
                 return Verdict {
-                    verdict: format!("leave alone: {}", reason.as_str()),
+                    word: format!("leave alone: {}", reason.as_str()),
                     patch: Patch::default(),
                     warnings: warning_for(reason, rules).into_iter().collect(),
                     ensures: BTreeMap::new(),
@@ -154,7 +155,7 @@ impl Fixture {
             }
         };
         Verdict {
-            verdict: verdict.into(),
+            word: verdict.into(),
             patch: patch::append(&rules.secret_name, injection.stands),
             warnings: injection.warnings,
             ensures,
@@ -210,7 +211,7 @@ impl Secret {
 
 impl Verdict {
     fn to_yaml(&self, namespace: &str) -> String {
-        let mut snapshot = json!({"verdict": self.verdict});
+        let mut snapshot = json!({"verdict": self.word});
         if !self.patch.0.is_empty() {
             snapshot["patch"] = serde_json::to_value(&self.patch).unwrap();
         }
@@ -260,7 +261,7 @@ fn check(fixture: &Fixture, pod: &Value) -> Result<(), TestCaseError> {
         let (had, has) = (list(pod), list(&after));
         prop_assert_eq!(&has[..had.len()], &had[..]);
         prop_assert_eq!(has.len(), had.len() + 1);
-        prop_assert_eq!(again.verdict, verdict.verdict);
+        prop_assert_eq!(again.word, verdict.word);
         prop_assert_eq!(again.ensures, verdict.ensures);
     }
     let without_list = |pod: &Value| {
