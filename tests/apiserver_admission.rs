@@ -451,7 +451,7 @@ async fn a_burst_in_a_cold_namespace_costs_one_aws_call_and_one_creation() {
     let namespace = bed.opted_in("burst").await;
     let client = bed.plane.pod_creator().await;
     bed.aws.tune_ecr_in("ap-southeast-1", |knobs| {
-        knobs.latency = Duration::from_millis(300)
+        knobs.latency = Duration::from_millis(300);
     });
     let pods = (0..200).map(|n| {
         let (client, namespace) = (client.clone(), namespace.clone());
