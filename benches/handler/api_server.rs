@@ -1,0 +1,112 @@
+//! The four calls that a warm webhook has made once: an API server that knows one namespace, which is opted in. A real
+//! one would be noise in the measurement, and the test suite has it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, patch};
+use axum::{Router, body::Bytes};
+use http::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::installation::OPT_IN;
+use crate::support::own_runtime::OwnRuntime;
+
+/// The namespace that is there.
+pub const NAMESPACE: &str = "payments";
+
+/// Serves until it is dropped.
+pub struct ApiServer {
+    address: SocketAddr,
+    calls: Arc<AtomicUsize>,
+    _runtime: OwnRuntime,
+}
+
+impl ApiServer {
+    pub fn start() -> Self {
+        let calls = Arc::<AtomicUsize>::default();
+        let runtime = OwnRuntime::start("api-server");
+        let (listener, address) = runtime.listen("127.0.0.1:0");
+        let namespace = json!({"metadata": {
+            "name": NAMESPACE, "resourceVersion": "1", "labels": {OPT_IN.0: OPT_IN.1},
+        }});
+        let router = Router::new()
+            .route(
+                "/api/v1/namespaces",
+                get(async |watch| answer(watch, &[namespace])),
+            )
+            .route("/api/v1/secrets", get(async |watch| answer(watch, &[])))
+            .route(
+                "/api/v1/namespaces/{namespace}/secrets/{name}",
+                patch(apply),
+            )
+            .with_state(Arc::clone(&calls));
+        runtime.spawn(serve(listener, router));
+        Self {
+            address,
+            calls,
+            _runtime: runtime,
+        }
+    }
+
+    pub fn kubeconfig(&self) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "bench", "cluster": {"server": format!("http://{}", self.address)}}],
+            "users": [{"name": "bench", "user": {}}],
+            "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
+            "current-context": "bench",
+        })
+    }
+
+    /// Calls other than lists and watches.
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+}
+
+async fn serve(listener: TcpListener, router: Router) {
+    loop {
+        let Ok((connection, _)) = listener.accept().await else {
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(connection), service));
+    }
+}
+
+type Parameters = Query<std::collections::HashMap<String, String>>;
+
+/// A list of the metadata, or a watch on which nothing ever happens.
+fn answer(Query(parameters): Parameters, items: &[Value]) -> Response {
+    let body = if parameters.contains_key("watch") {
+        Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>())
+    } else {
+        let list = json!({
+            "apiVersion": "meta.k8s.io/v1",
+            "kind": "PartialObjectMetadataList",
+            "metadata": {"resourceVersion": "1"},
+            "items": items,
+        });
+        Body::from(list.to_string())
+    };
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Takes whatever is applied, as a new object.
+async fn apply(State(calls): State<Arc<AtomicUsize>>, body: Bytes) -> Response {
+    calls.fetch_add(1, Ordering::Relaxed);
+    let mut object: Value = serde_json::from_slice(&body).unwrap();
+    object["metadata"]["uid"] = json!("7c1b0e5e-6f0a-4a5e-8f0e-9b8c1d2e3f40");
+    object["metadata"]["resourceVersion"] = json!("2");
+    ([(CONTENT_TYPE, "application/json")], object.to_string()).into_response()
+}

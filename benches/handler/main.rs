@@ -1,0 +1,281 @@
+//! `make bench`: what one warm admission costs, beside the least that any HTTPS server would pay for the same bytes.
+//!
+//! | process | what it is |
+//! |---|---|
+//! | this one | starts the others, serves a fake API server and a fake AWS (idle while it measures), takes the pipes of logs |
+//! | ours | the binary itself: `ecr-injector serve` |
+//! | ours, `--log warn` | the same without a log line for each admission |
+//! | bare | axum and rustls with a handler that reads the body and answers what ours did ([`bare`]) |
+//! | load | a client on keep-alive connections, one process for each measurement ([`load`]) |
+//!
+//! The servers take turns within each round, so that whatever else the machine does hits all of them. CPU time is the
+//! kernel's account of the server's process, user and system, and so includes the sockets. `docs/performance.md` says
+//! what came out.
+#![allow(
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "what it prints is what it is for, and a bench that can't go on panics"
+)]
+
+mod api_server;
+mod bare;
+mod load;
+mod processes;
+mod review;
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::Duration;
+
+use api_server::ApiServer;
+use processes::Server;
+use support::child::GuardedFolder;
+use support::{Authority, FakeAws, ServingCertificate, webhook};
+
+/// As the binary has it: what is compared is the handlers.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ROUNDS: usize = 5;
+const KILOBYTES: [usize; 3] = [4, 8, 40];
+/// How long each server is measured in each round; `BENCH_SECONDS` changes it.
+const SECONDS: f64 = 2.0;
+const SERVER_NAME: &str = "ecr-injector.ecr-injector.svc";
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        [bare::COMMAND, rest @ ..] => bare::run(rest),
+        [load::COMMAND, rest @ ..] => load::run(rest),
+        // `cargo test --all-targets` runs benches too, and without this flag.
+        flags if flags.contains(&"--bench") => compare(),
+        _ => println!("to measure: make bench"),
+    }
+}
+
+/// One measurement of one server.
+#[derive(Clone, Copy)]
+struct Sample {
+    requests_per_second: f64,
+    cpu_microseconds: f64,
+}
+
+fn compare() {
+    let setting = Setting::new();
+    let answer = setting.folder.path().join("answer.json");
+    let ours = setting.ours("ours", &["--log-format", "json"]);
+    let quiet = setting.ours(
+        "ours, --log warn",
+        &["--log-format", "json", "--log", "warn"],
+    );
+    for server in [&ours, &quiet] {
+        // The first one makes the pull secret; from then on the namespace is warm.
+        setting.ask(server, &answer);
+    }
+    let bare = setting.bare(&answer);
+    let servers = [bare, ours, quiet];
+
+    println!(
+        "{} threads for all; each number is the median of {ROUNDS} rounds of {} s with {} connections, and each ratio that\n\
+         of the rounds' own ratios to the bare handler. Reviews of a Pod of this size, in an opted-in namespace:\n",
+        std::thread::available_parallelism().unwrap(),
+        setting.duration.as_secs_f64(),
+        load::CONNECTIONS,
+    );
+    println!("   Pod  handler            requests/s            CPU µs/request");
+    let before = setting.calls(&servers);
+    for kilobytes in KILOBYTES {
+        let rounds = setting.measure(&servers, kilobytes);
+        for (index, server) in servers.iter().enumerate() {
+            let median_of =
+                |what: fn(Sample) -> f64| median(rounds.iter().map(|round| what(round[index])));
+            let ratio_of = |what: fn(Sample) -> f64| {
+                median(
+                    rounds
+                        .iter()
+                        .map(|round| what(round[index]) / what(round[0])),
+                )
+            };
+            println!(
+                "{kilobytes:>3} KB  {:<17} {:>10.0}  {:>5.2} ×   {:>10.1}  {:>5.2} ×",
+                server.name,
+                median_of(|sample| sample.requests_per_second),
+                ratio_of(|sample| sample.requests_per_second),
+                median_of(|sample| sample.cpu_microseconds),
+                ratio_of(|sample| sample.cpu_microseconds),
+            );
+        }
+        println!();
+    }
+    println!("Memory after all this    anonymous      peak");
+    for server in &servers {
+        println!(
+            "        {:<17} {:>6.1} MiB  {:>5.1} MiB",
+            server.name,
+            server.mebibytes("RssAnon"),
+            server.mebibytes("VmHWM"),
+        );
+    }
+    let after = setting.calls(&servers);
+    println!(
+        "\nCalls for all these admissions: {} to the API server, {} to AWS",
+        after.0 - before.0,
+        after.1 - before.1
+    );
+    assert_eq!(after, before, "a warm admission called somebody");
+}
+
+/// What the servers stand in.
+struct Setting {
+    folder: GuardedFolder,
+    certificate: ServingCertificate,
+    authority: std::path::PathBuf,
+    api_server: ApiServer,
+    aws: FakeAws,
+    duration: Duration,
+}
+
+impl Setting {
+    fn new() -> Self {
+        support::crypto();
+        let folder = GuardedFolder::create();
+        let authority = Authority::new("bench");
+        let certificate = authority.serving(&[SERVER_NAME], folder.path(), "serving");
+        let authority_file = folder.path().join("ca.crt");
+        fs::write(&authority_file, authority.pem()).unwrap();
+        let api_server = ApiServer::start();
+        let kubeconfig = api_server.kubeconfig().to_string();
+        fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
+        for kilobytes in KILOBYTES {
+            let body = review::of_a_pod(kilobytes * 1024);
+            fs::write(body_file(folder.path(), kilobytes), body).unwrap();
+        }
+        let seconds = std::env::var("BENCH_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
+        Self {
+            folder,
+            certificate,
+            authority: authority_file,
+            api_server,
+            aws: FakeAws::start(),
+            duration: Duration::from_secs_f64(seconds),
+        }
+    }
+
+    fn ours(&self, name: &'static str, flags: &[&str]) -> Server {
+        let (address, admin) = (free_address(), free_address());
+        let path = |name: &str| self.folder.path().join(name).display().to_string();
+        let mut arguments = vec![
+            "serve".to_owned(),
+            format!("--listen={address}"),
+            format!("--admin-listen={admin}"),
+            format!("--tls-cert={}", self.certificate.certificate.display()),
+            format!("--tls-key={}", self.certificate.key.display()),
+            format!("--kubeconfig={}", path("kubeconfig")),
+        ];
+        arguments.extend(flags.iter().map(ToString::to_string));
+        let program = Path::new(env!("CARGO_BIN_EXE_ecr-injector"));
+        let server = Server::start(name, program, &arguments, self.aws.environment(), address);
+        server.with_admin(admin)
+    }
+
+    fn bare(&self, answer: &Path) -> Server {
+        let address = free_address();
+        let arguments = [
+            bare::COMMAND.to_owned(),
+            address.to_string(),
+            self.certificate.certificate.display().to_string(),
+            self.certificate.key.display().to_string(),
+            answer.display().to_string(),
+        ];
+        let program = std::env::current_exe().unwrap();
+        Server::start("bare", &program, &arguments, Vec::new(), address)
+    }
+
+    /// All rounds for a size; in each the servers take turns, the other way round every second time.
+    fn measure(&self, servers: &[Server; 3], kilobytes: usize) -> Vec<[Sample; 3]> {
+        let body = body_file(self.folder.path(), kilobytes);
+        let sample = |server: &Server| {
+            let before = server.cpu_time();
+            let load = load::Load {
+                address: server.address,
+                authority: &self.authority,
+                body: &body,
+                duration: self.duration,
+            };
+            let (requests, took) = load.run_in_a_process();
+            let cpu = server.cpu_time().saturating_sub(before);
+            Sample {
+                requests_per_second: requests / took.as_secs_f64(),
+                cpu_microseconds: cpu.as_secs_f64() * 1e6 / requests,
+            }
+        };
+        let round = |number: usize| {
+            if number.is_multiple_of(2) {
+                servers.each_ref().map(sample)
+            } else {
+                let [first, second, third] = servers;
+                let [third, second, first] = [third, second, first].map(sample);
+                [first, second, third]
+            }
+        };
+        (0..ROUNDS).map(round).collect()
+    }
+
+    /// One admission; its answer goes to a file.
+    fn ask(&self, server: &Server, answer: &Path) {
+        let load = load::Load {
+            address: server.address,
+            authority: &self.authority,
+            body: &body_file(self.folder.path(), KILOBYTES[0]),
+            duration: Duration::ZERO,
+        };
+        let body = load.ask_once();
+        assert!(
+            String::from_utf8_lossy(&body).contains("JSONPatch"),
+            "the Pod was not patched"
+        );
+        fs::write(answer, body).unwrap();
+    }
+
+    /// The calls to the API server and to AWS so far: as the callers count them, which has to be what arrived.
+    fn calls(&self, servers: &[Server]) -> (usize, usize) {
+        let counted = |metric: &str| -> f64 {
+            let all = servers.iter().filter_map(Server::metrics);
+            all.map(|metrics| webhook::sum(&metrics, metric)).sum()
+        };
+        let arrived = (self.api_server.calls(), self.aws.calls().len());
+        for (count, metric) in [
+            (arrived.0, "ecr_injector_api_calls_total"),
+            (arrived.1, "ecr_injector_aws_calls_total"),
+        ] {
+            assert_eq!(
+                format!("{:.0}", counted(metric)),
+                count.to_string(),
+                "{metric}"
+            );
+        }
+        arrived
+    }
+}
+
+fn body_file(folder: &Path, kilobytes: usize) -> std::path::PathBuf {
+    folder.join(format!("review-{kilobytes}.json"))
+}
+
+fn free_address() -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

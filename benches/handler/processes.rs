@@ -1,0 +1,124 @@
+//! A server under measurement, and what the kernel knows of its process.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// `/proc` counts CPU time in these, on every Linux (`getconf CLK_TCK`).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A running server; it is killed when dropped.
+pub struct Server {
+    pub name: &'static str,
+    pub address: SocketAddr,
+    admin: Option<SocketAddr>,
+    child: Child,
+}
+
+impl Server {
+    /// Starts it and waits until it listens. Its standard output is a pipe that is read and forgotten, as a container
+    /// runtime reads it.
+    pub fn start(
+        name: &'static str,
+        program: &Path,
+        arguments: &[String],
+        environment: Vec<(String, String)>,
+        address: SocketAddr,
+    ) -> Self {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env_clear()
+            .envs(environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = child.stdout.take().unwrap();
+        thread::spawn(move || {
+            let mut buffer = vec![0; 64 * 1024];
+            while log.read(&mut buffer).is_ok_and(|read| read > 0) {}
+        });
+        let server = Self {
+            name,
+            address,
+            admin: None,
+            child,
+        };
+        wait(name, || TcpStream::connect(address).is_ok());
+        server
+    }
+
+    /// Waits until it is ready, as its admin listener says.
+    pub fn with_admin(mut self, admin: SocketAddr) -> Self {
+        self.admin = Some(admin);
+        wait(self.name, || {
+            self.get("/readyz").split(' ').nth(1) == Some("200")
+        });
+        self
+    }
+
+    /// What it says of itself, if it does.
+    pub fn metrics(&self) -> Option<String> {
+        self.admin?;
+        let response = self.get("/metrics");
+        let (_, body) = response.split_once("\r\n\r\n").unwrap();
+        Some(body.to_owned())
+    }
+
+    /// User and system time of all its threads so far.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The second field is the command in parentheses; the 14th and 15th are the times.
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let ticks: f64 = fields[11..13]
+            .iter()
+            .map(|text| text.parse::<f64>().unwrap())
+            .sum();
+        Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
+    }
+
+    /// A line of `/proc/<pid>/status`.
+    pub fn mebibytes(&self, field: &str) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+        let (_, value) = lines.find(|(name, _)| *name == field).unwrap();
+        let kilobytes: f64 = value.trim().trim_end_matches(" kB").parse().unwrap();
+        kilobytes / 1024.0
+    }
+
+    fn get(&self, path: &str) -> String {
+        let mut response = String::new();
+        // Not there yet is no answer.
+        if let Some(Ok(mut connection)) = self.admin.map(TcpStream::connect) {
+            let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+            let _ = connection.write_all(request.as_bytes());
+            let _ = connection.read_to_string(&mut response);
+        }
+        response
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // An error says that it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait(name: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + START_LIMIT;
+    while !condition() {
+        assert!(
+            Instant::now() < deadline,
+            "{name} isn't up after {START_LIMIT:?}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
