@@ -2,22 +2,18 @@
 
 use std::io::{IsTerminal as _, stdout};
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, filter::ParseError, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter,
+    filter::{ParseError, filter_fn},
+    fmt,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
-/// Below these levels the libraries write whole requests and replies, tokens included: they stay at them, whatever the
-/// filter asks for.
-const CAPS: [&str; 8] = [
-    "aws_config=info",
-    "aws_runtime=info",
-    "aws_sdk_ecr=info",
-    "aws_smithy_http_client=info",
-    "aws_smithy_runtime=info",
-    "aws_smithy_runtime_api=info",
-    "hyper=info",
-    "hyper_util=info",
-];
+/// The crates, by the start of their names, that write whole requests and replies at levels finer than INFO, tokens
+/// included. Those levels are never written, whatever the filter asks for.
+const CAPPED: [&str; 2] = ["aws_", "hyper"];
 
 /// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -31,7 +27,9 @@ pub enum Format {
 
 /// Starts logging. `filter` is in the form of `RUST_LOG`.
 pub fn start(format: Format, filter: &str) -> Result<(), ParseError> {
-    let registry = tracing_subscriber::registry().with(capped(filter)?);
+    let registry = tracing_subscriber::registry()
+        .with(filter.parse::<EnvFilter>()?)
+        .with(filter_fn(is_safe));
     // Where a subscriber is set already (a test's), its owner's choice stands.
     let _ = match format {
         Format::Text => registry
@@ -44,10 +42,54 @@ pub fn start(format: Format, filter: &str) -> Result<(), ParseError> {
     Ok(())
 }
 
-fn capped(filter: &str) -> Result<EnvFilter, ParseError> {
-    let mut filter: EnvFilter = filter.parse()?;
-    for cap in CAPS {
-        filter = filter.add_directive(cap.parse()?);
+/// A directive of the filter can't cap: a more specific one of the user's would win over it.
+fn is_safe(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO
+        || !CAPPED
+            .iter()
+            .any(|start| metadata.target().starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::{enabled, subscriber::with_default};
+
+    use super::*;
+
+    #[test]
+    fn no_filter_brings_what_libraries_write_of_requests_and_replies() {
+        for filter in [
+            "trace",
+            "aws_smithy_runtime=trace",
+            "aws_smithy_runtime::client::orchestrator=trace",
+            "info,aws_sdk_ecr=debug,hyper_util::client=trace",
+        ] {
+            let subscriber = tracing_subscriber::registry()
+                .with(filter.parse::<EnvFilter>().expect("a filter"))
+                .with(filter_fn(is_safe));
+            with_default(subscriber, || {
+                for level in [Level::DEBUG, Level::TRACE] {
+                    let is_written = match level {
+                        Level::DEBUG => [
+                            enabled!(target: "aws_smithy_runtime::client::orchestrator", Level::DEBUG),
+                            enabled!(target: "aws_sdk_ecr::operation", Level::DEBUG),
+                            enabled!(target: "hyper_util::client::legacy", Level::DEBUG),
+                        ],
+                        _ => [
+                            enabled!(target: "aws_smithy_runtime::client::orchestrator", Level::TRACE),
+                            enabled!(target: "aws_sdk_ecr::operation", Level::TRACE),
+                            enabled!(target: "hyper_util::client::legacy", Level::TRACE),
+                        ],
+                    };
+                    assert_eq!(is_written, [false; 3], "{filter} at {level}");
+                }
+                let ours = enabled!(target: "ecr_injector::webhook", Level::TRACE);
+                assert_eq!(ours, filter == "trace", "{filter}");
+                assert!(
+                    enabled!(target: "aws_sdk_ecr::operation", Level::WARN)
+                        || filter.starts_with("aws_smithy")
+                );
+            });
+        }
     }
-    Ok(filter)
 }

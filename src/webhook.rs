@@ -27,6 +27,9 @@ use crate::{
 /// The HTTP status of a refusal under `onFailure: deny`: try again later.
 const REFUSED: u16 = 503;
 
+/// What a log line takes of a name that came with a request, in bytes: no object's is longer, but a stranger's may be.
+const MAX_LOGGED_BYTES: usize = 253;
+
 /// Answers reviews.
 pub struct Webhook {
     rules: Rules,
@@ -206,7 +209,10 @@ impl Webhook {
         self.metrics
             .admission(outcome.decision, outcome.reason, took);
         let pod = request.object.as_ref();
-        let (owner_kind, owner) = pod.and_then(|pod| pod.owner()).unwrap_or_default();
+        let (owner_kind, owner) = pod
+            .and_then(|pod| pod.owner())
+            .map(|(kind, name)| (logged(kind), logged(name)))
+            .unwrap_or_default();
         let hosts = outcome
             .hosts
             .iter()
@@ -215,9 +221,9 @@ impl Webhook {
             .join(",");
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let fields = (
-            request.uid(),
-            &*request.namespace.0,
-            pod.map_or("", |pod| pod.name()),
+            logged(request.uid()),
+            logged(&request.namespace.0),
+            logged(pod.map_or("", |pod| pod.name())),
         );
         match &outcome.error {
             None => tracing::info!(
@@ -248,4 +254,8 @@ impl Webhook {
             ),
         }
     }
+}
+
+fn logged(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_LOGGED_BYTES)]
 }

@@ -6,6 +6,8 @@
 )]
 
 use std::convert::Infallible;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -26,6 +28,19 @@ use support::wire::{review, review_of};
 mod support;
 
 const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:v1";
+
+/// Where a test's log lines go.
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 async fn send(webhook: &InProcess, request: Request<Body>) -> (StatusCode, String) {
     let response = webhook.router.clone().oneshot(request).await.unwrap();
@@ -89,6 +104,24 @@ async fn a_cold_namespace_gets_its_secret_before_the_answer_and_a_warm_one_costs
     let (_, body) = post(&webhook, review("u-2", IMAGE)).await;
     assert_eq!(response(&body)["patchType"], "JSONPatch");
     assert_eq!((webhook.api.calls().len(), webhook.mint.calls()), calls);
+}
+
+#[tokio::test]
+async fn a_replica_that_meets_the_secret_of_another_adds_to_it() {
+    let one = InProcess::new();
+    let two = InProcess::over(one.api.clone());
+    let other = IMAGE.replace("eu-west-1", "us-east-1");
+    post(&one, review("u-1", IMAGE)).await;
+    // It knows of no Secret, so it tries to create one.
+    let (_, body) = post(&two, review("u-2", &other)).await;
+    assert_eq!(response(&body)["patchType"], "JSONPatch");
+    assert_eq!(response(&body)["warnings"], Value::Null, "{body}");
+    let secret = one.api.secret(NAMESPACE).expect("written");
+    let state = secret["metadata"]["annotations"]["ecr-injector.dev/state"].as_str();
+    for region in ["eu-west-1", "us-east-1"] {
+        let host = format!("123456789012.dkr.ecr.{region}.amazonaws.com");
+        assert!(state.unwrap().contains(&host), "{state:?}");
+    }
 }
 
 #[tokio::test]
@@ -169,6 +202,26 @@ async fn a_complaint_does_not_repeat_a_long_body() {
     let (status, text) = post(&webhook, body).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(text.len() < 1_000, "{} bytes", text.len());
+}
+
+#[tokio::test]
+async fn a_log_line_does_not_repeat_a_long_name() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || Log(writer.clone()))
+        .finish();
+    let _default = tracing::subscriber::set_default(subscriber);
+    let webhook = InProcess::new();
+    let long = "\u{e9}".repeat(500_000);
+    let pod = json!({"metadata": {"name": long, "ownerReferences": [{"kind": long, "name": long}]},
+        "spec": {"containers": []}});
+    let body = review_of(&long, &pod).replace(NAMESPACE, &long);
+    assert_eq!(post(&webhook, body).await.0, StatusCode::OK);
+    let log = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("admission uid="), "{log}");
+    assert!(log.len() < 8_192, "{} bytes", log.len());
 }
 
 #[tokio::test]

@@ -444,6 +444,11 @@ mod tests {
             .await
             .expect_err("cancelled");
         bed.mint.gate.send_replace(true);
+        bed.settle().await;
+        assert!(
+            bed.cache.flights().is_empty(),
+            "the flight waits for somebody who waits for it"
+        );
         assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
         assert_eq!(bed.calls(), 1);
     }

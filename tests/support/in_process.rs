@@ -72,7 +72,11 @@ pub struct Listening {
 
 impl InProcess {
     pub fn new() -> Self {
-        let api = FakeApi::opted_in(&[NAMESPACE]);
+        Self::over(FakeApi::opted_in(&[NAMESPACE]))
+    }
+
+    /// One more replica over the same API server.
+    pub fn over(api: FakeApi) -> Self {
         let mint = Arc::new(FakeMint::default());
         let clock = Arc::new(FixedClock::default());
         let metrics = Arc::new(Metrics::default());
