@@ -38,7 +38,8 @@ test: control-plane ## Run every test that CI runs
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
-	$(CARGO) test --locked --lib --test rooms --test admission_golden --test preview --test webhook_http
+	$(CARGO) test --locked --lib --test rooms --test manifests --test admission_golden --test preview \
+		--test webhook_router --test webhook_tls --test webhook_connection
 
 .PHONY: sabotage
 sabotage: ## Take each guard out of the code and see its test turn red
@@ -57,7 +58,7 @@ lint: ## Format check, clippy, one TLS provider, licences and bans
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	@tests/one-tls-provider.sh
-	@if command -v cargo-deny >/dev/null; then cargo deny --offline check bans licenses sources; \
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): licences, bans and sources not checked"; fi
 
 .PHONY: docs
