@@ -16,7 +16,8 @@
     clippy::print_stdout,
     clippy::unwrap_used,
     clippy::panic,
-    reason = "what it prints is what it is for, and a bench that can't go on panics"
+    clippy::disallowed_methods,
+    reason = "what it prints is what it is for, a bench that can't go on panics, and here a thread may wait"
 )]
 
 mod api_server;
