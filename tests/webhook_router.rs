@@ -220,8 +220,8 @@ async fn a_log_line_does_not_repeat_a_long_name() {
         "spec": {"containers": []}});
     let body = review_of(&long, &pod).replace(NAMESPACE, &long);
     assert_eq!(post(&webhook, body).await.0, StatusCode::OK);
-    let log = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
-    let line = log
+    let written = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    let line = written
         .lines()
         .find(|line| line.contains("admission uid=") && line.contains('\u{e9}'));
     let line = line.expect("the admission is logged");
