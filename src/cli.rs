@@ -1,14 +1,21 @@
 //! The command line: one file a subcommand, each from raw flags to one call.
 
+pub mod identity;
 pub mod preview;
 pub mod serve;
 
 use std::{
     io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    aws::{SurroundingsError, Trust},
+    namespace::Namespace,
+};
 
 /// Makes private Amazon ECR images pull on any Kubernetes cluster.
 #[derive(Debug, Parser)]
@@ -27,6 +34,25 @@ pub struct Cli {
 enum Command {
     Serve(serve::Flags),
     Preview(preview::Flags),
+    Identity(identity::Flags),
+}
+
+/// How AWS is reached, for the commands that ask it.
+#[derive(Debug, Args)]
+struct AwsFlags {
+    /// Trust the certificate authorities in this file (PEM) for AWS's endpoints, and not the system's
+    #[arg(long, env = "AWS_CA_BUNDLE", value_name = "FILE")]
+    aws_ca_bundle: Option<PathBuf>,
+}
+
+impl AwsFlags {
+    fn trust(&self) -> Result<Trust, SurroundingsError> {
+        Trust::of(self.aws_ca_bundle.as_deref())
+    }
+}
+
+fn namespace(text: &str) -> Result<Namespace, &'static str> {
+    Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
 }
 
 impl Cli {
@@ -36,6 +62,7 @@ impl Cli {
         let result = match self.command {
             Command::Serve(flags) => flags.run(),
             Command::Preview(flags) => flags.run(),
+            Command::Identity(flags) => flags.run(),
         };
         result.unwrap_or_else(|error| {
             // If nobody reads the error, there is nobody left to tell.

@@ -3,15 +3,21 @@
 //! A file is read as a whole, checked as a whole, and turned into the rules that the other rooms take. Every value has
 //! a default, so an empty file serves.
 
+mod identities;
+
 use std::{collections::BTreeSet, path::Path};
 
+use jiff::SignedDuration;
 use serde::{Deserialize, de::IgnoredAny};
 use thiserror::Error;
 
+use self::identities::{FileDefaultIdentity, FileNamespaceRoles, FileRule};
 use crate::{
     admission::decide::{Allow, OnFailure, Rules},
+    identity::Identities,
     namespace::{self, Namespace},
     registry::{AccountId, Aliases, Region, Registry},
+    token::SessionCap,
 };
 
 const API_VERSION: &str = "ecr-injector.dev/v1alpha1";
@@ -22,6 +28,8 @@ const DEFAULT_OPT_IN_VALUE: &str = "enabled";
 const DEFAULT_EXCLUDED: [&str; 2] = ["kube-system", "kube-node-lease"];
 const DEFAULT_REGISTRIES_PER_POD: usize = 16;
 const DEFAULT_REGISTRIES_PER_SECRET: usize = 64;
+/// A token whose life is shorter than this would be renewed all the time.
+const MIN_SESSION_CAP_SECONDS: u32 = 900;
 /// A Secret holds at most 1 MiB, and a host takes about 5 KB of it.
 const MAX_REGISTRIES_PER_SECRET: usize = 128;
 
@@ -32,8 +40,8 @@ pub struct Config {
     pub rules: Rules,
     /// Which namespaces are opted in.
     pub opt_in: OptIn,
-    /// The most registries in one pull secret.
-    pub registries_per_secret: usize,
+    /// What the lives of tokens are cut to.
+    pub session_cap: SessionCap,
 }
 
 /// The label that opts a namespace in. The registration's selector and the guard name the same.
@@ -87,12 +95,14 @@ struct File {
     allow: Option<FileAllow>,
     aliases: Option<Vec<FileAlias>>,
     limits: Option<FileLimits>,
+    public_ecr: Option<bool>,
+    cluster_name: Option<String>,
+    identities: Option<Vec<FileRule>>,
+    namespace_roles: Option<FileNamespaceRoles>,
+    default_identity: Option<FileDefaultIdentity>,
+    refresh: Option<FileRefresh>,
     // Known to the format, not served by this version: named so that the error can say so.
-    public_ecr: Option<IgnoredAny>,
-    identities: Option<IgnoredAny>,
-    namespace_roles: Option<IgnoredAny>,
     prewarm: Option<IgnoredAny>,
-    refresh: Option<IgnoredAny>,
     opt_out_grace: Option<IgnoredAny>,
     opt_out_remove: Option<IgnoredAny>,
 }
@@ -131,6 +141,14 @@ struct FileAlias {
 struct FileLimits {
     registries_per_pod: Option<usize>,
     registries_per_secret: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileRefresh {
+    session_cap: Option<String>,
+    // Known to the format, not served by this version.
+    writes_per_second: Option<IgnoredAny>,
 }
 
 /// A wrong field and what is wrong with it, before the file's name is known.
@@ -196,14 +214,16 @@ impl Default for Config {
                     .collect(),
                 aliases: Aliases::default(),
                 allow: Allow::default(),
+                identities: Identities::default(),
                 registries_per_pod: DEFAULT_REGISTRIES_PER_POD,
+                registries_per_secret: DEFAULT_REGISTRIES_PER_SECRET,
                 on_failure: OnFailure::Admit,
             },
             opt_in: OptIn {
                 label: DEFAULT_OPT_IN_LABEL.to_owned(),
                 value: DEFAULT_OPT_IN_VALUE.to_owned(),
             },
-            registries_per_secret: DEFAULT_REGISTRIES_PER_SECRET,
+            session_cap: SessionCap::default(),
         }
     }
 }
@@ -230,8 +250,23 @@ impl File {
         if let Some(aliases) = self.aliases {
             config.rules.aliases = check_aliases(aliases)?;
         }
+        if self.public_ecr == Some(true) {
+            config.rules.aliases = config.rules.aliases.with_public();
+        }
         if let Some(limits) = self.limits {
             limits.check(&mut config)?;
+        }
+        if let Some(name) = &self.cluster_name {
+            check_cluster_name(name)?;
+        }
+        config.rules.identities = identities::check(
+            self.identities.unwrap_or_default(),
+            self.namespace_roles,
+            self.default_identity,
+            self.cluster_name.as_deref(),
+        )?;
+        if let Some(refresh) = self.refresh {
+            config.session_cap = refresh.check()?;
         }
         Ok(config)
     }
@@ -252,11 +287,13 @@ impl File {
             }
         }
         let unserved = [
-            ("publicEcr", &self.public_ecr),
-            ("identities", &self.identities),
-            ("namespaceRoles", &self.namespace_roles),
             ("prewarm", &self.prewarm),
-            ("refresh", &self.refresh),
+            (
+                "refresh.writesPerSecond",
+                self.refresh
+                    .as_ref()
+                    .map_or(&None, |refresh| &refresh.writes_per_second),
+            ),
             ("optOutGrace", &self.opt_out_grace),
             ("optOutRemove", &self.opt_out_remove),
         ];
@@ -364,6 +401,45 @@ fn check_aliases(aliases: Vec<FileAlias>) -> Result<Aliases, Wrong> {
     Aliases::new(pairs).map_err(|error| ("aliases".into(), error.to_string()))
 }
 
+/// What EKS takes for a cluster's name, so that it fits wherever it is put in.
+fn check_cluster_name(name: &str) -> Result<(), Wrong> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if (1..=100).contains(&name.len()) && name.chars().all(fits) {
+        return Ok(());
+    }
+    let message = format!("expected 1 to 100 letters, digits and any of _.-, got {name:?}");
+    Err(("clusterName".into(), message))
+}
+
+impl FileRefresh {
+    fn check(self) -> Result<SessionCap, Wrong> {
+        let field = "refresh.sessionCap";
+        match self.session_cap.as_deref() {
+            None | Some("auto") => Ok(SessionCap::Session),
+            Some("none") => Ok(SessionCap::Off),
+            Some(text) => {
+                let cap = seconds(field, text)
+                    .map_err(|(field, message)| (field, format!("{message}; or auto, or none")))?;
+                if cap < MIN_SESSION_CAP_SECONDS {
+                    return Err((field.into(), format!("expected at least 15m, got {text:?}")));
+                }
+                Ok(SessionCap::After(cap))
+            }
+        }
+    }
+}
+
+/// A duration such as `90m`, `1h30m` or `24h`, in seconds.
+fn seconds(field: &str, text: &str) -> Result<u32, Wrong> {
+    let duration: Option<SignedDuration> = text.parse().ok();
+    duration
+        .and_then(|duration| u32::try_from(duration.as_secs()).ok())
+        .ok_or_else(|| {
+            let message = format!("expected a duration such as 90m or 24h, got {text:?}");
+            (field.to_owned(), message)
+        })
+}
+
 impl FileLimits {
     fn check(self, config: &mut Config) -> Result<(), Wrong> {
         let bounded = |field: &str, value: usize| {
@@ -380,9 +456,9 @@ impl FileLimits {
             config.rules.registries_per_pod = bounded("limits.registriesPerPod", value)?;
         }
         if let Some(value) = self.registries_per_secret {
-            config.registries_per_secret = bounded("limits.registriesPerSecret", value)?;
+            config.rules.registries_per_secret = bounded("limits.registriesPerSecret", value)?;
         }
-        if config.rules.registries_per_pod > config.registries_per_secret {
+        if config.rules.registries_per_pod > config.rules.registries_per_secret {
             return Err((
                 "limits".into(),
                 "registriesPerPod can't exceed registriesPerSecret".into(),
@@ -411,7 +487,10 @@ fn each<T: Ord>(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::identity::{DefaultIdentity, Manner};
 
     fn error(text: &str) -> String {
         Config::parse(text, "config.yaml")
@@ -494,7 +573,7 @@ limits: {registriesPerPod: 2, registriesPerSecret: 4}
         assert_eq!(
             (
                 config.rules.registries_per_pod,
-                config.registries_per_secret
+                config.rules.registries_per_secret
             ),
             (2, 4)
         );
@@ -503,6 +582,58 @@ limits: {registriesPerPod: 2, registriesPerSecret: 4}
     }
 
     #[test]
+    fn identities_are_taken_with_all_that_they_say() {
+        let text = r#"
+clusterName: prod
+publicEcr: true
+defaultIdentity: none
+refresh: {sessionCap: none}
+identities:
+  - accounts: ["111122223333"]
+    regions: [eu-west-1]
+    namespaces: ["team-*"]
+    assumeRole:
+      roleArn: arn:aws:iam::111122223333:role/{cluster}-{namespace}
+      externalId: "{cluster}/{namespace}"
+      sessionName: x-{namespace}
+      tags: {cluster: "{cluster}"}
+      pullOnly: true
+      duration: 30m
+      stsRegion: eu-west-1
+  - namespaces: [platform]
+    ambient: true
+namespaceRoles:
+  allow: ["arn:aws:iam::*:role/ecr-pull-{namespace}"]
+  externalId: shared
+"#;
+        let config = Config::parse(text, "config.yaml").expect("valid");
+        assert_eq!(config.session_cap, SessionCap::Off);
+        assert!(config.rules.aliases.resolve("public.ecr.aws").is_some());
+        let identities = config.rules.identities;
+        assert_eq!(identities.default, DefaultIdentity::None);
+        let role = identities.rules[0].mints.as_ref().expect("a role");
+        assert_eq!(role.arn, "arn:aws:iam::111122223333:role/prod-{namespace}");
+        assert_eq!(
+            role.manner,
+            Manner {
+                external_id: Some("prod/{namespace}".into()),
+                session_name: "x-{namespace}".into(),
+                tags: BTreeMap::from([("cluster".into(), "prod".into())]),
+                pull_only: true,
+                duration_seconds: 1800,
+                sts_region: Region::parse("eu-west-1"),
+            }
+        );
+        assert!(identities.rules[1].mints.is_none());
+        let manner = identities.namespace_roles.manner;
+        assert_eq!(manner.session_name, "ecr-injector-prod");
+        assert_eq!(manner.external_id.as_deref(), Some("shared"));
+        let capped = Config::parse("refresh: {sessionCap: 6h}", "config.yaml").expect("valid");
+        assert_eq!(capped.session_cap, SessionCap::After(21_600));
+    }
+
+    #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn a_wrong_value_is_named_by_its_path() {
         for (text, expected) in [
             ("secretNam: x", "secretNam: unknown field `secretNam`"),
@@ -546,9 +677,74 @@ limits: {registriesPerPod: 2, registriesPerSecret: 4}
                 "apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"",
             ),
             ("kind: Pod", "kind: expected Config"),
+            ("prewarm: []", "prewarm: this version does not serve it yet"),
             (
-                "identities: []",
-                "identities: this version does not serve it yet",
+                "refresh: {writesPerSecond: 20}",
+                "refresh.writesPerSecond: this version does not serve it yet",
+            ),
+            (
+                "refresh: {sessionCap: 5m}",
+                "refresh.sessionCap: expected at least 15m",
+            ),
+            (
+                "refresh: {sessionCap: soon}",
+                "refresh.sessionCap: expected a duration such as 90m or 24h, got \"soon\"; or auto, or none",
+            ),
+            (
+                "clusterName: 'a b'",
+                "clusterName: expected 1 to 100 letters",
+            ),
+            (
+                "identities: [{namespaces: [a]}]",
+                "identities[0]: expected one of the two: assumeRole, or ambient: true",
+            ),
+            (
+                "identities: [{ambient: true, assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a'}}]",
+                "identities[0]: expected one of the two",
+            ),
+            (
+                "identities: [{ambient: true}, {namespaces: ['a?'], ambient: true}]",
+                "identities[1].namespaces[0]: '?' has no meaning here",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:user/a'}}]",
+                "identities[0].assumeRole.roleArn: expected arn:aws:iam::ACCOUNT:role/NAME",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/{cluster}'}}]",
+                "identities[0].assumeRole.roleArn: {cluster} needs clusterName",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/{pod}'}}]",
+                "identities[0].assumeRole.roleArn: the only name that can stand in braces is {namespace}",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', duration: 13h}}]",
+                "identities[0].assumeRole.duration: expected 15m to 12h",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', stsRegion: moon}}]",
+                "identities[0].assumeRole.stsRegion: expected a region",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', externalId: 'a b'}}]",
+                "identities[0].assumeRole.externalId: expected 2 to 1,224",
+            ),
+            (
+                "identities: [{assumeRole: {}}]",
+                "identities[0].assumeRole: missing field `roleArn`",
+            ),
+            (
+                "namespaceRoles: {allow: ['role/*']}",
+                "namespaceRoles.allow[0]: expected a pattern of role ARNs",
+            ),
+            (
+                "namespaceRoles: {}",
+                "namespaceRoles: missing field `allow`",
+            ),
+            (
+                "defaultIdentity: nobody",
+                "defaultIdentity: unknown variant `nobody`",
             ),
             ("- a", ""),
         ] {

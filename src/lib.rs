@@ -9,6 +9,7 @@ pub mod cli;
 pub mod server;
 pub mod webhook;
 
+pub mod aws;
 pub mod cluster;
 pub mod config;
 pub mod readiness;

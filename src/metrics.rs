@@ -1,6 +1,6 @@
 //! What is counted and timed, for Prometheus. Every label is a closed set: no host, namespace or message is one.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -19,7 +19,10 @@ use prometheus_client::{
 pub struct Metrics {
     registry: Registry,
     admissions: Family<AdmissionLabels, Histogram>,
-    aws_calls: Family<OutcomeLabels, Counter>,
+    aws_calls: Family<AwsLabels, Counter>,
+    credentials_source: Family<SourceLabels, Gauge>,
+    source: OnceLock<&'static str>,
+    refused_identities: Family<ReasonLabels, Counter>,
     api_calls: Family<ApiLabels, Counter>,
     refused_requests: Family<ReasonLabels, Counter>,
     connection_failures: Family<ReasonLabels, Counter>,
@@ -44,8 +47,14 @@ struct AdmissionLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
+struct AwsLabels {
+    operation: &'static str,
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabels {
+    source: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -71,6 +80,9 @@ impl Default for Metrics {
         let metrics = Self {
             admissions: Family::new_with_constructor(admission_buckets),
             aws_calls: Family::default(),
+            credentials_source: Family::default(),
+            source: OnceLock::new(),
+            refused_identities: Family::default(),
             api_calls: Family::default(),
             refused_requests: Family::default(),
             connection_failures: Family::default(),
@@ -95,8 +107,18 @@ impl Default for Metrics {
         );
         registry.register(
             "aws_calls",
-            "Calls to ECR by outcome",
+            "Calls to ECR and STS by outcome",
             metrics.aws_calls.clone(),
+        );
+        registry.register(
+            "credentials_source",
+            "Where the ambient AWS credentials come from: 1 for the source that is in use",
+            metrics.credentials_source.clone(),
+        );
+        registry.register(
+            "refused_identities",
+            "Admissions with a registry that no identity may mint for",
+            metrics.refused_identities.clone(),
         );
         registry.register(
             "api_calls",
@@ -158,10 +180,32 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// One call to ECR.
-    pub fn aws_call(&self, outcome: &'static str) {
+    /// One call to ECR or STS.
+    pub fn aws_call(&self, operation: &'static str, outcome: &'static str) {
         self.aws_calls
-            .get_or_create(&OutcomeLabels { outcome })
+            .get_or_create(&AwsLabels { operation, outcome })
+            .inc();
+    }
+
+    /// The source of the ambient credentials was found.
+    pub fn credentials_from(&self, source: &'static str) {
+        self.credentials_source
+            .get_or_create(&SourceLabels { source })
+            .set(1);
+        // There is one for good; a second can't be set.
+        let _ = self.source.set(source);
+    }
+
+    /// The source of the ambient credentials, or `none` while it is unknown.
+    #[must_use]
+    pub fn credentials_source(&self) -> &'static str {
+        self.source.get().copied().unwrap_or("none")
+    }
+
+    /// One admission with a registry that no identity may mint for.
+    pub fn refused_identity(&self, reason: &'static str) {
+        self.refused_identities
+            .get_or_create(&ReasonLabels { reason })
             .inc();
     }
 
@@ -208,12 +252,12 @@ mod tests {
     fn what_was_counted_is_in_the_text() {
         let metrics = Metrics::default();
         metrics.admission("inject", "cached", Duration::from_millis(1));
-        metrics.aws_call("ok");
+        metrics.aws_call("get_authorization_token", "ok");
         metrics.api_call("apply", "secrets", "conflict");
         let text = metrics.to_text();
         for line in [
             r#"ecr_injector_admission_duration_seconds_count{decision="inject",reason="cached"} 1"#,
-            r#"ecr_injector_aws_calls_total{outcome="ok"} 1"#,
+            r#"ecr_injector_aws_calls_total{operation="get_authorization_token",outcome="ok"} 1"#,
             r#"ecr_injector_api_calls_total{verb="apply",resource="secrets",outcome="conflict"} 1"#,
             "ecr_injector_connections 0",
         ] {

@@ -4,6 +4,16 @@ pub mod store;
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
+/// The annotation by which a namespace names the role that mints for it.
+pub const ROLE_ANNOTATION: &str = "ecr-injector.dev/role-arn";
+
+/// What an opted-in namespace says about itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OptedIn {
+    /// The text of [`ROLE_ANNOTATION`], unchecked.
+    pub role: Option<Arc<str>>,
+}
+
 /// A namespace's name: an RFC 1123 label of at most 63 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Namespace(Arc<str>);

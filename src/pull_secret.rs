@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::{
     identity::IdentityHash,
     namespace::Namespace,
-    registry::Host,
+    registry::{Host, Registry},
     token::{Freshness, Lifetime, Token},
 };
 
@@ -267,6 +267,12 @@ pub fn state_of(metadata: &ObjectMeta) -> Option<State> {
     State::parse(metadata.annotations.as_ref()?.get(STATE_ANNOTATION)?).ok()
 }
 
+/// Whether a host's images also pull without a credential, so that an expired one does harm.
+#[must_use]
+pub fn is_public(host: &Host) -> bool {
+    Registry::parse_public(host.as_str()).is_some()
+}
+
 /// What a namespace wants for one host.
 #[derive(Debug, Clone)]
 pub struct Want {
@@ -314,6 +320,14 @@ impl PullSecret {
                     .get(host)
                     .filter(|_| entry.lifetime.is_some());
                 let lifetime = entry.lifetime.filter(|_| auth.is_some());
+                // Where an entry matches, the kubelet doesn't pull anonymously any more.
+                let harms = is_public(host)
+                    && lifetime.is_some_and(|life| life.freshness(now) == Freshness::Expired);
+                let (auth, lifetime) = if harms {
+                    (None, None)
+                } else {
+                    (auth, lifetime)
+                };
                 state.hosts.insert(
                     host.clone(),
                     HostState {
@@ -500,7 +514,7 @@ mod tests {
     fn token(password: &str, hours: i64, now: Timestamp) -> Arc<Token> {
         let expires_at = now + SignedDuration::from_hours(hours);
         let text = STANDARD.encode(format!("AWS:{password}"));
-        Arc::new(Token::decode(Some(&text), Some(expires_at), now).expect("a token"))
+        Arc::new(Token::decode(Some(&text), Some(expires_at), None, now).expect("a token"))
     }
 
     fn want(token: Option<Arc<Token>>) -> Want {

@@ -42,20 +42,32 @@ pub enum Partition {
     AwsIsoF,
 }
 
+/// Which of the two services named ECR a registry belongs to. Their tokens are not interchangeable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Service {
+    /// Amazon ECR: an account's own registry in a region.
+    #[default]
+    Private,
+    /// Amazon ECR Public: one gallery for all, whose images also pull with no token at all.
+    Public,
+}
+
 /// Which of a region's ECR endpoints a host belongs to; a token is asked for there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Endpoint {
+    /// The service that is asked.
+    pub service: Service,
     /// FIPS 140 validated (`-fips` in the host).
     pub fips: bool,
     /// IPv4 and IPv6 (`dkr-ecr` in the host).
     pub dual_stack: bool,
 }
 
-/// A private ECR registry.
+/// An ECR registry: a private one, or the public gallery.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Registry {
     host: Host,
-    account: AccountId,
+    account: Option<AccountId>,
     region: Region,
     partition: Partition,
     endpoint: Endpoint,
@@ -84,6 +96,23 @@ pub enum AliasError {
     Twice(String),
 }
 
+/// The hosts of the public gallery.
+const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
+/// The one region that serves the public gallery's API.
+const PUBLIC_REGION: &str = "us-east-1";
+
+/// The partitions by the names that ARNs have for them.
+const PARTITIONS: [(&str, Partition); 8] = [
+    ("aws", Partition::Aws),
+    ("aws-cn", Partition::AwsCn),
+    ("aws-us-gov", Partition::AwsUsGov),
+    ("aws-eusc", Partition::AwsEusc),
+    ("aws-iso", Partition::AwsIso),
+    ("aws-iso-b", Partition::AwsIsoB),
+    ("aws-iso-e", Partition::AwsIsoE),
+    ("aws-iso-f", Partition::AwsIsoF),
+];
+
 /// Suffixes after the region: the text, whether it is a dual-stack one, and the partitions it serves.
 const SUFFIXES: [(&str, bool, &[Partition]); 9] = [
     (
@@ -102,7 +131,7 @@ const SUFFIXES: [(&str, bool, &[Partition]); 9] = [
 ];
 
 impl Registry {
-    /// Parses a host; anything but the whole of one of AWS's forms is `None`.
+    /// Parses a private registry's host; anything but the whole of one of AWS's forms is `None`.
     #[must_use]
     pub fn parse(host: &str) -> Option<Self> {
         let (account, rest) = host.split_once('.')?;
@@ -111,6 +140,7 @@ impl Registry {
             (
                 "dkr.ecr.",
                 Endpoint {
+                    service: Service::Private,
                     fips: false,
                     dual_stack: false,
                 },
@@ -118,6 +148,7 @@ impl Registry {
             (
                 "dkr.ecr-fips.",
                 Endpoint {
+                    service: Service::Private,
                     fips: true,
                     dual_stack: false,
                 },
@@ -125,6 +156,7 @@ impl Registry {
             (
                 "dkr-ecr.",
                 Endpoint {
+                    service: Service::Private,
                     fips: false,
                     dual_stack: true,
                 },
@@ -132,6 +164,7 @@ impl Registry {
             (
                 "dkr-ecr-fips.",
                 Endpoint {
+                    service: Service::Private,
                     fips: true,
                     dual_stack: true,
                 },
@@ -146,10 +179,25 @@ impl Registry {
         });
         known.then(|| Self {
             host: Host(host.into()),
-            account,
+            account: Some(account),
             region: Region(region.into()),
             partition,
             endpoint,
+        })
+    }
+
+    /// The public gallery, if this is one of its hosts.
+    #[must_use]
+    pub fn parse_public(host: &str) -> Option<Self> {
+        PUBLIC_HOSTS.contains(&host).then(|| Self {
+            host: Host(host.into()),
+            account: None,
+            region: Region(PUBLIC_REGION.into()),
+            partition: Partition::Aws,
+            endpoint: Endpoint {
+                service: Service::Public,
+                ..Endpoint::default()
+            },
         })
     }
 
@@ -159,10 +207,10 @@ impl Registry {
         &self.host
     }
 
-    /// The account that owns the registry.
+    /// The account that owns the registry; the public gallery is nobody's.
     #[must_use]
-    pub fn account(&self) -> &AccountId {
-        &self.account
+    pub fn account(&self) -> Option<&AccountId> {
+        self.account.as_ref()
     }
 
     /// The region that the registry is in.
@@ -193,6 +241,23 @@ impl std::str::FromStr for Registry {
 }
 
 impl Partition {
+    /// The partition of this name, as ARNs write it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        PARTITIONS
+            .iter()
+            .find_map(|(name, partition)| (*name == text).then_some(*partition))
+    }
+
+    /// Its name, as ARNs write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        PARTITIONS
+            .iter()
+            .find_map(|(name, partition)| (*partition == self).then_some(*name))
+            .unwrap_or_default()
+    }
+
     /// The partition that a region's name belongs to, by the prefixes in the SDK's partition table; `None` if the text
     /// does not have the form of a region's name. An unknown region of that form is taken for a new commercial one.
     fn of_region(region: &str) -> Option<Self> {
@@ -235,6 +300,13 @@ impl Region {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Partition::of_region(text).map(|_| Self(text.into()))
+    }
+
+    /// The partition that it is in.
+    #[must_use]
+    pub fn partition(&self) -> Partition {
+        // Whatever is a region has a partition.
+        Partition::of_region(&self.0).unwrap_or(Partition::Aws)
     }
 }
 
@@ -280,16 +352,20 @@ impl std::borrow::Borrow<str> for Host {
     }
 }
 
-/// Other names that the cluster's admin gave to ECR registries: a CNAME, a mirror.
+/// What the hosts that images name stand for: ECR's own, and other names that the cluster's admin gave to registries (a
+/// CNAME, a mirror).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Aliases(BTreeMap<Host, Registry>);
+pub struct Aliases {
+    registries: BTreeMap<Host, Registry>,
+    public: bool,
+}
 
 impl Aliases {
     /// Checks and collects (host, registry) pairs.
     pub fn new(pairs: impl IntoIterator<Item = (String, Registry)>) -> Result<Self, AliasError> {
         let mut aliases = BTreeMap::new();
         for (text, registry) in pairs {
-            if Registry::parse(&text).is_some() {
+            if Registry::parse(&text).is_some() || Registry::parse_public(&text).is_some() {
                 return Err(AliasError::IsRegistry(text));
             }
             let Some(host) = Host::parse(&text) else {
@@ -299,17 +375,30 @@ impl Aliases {
                 return Err(AliasError::Twice(text));
             }
         }
-        Ok(Self(aliases))
+        Ok(Self {
+            registries: aliases,
+            public: false,
+        })
+    }
+
+    /// The same, and the public gallery is served too.
+    #[must_use]
+    pub fn with_public(self) -> Self {
+        Self {
+            public: true,
+            ..self
+        }
     }
 
     /// What a host that an image names stands for: the host to write in the pull secret, and the registry that a token
     /// is asked from. `None` if it is neither an alias nor an ECR registry.
     #[must_use]
     pub fn resolve(&self, host: &str) -> Option<(Host, Registry)> {
-        if let Some((alias, registry)) = self.0.get_key_value(host) {
+        if let Some((alias, registry)) = self.registries.get_key_value(host) {
             return Some((alias.clone(), registry.clone()));
         }
-        let registry = Registry::parse(host)?;
+        let public = || Registry::parse_public(host).filter(|_| self.public);
+        let registry = Registry::parse(host).or_else(public)?;
         Some((registry.host.clone(), registry))
     }
 }
@@ -325,7 +414,7 @@ mod tests {
         let registry = Registry::parse(host).unwrap_or_else(|| panic!("{host} is ECR"));
         assert_eq!(registry.host().as_str(), host);
         (
-            registry.account().to_string(),
+            registry.account().expect("an account").to_string(),
             registry.region().to_string(),
             registry.partition(),
             registry.endpoint(),
@@ -337,14 +426,17 @@ mod tests {
     fn knows_every_form_that_aws_serves() {
         let plain = Endpoint::default();
         let fips = Endpoint {
+            service: Service::Private,
             fips: true,
             dual_stack: false,
         };
         let dual = Endpoint {
+            service: Service::Private,
             fips: false,
             dual_stack: true,
         };
         let both = Endpoint {
+            service: Service::Private,
             fips: true,
             dual_stack: true,
         };
@@ -547,6 +639,39 @@ mod tests {
         let (host, resolved) = aliases.resolve("images.example.com").expect("known");
         assert_eq!((host.as_str(), resolved), ("images.example.com", registry));
         assert_eq!(aliases.resolve("other.example.com"), None);
+    }
+
+    #[test]
+    fn the_public_gallery_is_served_only_when_asked_for() {
+        for host in PUBLIC_HOSTS {
+            assert_eq!(Aliases::default().resolve(host), None, "{host}");
+            let (resolved, registry) = Aliases::default()
+                .with_public()
+                .resolve(host)
+                .expect("served");
+            assert_eq!(resolved.as_str(), host);
+            assert_eq!(registry.account(), None);
+            assert_eq!(registry.region().as_str(), "us-east-1");
+            assert_eq!(registry.endpoint().service, Service::Public);
+        }
+        for host in [
+            "public.ecr.aws.evil.example",
+            "x.public.ecr.aws",
+            "PUBLIC.ECR.AWS",
+        ] {
+            assert_eq!(Registry::parse_public(host), None, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_partition_has_one_name_and_a_region_one_partition() {
+        for (name, partition) in PARTITIONS {
+            assert_eq!(Partition::parse(name), Some(partition));
+            assert_eq!(partition.as_str(), name);
+        }
+        let region = Region::parse("us-gov-west-1").expect("a region");
+        assert_eq!(region.partition(), Partition::AwsUsGov);
+        assert_eq!(Partition::parse("aws-moon"), None);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 pub mod cache;
 pub mod ecr;
+mod reason;
+mod session;
 
 use base64::{
     Engine as _,
@@ -61,6 +63,19 @@ pub enum Freshness {
     Due,
     /// Less than [`MIN_LEFT`] is left, or its dates can't be true.
     Expired,
+}
+
+/// What a token's life is cut to, beside what AWS says of it. A role's session may end long before the token that was
+/// minted in it, and such tokens were seen to fail then (`rules_img#715`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SessionCap {
+    /// The end of the session of the role that was assumed for it.
+    #[default]
+    Session,
+    /// Nothing.
+    Off,
+    /// So many seconds, and the end of the session if that is sooner.
+    After(u32),
 }
 
 /// An ECR token. It can't be printed.
@@ -135,10 +150,12 @@ impl Lifetime {
 
 impl Token {
     /// Decodes a reply: the authorization token is base64 of `AWS:password`; life ends at the reply's expiry, or at the
-    /// one inside the password if that can be read and is sooner (seen 46 minutes sooner: cloud-provider-aws#348).
+    /// one inside the password if that can be read and is sooner (seen 46 minutes sooner: cloud-provider-aws#348), or at
+    /// `cap`.
     pub fn decode(
         authorization_token: Option<&str>,
         expires_at: Option<Timestamp>,
+        cap: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<Self, MalformedReply> {
         let encoded = authorization_token
@@ -155,7 +172,8 @@ impl Token {
             return Err(MalformedReply::Form);
         }
         let said = expires_at.ok_or(MalformedReply::NoExpiry)?;
-        let expires_at = expiry_inside(password).map_or(said, |inside| inside.min(said));
+        let ends = expiry_inside(password).into_iter().chain(cap);
+        let expires_at = ends.fold(said, Timestamp::min);
         if expires_at.duration_since(now) < MIN_LEFT {
             return Err(MalformedReply::Expired);
         }
@@ -210,7 +228,7 @@ mod tests {
     }
 
     fn decode(plain: &str, expires_at: Option<Timestamp>) -> Result<Token, MalformedReply> {
-        Token::decode(Some(&STANDARD.encode(plain)), expires_at, NOW)
+        Token::decode(Some(&STANDARD.encode(plain)), expires_at, None, NOW)
     }
 
     #[test]
@@ -231,7 +249,7 @@ mod tests {
 
     #[test]
     fn malformed_replies_are_errors_and_never_a_credential() {
-        let decode_raw = |text| Token::decode(text, Some(after(12)), NOW).map(|_| ());
+        let decode_raw = |text| Token::decode(text, Some(after(12)), None, NOW).map(|_| ());
         assert_eq!(decode_raw(None), Err(MalformedReply::Missing));
         assert_eq!(decode_raw(Some("")), Err(MalformedReply::Missing));
         assert_eq!(decode_raw(Some("%%%")), Err(MalformedReply::Encoding));
@@ -276,6 +294,18 @@ mod tests {
         assert_eq!(life(&inside(after(11))), Ok(after(11)));
         assert_eq!(life(&inside(after(13))), Ok(after(12)));
         assert_eq!(life(&inside(after(-1))), Err(MalformedReply::Expired));
+    }
+
+    #[test]
+    fn a_cap_ends_its_life_sooner_and_never_later() {
+        let text = STANDARD.encode("AWS:password");
+        let life = |cap| {
+            Token::decode(Some(&text), Some(after(12)), Some(cap), NOW)
+                .map(|token| token.lifetime().expires_at)
+        };
+        assert_eq!(life(after(1)), Ok(after(1)));
+        assert_eq!(life(after(13)), Ok(after(12)));
+        assert_eq!(life(NOW), Err(MalformedReply::Expired));
     }
 
     #[test]

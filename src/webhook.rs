@@ -1,6 +1,6 @@
 //! One admission from bytes to bytes: the one place where what decides meets what acts.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -21,7 +21,8 @@ use crate::{
         ensure::{EnsureError, Ensurer},
         store::PullSecrets,
     },
-    registry::{Host, Registry},
+    registry::Host,
+    token::TokenKey,
 };
 
 /// The HTTP status of a refusal under `onFailure: deny`: try again later.
@@ -32,7 +33,7 @@ const MAX_LOGGED_BYTES: usize = 253;
 
 /// Answers reviews.
 pub struct Webhook {
-    rules: Rules,
+    rules: Arc<Rules>,
     namespaces: Namespaces,
     secrets: PullSecrets,
     ensurer: Ensurer,
@@ -53,7 +54,7 @@ impl Webhook {
     /// Makes one of its parts.
     #[must_use]
     pub fn new(
-        rules: Rules,
+        rules: Arc<Rules>,
         namespaces: Namespaces,
         secrets: PullSecrets,
         ensurer: Ensurer,
@@ -88,7 +89,7 @@ impl Webhook {
 
     async fn answer(&self, request: &Request<'_>, demand: Demand, deadline: Instant) -> Outcome {
         let namespace = demand.namespace().clone();
-        let opted_in = self.namespaces.is_opted_in(&namespace, deadline).await;
+        let opted_in = self.namespaces.opted_in(&namespace, deadline).await;
         let entry = self.secrets.get(&namespace);
         let secret = entry
             .as_ref()
@@ -96,7 +97,10 @@ impl Webhook {
         match decide(
             demand,
             &self.rules,
-            &Facts { opted_in, secret },
+            &Facts {
+                opted_in: opted_in.as_ref(),
+                secret,
+            },
             self.clock.now(),
         ) {
             Decision::LeaveAlone(reason) => self.leave_alone(reason),
@@ -124,6 +128,9 @@ impl Webhook {
     }
 
     fn leave_alone(&self, reason: Reason) -> Outcome {
+        if let Reason::NoIdentity(why) = reason {
+            self.metrics.refused_identity(why.as_str());
+        }
         let warnings = warning_for(reason, &self.rules).into_iter().collect();
         let response = Response {
             warnings,
@@ -143,8 +150,12 @@ impl Webhook {
             stands,
             hosts,
             warnings,
+            refusal,
             ..
         } = injection;
+        if let Some(why) = refusal {
+            self.metrics.refused_identity(why.as_str());
+        }
         let patch = patch::append(&self.rules.secret_name, stands);
         let response = Response {
             patch,
@@ -165,7 +176,7 @@ impl Webhook {
         &self,
         request: &Request<'_>,
         mut injection: Injection,
-        missing: &std::collections::BTreeMap<Host, Registry>,
+        missing: &BTreeMap<Host, TokenKey>,
         error: EnsureError,
     ) -> Outcome {
         let is_creation = request.operation == crate::admission::Operation::Create;

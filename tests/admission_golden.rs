@@ -20,11 +20,11 @@ use ecr_injector::{
         patch,
     },
     config::Config,
-    identity::{Identity, identity_for},
+    identity::Identity,
     manifest::text,
-    namespace::Namespace,
+    namespace::OptedIn,
     pull_secret::{Foreign, HostState, State},
-    registry::{Host, Registry},
+    registry::{Host, Service},
     token::{Lifetime, MAX_LIFE, TokenKey},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -46,6 +46,8 @@ struct Situation {
     /// The Pod as it is stored, on UPDATE.
     old: Option<Value>,
     opted_in: bool,
+    /// The namespace's annotation.
+    role: Option<String>,
     secret: Secret,
     /// The configuration file.
     config: Value,
@@ -79,6 +81,7 @@ impl Default for Situation {
             dry_run: false,
             old: None,
             opted_in: true,
+            role: None,
             secret: Secret::Absent,
             config: Value::Null,
         }
@@ -96,7 +99,7 @@ struct Verdict {
     word: String,
     patch: Patch,
     warnings: Vec<String>,
-    ensures: BTreeMap<Host, Registry>,
+    ensures: BTreeMap<Host, TokenKey>,
     due: bool,
 }
 
@@ -122,8 +125,11 @@ impl Fixture {
         let body = self.review(pod);
         let request = Request::parse(&body).unwrap();
         let state = self.situation.secret.state();
+        let said = OptedIn {
+            role: self.situation.role.as_deref().map(Into::into),
+        };
         let facts = Facts {
-            opted_in: self.situation.opted_in,
+            opted_in: self.situation.opted_in.then_some(&said),
             secret: match &self.situation.secret {
                 Secret::Absent => SecretFacts::Absent,
                 Secret::Unverified => SecretFacts::Unverified,
@@ -210,7 +216,7 @@ impl Secret {
 }
 
 impl Verdict {
-    fn to_yaml(&self, namespace: &str) -> String {
+    fn to_yaml(&self) -> String {
         let mut snapshot = json!({"verdict": self.word});
         if !self.patch.0.is_empty() {
             snapshot["patch"] = serde_json::to_value(&self.patch).unwrap();
@@ -219,11 +225,10 @@ impl Verdict {
             snapshot["warnings"] = json!(self.warnings);
         }
         if !self.ensures.is_empty() {
-            let namespace = Namespace::parse(namespace).unwrap();
             let ensures: Vec<String> = self
                 .ensures
                 .iter()
-                .map(|(host, registry)| ensured(host, registry, &namespace))
+                .map(|(host, key)| ensured(host, key))
                 .collect();
             snapshot["ensures"] = json!(ensures);
         }
@@ -234,15 +239,25 @@ impl Verdict {
     }
 }
 
-fn ensured(host: &Host, registry: &Registry, namespace: &Namespace) -> String {
-    let key = TokenKey::new(identity_for(registry, namespace), registry);
+fn ensured(host: &Host, key: &TokenKey) -> String {
     let endpoint = match (key.endpoint.fips, key.endpoint.dual_stack) {
         (false, false) => "",
         (true, false) => " FIPS",
         (false, true) => " dual-stack",
         (true, true) => " dual-stack FIPS",
     };
-    format!("{host} by a token of {}{endpoint}", key.region)
+    let identity = match &key.identity {
+        Identity::Ambient => String::new(),
+        Identity::Role(role) => format!(", as {}", role.arn),
+    };
+    let service = match key.endpoint.service {
+        Service::Private => "",
+        Service::Public => " of ECR Public",
+    };
+    format!(
+        "{host} by a token of {}{endpoint}{service}{identity}",
+        key.region
+    )
 }
 
 /// What must hold of every patch: it applies, changes nothing but the list, and is empty the second time.
@@ -286,9 +301,7 @@ fn check(fixture: &Fixture, pod: &Value) -> Result<(), TestCaseError> {
 fn each_pod_gets_the_verdict_of_its_snapshot() {
     insta::glob!("pods/*.yaml", |path| {
         let fixture = Fixture::read(path);
-        let snapshot = fixture
-            .verdict(&fixture.pod)
-            .to_yaml(&fixture.situation.namespace);
+        let snapshot = fixture.verdict(&fixture.pod).to_yaml();
         let why: String = fs::read_to_string(path)
             .unwrap()
             .lines()

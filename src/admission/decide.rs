@@ -6,11 +6,12 @@ use jiff::Timestamp;
 
 use super::{Operation, Request, warning};
 use crate::{
-    namespace::Namespace,
+    identity::{Identities, Refusal},
+    namespace::{Namespace, OptedIn},
     pod::{Pod, PullSecrets},
     pull_secret::{Foreign, State},
-    registry::{AccountId, Aliases, Host, Region, Registry},
-    token::Freshness,
+    registry::{AccountId, Aliases, Host, Region, Registry, Service},
+    token::{Freshness, TokenKey},
 };
 
 /// What the configuration says about decisions.
@@ -24,8 +25,12 @@ pub struct Rules {
     pub aliases: Aliases,
     /// Which registries we mint for.
     pub allow: Allow,
+    /// Who mints.
+    pub identities: Identities,
     /// The most registries of one Pod that we serve.
     pub registries_per_pod: usize,
+    /// The most registries in one pull secret.
+    pub registries_per_secret: usize,
     /// What becomes of a Pod whose pull secret could not be made.
     pub on_failure: OnFailure,
 }
@@ -52,8 +57,8 @@ pub enum OnFailure {
 /// What is known about the namespace of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// Whether it has the opt-in label.
-    pub opted_in: bool,
+    /// What it says about itself, if it has the opt-in label.
+    pub opted_in: Option<&'a OptedIn>,
     /// Its pull secret.
     pub secret: SecretFacts<'a>,
 }
@@ -78,9 +83,8 @@ pub enum Decision {
     LeaveAlone(Reason),
     /// The Pod gets the reference; the pull secret has all that it needs.
     Inject(Injection),
-    /// The Pod gets the reference once these registries are in the pull secret, each under the host that is written
-    /// there.
-    InjectAfterEnsuring(Injection, BTreeMap<Host, Registry>),
+    /// The Pod gets the reference once these tokens are in the pull secret, each under the host that is written there.
+    InjectAfterEnsuring(Injection, BTreeMap<Host, TokenKey>),
 }
 
 /// What a Pod gets.
@@ -94,6 +98,8 @@ pub struct Injection {
     pub warnings: Vec<String>,
     /// Whether the leader should refresh the pull secret soon.
     pub due: bool,
+    /// Why other registries of the Pod get no credential.
+    pub refusal: Option<Refusal>,
 }
 
 /// Why a request is left alone.
@@ -117,6 +123,8 @@ pub enum Reason {
     NotOptedIn,
     /// `allow` lists none of the registries.
     NotAllowed,
+    /// No identity may mint for any of the registries.
+    NoIdentity(Refusal),
     /// The Secret of our name belongs to somebody else.
     Foreign(Foreign),
 }
@@ -189,20 +197,40 @@ impl Demand {
 /// The verdict on a demand, given the facts of its namespace.
 #[must_use]
 pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) -> Decision {
-    if !facts.opted_in {
+    let Some(said) = facts.opted_in else {
         return Decision::LeaveAlone(Reason::NotOptedIn);
-    }
+    };
     if let SecretFacts::Foreign(why) = facts.secret {
         return Decision::LeaveAlone(Reason::Foreign(why));
     }
     let Demand {
+        namespace,
         stands,
         is_stored,
         dry_run,
         registries,
         mut warnings,
-        ..
     } = demand;
+    let mut keys = BTreeMap::new();
+    let mut refusal = None;
+    for (host, registry) in registries {
+        match rules
+            .identities
+            .choose(&registry, &namespace, said)
+            .identity
+        {
+            Ok(identity) => {
+                keys.insert(host, TokenKey::new(identity, &registry));
+            }
+            Err(why) => refusal = Some(why),
+        }
+    }
+    if let Some(why) = refusal {
+        if keys.is_empty() {
+            return Decision::LeaveAlone(Reason::NoIdentity(why));
+        }
+        warnings.push(warning(&why.to_string()));
+    }
     if is_stored && stands != PullSecrets::Present {
         warnings.push(warning(&format!(
             "this Pod lacks pull secret {}; recreate it",
@@ -213,28 +241,42 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
         SecretFacts::Ours(state) => state.freshness(host, now),
         _ => Freshness::Expired,
     };
-    let due = registries
-        .keys()
-        .any(|host| freshness(host) == Freshness::Due);
     let injection = Injection {
         stands: if is_stored {
             PullSecrets::Present
         } else {
             stands
         },
-        hosts: registries.keys().cloned().collect(),
+        hosts: keys.keys().cloned().collect(),
         warnings,
-        due,
+        due: keys.keys().any(|host| freshness(host) == Freshness::Due),
+        refusal,
     };
-    let missing: BTreeMap<Host, Registry> = registries
-        .into_iter()
-        .filter(|(host, _)| freshness(host) == Freshness::Expired)
-        .collect();
+    keys.retain(|host, _| freshness(host) == Freshness::Expired);
     // A dry run shows the patch and must have no side effect: nothing is minted, nothing written.
-    if dry_run || missing.is_empty() {
+    if dry_run || keys.is_empty() {
         Decision::Inject(injection)
     } else {
-        Decision::InjectAfterEnsuring(injection, missing)
+        Decision::InjectAfterEnsuring(injection, keys)
+    }
+}
+
+impl Rules {
+    /// What a host in a pull secret of a namespace takes: the host to write, and the token for it. `None` if we would not
+    /// mint for it.
+    #[must_use]
+    pub fn key_for(
+        &self,
+        host: &str,
+        namespace: &Namespace,
+        said: &OptedIn,
+    ) -> Option<(Host, TokenKey)> {
+        let (host, registry) = self.aliases.resolve(host)?;
+        if !self.allow.permits(&registry) {
+            return None;
+        }
+        let choice = self.identities.choose(&registry, namespace, said);
+        Some((host, TokenKey::new(choice.identity.ok()?, &registry)))
     }
 }
 
@@ -249,6 +291,7 @@ pub fn warning_for(reason: Reason, rules: &Rules) -> Option<String> {
         Reason::NotAllowed => Some(warning(
             "the configuration's allow list has none of this Pod's ECR registries",
         )),
+        Reason::NoIdentity(why) => Some(warning(&why.to_string())),
         _ => None,
     }
 }
@@ -313,10 +356,14 @@ fn and_more(count: usize) -> String {
 }
 
 impl Allow {
-    /// Whether we may mint for a registry.
+    /// Whether we may mint for a registry. The public gallery has no account; that it is served at all is what permits it.
     #[must_use]
     pub fn permits(&self, registry: &Registry) -> bool {
-        (self.accounts.is_empty() || self.accounts.contains(registry.account()))
+        if registry.endpoint().service == Service::Public {
+            return true;
+        }
+        let account = registry.account();
+        (self.accounts.is_empty() || account.is_some_and(|it| self.accounts.contains(it)))
             && (self.regions.is_empty() || self.regions.contains(registry.region()))
     }
 }
@@ -335,6 +382,7 @@ impl Reason {
             Self::NoRegistry => "no_registry",
             Self::NotOptedIn => "not_opted_in",
             Self::NotAllowed => "not_allowed",
+            Self::NoIdentity(why) => why.as_str(),
             Self::Foreign(_) => "foreign",
         }
     }
@@ -358,7 +406,9 @@ mod tests {
             excluded: BTreeSet::from([Namespace::parse("kube-system").expect("valid")]),
             aliases: Aliases::default(),
             allow: Allow::default(),
+            identities: Identities::default(),
             registries_per_pod: 16,
+            registries_per_secret: 64,
             on_failure: OnFailure::Admit,
         }
     }
@@ -396,8 +446,9 @@ mod tests {
         }
     }
 
+    const SAID_NOTHING: OptedIn = OptedIn { role: None };
     const COLD: Facts<'_> = Facts {
-        opted_in: true,
+        opted_in: Some(&SAID_NOTHING),
         secret: SecretFacts::Absent,
     };
 
@@ -441,7 +492,7 @@ mod tests {
         for (age, due) in [(1, false), (5, true), (11, true)] {
             let state = state(age);
             let facts = Facts {
-                opted_in: true,
+                opted_in: Some(&SAID_NOTHING),
                 secret: SecretFacts::Ours(&state),
             };
             let Decision::Inject(injection) = verdict(
@@ -455,7 +506,7 @@ mod tests {
         }
         let expired = state(12);
         let facts = Facts {
-            opted_in: true,
+            opted_in: Some(&SAID_NOTHING),
             secret: SecretFacts::Ours(&expired),
         };
         let decision = verdict(
@@ -473,7 +524,7 @@ mod tests {
     fn only_the_missing_registries_are_ensured() {
         let state = state(1);
         let facts = Facts {
-            opted_in: true,
+            opted_in: Some(&SAID_NOTHING),
             secret: SecretFacts::Ours(&state),
         };
         let object = pod(&[&image(IRELAND), &image(OREGON)]);
@@ -546,7 +597,7 @@ mod tests {
             );
         }
         let plain = Facts {
-            opted_in: false,
+            opted_in: None,
             ..COLD
         };
         assert_eq!(
@@ -559,7 +610,7 @@ mod tests {
     fn a_foreign_secret_leaves_the_pod_unpatched_with_a_warning_that_fits() {
         for why in [Foreign::Label, Foreign::Type, Foreign::Immutable] {
             let facts = Facts {
-                opted_in: true,
+                opted_in: Some(&SAID_NOTHING),
                 secret: SecretFacts::Foreign(why),
             };
             let decision = verdict(
@@ -633,6 +684,28 @@ mod tests {
             verdict(&both, &rules, &COLD),
             Decision::LeaveAlone(Reason::NotAllowed)
         );
+    }
+
+    #[test]
+    fn a_registry_that_no_identity_may_mint_for_is_never_served_by_another() {
+        let said = OptedIn {
+            role: Some("arn:aws:iam::123456789012:role/admin".into()),
+        };
+        let state = state(1);
+        for secret in [SecretFacts::Absent, SecretFacts::Ours(&state)] {
+            let facts = Facts {
+                opted_in: Some(&said),
+                secret,
+            };
+            let request = json!({"object": pod(&[&image(IRELAND)])});
+            let reason = Reason::NoIdentity(Refusal::NotAllowed);
+            assert_eq!(
+                verdict(&request, &rules(), &facts),
+                Decision::LeaveAlone(reason)
+            );
+            let warning = warning_for(reason, &rules()).expect("a warning");
+            assert!(!warning.ends_with('…'), "{warning}");
+        }
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub struct Flags {
         env = "ECR_INJECTOR_NAMESPACE",
         value_name = "NAMESPACE",
         default_value = "default",
-        value_parser = namespace
+        value_parser = super::namespace
     )]
     namespace: Namespace,
     /// How to write the objects
@@ -97,10 +97,6 @@ enum Output {
     Json,
     /// The JSON Patch of each object that would change, one a line
     Patch,
-}
-
-fn namespace(text: &str) -> Result<Namespace, &'static str> {
-    Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
 }
 
 impl Flags {

@@ -11,14 +11,16 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::AwsFlags;
 use crate::{
+    aws::Surroundings,
     clock::{Clock, SystemClock},
     cluster::Cluster,
     config::Config,
     metrics::Metrics,
     namespace::store::Namespaces,
     pull_secret::{
-        ensure::{Ensurer, Parts, Settings},
+        ensure::{Ensurer, Parts},
         store::PullSecrets,
     },
     readiness::Readiness,
@@ -98,6 +100,8 @@ pub struct Flags {
         default_value_t = 5
     )]
     shutdown_delay: u64,
+    #[command(flatten)]
+    aws: AwsFlags,
 }
 
 impl Flags {
@@ -122,6 +126,7 @@ impl Flags {
             .config
             .as_deref()
             .map_or_else(|| Ok(Config::default()), Config::read)?;
+        let trust = self.aws.trust()?;
         let tls = tls::server_config(&self.tls_cert, &self.tls_key, self.tls_min_version)?;
         let mut signals = Signals::listen().context("listening for signals")?;
         let socket = bind(self.listen, "--listen").await?;
@@ -135,19 +140,21 @@ impl Flags {
             CancellationToken::new(),
         );
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let ecr = Ecr::from_surroundings(clock.clone(), metrics.clone()).await;
+        let surroundings = Surroundings::read(&trust, metrics.clone()).await;
+        let ecr = Ecr::new(
+            surroundings.clone(),
+            config.session_cap,
+            clock.clone(),
+            metrics.clone(),
+        );
         let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
         let namespaces = Namespaces::new(cluster.client.clone(), config.opt_in, metrics.clone());
         let secrets = PullSecrets::new(metrics.clone());
-        let settings = Settings {
-            secret_name: config.rules.secret_name.clone(),
-            limit: config.registries_per_secret,
-            aliases: config.rules.aliases.clone(),
-            allow: config.rules.allow.clone(),
-        };
+        let rules = Arc::new(config.rules);
         let ensurer = Ensurer::new(Parts {
             client: cluster.client.clone(),
-            settings,
+            rules: rules.clone(),
+            namespaces: namespaces.clone(),
             secrets: secrets.clone(),
             tokens,
             clock: clock.clone(),
@@ -160,27 +167,19 @@ impl Flags {
         let namespaces_synced = readiness.condition("namespaces-synced");
         let secrets_synced = readiness.condition("pull-secrets-synced");
         let serving = readiness.condition("serving");
+        spawn_until(&tasks, &stop, async move {
+            surroundings.look_for_credentials().await;
+        });
         let watched = namespaces.clone();
         spawn_until(&tasks, &stop, async move {
             watched.run(namespaces_synced).await;
         });
-        let (watched, client, name) = (
-            secrets.clone(),
-            cluster.client,
-            config.rules.secret_name.clone(),
-        );
+        let (watched, client, name) = (secrets.clone(), cluster.client, rules.secret_name.clone());
         spawn_until(&tasks, &stop, async move {
             watched.run(client, &name, secrets_synced).await;
         });
 
-        let webhook = Webhook::new(
-            config.rules,
-            namespaces,
-            secrets,
-            ensurer,
-            clock,
-            metrics.clone(),
-        );
+        let webhook = Webhook::new(rules, namespaces, secrets, ensurer, clock, metrics.clone());
         let draining = CancellationToken::new();
         let admission = Listener {
             socket,

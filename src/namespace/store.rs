@@ -1,8 +1,8 @@
 //! Which namespaces are opted in: a metadata watch, and a live read for one that was labelled a moment ago.
 
 use std::{
-    collections::HashSet,
-    sync::{Arc, PoisonError, RwLock},
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::Namespace;
+use super::{Namespace, OptedIn, ROLE_ANNOTATION};
 use crate::{cluster::watch::watch, config::OptIn, metrics::Metrics, readiness::Condition};
 
 /// How long the answer of a live read is remembered: until the watch has surely seen the label.
@@ -37,8 +37,8 @@ pub struct Namespaces(Arc<Inner>);
 struct Inner {
     api: Api<PartialObjectMeta<Object>>,
     opt_in: OptIn,
-    known: RwLock<HashSet<Namespace>>,
-    live: Cache<Namespace, bool>,
+    known: RwLock<HashMap<Namespace, OptedIn>>,
+    live: Cache<Namespace, Option<OptedIn>>,
     reads: Semaphore,
     metrics: Arc<Metrics>,
 }
@@ -64,25 +64,21 @@ impl Namespaces {
     pub async fn run(&self, synced: Condition) {
         let OptIn { label, value } = &self.0.opt_in;
         let config = watcher::Config::default().labels(&format!("{label}={value}"));
-        let mut listed = HashSet::new();
+        let mut listed = HashMap::new();
         watch("namespaces", self.0.api.clone(), config, |event| {
             match event {
                 Event::Init => listed.clear(),
-                Event::InitApply(object) => listed.extend(Namespace::parse(&object.name_any())),
+                Event::InitApply(object) => listed.extend(entry(&object)),
                 Event::InitDone => {
-                    *self.0.known.write().unwrap_or_else(PoisonError::into_inner) =
-                        std::mem::take(&mut listed);
+                    *self.known_mut() = std::mem::take(&mut listed);
                     synced.hold();
                 }
-                Event::Apply(object) => self.learn(&object.name_any()),
-                Event::Delete(object) => self.forget(&object.name_any()),
+                Event::Apply(object) => self.known_mut().extend(entry(&object)),
+                Event::Delete(object) => {
+                    self.known_mut().remove(object.name_any().as_str());
+                }
             }
-            let count = self
-                .0
-                .known
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .len();
+            let count = self.known().len();
             self.0
                 .metrics
                 .namespaces
@@ -91,33 +87,20 @@ impl Namespaces {
         .await;
     }
 
-    fn learn(&self, name: &str) {
-        self.0
-            .known
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(Namespace::parse(name));
+    fn known(&self) -> RwLockReadGuard<'_, HashMap<Namespace, OptedIn>> {
+        self.0.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn forget(&self, name: &str) {
-        self.0
-            .known
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
+    fn known_mut(&self) -> RwLockWriteGuard<'_, HashMap<Namespace, OptedIn>> {
+        self.0.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a namespace has the opt-in label. A namespace that the watch doesn't know is read live, once for all who
-    /// ask at the same time; if that fails before `deadline`, it is not opted in as far as we know.
-    pub async fn is_opted_in(&self, namespace: &Namespace, deadline: Instant) -> bool {
-        if self
-            .0
-            .known
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(namespace)
-        {
-            return true;
+    /// What an opted-in namespace says about itself; `None` if it is not opted in. A namespace that the watch doesn't
+    /// know is read live, once for all who ask at the same time; if that fails before `deadline`, it is not opted in as
+    /// far as we know.
+    pub async fn opted_in(&self, namespace: &Namespace, deadline: Instant) -> Option<OptedIn> {
+        if let Some(known) = self.known().get(namespace) {
+            return Some(known.clone());
         }
         let deadline = deadline.min(Instant::now() + LIVE_TIMEOUT);
         let read = self
@@ -128,12 +111,16 @@ impl Namespaces {
             Ok(opted_in) => opted_in,
             Err(error) => {
                 tracing::warn!(%namespace, %error, "reading the namespace's label failed");
-                false
+                None
             }
         }
     }
 
-    async fn read(&self, namespace: &Namespace, deadline: Instant) -> Result<bool, ReadError> {
+    async fn read(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<Option<OptedIn>, ReadError> {
         let read = timeout_at(deadline, async {
             // The semaphore is never closed.
             let _permit = self.0.reads.acquire().await;
@@ -150,7 +137,20 @@ impl Namespaces {
             .map_err(|_| ReadError::Timeout)?
             .map_err(|error| ReadError::Api(Box::new(error)))?;
         let OptIn { label, value } = &self.0.opt_in;
-        Ok(object.is_some_and(|object| object.labels().get(label) == Some(value)))
+        Ok(object
+            .filter(|object| object.labels().get(label) == Some(value))
+            .map(|object| said_by(&object)))
+    }
+}
+
+fn entry(object: &PartialObjectMeta<Object>) -> Option<(Namespace, OptedIn)> {
+    Some((Namespace::parse(&object.name_any())?, said_by(object)))
+}
+
+fn said_by(object: &PartialObjectMeta<Object>) -> OptedIn {
+    let role = object.annotations().get(ROLE_ANNOTATION);
+    OptedIn {
+        role: role.map(|text| text.as_str().into()),
     }
 }
 

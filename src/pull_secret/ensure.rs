@@ -23,14 +23,15 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Existing, FIELD_MANAGER, Foreign, PullSecret, TooManyHosts, Want, store::PullSecrets};
+use super::{
+    Existing, FIELD_MANAGER, Foreign, PullSecret, TooManyHosts, Want, is_public, store::PullSecrets,
+};
 use crate::{
-    admission::decide::Allow,
+    admission::decide::Rules,
     clock::Clock,
-    identity::identity_for,
     metrics::Metrics,
-    namespace::Namespace,
-    registry::{Aliases, Host, Registry},
+    namespace::{Namespace, store::Namespaces},
+    registry::{Host, Service},
     token::{
         Freshness, TokenKey,
         cache::{MintError, TokenCache},
@@ -126,26 +127,14 @@ impl EnsureError {
     }
 }
 
-/// What the configuration says about pull secrets.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The name in every namespace.
-    pub secret_name: String,
-    /// The most hosts in one.
-    pub limit: usize,
-    /// Other names of registries: what the hosts of a Secret that has to be repaired stand for.
-    pub aliases: Aliases,
-    /// Which registries we mint for.
-    pub allow: Allow,
-}
-
 /// Ensures pull secrets; clones share the work.
 #[derive(Clone)]
 pub struct Ensurer(Arc<Inner>);
 
 struct Inner {
     client: Client,
-    settings: Settings,
+    rules: Arc<Rules>,
+    namespaces: Namespaces,
     secrets: PullSecrets,
     tokens: TokenCache,
     clock: Arc<dyn Clock>,
@@ -154,7 +143,7 @@ struct Inner {
     stop: CancellationToken,
     calls: Semaphore,
     turns: Mutex<HashMap<Namespace, Arc<tokio::sync::Mutex<()>>>>,
-    completing: Mutex<HashMap<Namespace, BTreeMap<Host, Registry>>>,
+    completing: Mutex<HashMap<Namespace, BTreeMap<Host, TokenKey>>>,
 }
 
 /// What the ensurer works with.
@@ -162,7 +151,9 @@ pub struct Parts {
     /// The API server.
     pub client: Client,
     /// What the configuration says.
-    pub settings: Settings,
+    pub rules: Arc<Rules>,
+    /// What namespaces say.
+    pub namespaces: Namespaces,
     /// What is known of every pull secret.
     pub secrets: PullSecrets,
     /// Where tokens come from.
@@ -183,7 +174,8 @@ impl Ensurer {
     pub fn new(parts: Parts) -> Self {
         let Parts {
             client,
-            settings,
+            rules,
+            namespaces,
             secrets,
             tokens,
             clock,
@@ -193,7 +185,8 @@ impl Ensurer {
         } = parts;
         Self(Arc::new(Inner {
             client,
-            settings,
+            rules,
+            namespaces,
             secrets,
             tokens,
             clock,
@@ -211,7 +204,7 @@ impl Ensurer {
     pub async fn ensure(
         &self,
         namespace: &Namespace,
-        hosts: BTreeMap<Host, Registry>,
+        hosts: BTreeMap<Host, TokenKey>,
         deadline: Instant,
     ) -> Result<(), EnsureError> {
         let this = self.clone();
@@ -235,44 +228,42 @@ impl Ensurer {
     async fn attempt(
         &self,
         namespace: &Namespace,
-        hosts: BTreeMap<Host, Registry>,
+        hosts: BTreeMap<Host, TokenKey>,
         deadline: Instant,
     ) -> Result<(), EnsureError> {
-        let (wanted, failed) = self.mint(namespace, hosts, deadline).await;
+        let (wanted, failed) = self.mint(hosts, deadline).await;
         self.write(namespace, wanted, deadline).await?;
         failed.map_or(Ok(()), Err)
     }
 
+    /// A host of the public gallery that can't be minted for is no failure: its images pull without.
     async fn mint(
         &self,
-        namespace: &Namespace,
-        hosts: BTreeMap<Host, Registry>,
+        hosts: BTreeMap<Host, TokenKey>,
         deadline: Instant,
     ) -> (BTreeMap<Host, Want>, Option<EnsureError>) {
         let left = deadline.saturating_duration_since(Instant::now());
         let deadline = deadline - left / WRITE_SHARE;
-        let mints = hosts.into_iter().map(|(host, registry)| async move {
-            let identity = identity_for(&registry, namespace);
-            let hash = identity.hash();
-            let token = self
-                .0
-                .tokens
-                .get(&TokenKey::new(identity, &registry), deadline)
-                .await;
-            (host, hash, token)
+        let mints = hosts.into_iter().map(|(host, key)| async move {
+            let token = self.0.tokens.get(&key, deadline).await;
+            (host, key, token)
         });
         let mut failed = None;
         let mut wanted = BTreeMap::new();
-        for (host, identity, token) in join_all(mints).await {
-            let token = token
-                .inspect_err(|error| {
-                    failed.get_or_insert(EnsureError::Mint {
-                        host: host.clone(),
-                        error: error.clone(),
-                    });
-                })
-                .ok();
-            wanted.insert(host, Want { identity, token });
+        for (host, key, token) in join_all(mints).await {
+            if let Err(error) = &token
+                && key.endpoint.service == Service::Private
+            {
+                failed.get_or_insert(EnsureError::Mint {
+                    host: host.clone(),
+                    error: error.clone(),
+                });
+            }
+            let want = Want {
+                identity: key.identity.hash(),
+                token: token.ok(),
+            };
+            wanted.insert(host, want);
         }
         (wanted, failed)
     }
@@ -318,13 +309,12 @@ impl Ensurer {
             let merged = PullSecret::merge(
                 existing.as_ref(),
                 &wanted,
-                self.0.settings.limit,
+                self.0.rules.registries_per_secret,
                 self.0.clock.now(),
             )
             .map_err(EnsureError::TooManyHosts)?;
             let Some(merged) = merged else { return Ok(()) };
-            let object =
-                merged.to_object(&self.0.settings.secret_name, namespace, existing.as_ref());
+            let object = merged.to_object(&self.0.rules.secret_name, namespace, existing.as_ref());
             match self.apply(&api, &object, deadline).await {
                 Ok(written) => {
                     self.0.secrets.saw(namespace, &written);
@@ -352,7 +342,11 @@ impl Ensurer {
         let now = self.0.clock.now();
         wanted.iter().all(|(host, want)| {
             state.freshness(host, now) != Freshness::Expired
-                || (want.token.is_none() && state.hosts.contains_key(host))
+                || (want.token.is_none()
+                    && state
+                        .hosts
+                        .get(host)
+                        .is_some_and(|had| had.lifetime.is_none() || !is_public(host)))
         })
     }
 
@@ -362,7 +356,7 @@ impl Ensurer {
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<Secret>, EnsureError> {
-        let call = api.get_opt(&self.0.settings.secret_name);
+        let call = api.get_opt(&self.0.rules.secret_name);
         let (outcome, result) = match self.call(call, deadline).await {
             Some(Ok(secret)) => ("ok", Ok(secret)),
             Some(Err(error)) => ("error", Err(lost("read", &error))),
@@ -395,7 +389,7 @@ impl Ensurer {
     ) -> Result<Secret, Lost> {
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let patch = Patch::Apply(secret);
-        let call = api.patch(&self.0.settings.secret_name, &params, &patch);
+        let call = api.patch(&self.0.rules.secret_name, &params, &patch);
         let (outcome, result) = match self.call(call, deadline).await {
             Some(Ok(secret)) => ("ok", Ok(secret)),
             Some(Err(error)) => {
@@ -433,26 +427,23 @@ impl Ensurer {
     ) {
         tracing::warn!(%namespace, "the pull secret was changed by somebody else and is put right");
         self.0.metrics.tampered.inc();
-        let Settings {
-            aliases,
-            allow,
-            limit,
-            ..
-        } = &self.0.settings;
+        let Some(said) = self.0.namespaces.opted_in(namespace, deadline).await else {
+            return;
+        };
+        let rules = &self.0.rules;
         let claimed = existing
             .claimed
             .iter()
             .filter(|host| !wanted.contains_key(*host))
-            .filter_map(|host| aliases.resolve(host.as_str()))
-            .filter(|(_, registry)| allow.permits(registry))
-            .take(limit.saturating_sub(wanted.len()))
+            .filter_map(|host| rules.key_for(host.as_str(), namespace, &said))
+            .take(rules.registries_per_secret.saturating_sub(wanted.len()))
             .collect();
-        let (claimed, _) = self.mint(namespace, claimed, deadline).await;
+        let (claimed, _) = self.mint(claimed, deadline).await;
         wanted.extend(claimed);
     }
 
     /// Goes on trying for a few seconds, once per namespace, with all the hosts that failed there.
-    fn complete_later(&self, namespace: &Namespace, hosts: BTreeMap<Host, Registry>) {
+    fn complete_later(&self, namespace: &Namespace, hosts: BTreeMap<Host, TokenKey>) {
         let mut completing = self
             .0
             .completing
@@ -529,7 +520,7 @@ impl Completion {
         tracing::warn!(namespace = %self.namespace, "the pull secret could not be completed; its next admission tries again");
     }
 
-    fn hosts(&self) -> BTreeMap<Host, Registry> {
+    fn hosts(&self) -> BTreeMap<Host, TokenKey> {
         let completing = self
             .ensurer
             .0

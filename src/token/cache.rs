@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,12 +25,12 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{Freshness, MalformedReply, Token, TokenKey};
-use crate::clock::Clock;
+use crate::{clock::Clock, identity::RoleArn};
 
 /// Tokens kept: far more than the accounts and regions of any cluster.
 const MAX_TOKENS: u64 = 4096;
 /// How long one flight may take, whoever still waits for it.
-const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Mints at the same time. Regions come from Pods, so their number is not ours to bound otherwise.
 const MAX_FLIGHTS: usize = 32;
 /// The first pause after a failure where nobody has a usable token; it doubles up to [`MISSING_CEILING`].
@@ -47,39 +48,80 @@ pub trait Mint: Send + Sync + 'static {
     fn mint<'a>(&'a self, key: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>>;
 }
 
-/// Why there is no token. Never holds any part of a reply.
+/// A call to AWS that minting takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// ECR's.
+    GetAuthorizationToken,
+    /// ECR Public's.
+    GetPublicAuthorizationToken,
+    /// STS's, for a role.
+    AssumeRole(RoleArn),
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GetAuthorizationToken => f.write_str("ECR's GetAuthorizationToken"),
+            Self::GetPublicAuthorizationToken => f.write_str("ECR Public's GetAuthorizationToken"),
+            Self::AssumeRole(arn) => write!(f, "STS's AssumeRole of {arn}"),
+        }
+    }
+}
+
+impl Call {
+    /// Where to look if it was refused.
+    fn policy(&self) -> &'static str {
+        match self {
+            Self::GetAuthorizationToken | Self::GetPublicAuthorizationToken => {
+                "the principal's IAM policy"
+            }
+            Self::AssumeRole(_) => {
+                "the role's trust policy, its external id, and that the ambient identity may assume it"
+            }
+        }
+    }
+}
+
+/// Why there is no token. Never holds any part of a reply but AWS's own code and message.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MintError {
-    /// No principal could be found in this process's surroundings, or its provider failed.
-    #[error("no AWS credentials: {0}; give this Pod some (docs/aws.md)")]
+    /// No principal could be found in this process's surroundings, or its source failed.
+    #[error("no AWS credentials: {0}; docs/aws.md has what each source needs")]
     Credentials(String),
     /// AWS said no.
-    #[error("ECR refused GetAuthorizationToken: {0}; check the principal's IAM policy")]
-    Refused(String),
+    #[error("{0} was refused: {1}; check {policy}", policy = .0.policy())]
+    Refused(Call, String),
     /// AWS asked us to slow down.
-    #[error("ECR throttles GetAuthorizationToken ({0})")]
-    Throttled(String),
+    #[error("{0} is throttled ({1})")]
+    Throttled(Call, String),
     /// AWS had an error of its own.
-    #[error("ECR failed to answer ({0})")]
-    Server(String),
+    #[error("{0} failed on AWS's side ({1})")]
+    Server(Call, String),
     /// No connection.
-    #[error("ECR's endpoint can't be reached: {0}")]
-    Unreachable(String),
+    #[error("{0}: the endpoint can't be reached: {1}")]
+    Unreachable(Call, String),
     /// No answer in time.
-    #[error("ECR did not answer in time")]
-    Timeout,
+    #[error("{0} was not answered in time")]
+    Timeout(Call),
+    /// The credentials that signed the call, or those that it gave, have expired.
+    #[error("{0}: expired credentials: {1}")]
+    SessionExpired(Call, String),
     /// An answer that holds no usable token.
     #[error("ECR's answer can't be used: {0}")]
     Malformed(MalformedReply),
-    /// An answer that isn't one of ECR's.
-    #[error("the answer is not one of ECR's")]
-    NotEcr,
+    /// An answer that isn't one of AWS's.
+    #[error("{0}: the answer is not one of AWS's")]
+    NotAws(Call),
     /// The request couldn't be made, such as for an endpoint that can't be.
-    #[error("the request to ECR could not be made: {0}")]
-    Request(String),
+    #[error("{0}: the request could not be made: {1}")]
+    Request(Call, String),
     /// The caller's own deadline came first; the flight goes on.
     #[error("no token within the request's deadline")]
     Deadline,
+    /// The flight took longer than any may.
+    #[error("minting was given up after {} s", FLIGHT_TIMEOUT.as_secs())]
+    GaveUp,
     /// The flight died.
     #[error("minting the token failed inside ecr-injector")]
     Crashed,
@@ -91,13 +133,14 @@ impl MintError {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Credentials(_) => "credentials",
-            Self::Refused(_) => "refused",
-            Self::Throttled(_) => "throttled",
-            Self::Server(_) => "server_error",
-            Self::Unreachable(_) => "unreachable",
-            Self::Timeout => "timeout",
-            Self::Malformed(_) | Self::NotEcr => "malformed",
-            Self::Request(_) => "request",
+            Self::Refused(..) => "refused",
+            Self::Throttled(..) => "throttled",
+            Self::Server(..) => "server_error",
+            Self::Unreachable(..) => "unreachable",
+            Self::Timeout(_) | Self::GaveUp => "timeout",
+            Self::SessionExpired(..) => "session_expired",
+            Self::Malformed(_) | Self::NotAws(_) => "malformed",
+            Self::Request(..) => "request",
             Self::Deadline => "deadline",
             Self::Crashed => "crashed",
         }
@@ -236,7 +279,7 @@ impl TokenCache {
             let _permit = self.0.permits.acquire().await;
             self.0.mint.mint(key).await
         });
-        match minted.await.unwrap_or(Err(MintError::Timeout)) {
+        match minted.await.unwrap_or(Err(MintError::GaveUp)) {
             Ok(token) => {
                 let token = Arc::new(token);
                 self.0.tokens.insert(key.clone(), token.clone()).await;
@@ -348,7 +391,7 @@ mod tests {
                 let now = self.clock.now();
                 let text = STANDARD.encode(format!("AWS:token-{call}"));
                 let expires_at = Some(now + SignedDuration::from_hours(12));
-                Token::decode(Some(&text), expires_at, now).map_err(MintError::Malformed)
+                Token::decode(Some(&text), expires_at, None, now).map_err(MintError::Malformed)
             }
             .boxed()
         }
@@ -472,7 +515,10 @@ mod tests {
     async fn keeps_the_old_token_while_ecr_throttles_and_not_past_its_expiry() {
         let bed = bed();
         assert!(bed.get().await.is_ok());
-        bed.fail(Some(MintError::Throttled("ThrottlingException".into())));
+        bed.fail(Some(MintError::Throttled(
+            Call::GetAuthorizationToken,
+            "ThrottlingException".into(),
+        )));
         for _ in 0..11 {
             bed.clock.advance(1);
             assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
@@ -486,7 +532,7 @@ mod tests {
         tokio::time::advance(RENEWAL_CEILING).await;
         bed.clock.advance(1);
         assert!(
-            matches!(bed.get().await, Err(MintError::Throttled(_))),
+            matches!(bed.get().await, Err(MintError::Throttled(..))),
             "served past its expiry"
         );
     }
@@ -494,9 +540,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_remembered_for_a_moment_only() {
         let bed = bed();
-        bed.fail(Some(MintError::Refused("AccessDenied".into())));
+        bed.fail(Some(MintError::Refused(
+            Call::GetAuthorizationToken,
+            "AccessDenied".into(),
+        )));
         for _ in 0..10 {
-            assert!(matches!(bed.get().await, Err(MintError::Refused(_))));
+            assert!(matches!(bed.get().await, Err(MintError::Refused(..))));
         }
         assert_eq!(bed.calls(), 1);
         bed.fail(None);
@@ -510,7 +559,7 @@ mod tests {
         bed.mint.gate.send_replace(false);
         assert_eq!(
             bed.get_within(FLIGHT_TIMEOUT * 2).await,
-            Err(MintError::Timeout)
+            Err(MintError::GaveUp)
         );
         assert!(bed.cache.flights().is_empty());
     }

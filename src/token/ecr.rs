@@ -1,99 +1,71 @@
-//! Minting through `aws-sdk-ecr`: one client per identity, region and endpoint, one HTTP connector for all.
+//! Minting through `aws-sdk-ecr` and `aws-sdk-ecrpublic`: one client per region and endpoint, shared by all identities.
 
-use std::{error::Error as StdError, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use aws_config::{
-    BehaviorVersion, Region, SdkConfig, environment::EnvironmentVariableRegionProvider,
-    identity::IdentityCache, meta::region::RegionProviderChain, profile::ProfileFileRegionProvider,
-    retry::RetryConfig, timeout::TimeoutConfig,
-};
-use aws_credential_types::provider::error::CredentialsError;
-use aws_sdk_ecr::{
-    Client,
-    error::{ProvideErrorMetadata, SdkError},
-};
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
-use aws_types::service_config::ServiceConfigKey;
+use aws_config::identity::IdentityCache;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use futures::{FutureExt as _, future::BoxFuture};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use moka::future::Cache;
+use tokio::time::timeout;
 
 use super::{
-    Token, TokenKey,
-    cache::{Mint, MintError},
+    SessionCap, Token, TokenKey,
+    cache::{Call, FLIGHT_TIMEOUT, Mint, MintError},
+    reason::reason,
+    session::{Session, Sessions},
 };
-use crate::{clock::Clock, identity::Identity, metrics::Metrics};
+use crate::{
+    aws::Surroundings,
+    clock::Clock,
+    identity::Identity,
+    metrics::Metrics,
+    registry::{Endpoint, Region, Service},
+};
 
-/// To open a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// From the request's last byte to the answer's first.
-const READ_TIMEOUT: Duration = Duration::from_secs(4);
-/// A whole call with its credentials: less than the cache allows a flight.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
-/// To find credentials.
-const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Credentials with less left than this are fetched anew before they are used.
-const CREDENTIALS_BUFFER: Duration = Duration::from_mins(5);
 /// Clients kept; they are cheap to make again.
 const MAX_CLIENTS: u64 = 256;
-/// Where credential providers that need a region ask if the surroundings name none.
-const FALLBACK_REGION: &str = "us-east-1";
-/// The codes by which AWS asks to slow down.
-const THROTTLES: [&str; 5] = [
-    "ThrottlingException",
-    "Throttling",
-    "TooManyRequestsException",
-    "RequestLimitExceeded",
-    "SlowDown",
-];
 
 /// ECR itself.
 pub struct Ecr {
-    config: SdkConfig,
+    surroundings: Surroundings,
     has_own_endpoint: bool,
-    clients: Cache<TokenKey, Client>,
+    has_own_public_endpoint: bool,
+    sessions: Sessions,
+    session_cap: SessionCap,
+    clients: Cache<(Region, Endpoint), Client>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
 }
 
-impl Ecr {
-    /// Reads the surroundings (environment, profile files) with the SDK's own rules. No call leaves yet.
-    pub async fn from_surroundings(clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
-        let tls = Provider::Rustls(CryptoMode::Ring);
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(tls)
-            .build_https();
-        // Without the instance metadata service, which the SDK's own chain would ask and which hangs where it is not.
-        let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
-            .or_else(ProfileFileRegionProvider::new())
-            .or_else(Region::from_static(FALLBACK_REGION));
-        let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-            .http_client(http)
-            .region(region);
-        Self::new(&loader.load().await, clock, metrics)
-    }
+/// A client of one of the two services.
+#[derive(Clone)]
+enum Client {
+    Private(aws_sdk_ecr::Client),
+    Public(aws_sdk_ecrpublic::Client),
+}
 
-    /// The same with settings that were read already. Retries and timeouts are ours, whatever they say.
+/// What both services' replies have.
+struct Reply {
+    token: Option<String>,
+    expires_at: Option<Timestamp>,
+}
+
+impl Ecr {
+    /// Mints with the ambient credentials of the surroundings, and with what they may assume.
     #[must_use]
-    pub fn new(config: &SdkConfig, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .operation_timeout(OPERATION_TIMEOUT)
-            .build();
-        let identities = IdentityCache::lazy()
-            .load_timeout(CREDENTIALS_TIMEOUT)
-            .buffer_time(CREDENTIALS_BUFFER)
-            .build();
-        let config = config
-            .to_builder()
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts)
-            .identity_cache(identities)
-            .build();
+    pub fn new(
+        surroundings: Surroundings,
+        session_cap: SessionCap,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
-            has_own_endpoint: has_own_endpoint(&config),
-            config,
+            has_own_endpoint: surroundings.has_own_endpoint("ECR"),
+            has_own_public_endpoint: surroundings.has_own_endpoint("ECR PUBLIC"),
+            sessions: Sessions::new(surroundings.clone()),
+            surroundings,
+            session_cap,
             clients: Cache::builder().max_capacity(MAX_CLIENTS).build(),
             clock,
             metrics,
@@ -101,52 +73,135 @@ impl Ecr {
     }
 
     async fn client(&self, key: &TokenKey) -> Client {
+        let place = (key.region.clone(), key.endpoint);
         self.clients
-            .get_with_by_ref(key, async { self.make_client(key) })
+            .get_with_by_ref(&place, async { self.make_client(&place) })
             .await
     }
 
-    fn make_client(&self, key: &TokenKey) -> Client {
-        match key.identity {
-            Identity::Ambient => {}
-        }
-        let region = Region::new(key.region.as_str().to_owned());
-        let mut builder = aws_sdk_ecr::config::Builder::from(&self.config).region(region);
-        // An endpoint of the admin's own (a VPC endpoint, a test) excludes both flags in the SDK's rules.
-        if !self.has_own_endpoint {
-            if key.endpoint.fips {
-                builder = builder.use_fips(true);
+    fn make_client(&self, (region, endpoint): &(Region, Endpoint)) -> Client {
+        let region = aws_config::Region::new(region.as_str().to_owned());
+        let config = &self.surroundings.config;
+        match endpoint.service {
+            Service::Private => {
+                let mut builder = aws_sdk_ecr::config::Builder::from(config).region(region);
+                // An endpoint of the admin's own (a VPC endpoint, a test) excludes both flags in the SDK's rules.
+                if self.has_own_endpoint {
+                    builder = builder.use_fips(false).use_dual_stack(false);
+                } else {
+                    if endpoint.fips {
+                        builder = builder.use_fips(true);
+                    }
+                    if endpoint.dual_stack {
+                        builder = builder.use_dual_stack(true);
+                    }
+                }
+                Client::Private(aws_sdk_ecr::Client::from_conf(builder.build()))
             }
-            if key.endpoint.dual_stack {
-                builder = builder.use_dual_stack(true);
+            Service::Public => {
+                let mut builder = aws_sdk_ecrpublic::config::Builder::from(config).region(region);
+                if self.has_own_public_endpoint {
+                    builder = builder.use_fips(false).use_dual_stack(false);
+                }
+                Client::Public(aws_sdk_ecrpublic::Client::from_conf(builder.build()))
             }
         }
-        Client::from_conf(builder.build())
     }
 
     async fn ask(&self, key: &TokenKey) -> Result<Token, MintError> {
-        let reply = self
-            .client(key)
-            .await
-            .get_authorization_token()
-            .send()
-            .await
-            .map_err(|error| reason(&error))?;
-        let data = reply.authorization_data().first();
-        let expires_at = data
-            .and_then(|data| data.expires_at())
-            .and_then(|at| Timestamp::from_second(at.secs()).ok());
-        let token = data.and_then(|data| data.authorization_token());
-        Token::decode(token, expires_at, self.clock.now()).map_err(MintError::Malformed)
+        let session = match &key.identity {
+            Identity::Ambient => None,
+            Identity::Role(role) => {
+                let assumed = self.sessions.assume(role, key, self.clock.now()).await;
+                self.count("assume_role", assumed.as_ref().err());
+                Some(assumed?)
+            }
+        };
+        let ends_by = session.as_ref().map(|session| session.expires_at);
+        let reply = self.client(key).await.ask(session).await;
+        let operation = match key.endpoint.service {
+            Service::Private => "get_authorization_token",
+            Service::Public => "get_public_authorization_token",
+        };
+        let now = self.clock.now();
+        let token = reply.and_then(|reply| {
+            let cap = self.session_cap.ends_by(ends_by, now);
+            Token::decode(reply.token.as_deref(), reply.expires_at, cap, now)
+                .map_err(MintError::Malformed)
+        });
+        self.count(operation, token.as_ref().err());
+        token
     }
+
+    fn count(&self, operation: &'static str, error: Option<&MintError>) {
+        let outcome = error.map_or("ok", MintError::as_str);
+        self.metrics.aws_call(operation, outcome);
+    }
+}
+
+impl Client {
+    /// One call, as a role's session if there is one.
+    async fn ask(&self, session: Option<Session>) -> Result<Reply, MintError> {
+        // A session is used for this one call, so nothing of it may stay in the client's cache of identities.
+        let credentials =
+            session.map(|session| SharedCredentialsProvider::new(session.credentials));
+        match self {
+            Self::Private(client) => {
+                let mut call = client.get_authorization_token().customize();
+                if let Some(credentials) = credentials {
+                    call = call.config_override(
+                        aws_sdk_ecr::config::Config::builder()
+                            .credentials_provider(credentials)
+                            .identity_cache(IdentityCache::no_cache()),
+                    );
+                }
+                let reply = call
+                    .send()
+                    .await
+                    .map_err(|error| reason(Call::GetAuthorizationToken, &error))?;
+                let data = reply.authorization_data().first();
+                Ok(Reply {
+                    token: data
+                        .and_then(|data| data.authorization_token())
+                        .map(str::to_owned),
+                    expires_at: data.and_then(|data| timestamp(data.expires_at()?.secs())),
+                })
+            }
+            Self::Public(client) => {
+                let mut call = client.get_authorization_token().customize();
+                if let Some(credentials) = credentials {
+                    call = call.config_override(
+                        aws_sdk_ecrpublic::config::Config::builder()
+                            .credentials_provider(credentials)
+                            .identity_cache(IdentityCache::no_cache()),
+                    );
+                }
+                let reply = call
+                    .send()
+                    .await
+                    .map_err(|error| reason(Call::GetPublicAuthorizationToken, &error))?;
+                let data = reply.authorization_data();
+                Ok(Reply {
+                    token: data
+                        .and_then(|data| data.authorization_token())
+                        .map(str::to_owned),
+                    expires_at: data.and_then(|data| timestamp(data.expires_at()?.secs())),
+                })
+            }
+        }
+    }
+}
+
+fn timestamp(seconds: i64) -> Option<Timestamp> {
+    Timestamp::from_second(seconds).ok()
 }
 
 impl Mint for Ecr {
     fn mint<'a>(&'a self, key: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>> {
         async move {
-            let result = self.ask(key).await;
-            self.metrics
-                .aws_call(result.as_ref().map_or_else(MintError::as_str, |_| "ok"));
+            let result = timeout(FLIGHT_TIMEOUT, self.ask(key))
+                .await
+                .unwrap_or(Err(MintError::GaveUp));
             let (region, identity) = (&key.region, &key.identity);
             match &result {
                 Ok(token) => {
@@ -163,93 +218,25 @@ impl Mint for Ecr {
     }
 }
 
-/// Whether the surroundings name an endpoint for ECR, by the variable or profile key for all services or for this one.
-fn has_own_endpoint(config: &SdkConfig) -> bool {
-    let key = ServiceConfigKey::builder()
-        .service_id("ECR")
-        .env("AWS_ENDPOINT_URL")
-        .profile("endpoint_url")
-        .build();
-    let own = key
-        .ok()
-        .and_then(|key| config.service_config()?.load_config(key));
-    config.endpoint_url().is_some() || own.is_some()
-}
-
-/// What went wrong, in our words: the SDK's own debug text may hold a whole reply.
-fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(error: &SdkError<E, R>) -> MintError {
-    match error {
-        SdkError::ServiceError(service) => {
-            let code = service.err().code().unwrap_or("no code").to_owned();
-            let message = service.err().message().unwrap_or_default();
-            if THROTTLES.contains(&code.as_str()) {
-                MintError::Throttled(code)
-            } else if code == "ServerException"
-                || code.starts_with("Internal")
-                || code.starts_with("ServiceUnavailable")
-            {
-                MintError::Server(code)
-            } else if code == "no code" {
-                MintError::NotEcr
-            } else {
-                MintError::Refused(format!("{code} {}", short(message)).trim_end().to_owned())
+impl SessionCap {
+    /// When a token's life ends at the latest, given when its role's session ends.
+    fn ends_by(self, session: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Session => session,
+            Self::Off => None,
+            Self::After(seconds) => {
+                let cap = now
+                    .checked_add(SignedDuration::from_secs(seconds.into()))
+                    .ok();
+                cap.into_iter().chain(session).min()
             }
         }
-        SdkError::TimeoutError(_) => MintError::Timeout,
-        SdkError::DispatchFailure(failure) => {
-            let source: &(dyn StdError + 'static) = failure
-                .as_connector_error()
-                .map_or(error_as_dyn(), |error| error);
-            if let Some(credentials) = find::<CredentialsError>(source) {
-                MintError::Credentials(credentials_reason(credentials))
-            } else if failure.is_timeout() {
-                MintError::Timeout
-            } else {
-                MintError::Unreachable(root(source))
-            }
-        }
-        SdkError::ConstructionFailure(failure) => {
-            MintError::Request(short(&format!("{failure:?}")))
-        }
-        // Among them an answer that can't be read at all.
-        _ => MintError::NotEcr,
     }
-}
-
-/// Stands in where the SDK gives no source.
-fn error_as_dyn() -> &'static (dyn StdError + 'static) {
-    &std::fmt::Error
-}
-
-fn credentials_reason(error: &CredentialsError) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", root(source)),
-        None => error.to_string(),
-    }
-}
-
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    std::iter::successors(Some(error), |&error| error.source())
-        .find_map(|error| error.downcast_ref())
-}
-
-/// The last error of a chain: what the system said.
-fn root(error: &(dyn StdError + 'static)) -> String {
-    let last = std::iter::successors(Some(error), |&error| error.source()).last();
-    short(&last.unwrap_or(error).to_string())
-}
-
-/// At most 200 characters, on one line.
-fn short(text: &str) -> String {
-    text.chars()
-        .take(200)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use aws_config::SdkConfig;
+    use aws_config::{BehaviorVersion, SdkConfig};
     use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
     use aws_smithy_http_client::test_util::capture_request;
     use aws_smithy_types::body::SdkBody;
@@ -285,7 +272,13 @@ mod tests {
             ))
             .http_client(connector);
         config.set_endpoint_url(endpoint.map(str::to_owned));
-        let ecr = Ecr::new(&config.build(), Arc::new(SystemClock), Arc::default());
+        let surroundings = Surroundings::given(&config.build(), None);
+        let ecr = Ecr::new(
+            surroundings,
+            SessionCap::Session,
+            Arc::new(SystemClock),
+            Arc::default(),
+        );
         let minted = ecr.mint(key).await;
         (captured.expect_request(), minted)
     }
@@ -400,23 +393,34 @@ mod tests {
                 r#"{"authorizationData":[{"authorizationToken":"QVdTOnB3"}]}"#,
                 MintError::Malformed(MalformedReply::NoExpiry),
             ),
-            (200, "<html>", MintError::NotEcr),
+            (
+                200,
+                "<html>",
+                MintError::NotAws(Call::GetAuthorizationToken),
+            ),
             (
                 400,
                 r#"{"__type":"ThrottlingException"}"#,
-                MintError::Throttled("ThrottlingException".into()),
+                MintError::Throttled(Call::GetAuthorizationToken, "ThrottlingException".into()),
             ),
             (
                 400,
                 r#"{"__type":"AccessDeniedException","message":"not authorized"}"#,
-                MintError::Refused("AccessDeniedException not authorized".into()),
+                MintError::Refused(
+                    Call::GetAuthorizationToken,
+                    "AccessDeniedException not authorized".into(),
+                ),
             ),
             (
                 500,
                 r#"{"__type":"ServerException"}"#,
-                MintError::Server("ServerException".into()),
+                MintError::Server(Call::GetAuthorizationToken, "ServerException".into()),
             ),
-            (502, "<html>bad gateway</html>", MintError::NotEcr),
+            (
+                502,
+                "<html>bad gateway</html>",
+                MintError::NotAws(Call::GetAuthorizationToken),
+            ),
         ] {
             let (_, minted) = ask(&key, None, status, reply).await;
             assert_eq!(minted.map(|_| ()), Err(expected), "{status} {reply}");

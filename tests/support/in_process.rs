@@ -13,7 +13,7 @@ use ecr_injector::clock::Clock;
 use ecr_injector::config::Config;
 use ecr_injector::metrics::Metrics;
 use ecr_injector::namespace::store::Namespaces;
-use ecr_injector::pull_secret::ensure::{Ensurer, Parts, Settings};
+use ecr_injector::pull_secret::ensure::{Ensurer, Parts};
 use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::server::Admission;
 use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
@@ -172,14 +172,12 @@ fn router(
     let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
     let tasks = TaskTracker::new();
     let secrets = PullSecrets::new(metrics.clone());
+    let namespaces = Namespaces::new(api.client(), config.opt_in, metrics.clone());
+    let rules = Arc::new(config.rules);
     let ensurer = Ensurer::new(Parts {
         client: api.client(),
-        settings: Settings {
-            secret_name: config.rules.secret_name.clone(),
-            limit: config.registries_per_secret,
-            aliases: config.rules.aliases.clone(),
-            allow: config.rules.allow.clone(),
-        },
+        rules: rules.clone(),
+        namespaces: namespaces.clone(),
         secrets: secrets.clone(),
         tokens: TokenCache::new(mint.clone(), steady.clone(), tasks.clone()),
         clock: steady,
@@ -188,8 +186,8 @@ fn router(
         stop: CancellationToken::new(),
     });
     let webhook = Webhook::new(
-        config.rules,
-        Namespaces::new(api.client(), config.opt_in, metrics.clone()),
+        rules,
+        namespaces,
         secrets,
         ensurer,
         clock.clone(),
@@ -236,7 +234,7 @@ impl Mint for FakeMint {
             let now = FixedClock::default().now();
             let text = BASE64_STANDARD.encode(format!("AWS:token-{call}"));
             let expires_at = Some(now + SignedDuration::from_hours(12));
-            Token::decode(Some(&text), expires_at, now).map_err(MintError::Malformed)
+            Token::decode(Some(&text), expires_at, None, now).map_err(MintError::Malformed)
         })
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     },
     image::ImageReference,
     manifest::Object,
-    namespace::Namespace,
+    namespace::{Namespace, OptedIn},
     pod::{Pod, PullSecrets},
     registry::{Host, Registry},
 };
@@ -91,7 +91,7 @@ impl Verdict {
         let namespace = self.namespace.clone();
         let request = Request::offline(&namespace, pod);
         let facts = Facts {
-            opted_in: true,
+            opted_in: Some(&OptedIn::default()),
             secret: SecretFacts::Absent,
         };
         // Nothing is old where there is no pull secret, so any time will do.
@@ -157,6 +157,7 @@ impl Verdict {
                     "the configuration excludes namespace {namespace} (optIn.excludeNamespaces)"
                 )
             }
+            Reason::NoIdentity(refusal) => refusal.to_string(),
             Reason::NotAllowed => "the configuration allows none of its registries (allow)".into(),
             Reason::Disabled => {
                 "its own annotation says so (ecr-injector.dev/inject: disabled)".into()
@@ -227,11 +228,13 @@ fn describe(host: &Host, registry: &Registry) -> String {
         (false, true) => ", dual-stack endpoint",
         (true, true) => ", dual-stack FIPS endpoint",
     };
-    format!(
-        "{host}{alias} (account {}, region {}{endpoint})",
-        registry.account(),
-        registry.region()
-    )
+    match registry.account() {
+        Some(account) => format!(
+            "{host}{alias} (account {account}, region {}{endpoint})",
+            registry.region()
+        ),
+        None => format!("{host} (ECR Public)"),
+    }
 }
 
 fn dotted(place: &Pointer) -> String {

@@ -1,0 +1,278 @@
+//! `ecr-injector identity`: who mints for a registry and a namespace, and why. Offline, unless asked to try.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum, builder::FalseyValueParser};
+use serde_json::{Value, json};
+
+use super::AwsFlags;
+use crate::{
+    aws::Surroundings,
+    clock::SystemClock,
+    config::Config,
+    identity::{Choice, Identity},
+    metrics::Metrics,
+    namespace::{Namespace, OptedIn},
+    registry::{Registry, Service},
+    telemetry, tls,
+    token::{
+        Token, TokenKey,
+        cache::{Mint as _, MintError},
+        ecr::Ecr,
+    },
+};
+
+const LONG_ABOUT: &str = "\
+Explain which identity mints for a registry and a namespace, and what decided it.
+
+Nothing is asked but the configuration, unless --mint is given: then AWS is asked for one token in the way that the \
+webhook does it, and nothing of it is shown.";
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  there is an identity; with --mint: and AWS gave it a token
+  1  no identity may mint, AWS gave no token, or the configuration could not be read
+  2  wrong usage
+
+Examples:
+  ecr-injector identity --registry 123456789012.dkr.ecr.eu-west-1.amazonaws.com --namespace team-a
+  ecr-injector identity --registry 123456789012.dkr.ecr.eu-west-1.amazonaws.com --namespace team-a \\
+    --config config.yaml --role-arn arn:aws:iam::123456789012:role/ecr-pull-team-a --mint";
+
+/// Explain which identity mints for a registry and a namespace.
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+pub struct Flags {
+    /// The registry's host, or an alias of the configuration
+    #[arg(long, env = "ECR_INJECTOR_REGISTRY", value_name = "HOST")]
+    registry: String,
+    /// The namespace that asks
+    #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
+    namespace: Namespace,
+    /// What the namespace's annotation ecr-injector.dev/role-arn says, if it has it
+    #[arg(long, env = "ECR_INJECTOR_ROLE_ARN", value_name = "ARN")]
+    role_arn: Option<String>,
+    /// The webhook's configuration file (YAML); without it every value has its default
+    #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Ask AWS for a token as well, to see that it works from here
+    #[arg(long, env = "ECR_INJECTOR_MINT", value_parser = FalseyValueParser::new())]
+    mint: bool,
+    /// How to write the answer
+    #[arg(short, long, env = "ECR_INJECTOR_OUTPUT", value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    aws: AwsFlags,
+}
+
+/// How the answer is written.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Output {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object
+    Json,
+}
+
+/// What a try came to.
+struct Minted {
+    result: Result<Token, MintError>,
+    source: &'static str,
+}
+
+impl Flags {
+    /// Explains, tries if asked to, and fails if nobody would mint.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let config = self
+            .config
+            .as_deref()
+            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        let trust = self.aws.trust()?;
+        let (_, registry) = config.rules.aliases.resolve(&self.registry).with_context(|| {
+            let public = Registry::parse_public(&self.registry).is_some();
+            let why = if public {
+                "is ECR Public, which needs publicEcr: true in the configuration"
+            } else {
+                "is not a private ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com or another of AWS's forms), nor an alias of the configuration"
+            };
+            format!("--registry {:?} {why}", self.registry)
+        })?;
+        let said = OptedIn {
+            role: self.role_arn.as_deref().map(Into::into),
+        };
+        let choice = config
+            .rules
+            .identities
+            .choose(&registry, &self.namespace, &said);
+        let is_allowed = config.rules.allow.permits(&registry);
+        let minted = match &choice.identity {
+            Ok(identity) if self.mint => {
+                telemetry::start(telemetry::Format::Text, "off")?;
+                tls::install_crypto_provider();
+                let runtime = tokio::runtime::Runtime::new().context("starting threads")?;
+                let key = TokenKey::new(identity.clone(), &registry);
+                let minted = runtime.block_on(async {
+                    let metrics = Arc::new(Metrics::default());
+                    let surroundings = Surroundings::read(&trust, metrics.clone()).await;
+                    let clock = Arc::new(SystemClock);
+                    let ecr = Ecr::new(
+                        surroundings.clone(),
+                        config.session_cap,
+                        clock,
+                        metrics.clone(),
+                    );
+                    let result = ecr.mint(&key).await;
+                    Minted {
+                        result,
+                        source: metrics.credentials_source(),
+                    }
+                });
+                // What still waits for an answer that nobody wants any more is left behind.
+                runtime.shutdown_background();
+                Some(minted)
+            }
+            _ => None,
+        };
+        let answer = Answer {
+            flags: &self,
+            registry: &registry,
+            choice: &choice,
+            is_allowed,
+            minted: minted.as_ref(),
+        };
+        let text = match self.output {
+            Output::Text => answer.to_text(),
+            Output::Json => format!("{:#}\n", answer.to_json()),
+        };
+        io::stdout()
+            .write_all(text.as_bytes())
+            .context("writing to standard output")?;
+        match answer.failure() {
+            None => Ok(ExitCode::SUCCESS),
+            Some(failure) => Err(anyhow::Error::msg(failure)),
+        }
+    }
+}
+
+struct Answer<'a> {
+    flags: &'a Flags,
+    registry: &'a Registry,
+    choice: &'a Choice,
+    is_allowed: bool,
+    minted: Option<&'a Minted>,
+}
+
+impl Answer<'_> {
+    fn failure(&self) -> Option<String> {
+        if let Err(refusal) = &self.choice.identity {
+            return Some(format!("nobody mints: {refusal}"));
+        }
+        if !self.is_allowed {
+            return Some("the configuration's allow list excludes this registry".to_owned());
+        }
+        let error = self.minted?.result.as_ref().err()?;
+        Some(error.to_string())
+    }
+
+    fn to_text(&self) -> String {
+        let registry = self.registry;
+        let what = match (registry.account(), registry.endpoint().service) {
+            (Some(account), Service::Private) => format!(
+                "account {account}, region {}, partition {}",
+                registry.region(),
+                registry.partition().as_str()
+            ),
+            _ => format!("ECR Public, region {}", registry.region()),
+        };
+        let mut lines = vec![
+            ("registry", format!("{} ({what})", self.flags.registry)),
+            ("namespace", self.flags.namespace.to_string()),
+        ];
+        match &self.choice.identity {
+            Ok(Identity::Ambient) => {
+                lines.push((
+                    "identity",
+                    "ambient: the AWS credentials of this process".to_owned(),
+                ));
+            }
+            Ok(Identity::Role(role)) => {
+                lines.push(("identity", format!("role {}", role.arn)));
+                lines.push(("session", role.session_name.clone()));
+                lines.extend(role.external_id.clone().map(|id| ("external id", id)));
+                let tags = role
+                    .tags
+                    .iter()
+                    .map(|(key, value)| ("tag", format!("{key}={value}")));
+                lines.extend(tags);
+                if role.pull_only {
+                    lines.push(("may", "pull only".to_owned()));
+                }
+            }
+            Err(refusal) => lines.push(("refused", refusal.to_string())),
+        }
+        lines.push(("because", self.choice.because.to_string()));
+        if !self.is_allowed {
+            lines.push((
+                "allow",
+                "the configuration's allow list excludes this registry".to_owned(),
+            ));
+        }
+        if let Some(minted) = self.minted {
+            lines.push(("credentials", minted.source.to_owned()));
+            lines.push(match &minted.result {
+                Ok(token) => (
+                    "token",
+                    format!("minted, expires at {}", token.lifetime().expires_at),
+                ),
+                Err(error) => ("token", format!("none: {error}")),
+            });
+        }
+        let line = |(name, text): &(&str, String)| format!("{name:<12}{text}\n");
+        lines.iter().map(line).collect()
+    }
+
+    fn to_json(&self) -> Value {
+        let registry = self.registry;
+        let identity = match &self.choice.identity {
+            Ok(Identity::Ambient) => json!({"kind": "ambient"}),
+            Ok(Identity::Role(role)) => json!({
+                "kind": "role",
+                "roleArn": role.arn.as_str(),
+                "sessionName": role.session_name,
+                "externalId": role.external_id,
+                "tags": role.tags,
+                "pullOnly": role.pull_only,
+            }),
+            Err(_) => Value::Null,
+        };
+        let mint = self.minted.map(|minted| match &minted.result {
+            Ok(token) => json!({
+                "credentials": minted.source,
+                "mintedAt": token.lifetime().minted_at,
+                "expiresAt": token.lifetime().expires_at,
+            }),
+            Err(error) => json!({
+                "credentials": minted.source,
+                "error": {"kind": error.as_str(), "message": error.to_string()},
+            }),
+        });
+        json!({
+            "registry": self.flags.registry,
+            "account": registry.account().map(ToString::to_string),
+            "region": registry.region().as_str(),
+            "partition": registry.partition().as_str(),
+            "namespace": self.flags.namespace.as_str(),
+            "allowed": self.is_allowed,
+            "identity": identity,
+            "because": self.choice.because.to_string(),
+            "refusal": self.choice.identity.as_ref().err().map(ToString::to_string),
+            "mint": mint,
+        })
+    }
+}

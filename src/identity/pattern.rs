@@ -1,0 +1,199 @@
+//! Patterns of the configuration: whole texts with `*` in them, for namespaces and role ARNs.
+//!
+//! A pattern is anchored: it matches the whole text or not at all. `*` stands for any run of characters within one part,
+//! also an empty one; parts are what `:` and `/` separate, so that no `*` ever reaches from an account into a path, or from
+//! a path into a name. `{namespace}` stands for the name of the namespace that asks. Everything else stands for itself.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::namespace::Namespace;
+
+/// What stands for the asking namespace's name in patterns and templates.
+pub const NAMESPACE: &str = "{namespace}";
+/// Separate the parts that no `*` reaches across.
+const SEPARATORS: [char; 2] = [':', '/'];
+/// Characters that mean something in other pattern languages: refused, so that nobody relies on them here.
+const UNKNOWN: [char; 7] = ['?', '[', ']', '\\', '(', ')', '|'];
+
+/// A checked pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+/// Why a text is no pattern.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PatternError {
+    /// It could match nothing.
+    #[error("a pattern can't be empty")]
+    Empty,
+    /// It uses what only other pattern languages have.
+    #[error(
+        "{0:?} has no meaning here: a pattern is a text with * for any characters but : and /, and {NAMESPACE}"
+    )]
+    Unknown(char),
+    /// Braces around something that nothing is put in for.
+    #[error("the only name that can stand in braces is {NAMESPACE}")]
+    Braces,
+}
+
+impl Pattern {
+    /// Checks a pattern.
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
+        if text.is_empty() {
+            return Err(PatternError::Empty);
+        }
+        if let Some(unknown) = text.chars().find(|c| UNKNOWN.contains(c)) {
+            return Err(PatternError::Unknown(unknown));
+        }
+        check_template(text)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Whether the whole of `text` matches, for a namespace that asks.
+    #[must_use]
+    pub fn matches(&self, text: &str, namespace: &Namespace) -> bool {
+        // A namespace's name holds neither separators nor wildcards, so putting it in adds none.
+        let pattern = self.0.replace(NAMESPACE, namespace.as_str());
+        let separators =
+            |text: &str| -> Vec<char> { text.chars().filter(|c| SEPARATORS.contains(c)).collect() };
+        separators(&pattern) == separators(text)
+            && pattern
+                .split(SEPARATORS)
+                .zip(text.split(SEPARATORS))
+                .all(|(pattern, part)| matches_part(pattern, part))
+    }
+}
+
+/// Checks a text that [`NAMESPACE`] may stand in, and nothing else in braces.
+pub fn check_template(text: &str) -> Result<(), PatternError> {
+    if text.replace(NAMESPACE, "").contains(['{', '}']) {
+        return Err(PatternError::Braces);
+    }
+    Ok(())
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Takes the pieces between the `*`s from left to right, each where it first occurs; the first is a prefix, the last a
+/// suffix. Linear but for the search of a piece.
+fn matches_part(pattern: &str, part: &str) -> bool {
+    let Some((prefix, rest)) = pattern.split_once('*') else {
+        return pattern == part;
+    };
+    let Some(mut part) = part.strip_prefix(prefix) else {
+        return false;
+    };
+    let mut pieces: Vec<&str> = rest.split('*').collect();
+    let suffix = pieces.pop().unwrap_or_default();
+    for piece in pieces {
+        let Some(at) = part.find(piece) else {
+            return false;
+        };
+        part = &part[at + piece.len()..];
+    }
+    part.ends_with(suffix)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn namespace() -> Namespace {
+        Namespace::parse("team-a").expect("valid")
+    }
+
+    fn matches(pattern: &str, text: &str) -> bool {
+        Pattern::parse(pattern)
+            .expect("a pattern")
+            .matches(text, &namespace())
+    }
+
+    #[test]
+    fn a_pattern_matches_the_whole_text_or_not_at_all() {
+        for (pattern, text, expected) in [
+            ("team-a", "team-a", true),
+            ("team-a", "team-a1", false),
+            ("team-a", "xteam-a", false),
+            ("team-*", "team-", true),
+            ("team-*", "team-b", true),
+            ("team-*", "my-team-b", false),
+            ("*-prod", "a-prod", true),
+            ("*-prod", "a-prod-b", false),
+            ("*", "anything", true),
+            ("*", "", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "axxbyyc", true),
+            ("a*b*c", "acb", false),
+            ("a*a", "a", false),
+            ("**", "x", true),
+            ("{namespace}", "team-a", true),
+            ("{namespace}", "team-b", false),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} on {text}");
+        }
+    }
+
+    #[test]
+    fn no_star_reaches_from_one_part_of_an_arn_into_the_next() {
+        let arns = "arn:aws:iam::*:role/ecr-pull-*";
+        for (text, expected) in [
+            ("arn:aws:iam::111122223333:role/ecr-pull-a", true),
+            ("arn:aws:iam::111122223333:role/ecr-pull-a/admin", false),
+            ("arn:aws:iam::111122223333:role/x/ecr-pull-a", false),
+            ("arn:aws:iam::111122223333:role/admin", false),
+            ("arn:aws:iam::1:role/x:role/ecr-pull-a", false),
+            ("arn:aws-cn:iam::111122223333:role/ecr-pull-a", false),
+        ] {
+            assert_eq!(matches(arns, text), expected, "{text}");
+        }
+        assert!(matches(
+            "arn:aws:iam::1:role/{namespace}",
+            "arn:aws:iam::1:role/team-a"
+        ));
+        assert!(!matches(
+            "arn:aws:iam::1:role/{namespace}",
+            "arn:aws:iam::1:role/team-b"
+        ));
+    }
+
+    #[test]
+    fn what_other_pattern_languages_have_is_refused() {
+        assert_eq!(Pattern::parse(""), Err(PatternError::Empty));
+        for text in ["a?", "[ab]", "a|b", "(a)", "a\\*"] {
+            assert!(
+                matches!(Pattern::parse(text), Err(PatternError::Unknown(_))),
+                "{text}"
+            );
+        }
+        for text in ["{a,b}", "{cluster}", "}", "{namespace"] {
+            assert_eq!(Pattern::parse(text), Err(PatternError::Braces), "{text}");
+        }
+    }
+
+    /// By the definition: a `*` takes some prefix of what is left, of any length.
+    fn naive(pattern: &[char], text: &[char]) -> bool {
+        match (pattern.split_first(), text.split_first()) {
+            (None, None) => true,
+            (Some(('*', rest)), _) => (0..=text.len())
+                .take_while(|&n| text[..n].iter().all(|c| !SEPARATORS.contains(c)))
+                .any(|n| naive(rest, &text[n..])),
+            (Some((p, rest)), Some((t, others))) => p == t && naive(rest, others),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_naive_matcher(pattern in "[ab:*/]{1,8}", text in "[ab:/]{0,8}") {
+            let chars = |text: &str| text.chars().collect::<Vec<_>>();
+            prop_assert_eq!(matches(&pattern, &text), naive(&chars(&pattern), &chars(&text)));
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Sessions: the temporary credentials of a role that an identity assumes, through `aws-sdk-sts`.
+//!
+//! Each mint takes a session of its own, so that a token can live as long as a session does and no credentials of a role
+//! stay in memory.
+
+use aws_credential_types::Credentials;
+use aws_sdk_sts::{Client, types::Tag};
+use jiff::Timestamp;
+use moka::future::Cache;
+
+use super::{
+    MIN_LEFT, TokenKey,
+    cache::{Call, MintError},
+    reason::reason,
+};
+use crate::{
+    aws::Surroundings,
+    identity::Role,
+    registry::{Region, Service},
+};
+
+/// Clients kept: one a region.
+const MAX_CLIENTS: u64 = 64;
+/// What a session that may only pull can do. A pull-through cache's first pull imports the image.
+const PULL_ACTIONS: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ecr:GetAuthorizationToken","ecr:BatchGetImage","ecr:GetDownloadUrlForLayer","ecr:BatchCheckLayerAvailability","ecr:BatchImportUpstreamImage"],"Resource":"*"}]}"#;
+/// The same for the public gallery, whose tokens are bearer tokens of STS.
+const PUBLIC_PULL_ACTIONS: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ecr-public:GetAuthorizationToken","sts:GetServiceBearerToken"],"Resource":"*"}]}"#;
+
+/// Temporary credentials of a role, and when they end.
+pub(super) struct Session {
+    pub(super) credentials: Credentials,
+    pub(super) expires_at: Timestamp,
+}
+
+/// Which STS endpoint a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Place {
+    region: Region,
+    fips: bool,
+}
+
+/// Assumes roles.
+pub(super) struct Sessions {
+    surroundings: Surroundings,
+    has_own_endpoint: bool,
+    clients: Cache<Place, Client>,
+}
+
+impl Sessions {
+    pub(super) fn new(surroundings: Surroundings) -> Self {
+        Self {
+            has_own_endpoint: surroundings.has_own_endpoint("STS"),
+            surroundings,
+            clients: Cache::builder().max_capacity(MAX_CLIENTS).build(),
+        }
+    }
+
+    /// Assumes a role in order to mint for `key`.
+    pub(super) async fn assume(
+        &self,
+        role: &Role,
+        key: &TokenKey,
+        now: Timestamp,
+    ) -> Result<Session, MintError> {
+        let call = || Call::AssumeRole(role.arn.clone());
+        let place = self.place(role, key);
+        let client = self
+            .clients
+            .get_with_by_ref(&place, async { self.make_client(&place) })
+            .await;
+        // Tags with both parts can't be refused here; STS judges their texts.
+        let tags = role
+            .tags
+            .iter()
+            .filter_map(|(key, value)| Tag::builder().key(key).value(value).build().ok());
+        let reply = client
+            .assume_role()
+            .role_arn(role.arn.as_str())
+            .role_session_name(&role.session_name)
+            .set_external_id(role.external_id.clone())
+            .duration_seconds(i32::try_from(role.duration_seconds).unwrap_or(i32::MAX))
+            .set_tags(Some(tags.collect::<Vec<_>>()).filter(|tags| !tags.is_empty()))
+            .set_policy(role.pull_only.then(|| policy(key).to_owned()))
+            .send()
+            .await
+            .map_err(|error| reason(call(), &error))?;
+        let credentials = reply
+            .credentials()
+            .ok_or_else(|| MintError::NotAws(call()))?;
+        let expires_at = Timestamp::from_second(credentials.expiration().secs())
+            .map_err(|_| MintError::NotAws(call()))?;
+        if expires_at.duration_since(now) < MIN_LEFT {
+            return Err(MintError::SessionExpired(
+                call(),
+                format!("the session that it gave ends at {expires_at}"),
+            ));
+        }
+        Ok(Session {
+            credentials: Credentials::new(
+                credentials.access_key_id(),
+                credentials.secret_access_key(),
+                Some(credentials.session_token().to_owned()),
+                None,
+                "AssumeRole",
+            ),
+            expires_at,
+        })
+    }
+
+    /// The region that the role names; else the surroundings' own if a role of this partition can be had there; else
+    /// the registry's. A FIPS registry is asked for by FIPS endpoints alone, and those are only where such registries are.
+    fn place(&self, role: &Role, key: &TokenKey) -> Place {
+        let home = self
+            .surroundings
+            .home
+            .as_ref()
+            .filter(|home| home.partition() == key.region.partition() && !key.endpoint.fips);
+        let region = role.sts_region.as_ref().or(home).unwrap_or(&key.region);
+        Place {
+            region: region.clone(),
+            fips: key.endpoint.fips,
+        }
+    }
+
+    fn make_client(&self, place: &Place) -> Client {
+        let region = aws_config::Region::new(place.region.as_str().to_owned());
+        let mut builder =
+            aws_sdk_sts::config::Builder::from(&self.surroundings.config).region(region);
+        if self.has_own_endpoint {
+            builder = builder.use_fips(false).use_dual_stack(false);
+        } else if place.fips {
+            builder = builder.use_fips(true);
+        }
+        Client::from_conf(builder.build())
+    }
+}
+
+fn policy(key: &TokenKey) -> &'static str {
+    match key.endpoint.service {
+        Service::Private => PULL_ACTIONS,
+        Service::Public => PUBLIC_PULL_ACTIONS,
+    }
+}
