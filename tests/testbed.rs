@@ -11,31 +11,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use aws_credential_types::Credentials;
-use aws_sdk_ecr::config::http::HttpResponse;
-use aws_sdk_ecr::config::retry::RetryConfig;
-use aws_sdk_ecr::config::timeout::TimeoutConfig;
-use aws_sdk_ecr::config::{BehaviorVersion, Region};
-use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_ecr::operation::get_authorization_token::{
-    GetAuthorizationTokenError, GetAuthorizationTokenOutput,
-};
-use aws_smithy_http_client::Builder as HttpClientBuilder;
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{Api, ListParams, PostParams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use support::child::{GuardedChild, GuardedFolder};
-use support::fake_aws::{ACCESS_KEY, Outcome, SECRET_MARKER, secret_access_key};
-use support::{Balancer, Behaviour, ControlPlane, FakeAws, Garbage, crypto, eventually, webhook};
+use support::{Balancer, ControlPlane, eventually, webhook};
 
+#[path = "testbed/aws.rs"]
+mod aws;
 mod support;
-
-type EcrResult =
-    Result<GetAuthorizationTokenOutput, SdkError<GetAuthorizationTokenError, HttpResponse>>;
 
 #[tokio::test]
 async fn an_account_without_rights_is_refused() {
@@ -159,171 +145,6 @@ async fn a_child_dies_when_its_watcher_loses_us_and_its_folder_goes_too() {
 }
 
 #[tokio::test]
-async fn the_fake_gives_a_token_that_the_real_sdk_reads() {
-    let aws = FakeAws::start();
-
-    let output = token(&aws, "eu-west-1").await.unwrap();
-
-    let data = &output.authorization_data()[0];
-    let decoded = BASE64_STANDARD
-        .decode(data.authorization_token().unwrap())
-        .unwrap();
-    let decoded = String::from_utf8(decoded).unwrap();
-    let (user, password) = decoded.split_once(':').unwrap();
-    assert_eq!(user, "AWS");
-    assert_eq!(aws.passwords(), [password]);
-    assert!(
-        (2_300..=2_700).contains(&password.len()),
-        "{}",
-        password.len()
-    );
-    let inner: serde_json::Value =
-        serde_json::from_slice(&BASE64_STANDARD.decode(password).unwrap()).unwrap();
-    assert!(inner["payload"].as_str().unwrap().contains(SECRET_MARKER));
-    let expires = data.expires_at().unwrap().secs();
-    assert!((inner["expiration"].as_i64().unwrap() - expires).abs() <= 1);
-    assert_eq!(
-        data.proxy_endpoint().unwrap(),
-        "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com"
-    );
-
-    let calls = aws.ecr_calls("eu-west-1");
-    assert_eq!(calls.len(), 1);
-    assert_eq!(calls[0].operation, "GetAuthorizationToken");
-    assert_eq!(calls[0].access_key, ACCESS_KEY);
-    assert_eq!(calls[0].outcome, Outcome::Answered);
-}
-
-#[tokio::test]
-async fn each_kind_of_failure_is_what_it_says() {
-    let aws = FakeAws::start();
-    let code = async || {
-        let error = token(&aws, "eu-west-1").await.unwrap_err();
-        let service_error = error.into_service_error();
-        service_error.code().map(ToOwned::to_owned)
-    };
-
-    aws.tune_ecr(|knobs| knobs.behaviour = Behaviour::Throttle);
-    assert_eq!(code().await.as_deref(), Some("ThrottlingException"));
-    aws.tune_ecr(|knobs| knobs.behaviour = Behaviour::Refuse);
-    assert_eq!(code().await.as_deref(), Some("AccessDeniedException"));
-    aws.tune_ecr(|knobs| knobs.behaviour = Behaviour::ServerError);
-    assert_eq!(code().await.as_deref(), Some("ServerException"));
-    aws.tune_ecr(|knobs| knobs.behaviour = Behaviour::Hang);
-    let hung = token(&aws, "eu-west-1").await;
-    assert!(matches!(hung, Err(SdkError::TimeoutError(_))), "{hung:?}");
-
-    aws.behave();
-    assert!(token(&aws, "eu-west-1").await.is_ok());
-}
-
-#[tokio::test]
-async fn each_kind_of_garbage_is_what_it_says() {
-    let aws = FakeAws::start();
-    let reply = async |garbage| {
-        aws.tune_ecr(|knobs| knobs.behaviour = Behaviour::Garbage(garbage));
-        token(&aws, "eu-west-1").await
-    };
-    let decoded = |result: &EcrResult| {
-        let data = &result.as_ref().unwrap().authorization_data()[0];
-        BASE64_STANDARD.decode(data.authorization_token().unwrap())
-    };
-
-    assert!(decoded(&reply(Garbage::BadBase64).await).is_err());
-    let no_colon = decoded(&reply(Garbage::NoColon).await).unwrap();
-    assert!(!no_colon.contains(&b':'));
-    let empty = decoded(&reply(Garbage::EmptyPassword).await).unwrap();
-    assert_eq!(empty, b"AWS:");
-    let expired = reply(Garbage::Expired).await.unwrap();
-    let expiry = expired.authorization_data()[0].expires_at().unwrap();
-    assert!(expiry.secs() < jiff::Timestamp::now().as_second());
-    let no_expiry = reply(Garbage::MissingExpiry).await.unwrap();
-    assert!(no_expiry.authorization_data()[0].expires_at().is_none());
-    let none = reply(Garbage::NoAuthorizationData).await.unwrap();
-    assert!(none.authorization_data().is_empty());
-    assert!(reply(Garbage::NotJson).await.is_err());
-    assert!(reply(Garbage::Truncated).await.is_err());
-}
-
-#[tokio::test]
-async fn knobs_turn_one_region_or_all() {
-    let aws = FakeAws::start();
-    aws.tune_ecr_in("eu-west-1", |knobs| knobs.behaviour = Behaviour::Refuse);
-    assert!(token(&aws, "eu-west-1").await.is_err());
-    assert!(token(&aws, "us-east-1").await.is_ok());
-
-    aws.tune_ecr(|knobs| {
-        knobs.behaviour = Behaviour::Answer;
-        knobs.lifetime = Duration::from_mins(10);
-        knobs.inner_lifetime = Some(Duration::from_mins(5));
-    });
-    for region in ["eu-west-1", "us-east-1"] {
-        let output = token(&aws, region).await.unwrap();
-        let expiry = output.authorization_data()[0].expires_at().unwrap();
-        let left = expiry.secs() - jiff::Timestamp::now().as_second();
-        assert!((590..=600).contains(&left), "{left}");
-    }
-}
-
-#[tokio::test]
-async fn a_call_without_a_known_key_is_refused() {
-    let aws = FakeAws::start();
-
-    let unsigned = http_post(
-        &aws,
-        "X-Amz-Target: AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken\r\n",
-        "{}",
-    )
-    .await;
-    assert!(unsigned.starts_with("HTTP/1.1 403"), "{unsigned}");
-    assert!(unsigned.contains("MissingAuthenticationTokenException"));
-
-    let stranger = ecr(&aws, "eu-west-1", "AKIASTRANGER")
-        .get_authorization_token()
-        .send()
-        .await;
-    let error = stranger.unwrap_err().into_service_error();
-    assert_eq!(error.code(), Some("UnrecognizedClientException"));
-}
-
-#[tokio::test]
-async fn an_assumed_role_gets_keys_that_ecr_knows_the_role_of() {
-    const ROLE: &str = "arn:aws:iam::111122223333:role/ecr-pull";
-    let aws = FakeAws::start();
-    let body = "Action=AssumeRoleWithWebIdentity&Version=2011-06-15&RoleSessionName=s\
-                &RoleArn=arn%3Aaws%3Aiam%3A%3A111122223333%3Arole%2Fecr-pull&WebIdentityToken=jwt";
-    let reply = http_post(&aws, "", body).await;
-    let (_, rest) = reply.split_once("<AccessKeyId>").expect("an access key");
-    let (access_key, _) = rest.split_once('<').unwrap();
-
-    let assumed = ecr(&aws, "eu-west-1", access_key);
-    assumed.get_authorization_token().send().await.unwrap();
-
-    assert_eq!(aws.ecr_calls("eu-west-1")[0].principal, ROLE);
-    let calls = aws.calls();
-    assert_eq!(calls[0].operation, "AssumeRoleWithWebIdentity");
-    assert_eq!(calls[0].parameters["RoleArn"], ROLE);
-}
-
-#[tokio::test]
-async fn a_leak_is_found_in_whatever_form_it_has() {
-    let aws = FakeAws::start();
-    token(&aws, "eu-west-1").await.unwrap();
-    let password = aws.passwords().remove(0);
-    let auth = BASE64_STANDARD.encode(format!("AWS:{password}"));
-    let docker_config = format!(r#"{{"auths":{{"host":{{"auth":"{auth}"}}}}}}"#);
-    let secret_data = BASE64_STANDARD.encode(&docker_config);
-    let bytes = format!("{:?}", password.as_bytes());
-
-    for leaky in [password, auth, docker_config, secret_data, bytes] {
-        let log = format!("before {leaky} after");
-        assert!(aws.leak_in(&log).is_some(), "{log}");
-    }
-    assert_eq!(aws.leak_in(&aws.endpoint()), None);
-    assert_eq!(aws.leak_in(&"QUJD".repeat(1_000)), None);
-}
-
-#[tokio::test]
 async fn the_balancer_splits_connections_and_follows_its_backends() {
     let (first, second) = (greeter("first").await, greeter("second").await);
     let balancer = Balancer::start("127.0.0.1:0".parse().unwrap(), &[first, second]);
@@ -357,52 +178,6 @@ fn metrics_are_summed_by_name_and_labels() {
     close_to("calls_total{outcome=\"error\"}", 0.0);
 }
 
-fn ecr(aws: &FakeAws, region: &str, access_key: &str) -> aws_sdk_ecr::Client {
-    crypto();
-    let config = aws_sdk_ecr::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .http_client(HttpClientBuilder::new().build_http())
-        .endpoint_url(aws.endpoint())
-        .region(Region::new(region.to_owned()))
-        .credentials_provider(Credentials::new(
-            access_key,
-            secret_access_key(),
-            None,
-            None,
-            "test",
-        ))
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(
-            TimeoutConfig::builder()
-                .operation_timeout(Duration::from_secs(1))
-                .build(),
-        )
-        .build();
-    aws_sdk_ecr::Client::from_conf(config)
-}
-
-async fn token(aws: &FakeAws, region: &str) -> EcrResult {
-    ecr(aws, region, ACCESS_KEY)
-        .get_authorization_token()
-        .send()
-        .await
-}
-
-/// Posts without the SDK, which would sign; returns all of the response.
-async fn http_post(aws: &FakeAws, headers: &str, body: &str) -> String {
-    let address = aws.endpoint().replace("http://", "");
-    let mut connection = TcpStream::connect(&address).await.unwrap();
-    let request = format!(
-        "POST / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    connection.write_all(request.as_bytes()).await.unwrap();
-    let mut response = String::new();
-    connection.read_to_string(&mut response).await.unwrap();
-    response
-}
-
-/// A server that says its name to each connection, and closes it.
 async fn greeter(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -4,11 +4,15 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// A CA with an ECDSA P-256 key.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -48,10 +52,7 @@ impl Authority {
 
     /// A serving certificate for DNS names and IP addresses, written as `<name>.crt` and `<name>.key` into `folder`.
     pub fn serving(&self, names: &[&str], folder: &Path, name: &str) -> ServingCertificate {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let leaf = self.sign(params, name);
+        let leaf = self.server(names, name);
         let files = ServingCertificate {
             certificate: folder.join(format!("{name}.crt")),
             key: folder.join(format!("{name}.key")),
@@ -59,6 +60,20 @@ impl Authority {
         fs::write(&files.certificate, leaf.certificate).unwrap();
         write_private(&files.key, &leaf.key);
         files
+    }
+
+    /// A TLS server that speaks HTTP/1.1 and has a certificate for these DNS names and IP addresses.
+    pub fn server_config(&self, names: &[&str]) -> Arc<ServerConfig> {
+        super::crypto();
+        let leaf = self.server(names, "server");
+        let chain = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![chain], key)
+            .unwrap();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Arc::new(config)
     }
 
     /// A client certificate: to the API server the common name is the user, the organization the group.
@@ -69,6 +84,13 @@ impl Authority {
             .distinguished_name
             .push(DnType::OrganizationName, group);
         self.sign(params, user)
+    }
+
+    fn server(&self, names: &[&str], common_name: &str) -> Leaf {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(params, common_name)
     }
 
     fn sign(&self, mut params: CertificateParams, common_name: &str) -> Leaf {

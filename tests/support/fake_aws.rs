@@ -1,9 +1,18 @@
-//! ECR and STS on a loopback port, in their real wire protocols, so that the binary under test talks to them through the
-//! real SDK and its own endpoint variables. It notes each call, and can be told to misbehave while it runs.
+//! ECR, ECR Public and STS on a loopback port, in their real wire protocols, so that the binary under test talks to them
+//! through the real SDK and its own endpoint variables, or through a proxy and under their real names. It notes each call,
+//! and can be told to misbehave while it runs.
+//!
+//! | room | what it stands for |
+//! |---|---|
+//! | `ecr` | ECR and ECR Public, and the tokens that they give |
+//! | `sts` | STS: who may assume which role |
+//! | `iam` | whom an access key belongs to |
+//! | [`metadata`] | where a machine or a Pod finds its credentials: IMDS, EKS Pod Identity, ECS |
+//! | `leak` | what a secret looks like in a text that must not have it |
+//! | `reply` | the three services' ways to answer |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -11,19 +20,31 @@ use std::time::{Duration, SystemTime};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, Response, StatusCode, header};
-use axum::routing::post;
+use axum::http::{HeaderMap, Response, Uri, header};
 use base64::Engine as _;
-use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD};
-use futures::stream;
+use base64::prelude::BASE64_STANDARD;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
+use super::certificates::Authority;
 use super::own_runtime::OwnRuntime;
+use ecr::Ecr;
+use iam::Iam;
+use sts::Sts;
+
+pub use iam::{Keys, secret_access_key, web_identity_token};
+
+mod ecr;
+mod iam;
+mod leak;
+pub mod metadata;
+mod reply;
+mod sts;
 
 /// In every secret that the fake issues, and in the key that it is called with. Find it with [`FakeAws::leak_in`].
 pub const SECRET_MARKER: &str = "THIS-IS-SECRET-NEVER-SHOW-IT-ANYWHERE";
@@ -34,32 +55,33 @@ pub const ACCOUNT: &str = "123456789012";
 /// The access key of [`FakeAws::environment`], the only one that is good from the start.
 pub const ACCESS_KEY: &str = "AKIAFAKEAWSFAKEAWS00";
 
-const ECR_TARGET: &str = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken";
-/// A real `payload` is longer than a real `datakey`; together they make a password of about 2.4 KB.
-const PAYLOAD_BYTES: usize = 1_470;
-const DATA_KEY_BYTES: usize = 250;
+/// Whom [`ACCESS_KEY`] belongs to.
+pub const USER: &str = "arn:aws:iam::123456789012:user/fake";
 
 /// Serves until it is dropped; tests on any runtime can use it.
 pub struct FakeAws {
     address: SocketAddr,
+    scheme: &'static str,
     shared: Arc<Mutex<Shared>>,
     _runtime: OwnRuntime,
 }
 
 /// How calls are answered. Changes count from the next call on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Knobs {
     pub behaviour: Behaviour,
     /// Before each answer, errors included.
     pub latency: Duration,
-    /// `expiresAt`, from the moment of the call.
-    pub lifetime: Duration,
+    /// How long what is issued lasts, from the moment of the call. Absent: a token 12 h; a session what the call asked for
+    /// (`DurationSeconds`), or 1 h.
+    pub lifetime: Option<Duration>,
     /// The expiry inside the token; real ones were seen to be earlier than `expiresAt`. Absent: the same.
     pub inner_lifetime: Option<Duration>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Behaviour {
+    #[default]
     Answer,
     /// 400 `ThrottlingException`.
     Throttle,
@@ -69,6 +91,10 @@ pub enum Behaviour {
     Refuse,
     /// 500.
     ServerError,
+    /// What is issued has expired an hour ago.
+    Expired,
+    /// Says that the caller's session has: 400 `ExpiredTokenException` (STS: 403 `ExpiredToken`).
+    ExpiredToken,
     /// ECR answers 200 with something that is no token. STS answers 200 with something that is no XML.
     Garbage(Garbage),
 }
@@ -81,7 +107,7 @@ pub enum Garbage {
     /// `expiresAt` an hour ago.
     Expired,
     MissingExpiry,
-    /// `authorizationData: []`.
+    /// `authorizationData: []` (ECR Public: none at all).
     NoAuthorizationData,
     NotJson,
     /// The connection breaks in the middle of the body.
@@ -91,15 +117,22 @@ pub enum Garbage {
 /// A call as the fake saw it.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// `ecr` or `sts`.
+    /// `ecr`, `ecr-public` or `sts`.
     pub service: &'static str,
     pub operation: String,
+    /// The `Host` header: the name that the caller believes it talks to.
+    pub host: String,
+    pub path: String,
     /// From the signature's scope; empty for calls that are not signed.
     pub region: String,
+    /// The service in the signature's scope.
+    pub signed_service: String,
     pub access_key: String,
     /// The ARN that the access key belongs to: the fake's user, or the role that was assumed.
     pub principal: String,
-    /// STS only: `RoleArn`, `ExternalId`, `Policy`, …
+    /// Whether the keys came with a session's token.
+    pub session_token: bool,
+    /// STS only: `RoleArn`, `ExternalId`, `Policy`, `Tags.member.1.Key`, …
     pub parameters: BTreeMap<String, String>,
     pub at: SystemTime,
     pub outcome: Outcome,
@@ -108,115 +141,209 @@ pub struct Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Answered,
-    /// As the knobs wanted.
+    /// As the knobs wanted; and [`Behaviour::ExpiredToken`] for the keys of a session that is over.
     Failed(Behaviour),
-    /// No signature, or an access key that nobody issued.
+    /// No signature, one for another service, or an access key that nobody issued.
     Unauthenticated,
     UnknownOperation,
+    /// STS's own rules, by their code.
+    Rejected(&'static str),
 }
 
 struct Shared {
-    ecr: Knobs,
-    ecr_in: HashMap<String, Knobs>,
-    sts: Knobs,
+    iam: Iam,
+    ecr: Ecr,
+    sts: Sts,
     calls: Vec<Call>,
-    passwords: Vec<String>,
-    /// Access key to principal.
-    principals: HashMap<String, String>,
-    random: u64,
 }
 
-impl Default for Knobs {
-    fn default() -> Self {
-        Self {
-            behaviour: Behaviour::Answer,
-            latency: Duration::ZERO,
-            lifetime: Duration::from_hours(12),
-            inner_lifetime: None,
-        }
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Service {
+    Ecr,
+    EcrPublic,
+    Sts,
+}
+
+/// What the fake reads of a request.
+struct Request {
+    service: Service,
+    operation: String,
+    parameters: BTreeMap<String, String>,
+    signature: Option<Signature>,
+    session_token: bool,
+    host: String,
+    path: String,
+}
+
+/// Whom a request is signed by, and for where.
+#[derive(Clone, Debug, Default)]
+struct Signature {
+    access_key: String,
+    region: String,
+    service: String,
+}
+
+impl Knobs {
+    fn misbehave(&self) -> Option<Behaviour> {
+        (self.behaviour != Behaviour::Answer).then_some(self.behaviour)
     }
 }
 
 impl FakeAws {
+    /// Without TLS.
     pub fn start() -> Self {
+        Self::listening("http", None)
+    }
+
+    /// The same over TLS, with a certificate for these names.
+    pub fn start_tls(authority: &Authority, names: &[&str]) -> Self {
+        let acceptor = TlsAcceptor::from(authority.server_config(names));
+        Self::listening("https", Some(acceptor))
+    }
+
+    fn listening(scheme: &'static str, acceptor: Option<TlsAcceptor>) -> Self {
         let shared = Arc::new(Mutex::new(Shared {
-            ecr: Knobs::default(),
-            ecr_in: HashMap::new(),
-            sts: Knobs::default(),
+            iam: Iam::default(),
+            ecr: Ecr::default(),
+            sts: Sts::default(),
             calls: Vec::new(),
-            passwords: Vec::new(),
-            principals: HashMap::from([(
-                ACCESS_KEY.to_owned(),
-                format!("arn:aws:iam::{ACCOUNT}:user/fake"),
-            )]),
-            random: 1,
         }));
         let runtime = OwnRuntime::start("fake-aws");
         let (listener, address) = runtime.listen("127.0.0.1:0");
         let router = Router::new()
-            .route("/", post(answer))
+            .fallback(answer)
             .with_state(Arc::clone(&shared));
-        runtime.spawn(serve(listener, router));
+        runtime.spawn(serve(listener, router, acceptor));
         Self {
             address,
+            scheme,
             shared,
             _runtime: runtime,
         }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// The variables that turn a process's AWS SDK to this fake.
     pub fn environment(&self) -> Vec<(String, String)> {
+        let mut variables = self.endpoints();
+        variables.extend(self.static_keys());
+        variables.extend(
+            [
+                ("AWS_REGION", "us-east-1"),
+                ("AWS_EC2_METADATA_DISABLED", "true"),
+            ]
+            .map(owned),
+        );
+        variables
+    }
+
+    /// Of [`FakeAws::environment`], those that say where the services are.
+    pub fn endpoints(&self) -> Vec<(String, String)> {
         [
-            ("AWS_ENDPOINT_URL_ECR", self.endpoint()),
-            ("AWS_ENDPOINT_URL_STS", self.endpoint()),
-            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", secret_access_key()),
-            ("AWS_REGION", "us-east-1".to_owned()),
-            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+            "AWS_ENDPOINT_URL_ECR",
+            "AWS_ENDPOINT_URL_ECR_PUBLIC",
+            "AWS_ENDPOINT_URL_STS",
         ]
-        .map(|(name, value)| (name.to_owned(), value))
+        .map(|name| (name.to_owned(), self.endpoint()))
         .to_vec()
+    }
+
+    /// Of [`FakeAws::environment`], the user's keys.
+    #[expect(
+        clippy::unused_self,
+        reason = "the keys are good for this fake, and a caller shouldn't have to know that all have the same"
+    )]
+    pub fn static_keys(&self) -> Vec<(String, String)> {
+        vec![
+            owned(("AWS_ACCESS_KEY_ID", ACCESS_KEY)),
+            owned(("AWS_SECRET_ACCESS_KEY", &secret_access_key())),
+        ]
     }
 
     /// Sets ECR's knobs in all regions, those that were set apart included.
     pub fn tune_ecr(&self, change: impl Fn(&mut Knobs)) {
-        let mut shared = self.lock();
-        change(&mut shared.ecr);
-        shared.ecr_in.values_mut().for_each(change);
+        let ecr = &mut self.lock().ecr;
+        change(&mut ecr.everywhere);
+        ecr.in_region.values_mut().for_each(change);
     }
 
     /// Sets ECR's knobs in one region, which from then on differs from the others.
     pub fn tune_ecr_in(&self, region: &str, change: impl FnOnce(&mut Knobs)) {
-        let mut shared = self.lock();
-        let everywhere = shared.ecr.clone();
-        change(shared.ecr_in.entry(region.to_owned()).or_insert(everywhere));
+        let ecr = &mut self.lock().ecr;
+        let everywhere = ecr.everywhere.clone();
+        change(ecr.in_region.entry(region.to_owned()).or_insert(everywhere));
     }
 
-    /// Sets STS's knobs.
-    pub fn tune_sts(&self, change: impl FnOnce(&mut Knobs)) {
-        change(&mut self.lock().sts);
+    /// Sets ECR Public's knobs.
+    pub fn tune_ecr_public(&self, change: impl FnOnce(&mut Knobs)) {
+        change(&mut self.lock().ecr.public);
     }
 
-    /// Resets all knobs.
+    /// Sets STS's knobs for all roles, those that were set apart included.
+    pub fn tune_sts(&self, change: impl Fn(&mut Knobs)) {
+        let sts = &mut self.lock().sts;
+        change(&mut sts.everyone);
+        sts.for_role.values_mut().for_each(change);
+    }
+
+    /// Sets STS's knobs for calls that name this role, which from then on differs from the others.
+    pub fn tune_sts_for(&self, role_arn: &str, change: impl FnOnce(&mut Knobs)) {
+        let sts = &mut self.lock().sts;
+        let everyone = sts.everyone.clone();
+        change(sts.for_role.entry(role_arn.to_owned()).or_insert(everyone));
+    }
+
+    /// From now on `AssumeRole` of this role is denied without this external id.
+    pub fn require_external_id(&self, role_arn: &str, id: &str) {
+        let ids = &mut self.lock().sts.external_ids;
+        ids.insert(role_arn.to_owned(), id.to_owned());
+    }
+
+    /// From now on `AssumeRoleWithWebIdentity` takes no token but these. Unless this is called it takes any.
+    pub fn accept_web_identity(&self, tokens: &[&str]) {
+        let tokens = tokens.iter().map(ToString::to_string).collect();
+        self.lock().sts.web_identities = Some(tokens);
+    }
+
+    /// Resets all knobs, and whom STS trusts.
     pub fn behave(&self) {
         let mut shared = self.lock();
-        shared.ecr = Knobs::default();
-        shared.ecr_in.clear();
-        shared.sts = Knobs::default();
+        shared.ecr.behave();
+        shared.sts = Sts::default();
+    }
+
+    /// Keys for a principal of the test's own, good for ever: an ARN of a user, say.
+    pub fn keys_of(&self, principal: &str) -> Keys {
+        self.lock().iam.issue(principal, None)
+    }
+
+    /// A session of a principal: keys with a token, good until then. The past gives a session that is over.
+    pub fn session_of(&self, principal: &str, until: Timestamp) -> Keys {
+        self.lock().iam.issue(principal, Some(until))
     }
 
     pub fn calls(&self) -> Vec<Call> {
         self.lock().calls.clone()
     }
 
+    /// The calls to one service: `ecr`, `ecr-public` or `sts`.
+    pub fn calls_to(&self, service: &str) -> Vec<Call> {
+        let mut calls = self.calls();
+        calls.retain(|call| call.service == service);
+        calls
+    }
+
     /// The calls for tokens of this region.
     pub fn ecr_calls(&self, region: &str) -> Vec<Call> {
-        let mut calls = self.calls();
-        calls.retain(|call| call.service == "ecr" && call.region == region);
+        let mut calls = self.calls_to("ecr");
+        calls.retain(|call| call.region == region);
         calls
     }
 
@@ -227,35 +354,25 @@ impl FakeAws {
 
     /// All passwords so far, in order.
     pub fn passwords(&self) -> Vec<String> {
-        self.lock().passwords.clone()
+        let shared = self.lock();
+        let issued = shared.ecr.issued.iter();
+        issued.map(|issued| issued.password.clone()).collect()
+    }
+
+    /// The ARN of the principal that a password was issued for. [`password_of`] takes one out of a docker config.
+    pub fn principal_of(&self, password: &str) -> Option<String> {
+        let shared = self.lock();
+        let issued = shared.ecr.issued.iter();
+        issued
+            .filter(|issued| issued.password == password)
+            .map(|issued| issued.principal.clone())
+            .next()
     }
 
     /// The form in which a secret stands in `text`, if any does: as it is, in up to four layers of base64 (a Secret's data
     /// holds a password in three), or as a list of byte values.
     pub fn leak_in(&self, text: &str) -> Option<String> {
-        let mut forms = vec![("the secret".to_owned(), SECRET_MARKER.to_owned())];
-        let mut layer = vec![SECRET_MARKER.to_owned()];
-        for depth in 1..=4 {
-            layer = layer.iter().flat_map(|form| encoded_forms(form)).collect();
-            let name = format!("{depth} × base64 of a secret");
-            forms.extend(layer.iter().map(|form| (name.clone(), form.clone())));
-            if depth == 1 {
-                forms.extend(
-                    layer
-                        .iter()
-                        .map(|form| ("the bytes of a secret".to_owned(), byte_list(form))),
-                );
-            }
-        }
-        let start_of = |password: &String| password[..32.min(password.len())].to_owned();
-        forms.extend(
-            self.passwords()
-                .iter()
-                .map(|password| ("the start of a password".to_owned(), start_of(password))),
-        );
-        forms
-            .into_iter()
-            .find_map(|(name, form)| text.contains(&form).then_some(name))
+        leak::find(text, &self.passwords())
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -263,43 +380,117 @@ impl FakeAws {
     }
 }
 
-/// What goes with every access key: the fake looks at no signature's value.
-pub fn secret_access_key() -> String {
-    format!("key-{SECRET_MARKER}")
+/// The password in an `auth` of a docker config, which is base64 of `AWS:<password>`.
+pub fn password_of(auth: &str) -> Option<String> {
+    let pair = String::from_utf8(BASE64_STANDARD.decode(auth).ok()?).ok()?;
+    Some(pair.strip_prefix("AWS:")?.to_owned())
+}
+
+fn owned((name, value): (&str, &str)) -> (String, String) {
+    (name.to_owned(), value.to_owned())
 }
 
 /// axum's own `serve` comes with a feature that the binary has no use for.
-async fn serve(listener: TcpListener, router: Router) {
+async fn serve(listener: TcpListener, router: Router, acceptor: Option<TlsAcceptor>) {
     loop {
         let Ok((connection, _)) = listener.accept().await else {
             continue;
         };
-        let service = TowerToHyperService::new(router.clone());
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(connection), service));
+        let router = router.clone();
+        match acceptor.clone() {
+            None => {
+                tokio::spawn(speak(connection, router));
+            }
+            Some(acceptor) => {
+                tokio::spawn(async move {
+                    // A client that doesn't trust us goes away in the handshake.
+                    if let Ok(connection) = acceptor.accept(connection).await {
+                        speak(connection, router).await;
+                    }
+                });
+            }
+        }
     }
 }
 
-/// What `text` looks like within base64: one form for each place that it can have in a group of three bytes.
-fn encoded_forms(text: &str) -> [String; 3] {
-    [0, 1, 2].map(|before| {
-        let encoded = BASE64_STANDARD_NO_PAD.encode([&vec![0; before], text.as_bytes()].concat());
-        // Characters that mix in what stands before or after depend on it.
-        let first = (before * 8).div_ceil(6);
-        let last = (before + text.len()) * 8 / 6;
-        encoded[first..last].to_owned()
-    })
+async fn speak(connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+    let service = TowerToHyperService::new(router);
+    // An error is a client that went away.
+    let _ = http1::Builder::new()
+        .serve_connection(TokioIo::new(connection), service)
+        .await;
 }
 
-fn byte_list(text: &str) -> String {
-    let bytes: Vec<_> = text.bytes().map(|byte| byte.to_string()).collect();
-    bytes.join(", ")
+type Answer = Result<Response<Body>, Infallible>;
+
+async fn answer(
+    State(shared): State<Arc<Mutex<Shared>>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    let request = Request::read(&uri, &headers, &body);
+    let (knobs, outcome) = shared.lock().unwrap().admit(&request);
+    tokio::time::sleep(knobs.latency).await;
+    if outcome == Outcome::Failed(Behaviour::Hang) {
+        std::future::pending::<()>().await;
+    }
+    Ok(shared.lock().unwrap().reply(&request, &knobs, outcome))
 }
 
-/// Whom a request is signed by, and for where.
-#[derive(Clone, Debug, Default)]
-struct Signature {
-    access_key: String,
-    region: String,
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ecr => "ecr",
+            Self::EcrPublic => "ecr-public",
+            Self::Sts => "sts",
+        }
+    }
+}
+
+impl Request {
+    fn read(uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let parameters;
+        let (service, operation) = if let Some(target) = text("x-amz-target") {
+            parameters = BTreeMap::new();
+            match target.split_once('.') {
+                Some((ecr::PUBLIC_TARGET, operation)) => (Service::EcrPublic, operation),
+                Some((ecr::PRIVATE_TARGET, operation)) => (Service::Ecr, operation),
+                _ => (Service::Ecr, ""),
+            }
+        } else {
+            parameters = sts::form(body);
+            let action = parameters.get("Action").map_or("", String::as_str);
+            (Service::Sts, action)
+        };
+        Self {
+            service,
+            operation: operation.to_owned(),
+            signature: Signature::of(headers),
+            session_token: text("x-amz-security-token").is_some(),
+            host: text(header::HOST.as_str()).unwrap_or_default().to_owned(),
+            path: uri.path().to_owned(),
+            parameters,
+        }
+    }
+
+    fn is_known(&self) -> bool {
+        self.path == "/"
+            && match self.service {
+                Service::Ecr | Service::EcrPublic => self.operation == ecr::OPERATION,
+                Service::Sts => sts::OPERATIONS.contains(&self.operation.as_str()),
+            }
+    }
+
+    /// A web identity token stands in for a signature.
+    fn needs_signature(&self) -> bool {
+        self.operation != sts::WITH_WEB_IDENTITY
+    }
+
+    fn parameter(&self, name: &str) -> &str {
+        self.parameters.get(name).map_or("", String::as_str)
+    }
 }
 
 impl Signature {
@@ -314,381 +505,67 @@ impl Signature {
         };
         field("Signature=").filter(|signature| signature.len() == 64)?;
         let mut scope = field("Credential=")?.split('/');
-        let (access_key, _date, region) = (scope.next()?, scope.next()?, scope.next()?);
+        let access_key = scope.next()?.to_owned();
+        let _date = scope.next()?;
         Some(Self {
-            access_key: access_key.to_owned(),
-            region: region.to_owned(),
+            access_key,
+            region: scope.next()?.to_owned(),
+            service: scope.next()?.to_owned(),
         })
-    }
-}
-
-type Answer = Result<Response<Body>, Infallible>;
-
-async fn answer(
-    State(shared): State<Arc<Mutex<Shared>>>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer {
-    let signature = Signature::of(&headers);
-    let service = match headers.get("x-amz-target") {
-        Some(target) => Service::Ecr(target.to_str().unwrap_or_default().to_owned()),
-        None => Service::Sts(form(&body)),
-    };
-    let (knobs, outcome) = shared.lock().unwrap().admit(&service, signature.as_ref());
-    tokio::time::sleep(knobs.latency).await;
-    if outcome == Outcome::Failed(Behaviour::Hang) {
-        std::future::pending::<()>().await;
-    }
-    let signature = signature.unwrap_or_default();
-    Ok(match &service {
-        Service::Ecr(_) => shared
-            .lock()
-            .unwrap()
-            .answer_ecr(&knobs, outcome, &signature.region),
-        Service::Sts(parameters) => shared
-            .lock()
-            .unwrap()
-            .answer_sts(parameters, &knobs, outcome, &signature),
-    })
-}
-
-enum Service {
-    /// Its `X-Amz-Target`.
-    Ecr(String),
-    /// Its parameters.
-    Sts(BTreeMap<String, String>),
-}
-
-impl Service {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Ecr(_) => "ecr",
-            Self::Sts(_) => "sts",
-        }
-    }
-
-    fn operation(&self) -> &str {
-        match self {
-            Self::Ecr(target) => target.rsplit('.').next().unwrap_or_default(),
-            Self::Sts(parameters) => parameters.get("Action").map_or("", String::as_str),
-        }
-    }
-
-    fn is_known(&self) -> bool {
-        match self {
-            Self::Ecr(target) => target == ECR_TARGET,
-            Self::Sts(_) => matches!(
-                self.operation(),
-                "AssumeRole" | "AssumeRoleWithWebIdentity" | "GetCallerIdentity"
-            ),
-        }
-    }
-
-    /// A web identity token stands in for a signature.
-    fn needs_signature(&self) -> bool {
-        self.operation() != "AssumeRoleWithWebIdentity"
     }
 }
 
 impl Shared {
     /// Decides what comes of a call, and notes it: also of one that is never answered.
-    fn admit(&mut self, service: &Service, signature: Option<&Signature>) -> (Knobs, Outcome) {
-        let signature = signature.cloned().unwrap_or_default();
-        let knobs = match service {
-            Service::Ecr(_) => self.ecr_in.get(&signature.region).unwrap_or(&self.ecr),
-            Service::Sts(_) => &self.sts,
-        };
-        let principal = self.principals.get(&signature.access_key);
-        let outcome = if !service.is_known() {
+    fn admit(&mut self, request: &Request) -> (Knobs, Outcome) {
+        let signature = request.signature.clone().unwrap_or_default();
+        let knobs = match request.service {
+            Service::Ecr => self.ecr.knobs(&signature.region),
+            Service::EcrPublic => &self.ecr.public,
+            Service::Sts => self.sts.knobs(request.parameter("RoleArn")),
+        }
+        .clone();
+        let principal = self.iam.principal(&signature.access_key);
+        let outcome = if !request.is_known() {
             Outcome::UnknownOperation
-        } else if service.needs_signature() && principal.is_none() {
+        } else if request.needs_signature() && !self.iam.authenticates(request, &signature) {
             Outcome::Unauthenticated
-        } else if knobs.behaviour != Behaviour::Answer {
-            Outcome::Failed(knobs.behaviour)
+        } else if request.needs_signature() && self.iam.is_over(&signature.access_key) {
+            Outcome::Failed(Behaviour::ExpiredToken)
+        } else if let Some(behaviour) = knobs.misbehave() {
+            Outcome::Failed(behaviour)
+        } else if request.service == Service::Sts
+            && let Some(code) = self.sts.rejects(request, &principal)
+        {
+            Outcome::Rejected(code)
         } else {
             Outcome::Answered
         };
-        let call = Call {
-            service: service.name(),
-            operation: service.operation().to_owned(),
+        self.calls.push(Call {
+            service: request.service.name(),
+            operation: request.operation.clone(),
+            host: request.host.clone(),
+            path: request.path.clone(),
             region: signature.region,
+            signed_service: signature.service,
             access_key: signature.access_key,
-            principal: principal.cloned().unwrap_or_default(),
-            parameters: match service {
-                Service::Ecr(_) => BTreeMap::new(),
-                Service::Sts(parameters) => parameters.clone(),
-            },
+            principal,
+            session_token: request.session_token,
+            parameters: request.parameters.clone(),
             at: SystemTime::now(),
             outcome,
-        };
-        let knobs = knobs.clone();
-        self.calls.push(call);
+        });
         (knobs, outcome)
     }
 
-    fn answer_ecr(&mut self, knobs: &Knobs, outcome: Outcome, region: &str) -> Response<Body> {
-        let behaviour = match outcome {
-            Outcome::Unauthenticated if region.is_empty() => {
-                return ecr_error(
-                    StatusCode::FORBIDDEN,
-                    "MissingAuthenticationTokenException",
-                    "Missing Authentication Token",
-                );
+    fn reply(&mut self, request: &Request, knobs: &Knobs, outcome: Outcome) -> Response<Body> {
+        match request.service {
+            Service::Ecr | Service::EcrPublic => {
+                let signature = request.signature.clone().unwrap_or_default();
+                let principal = self.iam.principal(&signature.access_key);
+                self.ecr.reply(request, &principal, knobs, outcome)
             }
-            Outcome::Unauthenticated => {
-                return ecr_error(
-                    StatusCode::FORBIDDEN,
-                    "UnrecognizedClientException",
-                    "The security token included in the request is invalid.",
-                );
-            }
-            Outcome::UnknownOperation => {
-                return ecr_error(StatusCode::BAD_REQUEST, "UnknownOperationException", "");
-            }
-            Outcome::Answered => Behaviour::Answer,
-            Outcome::Failed(behaviour) => behaviour,
-        };
-        match behaviour {
-            Behaviour::Answer => ecr_reply(&self.authorization(knobs, region)),
-            Behaviour::Garbage(garbage) => self.garbage(garbage, knobs, region),
-            Behaviour::Throttle => ecr_error(
-                StatusCode::BAD_REQUEST,
-                "ThrottlingException",
-                "Rate exceeded",
-            ),
-            Behaviour::Refuse => ecr_error(
-                StatusCode::BAD_REQUEST,
-                "AccessDeniedException",
-                "not authorized to perform: ecr:GetAuthorizationToken on resource: *",
-            ),
-            Behaviour::ServerError | Behaviour::Hang => {
-                ecr_error(StatusCode::INTERNAL_SERVER_ERROR, "ServerException", "")
-            }
+            Service::Sts => sts::reply(&mut self.iam, request, knobs, outcome),
         }
     }
-
-    fn authorization(&mut self, knobs: &Knobs, region: &str) -> Value {
-        let now = Timestamp::now().as_millisecond();
-        let inner = knobs.inner_lifetime.unwrap_or(knobs.lifetime);
-        let password = self.password(now / 1_000 + i64::try_from(inner.as_secs()).unwrap());
-        let expires = now + i64::try_from(knobs.lifetime.as_millis()).unwrap();
-        json!({"authorizationData": [{
-            "authorizationToken": BASE64_STANDARD.encode(format!("AWS:{password}")),
-            "expiresAt": seconds(expires),
-            "proxyEndpoint": format!("https://{ACCOUNT}.dkr.ecr.{region}.amazonaws.com"),
-        }]})
-    }
-
-    /// Shaped like a real one: base64 of a JSON document, whose `expiration` the token's holder can read.
-    fn password(&mut self, expiration: i64) -> String {
-        let number = self.passwords.len();
-        let payload = format!("{SECRET_MARKER}-{number}-{}", self.noise(PAYLOAD_BYTES));
-        let password = BASE64_STANDARD.encode(
-            json!({
-                "payload": payload,
-                "datakey": self.noise(DATA_KEY_BYTES),
-                "version": "2",
-                "type": "DATA_KEY",
-                "expiration": expiration,
-            })
-            .to_string(),
-        );
-        self.passwords.push(password.clone());
-        password
-    }
-
-    /// Base64 of nothing in particular, that long (splitmix64: no compressor makes it small).
-    fn noise(&mut self, length: usize) -> String {
-        let mut bytes = Vec::with_capacity(length);
-        while bytes.len() < length {
-            self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut mixed = self.random;
-            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            bytes.extend((mixed ^ (mixed >> 31)).to_be_bytes());
-        }
-        let mut noise = BASE64_STANDARD.encode(bytes);
-        noise.truncate(length);
-        noise
-    }
-
-    fn garbage(&mut self, garbage: Garbage, knobs: &Knobs, region: &str) -> Response<Body> {
-        let mut reply = self.authorization(knobs, region);
-        let data = &mut reply["authorizationData"];
-        match garbage {
-            Garbage::BadBase64 => data[0]["authorizationToken"] = json!("%%% no base64 %%%"),
-            Garbage::NoColon => {
-                let password = self.passwords.last().cloned().unwrap_or_default();
-                data[0]["authorizationToken"] = json!(BASE64_STANDARD.encode(password));
-            }
-            Garbage::EmptyPassword => {
-                data[0]["authorizationToken"] = json!(BASE64_STANDARD.encode("AWS:"));
-            }
-            Garbage::Expired => {
-                let hour_ago = Timestamp::now().as_millisecond() - 3_600_000;
-                data[0]["expiresAt"] = seconds(hour_ago);
-            }
-            Garbage::MissingExpiry => {
-                data[0].as_object_mut().unwrap().remove("expiresAt");
-            }
-            Garbage::NoAuthorizationData => *data = json!([]),
-            Garbage::NotJson => {
-                return reply_with(
-                    StatusCode::OK,
-                    "application/x-amz-json-1.1",
-                    Body::from("<html>an error page of some proxy</html>"),
-                );
-            }
-            Garbage::Truncated => {
-                let text = reply.to_string();
-                let half = Bytes::copy_from_slice(&text.as_bytes()[..text.len() / 2]);
-                let breaks = io::Error::from(io::ErrorKind::ConnectionReset);
-                return reply_with(
-                    StatusCode::OK,
-                    "application/x-amz-json-1.1",
-                    Body::from_stream(stream::iter([Ok(half), Err(breaks)])),
-                );
-            }
-        }
-        ecr_reply(&reply)
-    }
-
-    fn answer_sts(
-        &mut self,
-        parameters: &BTreeMap<String, String>,
-        knobs: &Knobs,
-        outcome: Outcome,
-        signature: &Signature,
-    ) -> Response<Body> {
-        let operation = parameters.get("Action").map_or("", String::as_str);
-        let behaviour = match outcome {
-            Outcome::Unauthenticated if signature.access_key.is_empty() => {
-                return sts_error(StatusCode::FORBIDDEN, "MissingAuthenticationToken");
-            }
-            Outcome::Unauthenticated => {
-                return sts_error(StatusCode::FORBIDDEN, "InvalidClientTokenId");
-            }
-            Outcome::UnknownOperation => {
-                return sts_error(StatusCode::BAD_REQUEST, "InvalidAction");
-            }
-            Outcome::Answered => Behaviour::Answer,
-            Outcome::Failed(behaviour) => behaviour,
-        };
-        match behaviour {
-            Behaviour::Answer if operation == "GetCallerIdentity" => {
-                let principal = &self.principals[&signature.access_key];
-                sts_reply(
-                    operation,
-                    &format!(
-                        "<Arn>{principal}</Arn><UserId>FAKE</UserId><Account>{ACCOUNT}</Account>"
-                    ),
-                )
-            }
-            Behaviour::Answer => {
-                let role = parameters.get("RoleArn").map_or("", String::as_str);
-                let session = parameters.get("RoleSessionName").map_or("", String::as_str);
-                sts_reply(operation, &self.assume(role, session, knobs))
-            }
-            Behaviour::Garbage(_) => {
-                reply_with(StatusCode::OK, "text/xml", Body::from("{\"not\": \"XML\"}"))
-            }
-            Behaviour::Throttle => sts_error(StatusCode::BAD_REQUEST, "Throttling"),
-            Behaviour::Refuse => sts_error(StatusCode::FORBIDDEN, "AccessDenied"),
-            Behaviour::ServerError | Behaviour::Hang => {
-                sts_error(StatusCode::INTERNAL_SERVER_ERROR, "InternalFailure")
-            }
-        }
-    }
-
-    fn assume(&mut self, role: &str, session: &str, knobs: &Knobs) -> String {
-        let access_key = format!("ASIAFAKE{:012}", self.principals.len());
-        self.principals.insert(access_key.clone(), role.to_owned());
-        let expiration = Timestamp::now() + knobs.lifetime;
-        format!(
-            "<AssumedRoleUser><Arn>{role}/{session}</Arn>\
-             <AssumedRoleId>AROAFAKE:{session}</AssumedRoleId></AssumedRoleUser>\
-             <Credentials><AccessKeyId>{access_key}</AccessKeyId>\
-             <SecretAccessKey>{}</SecretAccessKey>\
-             <SessionToken>session-{SECRET_MARKER}</SessionToken>\
-             <Expiration>{expiration:.0}</Expiration></Credentials>",
-            secret_access_key()
-        )
-    }
-}
-
-/// As ECR writes times: seconds since 1970, with a fraction.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "milliseconds since 1970 fit a double's 53 bits"
-)]
-fn seconds(milliseconds: i64) -> Value {
-    json!(milliseconds as f64 / 1e3)
-}
-
-fn ecr_reply(body: &Value) -> Response<Body> {
-    reply_with(
-        StatusCode::OK,
-        "application/x-amz-json-1.1",
-        Body::from(body.to_string()),
-    )
-}
-
-fn ecr_error(status: StatusCode, code: &'static str, message: &str) -> Response<Body> {
-    let body = json!({"__type": code, "message": message}).to_string();
-    let mut response = reply_with(status, "application/x-amz-json-1.1", Body::from(body));
-    response
-        .headers_mut()
-        .insert("x-amzn-errortype", header::HeaderValue::from_static(code));
-    response
-}
-
-fn sts_reply(operation: &str, result: &str) -> Response<Body> {
-    let body = format!(
-        "<{operation}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
-         <{operation}Result>{result}</{operation}Result>\
-         <ResponseMetadata><RequestId>fake</RequestId></ResponseMetadata></{operation}Response>"
-    );
-    reply_with(StatusCode::OK, "text/xml", Body::from(body))
-}
-
-fn sts_error(status: StatusCode, code: &str) -> Response<Body> {
-    let body = format!(
-        "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
-         <Code>{code}</Code><Message>The fake says so.</Message></Error><RequestId>fake</RequestId></ErrorResponse>"
-    );
-    reply_with(status, "text/xml", Body::from(body))
-}
-
-fn reply_with(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
-    Response::builder()
-        .status(status)
-        .header(header::CONTENT_TYPE, content_type)
-        .header("x-amzn-requestid", "fake")
-        .body(body)
-        .unwrap()
-}
-
-/// The pairs of an `application/x-www-form-urlencoded` body.
-fn form(body: &[u8]) -> BTreeMap<String, String> {
-    String::from_utf8_lossy(body)
-        .split('&')
-        .filter_map(|pair| pair.split_once('='))
-        .map(|(name, value)| (name.to_owned(), decode(value)))
-        .collect()
-}
-
-fn decode(value: &str) -> String {
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let digits = [rest.next(), rest.next()].map(Option::unwrap_or_default);
-                u8::from_str_radix(&String::from_utf8_lossy(&digits), 16).unwrap_or(b'?')
-            }
-            other => other,
-        });
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -3,7 +3,8 @@
 //! | room | what it stands for |
 //! |---|---|
 //! | [`control_plane`] | etcd and kube-apiserver, and the accounts that call it |
-//! | [`fake_aws`] | ECR and STS |
+//! | [`fake_aws`] | ECR, ECR Public and STS, and where a process finds its credentials |
+//! | [`connect_proxy`] | the HTTP proxy between a cluster and AWS |
 //! | [`webhook`] | processes of the binary under test |
 //! | [`in_process`] | the webhook inside the test's own process, where time can be paused |
 //! | [`fake_api`] | an API server in memory, for [`in_process`] |
@@ -40,6 +41,7 @@ pub mod bed;
 pub mod caller;
 pub mod certificates;
 pub mod child;
+pub mod connect_proxy;
 pub mod control_plane;
 pub mod fake_api;
 pub mod fake_aws;
@@ -56,6 +58,7 @@ pub use balancer::Balancer;
 pub use bed::Bed;
 pub use caller::Caller;
 pub use certificates::{Authority, ServingCertificate};
+pub use connect_proxy::ConnectProxy;
 pub use control_plane::{AuditLevel, ControlPlane};
 pub use fake_api::FakeApi;
 pub use fake_aws::{Behaviour, FakeAws, Garbage};
