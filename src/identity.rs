@@ -63,9 +63,9 @@ pub struct RoleArn {
     partition: Partition,
 }
 
-/// A short fingerprint of an [`Identity`], stable across versions: 16 hex digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IdentityHash(String);
+/// A short fingerprint of an [`Identity`], stable across versions: written as 16 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdentityHash(u64);
 
 /// What the configuration says about identities.
 #[derive(Debug, Clone, Default)]
@@ -378,7 +378,9 @@ impl Identity {
                 text
             }
         };
-        IdentityHash(hex_digest(&canonical, 8))
+        let digest = Sha256::digest(canonical.as_bytes());
+        let first = digest.iter().take(8);
+        IdentityHash(first.fold(0, |hash, &byte| hash << 8 | u64::from(byte)))
     }
 }
 
@@ -398,13 +400,15 @@ impl IdentityHash {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        (text.len() == 16 && text.bytes().all(hex)).then(|| Self(text.to_owned()))
+        let fits = text.len() == 16 && text.bytes().all(hex);
+        let value = u64::from_str_radix(text, 16).ok();
+        value.filter(|_| fits).map(Self)
     }
+}
 
-    /// The hex digits.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
+impl fmt::Display for IdentityHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 
@@ -446,7 +450,7 @@ mod tests {
 
     #[test]
     fn the_ambient_fingerprint_never_changes_because_secrets_carry_it() {
-        assert_eq!(Identity::Ambient.hash().as_str(), "31d18c0defdc3e0e");
+        assert_eq!(Identity::Ambient.hash().to_string(), "31d18c0defdc3e0e");
     }
 
     fn role(change: impl FnOnce(&mut Role)) -> Identity {
@@ -460,7 +464,7 @@ mod tests {
     #[test]
     fn a_roles_fingerprint_follows_who_it_is_and_what_it_may_do() {
         let plain = role(|_| {}).hash();
-        assert_eq!(plain.as_str(), "46caae5cd7d367d3", "secrets carry it");
+        assert_eq!(plain.to_string(), "46caae5cd7d367d3", "secrets carry it");
         for changed in [
             role(|role| role.arn = RoleArn::parse(&test_arn("push")).expect("an ARN")),
             role(|role| role.external_id = Some("x".into())),

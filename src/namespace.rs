@@ -1,5 +1,6 @@
 //! The name of a Kubernetes namespace, checked before it may stand in a URL.
 
+pub mod changes;
 pub mod store;
 
 use std::{borrow::Borrow, fmt, sync::Arc};
@@ -12,6 +13,8 @@ pub const ROLE_ANNOTATION: &str = "ecr-injector.dev/role-arn";
 pub struct OptedIn {
     /// The text of [`ROLE_ANNOTATION`], unchecked.
     pub role: Option<Arc<str>>,
+    /// Whether it is being deleted: nothing can be created there any more.
+    pub is_terminating: bool,
 }
 
 /// A namespace's name: an RFC 1123 label of at most 63 bytes.

@@ -5,9 +5,11 @@
 //! without a lifetime is an *intent*: a Pod wants it and nobody could mint yet.
 
 pub mod ensure;
+pub mod state;
 pub mod store;
+pub mod write;
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -15,15 +17,14 @@ use k8s_openapi::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
+use self::state::{DataDigest, HostState, State};
 use crate::{
     identity::IdentityHash,
     namespace::Namespace,
     registry::{Host, Registry},
-    token::{Freshness, Lifetime, Token},
+    token::{Freshness, Token},
 };
 
 /// The type of every pull secret.
@@ -40,130 +41,6 @@ pub const STATE_ANNOTATION: &str = "ecr-injector.dev/state";
 pub const EXPIRES_AT_ANNOTATION: &str = "ecr-injector.dev/expires-at";
 /// The field manager of every write.
 pub const FIELD_MANAGER: &str = "ecr-injector";
-/// The annotations that together may not exceed 256 KiB; a state larger than this was not written by us.
-const MAX_STATE_BYTES: usize = 64 * 1024;
-const STATE_VERSION: u32 = 1;
-
-/// Our state on a pull secret.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct State {
-    /// What each host has.
-    pub hosts: BTreeMap<Host, HostState>,
-    /// SHA-256 of the data, in hex: tells whether somebody else wrote it.
-    pub digest: String,
-}
-
-/// What the pull secret has for one host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostState {
-    /// Whose credential it is, or is to be.
-    pub identity: IdentityHash,
-    /// From when to when it is good; `None` is an intent.
-    pub lifetime: Option<Lifetime>,
-}
-
-/// Why a state annotation can't be read.
-#[derive(Debug, Error)]
-pub enum StateError {
-    /// Larger than any that we write.
-    #[error("larger than {MAX_STATE_BYTES} bytes")]
-    TooLarge,
-    /// Not JSON of the right form.
-    #[error("not the JSON that we write: {0}")]
-    Json(#[source] serde_json::Error),
-    /// A version that this program doesn't know.
-    #[error("version {0} where {STATE_VERSION} was expected")]
-    Version(u32),
-    /// A host or an identity that can't be one.
-    #[error("a host or an identity of wrong form")]
-    Entry,
-}
-
-#[derive(Serialize, Deserialize)]
-struct WireState {
-    version: u32,
-    hosts: BTreeMap<String, WireHost>,
-    digest: String,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WireHost {
-    identity: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    minted_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Timestamp>,
-}
-
-impl State {
-    /// Reads the annotation.
-    pub fn parse(text: &str) -> Result<Self, StateError> {
-        if text.len() > MAX_STATE_BYTES {
-            return Err(StateError::TooLarge);
-        }
-        let wire: WireState = serde_json::from_str(text).map_err(StateError::Json)?;
-        if wire.version != STATE_VERSION {
-            return Err(StateError::Version(wire.version));
-        }
-        let hosts = wire.hosts.into_iter().map(|(host, entry)| {
-            let lifetime = entry
-                .minted_at
-                .zip(entry.expires_at)
-                .map(|(minted_at, expires_at)| Lifetime {
-                    minted_at,
-                    expires_at,
-                });
-            let identity = IdentityHash::parse(&entry.identity).ok_or(StateError::Entry)?;
-            Ok((
-                Host::parse(&host).ok_or(StateError::Entry)?,
-                HostState { identity, lifetime },
-            ))
-        });
-        Ok(Self {
-            hosts: hosts.collect::<Result<_, StateError>>()?,
-            digest: wire.digest,
-        })
-    }
-
-    /// The annotation's text.
-    #[must_use]
-    pub fn to_text(&self) -> String {
-        let hosts = self.hosts.iter().map(|(host, entry)| {
-            let wire = WireHost {
-                identity: entry.identity.as_str().to_owned(),
-                minted_at: entry.lifetime.map(|life| life.minted_at),
-                expires_at: entry.lifetime.map(|life| life.expires_at),
-            };
-            (host.to_string(), wire)
-        });
-        let wire = WireState {
-            version: STATE_VERSION,
-            hosts: hosts.collect(),
-            digest: self.digest.clone(),
-        };
-        // A map of strings and dates always serializes.
-        serde_json::to_string(&wire).unwrap_or_default()
-    }
-
-    /// How fresh the credential of a host is at `now`; a host that is not there, or only intended, is expired.
-    #[must_use]
-    pub fn freshness(&self, host: &Host, now: Timestamp) -> Freshness {
-        let lifetime = self.hosts.get(host).and_then(|entry| entry.lifetime);
-        lifetime.map_or(Freshness::Expired, |life| life.freshness(now))
-    }
-
-    /// The soonest expiry of all hosts that have a credential.
-    #[must_use]
-    pub fn expires_at(&self) -> Option<Timestamp> {
-        self.hosts
-            .values()
-            .filter_map(|entry| entry.lifetime)
-            .map(|life| life.expires_at)
-            .min()
-    }
-}
-
 /// Why a Secret of our name is not ours to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Foreign {
@@ -176,6 +53,50 @@ pub enum Foreign {
     /// It was made immutable.
     #[error("it is immutable")]
     Immutable,
+}
+
+/// What is known of a namespace's pull secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Knowledge {
+    /// Ours, read or written whole, and intact.
+    Ours(State),
+    /// Read whole or seen by its label: not ours.
+    Foreign(Foreign),
+    /// Ours by its label; not looked at yet, or not intact when looked at.
+    Unverified {
+        /// What its annotation says.
+        claims: Option<State>,
+        /// What we knew before somebody wrote it.
+        before: Option<Box<State>>,
+        /// How it came to be unverified.
+        since: Unverified,
+    },
+    /// Deleted by somebody; what it had.
+    Gone(Option<State>),
+}
+
+impl Knowledge {
+    /// The last state that we knew to be true.
+    #[must_use]
+    pub fn before(&self) -> Option<&State> {
+        match self {
+            Self::Ours(state) => Some(state),
+            Self::Unverified { before, .. } => before.as_deref(),
+            Self::Gone(state) => state.as_ref(),
+            Self::Foreign(_) => None,
+        }
+    }
+}
+
+/// How a pull secret came to be unverified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unverified {
+    /// It was there when we began to watch.
+    Listed,
+    /// Somebody wrote it while we watched.
+    Changed,
+    /// We looked, and its data are not what its state says.
+    Tampered,
 }
 
 /// A pull secret as it was read: what a write must be merged with.
@@ -203,6 +124,18 @@ struct ReadAuth {
 }
 
 impl Existing {
+    /// One that is known by its state alone. Its credentials are not: whoever merges with it has one for each host.
+    #[must_use]
+    pub fn known(uid: &str, version: u64, state: &State) -> Self {
+        Self {
+            uid: uid.to_owned(),
+            resource_version: version.to_string(),
+            state: Some(state.clone()),
+            claimed: vec![],
+            auths: BTreeMap::new(),
+        }
+    }
+
     /// Reads a Secret; one that is not ours is an error that says why.
     pub fn read(secret: &Secret) -> Result<Self, Foreign> {
         if !is_managed(&secret.metadata) {
@@ -226,7 +159,7 @@ impl Existing {
         // Keys beside ours belong to others: nothing that pulls images reads them, and an apply can't remove them.
         let intact = claims
             .as_ref()
-            .is_some_and(|state| state.digest == digest(bytes));
+            .is_some_and(|state| state.digest == DataDigest::of(bytes));
         Ok(Self {
             uid: secret.metadata.uid.clone().unwrap_or_default(),
             resource_version: secret.metadata.resource_version.clone().unwrap_or_default(),
@@ -299,74 +232,99 @@ pub struct TooManyHosts {
     pub limit: usize,
 }
 
+/// What a merge may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Terms {
+    /// An admission's: what is wanted is added, for a namespace that is opted in. A credential that is still good is not
+    /// replaced by another identity's: that change is the leader's, because replicas may read different configurations
+    /// for a while.
+    Add,
+    /// The leader's: what is wanted is all that there is to be, by the identities that the configuration says now.
+    Whole {
+        /// See [`State::opted_out_at`].
+        opted_out_at: Option<Timestamp>,
+        /// See [`State::retired`].
+        retired: bool,
+    },
+}
+
 impl PullSecret {
     /// Merges what is there with what is wanted. `None` if nothing would change.
     ///
-    /// What is there stays, unless it is expired or was not written by us; a shorter life never replaces a longer one;
-    /// and a credential that is still good is not replaced by another identity's (that change is the leader's, because
-    /// replicas may read different configurations for a while).
+    /// What is there stays, unless it is expired or was not written by us, or unless the terms say otherwise; a shorter
+    /// life never replaces a longer one of the same identity.
     pub fn merge(
         existing: Option<&Existing>,
         wanted: &BTreeMap<Host, Want>,
+        terms: Terms,
         limit: usize,
         now: Timestamp,
     ) -> Result<Option<Self>, TooManyHosts> {
         let mut state = State::default();
         let mut auths: BTreeMap<Host, SecretString> = BTreeMap::new();
-        if let Some(existing) = existing {
-            for (host, entry) in existing.state.iter().flat_map(|state| &state.hosts) {
-                let auth = existing
-                    .auths
-                    .get(host)
-                    .filter(|_| entry.lifetime.is_some());
-                let lifetime = entry.lifetime.filter(|_| auth.is_some());
-                // Where an entry matches, the kubelet doesn't pull anonymously any more.
-                let harms = is_public(host)
-                    && lifetime.is_some_and(|life| life.freshness(now) == Freshness::Expired);
-                let (auth, lifetime) = if harms {
-                    (None, None)
-                } else {
-                    (auth, lifetime)
-                };
-                state.hosts.insert(
-                    host.clone(),
-                    HostState {
-                        identity: entry.identity.clone(),
-                        lifetime,
-                    },
-                );
-                auths.extend(auth.map(|auth| (host.clone(), auth.clone())));
-            }
+        if let Terms::Whole {
+            opted_out_at,
+            retired,
+        } = terms
+        {
+            state.opted_out_at = opted_out_at;
+            state.retired = retired;
+        }
+        let had = existing.and_then(|existing| Some((existing, existing.state.as_ref()?)));
+        for (existing, host, entry) in had
+            .iter()
+            .flat_map(|(existing, had)| {
+                had.hosts
+                    .iter()
+                    .map(move |(host, entry)| (existing, host, entry))
+            })
+            .filter(|(_, host, _)| terms == Terms::Add || wanted.contains_key(*host))
+        {
+            let auth = existing
+                .auths
+                .get(host)
+                .filter(|_| entry.lifetime.is_some());
+            let lifetime = entry.lifetime.filter(|_| auth.is_some());
+            // Where an entry matches, the kubelet doesn't pull anonymously any more.
+            let harms = is_public(host)
+                && lifetime.is_some_and(|life| life.freshness(now) == Freshness::Expired);
+            let (auth, lifetime) = if harms {
+                (None, None)
+            } else {
+                (auth, lifetime)
+            };
+            let entry = HostState {
+                identity: entry.identity,
+                lifetime,
+            };
+            state.hosts.insert(host.clone(), entry);
+            auths.extend(auth.map(|auth| (host.clone(), auth.clone())));
         }
         for (host, want) in wanted {
             let had = state.hosts.get(host);
+            let is_same = had.is_some_and(|entry| entry.identity == want.identity);
             let good = had
                 .and_then(|entry| entry.lifetime)
                 .filter(|life| life.freshness(now) != Freshness::Expired);
             let replaces = match (&want.token, good) {
-                (_, None) => true,
-                (None, Some(_)) => false,
-                (Some(token), Some(life)) => {
-                    had.is_some_and(|entry| entry.identity == want.identity)
-                        && token.lifetime().expires_at > life.expires_at
+                (Some(_), None) => true,
+                // An intent, unless the host is there already, with a credential or without.
+                (None, _) => had.is_none(),
+                (Some(token), Some(life)) if is_same => {
+                    token.lifetime().expires_at > life.expires_at
                 }
+                (Some(_), Some(_)) => terms != Terms::Add,
             };
-            if !replaces || (want.token.is_none() && had.is_some()) {
+            if !replaces {
                 continue;
             }
-            let lifetime = want.token.as_ref().map(|token| token.lifetime());
-            state.hosts.insert(
-                host.clone(),
-                HostState {
-                    identity: want.identity.clone(),
-                    lifetime,
-                },
-            );
-            auths.extend(
-                want.token
-                    .as_ref()
-                    .map(|token| (host.clone(), token.auth())),
-            );
+            let entry = HostState {
+                identity: want.identity,
+                lifetime: want.token.as_ref().map(|token| token.lifetime()),
+            };
+            state.hosts.insert(host.clone(), entry);
+            let auth = want.token.as_ref().map(|token| token.auth());
+            auths.extend(auth.map(|auth| (host.clone(), auth)));
         }
         if state.hosts.len() > limit {
             forget_expired(&mut state, &mut auths, wanted, limit, now);
@@ -378,7 +336,8 @@ impl PullSecret {
             });
         }
         let data = encode(&auths);
-        state.digest = digest(data.expose_secret().as_bytes());
+        state.hosts.shrink();
+        state.digest = DataDigest::of(data.expose_secret().as_bytes());
         let unchanged = existing.is_some_and(|existing| existing.state.as_ref() == Some(&state));
         Ok((!unchanged).then_some(Self { state, data }))
     }
@@ -481,16 +440,6 @@ fn encode(auths: &BTreeMap<Host, SecretString>) -> SecretString {
     .into()
 }
 
-fn digest(data: &[u8]) -> String {
-    let hash = Zeroizing::new(Sha256::digest(data).to_vec());
-    let mut hex = String::with_capacity(2 * hash.len());
-    for byte in hash.iter() {
-        // Writing to a String can't fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    hex
-}
-
 #[cfg(test)]
 mod tests {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -498,7 +447,10 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    use super::*;
+    use super::{
+        state::{MAX_STATE_BYTES, StateError},
+        *,
+    };
     use crate::identity::Identity;
 
     const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
@@ -533,7 +485,7 @@ mod tests {
     }
 
     fn create(wanted: &BTreeMap<Host, Want>) -> Secret {
-        let secret = PullSecret::merge(None, wanted, 64, NOW)
+        let secret = PullSecret::merge(None, wanted, Terms::Add, 64, NOW)
             .expect("fits")
             .expect("something to write");
         written(&secret, None)
@@ -574,7 +526,7 @@ mod tests {
     fn the_precondition_of_a_creation_is_absence_and_of_an_update_the_same_object() {
         let namespace = Namespace::parse("team").expect("a namespace");
         let wanted = BTreeMap::from([(host(1), want(None))]);
-        let secret = PullSecret::merge(None, &wanted, 64, NOW)
+        let secret = PullSecret::merge(None, &wanted, Terms::Add, 64, NOW)
             .expect("fits")
             .expect("a write");
         let object = secret.to_object("s", &namespace, None);
@@ -598,7 +550,7 @@ mod tests {
             want(Some(token("one", 12, NOW))),
         )])));
         let wanted = BTreeMap::from([(host(2), want(Some(token("two", 12, NOW))))]);
-        let merged = PullSecret::merge(Some(&first), &wanted, 64, NOW)
+        let merged = PullSecret::merge(Some(&first), &wanted, Terms::Add, 64, NOW)
             .expect("fits")
             .expect("a write");
         let secret = written(&merged, Some(&first));
@@ -614,13 +566,13 @@ mod tests {
         )])));
         let wanted = BTreeMap::from([(host(1), want(Some(token("short", 6, NOW))))]);
         assert!(
-            PullSecret::merge(Some(&first), &wanted, 64, NOW)
+            PullSecret::merge(Some(&first), &wanted, Terms::Add, 64, NOW)
                 .expect("fits")
                 .is_none()
         );
         let later = NOW + SignedDuration::from_hours(6);
         let wanted = BTreeMap::from([(host(1), want(Some(token("longer", 12, later))))]);
-        let merged = PullSecret::merge(Some(&first), &wanted, 64, later)
+        let merged = PullSecret::merge(Some(&first), &wanted, Terms::Add, 64, later)
             .expect("fits")
             .expect("a write");
         assert_eq!(
@@ -636,14 +588,14 @@ mod tests {
         let first = existing(&create(&BTreeMap::from([(host(1), theirs)])));
         let wanted = BTreeMap::from([(host(1), want(Some(token("ours", 12, NOW))))]);
         assert!(
-            PullSecret::merge(Some(&first), &wanted, 64, NOW)
+            PullSecret::merge(Some(&first), &wanted, Terms::Add, 64, NOW)
                 .expect("fits")
                 .is_none()
         );
         let later = NOW + SignedDuration::from_hours(6);
         let wanted = BTreeMap::from([(host(1), want(Some(token("ours", 12, later))))]);
         assert!(
-            PullSecret::merge(Some(&first), &wanted, 64, later)
+            PullSecret::merge(Some(&first), &wanted, Terms::Add, 64, later)
                 .expect("fits")
                 .is_some(),
             "expired: replaced"
@@ -672,7 +624,7 @@ mod tests {
                 .is_some_and(|s| s.hosts.contains_key(&host(1)))
         );
         assert!(
-            PullSecret::merge(Some(&intent), &wanted, 64, NOW)
+            PullSecret::merge(Some(&intent), &wanted, Terms::Add, 64, NOW)
                 .expect("fits")
                 .is_none()
         );
@@ -681,13 +633,13 @@ mod tests {
             want(Some(token("pw", 12, NOW))),
         )])));
         assert!(
-            PullSecret::merge(Some(&full), &wanted, 64, NOW)
+            PullSecret::merge(Some(&full), &wanted, Terms::Add, 64, NOW)
                 .expect("fits")
                 .is_none()
         );
         let completed = BTreeMap::from([(host(1), want(Some(token("pw", 12, NOW))))]);
         assert!(
-            PullSecret::merge(Some(&intent), &completed, 64, NOW)
+            PullSecret::merge(Some(&intent), &completed, Terms::Add, 64, NOW)
                 .expect("fits")
                 .is_some()
         );
@@ -709,7 +661,7 @@ mod tests {
         assert_eq!(tampered.state, None);
         assert_eq!(tampered.claimed, [host(1)]);
         let wanted = BTreeMap::from([(host(1), want(Some(token("new", 12, NOW))))]);
-        let merged = PullSecret::merge(Some(&tampered), &wanted, 64, NOW)
+        let merged = PullSecret::merge(Some(&tampered), &wanted, Terms::Add, 64, NOW)
             .expect("fits")
             .expect("a write");
         assert_eq!(
@@ -759,11 +711,11 @@ mod tests {
         let before = existing(&create(&first));
         let wanted = BTreeMap::from([(host(3), want(None))]);
         assert_eq!(
-            PullSecret::merge(Some(&before), &wanted, 2, NOW).map(|_| ()),
+            PullSecret::merge(Some(&before), &wanted, Terms::Add, 2, NOW).map(|_| ()),
             Err(TooManyHosts { hosts: 3, limit: 2 })
         );
         let later = NOW + SignedDuration::from_hours(2);
-        let merged = PullSecret::merge(Some(&before), &wanted, 2, later)
+        let merged = PullSecret::merge(Some(&before), &wanted, Terms::Add, 2, later)
             .expect("fits")
             .expect("a write");
         assert_eq!(
@@ -800,7 +752,7 @@ mod tests {
             for (n, hours) in steps {
                 let wanted = BTreeMap::from([(host(n), want(hours.map(|h| token(&format!("{n}-{h}"), h, NOW))))]);
                 let before = secret.as_ref().map(existing);
-                if let Some(merged) = PullSecret::merge(before.as_ref(), &wanted, 64, NOW).expect("fits") {
+                if let Some(merged) = PullSecret::merge(before.as_ref(), &wanted, Terms::Add, 64, NOW).expect("fits") {
                     secret = Some(written(&merged, before.as_ref()));
                 }
                 let best = expected.entry(n).or_default();

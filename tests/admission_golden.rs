@@ -23,7 +23,10 @@ use ecr_injector::{
     identity::Identity,
     manifest::text,
     namespace::OptedIn,
-    pull_secret::{Foreign, HostState, State},
+    pull_secret::{
+        Foreign,
+        state::{DataDigest, HostState, State},
+    },
     registry::{Host, Service},
     token::{Lifetime, MAX_LIFE, TokenKey},
 };
@@ -127,6 +130,7 @@ impl Fixture {
         let state = self.situation.secret.state();
         let said = OptedIn {
             role: self.situation.role.as_deref().map(Into::into),
+            ..OptedIn::default()
         };
         let facts = Facts {
             opted_in: self.situation.opted_in.then_some(&said),
@@ -210,7 +214,8 @@ impl Secret {
         });
         State {
             hosts: hosts.collect(),
-            digest: String::new(),
+            digest: DataDigest::default(),
+            ..State::default()
         }
     }
 }

@@ -64,6 +64,7 @@ fn allowing(patterns: &[&str]) -> NamespaceRoles {
 fn said(role: Option<&str>) -> OptedIn {
     OptedIn {
         role: role.map(Into::into),
+        ..OptedIn::default()
     }
 }
 

@@ -22,14 +22,16 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 32] = [
+const ROOMS: [(&str, Kind); 35] = [
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
     ("webhook", Acts),
     ("pull_secret/ensure", Acts),
+    ("pull_secret/write", Acts),
     ("pull_secret/store", Acts),
     ("namespace/store", Acts),
+    ("namespace/changes", Acts),
     ("token/ecr", Acts),
     ("token/session", Acts),
     ("token/reason", Acts),
@@ -46,6 +48,7 @@ const ROOMS: [(&str, Kind); 32] = [
     ("admission", Pure),
     ("manifest", Pure),
     ("pull_secret", Pure),
+    ("pull_secret/state", Pure),
     ("token", Pure),
     ("identity", Pure),
     ("pod", Pure),

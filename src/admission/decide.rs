@@ -9,7 +9,7 @@ use crate::{
     identity::{Identities, Refusal},
     namespace::{Namespace, OptedIn},
     pod::{Pod, PullSecrets},
-    pull_secret::{Foreign, State},
+    pull_secret::{Foreign, state::State},
     registry::{AccountId, Aliases, Host, Region, Registry, Service},
     token::{Freshness, TokenKey},
 };
@@ -394,7 +394,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{identity::Identity, pull_secret::HostState, token::Lifetime};
+    use crate::{
+        identity::Identity,
+        pull_secret::state::{DataDigest, HostState},
+        token::Lifetime,
+    };
 
     const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
     const IRELAND: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
@@ -446,7 +450,10 @@ mod tests {
         }
     }
 
-    const SAID_NOTHING: OptedIn = OptedIn { role: None };
+    const SAID_NOTHING: OptedIn = OptedIn {
+        role: None,
+        is_terminating: false,
+    };
     const COLD: Facts<'_> = Facts {
         opted_in: Some(&SAID_NOTHING),
         secret: SecretFacts::Absent,
@@ -463,8 +470,9 @@ mod tests {
             lifetime,
         };
         State {
-            hosts: BTreeMap::from([(Host::parse(IRELAND).expect("valid"), entry)]),
-            digest: String::new(),
+            hosts: std::iter::once((Host::parse(IRELAND).expect("valid"), entry)).collect(),
+            digest: DataDigest::default(),
+            ..State::default()
         }
     }
 
@@ -690,6 +698,7 @@ mod tests {
     fn a_registry_that_no_identity_may_mint_for_is_never_served_by_another() {
         let said = OptedIn {
             role: Some("arn:aws:iam::123456789012:role/admin".into()),
+            ..OptedIn::default()
         };
         let state = state(1);
         for secret in [SecretFacts::Absent, SecretFacts::Ours(&state)] {

@@ -105,6 +105,7 @@ impl Flags {
         })?;
         let said = OptedIn {
             role: self.role_arn.as_deref().map(Into::into),
+            ..OptedIn::default()
         };
         let choice = config
             .rules

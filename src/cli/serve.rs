@@ -18,10 +18,11 @@ use crate::{
     cluster::Cluster,
     config::Config,
     metrics::Metrics,
-    namespace::store::Namespaces,
+    namespace::{changes::Changes, store::Namespaces},
     pull_secret::{
         ensure::{Ensurer, Parts},
         store::PullSecrets,
+        write::Writer,
     },
     readiness::Readiness,
     server::{
@@ -148,16 +149,26 @@ impl Flags {
             metrics.clone(),
         );
         let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
-        let namespaces = Namespaces::new(cluster.client.clone(), config.opt_in, metrics.clone());
-        let secrets = PullSecrets::new(metrics.clone());
+        let changes = Changes::default();
+        let namespaces = Namespaces::new(
+            cluster.client.clone(),
+            config.opt_in,
+            changes.clone(),
+            metrics.clone(),
+        );
+        let secrets = PullSecrets::new(changes, metrics.clone());
         let rules = Arc::new(config.rules);
         let ensurer = Ensurer::new(Parts {
-            client: cluster.client.clone(),
+            writer: Writer::new(
+                cluster.client.clone(),
+                rules.clone(),
+                secrets.clone(),
+                clock.clone(),
+                metrics.clone(),
+            ),
             rules: rules.clone(),
             namespaces: namespaces.clone(),
-            secrets: secrets.clone(),
             tokens,
-            clock: clock.clone(),
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),

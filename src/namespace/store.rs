@@ -8,7 +8,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Namespace as Object;
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, Client, Resource as _, ResourceExt as _,
     core::PartialObjectMeta,
     runtime::watcher::{self, Event},
 };
@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Namespace, OptedIn, ROLE_ANNOTATION};
+use super::{Namespace, OptedIn, ROLE_ANNOTATION, changes::Changes};
 use crate::{cluster::watch::watch, config::OptIn, metrics::Metrics, readiness::Condition};
 
 /// How long the answer of a live read is remembered: until the watch has surely seen the label.
@@ -40,13 +40,14 @@ struct Inner {
     known: RwLock<HashMap<Namespace, OptedIn>>,
     live: Cache<Namespace, Option<OptedIn>>,
     reads: Semaphore,
+    changes: Changes,
     metrics: Arc<Metrics>,
 }
 
 impl Namespaces {
     /// An empty store over the cluster's namespaces.
     #[must_use]
-    pub fn new(client: Client, opt_in: OptIn, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, opt_in: OptIn, changes: Changes, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Inner {
             api: Api::all(client),
             opt_in,
@@ -56,6 +57,7 @@ impl Namespaces {
                 .time_to_live(LIVE_TTL)
                 .build(),
             reads: Semaphore::new(MAX_READS),
+            changes,
             metrics,
         }))
     }
@@ -70,12 +72,24 @@ impl Namespaces {
                 Event::Init => listed.clear(),
                 Event::InitApply(object) => listed.extend(entry(&object)),
                 Event::InitDone => {
-                    *self.known_mut() = std::mem::take(&mut listed);
+                    let before =
+                        std::mem::replace(&mut *self.known_mut(), std::mem::take(&mut listed));
+                    self.tell_differences(&before);
                     synced.hold();
                 }
-                Event::Apply(object) => self.known_mut().extend(entry(&object)),
+                Event::Apply(object) => {
+                    if let Some((namespace, said)) = entry(&object) {
+                        let before = self.known_mut().insert(namespace.clone(), said.clone());
+                        if before != Some(said) {
+                            self.0.changes.tell(&namespace);
+                        }
+                    }
+                }
                 Event::Delete(object) => {
-                    self.known_mut().remove(object.name_any().as_str());
+                    if let Some((namespace, _)) = entry(&object) {
+                        self.known_mut().remove(&namespace);
+                        self.0.changes.tell(&namespace);
+                    }
                 }
             }
             let count = self.known().len();
@@ -85,6 +99,45 @@ impl Namespaces {
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         })
         .await;
+    }
+
+    fn tell_differences(&self, before: &HashMap<Namespace, OptedIn>) {
+        let now = self.known();
+        for (namespace, said) in now.iter() {
+            if before.get(namespace) != Some(said) {
+                self.0.changes.tell(namespace);
+            }
+        }
+        for namespace in before.keys() {
+            if !now.contains_key(namespace) {
+                self.0.changes.tell(namespace);
+            }
+        }
+    }
+
+    /// What the watch knows of a namespace.
+    #[must_use]
+    pub fn peek(&self, namespace: &Namespace) -> Option<OptedIn> {
+        self.known().get(namespace).cloned()
+    }
+
+    /// The opted-in namespaces that the watch knows.
+    #[must_use]
+    pub fn names(&self) -> Vec<Namespace> {
+        self.known().keys().cloned().collect()
+    }
+
+    /// Asks the API server itself what has become of a namespace.
+    pub async fn look(&self, namespace: &Namespace, deadline: Instant) -> Result<Look, ReadError> {
+        let Some(object) = self.get(namespace, deadline).await? else {
+            return Ok(Look::Absent);
+        };
+        let OptIn { label, value } = &self.0.opt_in;
+        Ok(if object.labels().get(label) == Some(value) {
+            Look::OptedIn(said_by(&object))
+        } else {
+            Look::OptedOut(said_by(&object))
+        })
     }
 
     fn known(&self) -> RwLockReadGuard<'_, HashMap<Namespace, OptedIn>> {
@@ -121,6 +174,17 @@ impl Namespaces {
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<OptedIn>, ReadError> {
+        Ok(match self.look(namespace, deadline).await? {
+            Look::OptedIn(said) => Some(said),
+            Look::OptedOut(_) | Look::Absent => None,
+        })
+    }
+
+    async fn get(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<Option<PartialObjectMeta<Object>>, ReadError> {
         let read = timeout_at(deadline, async {
             // The semaphore is never closed.
             let _permit = self.0.reads.acquire().await;
@@ -133,14 +197,21 @@ impl Namespaces {
             Err(_) => "timeout",
         };
         self.0.metrics.api_call("get", "namespaces", outcome);
-        let object = result
+        result
             .map_err(|_| ReadError::Timeout)?
-            .map_err(|error| ReadError::Api(Box::new(error)))?;
-        let OptIn { label, value } = &self.0.opt_in;
-        Ok(object
-            .filter(|object| object.labels().get(label) == Some(value))
-            .map(|object| said_by(&object)))
+            .map_err(|error| ReadError::Api(Box::new(error)))
     }
+}
+
+/// What has become of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Look {
+    /// It is opted in.
+    OptedIn(OptedIn),
+    /// It is there and not opted in.
+    OptedOut(OptedIn),
+    /// It is not there.
+    Absent,
 }
 
 fn entry(object: &PartialObjectMeta<Object>) -> Option<(Namespace, OptedIn)> {
@@ -151,13 +222,17 @@ fn said_by(object: &PartialObjectMeta<Object>) -> OptedIn {
     let role = object.annotations().get(ROLE_ANNOTATION);
     OptedIn {
         role: role.map(|text| text.as_str().into()),
+        is_terminating: object.meta().deletion_timestamp.is_some(),
     }
 }
 
+/// Why a namespace couldn't be read.
 #[derive(Debug, thiserror::Error)]
-enum ReadError {
+pub enum ReadError {
+    /// No answer in time.
     #[error("no answer in time")]
     Timeout,
+    /// The API server's error, or none could be reached.
     #[error(transparent)]
     Api(Box<kube::Error>),
 }

@@ -4,8 +4,9 @@
 //! unverified until somebody has looked at the whole Secret once; what we wrote ourselves needs no look.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard},
+    time::Duration,
 };
 
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -14,28 +15,26 @@ use kube::{
     core::PartialObjectMeta,
     runtime::watcher::{self, Event},
 };
+use tokio::time::Instant;
 
-use super::{Existing, Foreign, State, is_managed};
+use super::{Existing, Foreign, Knowledge, Unverified, is_managed, state::State, state_of};
 use crate::{
-    admission::decide::SecretFacts, cluster::watch::watch, metrics::Metrics, namespace::Namespace,
+    admission::decide::SecretFacts,
+    cluster::watch::watch,
+    metrics::Metrics,
+    namespace::{Namespace, changes::Changes},
     readiness::Condition,
 };
 
-/// What we know of one pull secret.
+/// How long what a deleted Secret had is remembered at the least: any leader has made it again by then.
+const REMEMBER_LOST: Duration = Duration::from_mins(10);
+
+/// What we know of one pull secret, and of which version of it.
 #[derive(Debug)]
 pub struct Entry {
     version: u64,
+    uid: Box<str>,
     knowledge: Knowledge,
-}
-
-#[derive(Debug)]
-enum Knowledge {
-    /// Ours, read or written whole, and intact.
-    Ours(State),
-    /// Read whole or seen by its label: not ours.
-    Foreign(Foreign),
-    /// Ours by its label; not looked at yet, or not intact when looked at.
-    Unverified,
 }
 
 impl Entry {
@@ -45,8 +44,15 @@ impl Entry {
         match &self.knowledge {
             Knowledge::Ours(state) => SecretFacts::Ours(state),
             Knowledge::Foreign(why) => SecretFacts::Foreign(*why),
-            Knowledge::Unverified => SecretFacts::Unverified,
+            Knowledge::Unverified { .. } => SecretFacts::Unverified,
+            Knowledge::Gone(_) => SecretFacts::Absent,
         }
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn knowledge(&self) -> &Knowledge {
+        &self.knowledge
     }
 
     /// The state, if it is ours and intact.
@@ -57,6 +63,18 @@ impl Entry {
             _ => None,
         }
     }
+
+    /// What a write can be merged with, if all that it would take from the Secret is known.
+    #[must_use]
+    pub fn existing(&self) -> Option<Existing> {
+        Some(Existing::known(&self.uid, self.version, self.state()?))
+    }
+
+    /// Whether there is such a Secret at all.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        !matches!(self.knowledge, Knowledge::Gone(_))
+    }
 }
 
 /// The pull secrets of the cluster; clones share them.
@@ -65,15 +83,20 @@ pub struct PullSecrets(Arc<Inner>);
 
 struct Inner {
     entries: RwLock<HashMap<Namespace, Arc<Entry>>>,
+    /// What was lost when, the oldest first.
+    lost: Mutex<VecDeque<(Instant, Namespace)>>,
+    changes: Changes,
     metrics: Arc<Metrics>,
 }
 
 impl PullSecrets {
     /// An empty store.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    pub fn new(changes: Changes, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Inner {
             entries: RwLock::default(),
+            lost: Mutex::default(),
+            changes,
             metrics,
         }))
     }
@@ -89,30 +112,55 @@ impl PullSecrets {
             .cloned()
     }
 
+    /// The namespaces of which something is known.
+    #[must_use]
+    pub fn names(&self) -> Vec<Namespace> {
+        let entries = self.0.entries.read();
+        entries
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .cloned()
+            .collect()
+    }
+
     /// Takes a Secret that was read or written whole just now.
     pub fn saw(&self, namespace: &Namespace, secret: &Secret) {
-        let knowledge = match Existing::read(secret) {
-            Ok(existing) => existing
-                .state
-                .map_or(Knowledge::Unverified, Knowledge::Ours),
-            Err(why) => Knowledge::Foreign(why),
-        };
-        let entry = Entry {
-            version: version(&secret.metadata),
-            knowledge,
-        };
+        let version = version(&secret.metadata);
         let mut entries = self.entries();
+        let known = entries.get(namespace);
         // A look at the version that is known already may tell more; one at an older version tells less.
-        if entries
-            .get(namespace)
-            .is_none_or(|known| known.version <= entry.version)
-        {
-            entries.insert(namespace.clone(), Arc::new(entry));
+        if known.is_some_and(|known| known.version > version) {
+            return;
         }
+        let knowledge = match Existing::read(secret) {
+            Err(why) => Knowledge::Foreign(why),
+            Ok(existing) => {
+                let before = known.and_then(|known| known.knowledge.before());
+                match existing.state {
+                    Some(state) if !before.is_some_and(|before| contradicts(&state, before)) => {
+                        Knowledge::Ours(state)
+                    }
+                    _ => Knowledge::Unverified {
+                        claims: state_of(&secret.metadata),
+                        before: before.cloned().map(Box::new),
+                        since: Unverified::Tampered,
+                    },
+                }
+            }
+        };
+        let entry = entry(&secret.metadata, version, knowledge);
+        entries.insert(namespace.clone(), Arc::new(entry));
+        drop(entries);
+        self.0.changes.tell(namespace);
     }
 
     /// Takes the news that there is none.
     pub fn saw_none(&self, namespace: &Namespace) {
+        self.lose(namespace, u64::MAX);
+    }
+
+    /// Forgets a namespace that is no more.
+    pub fn forget_namespace(&self, namespace: &Namespace) {
         self.entries().remove(namespace);
     }
 
@@ -130,13 +178,16 @@ impl PullSecrets {
                         listed: HashSet::new(),
                     }
                 }
-                Event::InitApply(object) => list.listed.extend(self.learn(&object.metadata)),
+                Event::InitApply(object) => {
+                    let since = Unverified::Listed;
+                    list.listed.extend(self.learn(&object.metadata, since));
+                }
                 Event::InitDone => {
                     self.forget_unlisted(&std::mem::take(&mut list));
                     synced.hold();
                 }
                 Event::Apply(object) => {
-                    self.learn(&object.metadata);
+                    self.learn(&object.metadata, Unverified::Changed);
                 }
                 Event::Delete(object) => self.forget(&object.metadata),
             }
@@ -148,48 +199,88 @@ impl PullSecrets {
         .await;
     }
 
-    fn learn(&self, metadata: &ObjectMeta) -> Option<Namespace> {
+    fn learn(&self, metadata: &ObjectMeta, since: Unverified) -> Option<Namespace> {
         let namespace = Namespace::parse(metadata.namespace.as_deref()?)?;
         let version = version(metadata);
         let mut entries = self.entries();
-        if entries
-            .get(&namespace)
-            .is_none_or(|known| known.version < version)
-        {
-            let foreign = Knowledge::Foreign(Foreign::Label);
+        let known = entries.get(&namespace);
+        if known.is_none_or(|known| known.version < version) {
             let knowledge = if is_managed(metadata) {
-                Knowledge::Unverified
+                Knowledge::Unverified {
+                    claims: state_of(metadata),
+                    before: known
+                        .and_then(|known| known.knowledge.before())
+                        .cloned()
+                        .map(Box::new),
+                    since,
+                }
             } else {
-                foreign
+                Knowledge::Foreign(Foreign::Label)
             };
-            entries.insert(namespace.clone(), Arc::new(Entry { version, knowledge }));
+            let entry = entry(metadata, version, knowledge);
+            entries.insert(namespace.clone(), Arc::new(entry));
+            drop(entries);
+            self.0.changes.tell(&namespace);
         }
         Some(namespace)
     }
 
     fn forget(&self, metadata: &ObjectMeta) {
-        let Some(namespace) = metadata.namespace.as_deref() else {
+        if let Some(namespace) = metadata.namespace.as_deref().and_then(Namespace::parse) {
+            // A deletion carries the version at which it happened; an entry that is newer was made after it.
+            self.lose(&namespace, version(metadata));
+        }
+    }
+
+    /// The Secret is gone, at this version at the latest; what it had is remembered, so that it can be made again.
+    fn lose(&self, namespace: &Namespace, version: u64) {
+        let mut entries = self.entries();
+        let Some(known) = entries.get(namespace) else {
             return;
         };
-        let mut entries = self.entries();
-        // A deletion carries the version at which it happened; an entry that is newer was made after it.
-        if entries
-            .get(namespace)
-            .is_some_and(|known| known.version <= version(metadata))
-        {
-            entries.remove(namespace);
+        if known.version > version || !known.is_there() {
+            return;
         }
+        let gone = Entry {
+            version: known.version,
+            uid: Box::default(),
+            knowledge: Knowledge::Gone(known.knowledge.before().cloned()),
+        };
+        entries.insert(namespace.clone(), Arc::new(gone));
+        let mut lost = self.0.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        while lost
+            .front()
+            .is_some_and(|(at, _)| at.elapsed() > REMEMBER_LOST)
+        {
+            let forgotten = lost.pop_front();
+            if let Some((_, namespace)) = forgotten
+                && entries
+                    .get(&namespace)
+                    .is_some_and(|known| !known.is_there())
+            {
+                entries.remove(&namespace);
+            }
+        }
+        lost.push_back((Instant::now(), namespace.clone()));
+        drop(lost);
+        drop(entries);
+        self.0.changes.tell(namespace);
     }
 
     /// After a list: what was known before it began, is not in it, and has not changed since, is gone.
     fn forget_unlisted(&self, list: &List) {
-        self.entries().retain(|namespace, entry| {
-            list.listed.contains(namespace)
-                || list
-                    .known
-                    .get(namespace)
-                    .is_none_or(|known| entry.version != *known)
-        });
+        let unlisted: Vec<Namespace> = self
+            .entries()
+            .iter()
+            .filter(|(namespace, entry)| {
+                !list.listed.contains(*namespace)
+                    && list.known.get(*namespace) == Some(&entry.version)
+            })
+            .map(|(namespace, _)| namespace.clone())
+            .collect();
+        for namespace in unlisted {
+            self.lose(&namespace, u64::MAX);
+        }
     }
 
     fn versions(&self) -> HashMap<Namespace, u64> {
@@ -214,6 +305,23 @@ struct List {
     listed: HashSet<Namespace>,
 }
 
+fn entry(metadata: &ObjectMeta, version: u64, knowledge: Knowledge) -> Entry {
+    Entry {
+        version,
+        uid: metadata.uid.as_deref().unwrap_or_default().into(),
+        knowledge,
+    }
+}
+
+/// Whether a state says other things of the same data than one that we know to be true: somebody edited it.
+fn contradicts(state: &State, before: &State) -> bool {
+    state.digest == before.digest
+        && before.hosts.iter().any(|(host, entry)| {
+            let now = state.hosts.get(host);
+            entry.lifetime.is_some() && now.is_some_and(|now| now != entry)
+        })
+}
+
 /// Resource versions are numbers that grow (KEP-5504 makes it part of the API's contract).
 fn version(metadata: &ObjectMeta) -> u64 {
     metadata
@@ -232,7 +340,7 @@ mod tests {
     use super::*;
     use crate::{
         identity::Identity,
-        pull_secret::{MANAGED_BY, MANAGED_BY_LABEL, PullSecret, Want},
+        pull_secret::{MANAGED_BY, MANAGED_BY_LABEL, PullSecret, Terms, Want},
         registry::Host,
     };
 
@@ -249,6 +357,7 @@ mod tests {
         let merged = PullSecret::merge(
             None,
             &BTreeMap::from([(host, want)]),
+            Terms::Add,
             64,
             Timestamp::UNIX_EPOCH,
         );
@@ -273,12 +382,13 @@ mod tests {
     }
 
     fn store() -> PullSecrets {
-        PullSecrets::new(Arc::default())
+        PullSecrets::new(Changes::default(), Arc::default())
     }
 
     fn is_verified(store: &PullSecrets) -> Option<bool> {
         store
             .get(&namespace())
+            .filter(|entry| entry.is_there())
             .map(|entry| matches!(entry.facts(), SecretFacts::Ours(_)))
     }
 
@@ -287,10 +397,10 @@ mod tests {
         let store = store();
         store.saw(&namespace(), &secret(7));
         for old in [3, 7] {
-            store.learn(&metadata(old));
+            store.learn(&metadata(old), Unverified::Changed);
             assert_eq!(is_verified(&store), Some(true), "version {old}");
         }
-        store.learn(&metadata(8));
+        store.learn(&metadata(8), Unverified::Changed);
         assert_eq!(
             is_verified(&store),
             Some(false),
@@ -336,10 +446,11 @@ mod tests {
     #[test]
     fn a_secret_without_our_label_is_foreign_at_first_sight() {
         let store = store();
-        store.learn(&ObjectMeta {
+        let unlabelled = ObjectMeta {
             labels: None,
             ..metadata(3)
-        });
+        };
+        store.learn(&unlabelled, Unverified::Listed);
         let entry = store.get(&namespace()).expect("known");
         assert!(matches!(
             entry.facts(),

@@ -12,9 +12,11 @@ use base64::prelude::BASE64_STANDARD;
 use ecr_injector::clock::Clock;
 use ecr_injector::config::Config;
 use ecr_injector::metrics::Metrics;
+use ecr_injector::namespace::changes::Changes;
 use ecr_injector::namespace::store::Namespaces;
 use ecr_injector::pull_secret::ensure::{Ensurer, Parts};
 use ecr_injector::pull_secret::store::PullSecrets;
+use ecr_injector::pull_secret::write::Writer;
 use ecr_injector::server::Admission;
 use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
 use ecr_injector::token::cache::{Mint, MintError, TokenCache};
@@ -171,16 +173,21 @@ fn router(
     // Only the decision's clock panics: the rest is to go on.
     let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
     let tasks = TaskTracker::new();
-    let secrets = PullSecrets::new(metrics.clone());
-    let namespaces = Namespaces::new(api.client(), config.opt_in, metrics.clone());
+    let changes = Changes::default();
+    let secrets = PullSecrets::new(changes.clone(), metrics.clone());
+    let namespaces = Namespaces::new(api.client(), config.opt_in, changes, metrics.clone());
     let rules = Arc::new(config.rules);
     let ensurer = Ensurer::new(Parts {
-        client: api.client(),
+        writer: Writer::new(
+            api.client(),
+            rules.clone(),
+            secrets.clone(),
+            steady.clone(),
+            metrics.clone(),
+        ),
         rules: rules.clone(),
         namespaces: namespaces.clone(),
-        secrets: secrets.clone(),
-        tokens: TokenCache::new(mint.clone(), steady.clone(), tasks.clone()),
-        clock: steady,
+        tokens: TokenCache::new(mint.clone(), steady, tasks.clone()),
         metrics: metrics.clone(),
         tasks,
         stop: CancellationToken::new(),
