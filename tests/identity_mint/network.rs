@@ -256,6 +256,47 @@ async fn a_proxy_that_is_down_is_the_named_error_and_nobody_goes_around_it() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_hangs_is_the_named_error_in_time() {
+    let net = Proxied::start();
+    net.proxy.hang();
+
+    let run = net.proxied().mint().await;
+
+    run.failed("timeout", &["GetAuthorizationToken"]);
+    assert!(!net.proxy.tunnels().is_empty());
+}
+
+/// A chart that has a place for a value and no value leaves a variable empty.
+#[tokio::test]
+async fn an_empty_variable_is_like_none() {
+    let aws = FakeAws::start();
+    let mut failed = Vec::new();
+    for variable in [
+        "AWS_CA_BUNDLE",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "AWS_PROFILE",
+        "AWS_REGION",
+        "AWS_SESSION_TOKEN",
+        "AWS_CONFIG_FILE",
+        "AWS_ENDPOINT_URL",
+        "AWS_USE_FIPS_ENDPOINT",
+    ] {
+        let mut variables = aws.environment();
+        variables.retain(|(name, _)| name != "AWS_REGION");
+        let run = Identity::of(&aws, REGISTRY)
+            .variables(variables)
+            .variable(variable, "")
+            .mint()
+            .await;
+        if run.code != Some(0) {
+            failed.push((variable, run.err));
+        }
+    }
+    assert_eq!(failed, []);
+}
+
+#[tokio::test]
 async fn a_certificate_of_a_stranger_is_not_trusted_and_the_error_says_so() {
     let net = Proxied::start();
     let stranger = Authority::new("somebody else's CA");

@@ -450,16 +450,49 @@ async fn instance_metadata_out_of_reach_is_the_named_error() {
 
 #[tokio::test]
 async fn without_any_source_the_error_says_what_was_looked_for() {
-    let aws = FakeAws::start();
+    let node = Node::start();
 
-    let run = Identity::of(&aws, REGISTRY)
-        .variables(aws.endpoints())
+    let run = node
+        .identity()
         .variable("AWS_EC2_METADATA_DISABLED", "true")
         .mint()
         .await;
 
     run.failed("credentials", &["environment", "profile", "web identity"]);
-    assert!(aws.calls().is_empty());
+    assert!(node.metadata.visits().is_empty());
+    assert!(node.aws.calls().is_empty());
+}
+
+/// Some endpoints hand out what is left of a session that others share.
+#[tokio::test]
+async fn a_session_that_has_minutes_left_mints() {
+    let node = Node::start();
+    let agent = ContainerCredentials::start(&node.aws, "pod");
+    agent.set_lifetime(Duration::from_mins(2));
+
+    let run = with_agent(node.identity(), &agent.uri()).mint().await;
+
+    node.minted_by(&run, "pod_identity", &agent.principal());
+}
+
+#[tokio::test]
+async fn a_slow_road_ends_in_time_and_the_error_names_a_step() {
+    let node = Node::start();
+    let slow = Duration::from_millis(3_500);
+    node.aws.tune_sts(|knobs| knobs.latency = slow);
+    node.aws.tune_ecr(|knobs| knobs.latency = slow);
+    let config = format!(
+        "identities:\n- assumeRole: {{roleArn: \"{}\"}}\n",
+        "arn:aws:iam::444455556666:role/other"
+    );
+
+    let run = with_web_identity(node.identity(), &web_identity_token("pod"))
+        .config(&config)
+        .mint()
+        .await;
+
+    run.failed("timeout", &["GetAuthorizationToken"]);
+    assert!(node.metadata.visits().is_empty());
 }
 
 /// A profile with a credential process that is this shell script.
