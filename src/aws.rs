@@ -1,8 +1,8 @@
 //! What the AWS SDK is told about this process's surroundings: region, endpoints, the way through the network, credentials.
 //!
-//! All clients share one HTTP connector. It goes through the proxy that `HTTPS_PROXY` and `NO_PROXY` name, and trusts
-//! the system's roots or the one bundle that the admin gave. The endpoints that hand out credentials on the node itself
-//! are asked directly: a proxy has no business there.
+//! All clients share one HTTP client. It goes through the proxy that `HTTPS_PROXY` and `NO_PROXY` name, and trusts the
+//! system's roots or the one bundle that the admin gave. What is asked in the clear is asked directly: the endpoints that
+//! hand out credentials on the node itself are, and a proxy would read them.
 
 pub mod credentials;
 
@@ -19,15 +19,25 @@ use aws_config::{
     retry::RetryConfig,
     timeout::TimeoutConfig,
 };
-use aws_credential_types::provider::ProvideCredentials as _;
+use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
 use aws_smithy_http_client::{
     Builder, Connector,
     proxy::ProxyConfig,
     tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
 };
-use aws_smithy_runtime_api::client::{
-    http::SharedHttpClient, runtime_components::RuntimeComponents,
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        connector_metadata::ConnectorMetadata,
+        http::{
+            HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings,
+            SharedHttpClient, SharedHttpConnector,
+        },
+        orchestrator::HttpRequest,
+        runtime_components::{RuntimeComponents, RuntimeComponentsBuilder},
+    },
 };
+use aws_smithy_types::config_bag::ConfigBag;
 use aws_types::service_config::ServiceConfigKey;
 use rustls::{
     RootCertStore,
@@ -125,11 +135,65 @@ impl Trust {
     }
 }
 
+/// Two ways through the network. What is encrypted may go through a proxy. What is not goes directly: that is the
+/// endpoints on the node itself (a profile can lead to them as well), and a proxy would see the credentials that they give.
+#[derive(Debug)]
+struct Ways {
+    proxied: SharedHttpClient,
+    direct: SharedHttpClient,
+}
+
+/// The same for one set of timeouts.
+#[derive(Debug)]
+struct Connectors {
+    proxied: SharedHttpConnector,
+    direct: SharedHttpConnector,
+}
+
+impl HttpClient for Ways {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(Connectors {
+            proxied: self.proxied.http_connector(settings, components),
+            direct: self.direct.http_connector(settings, components),
+        })
+    }
+
+    fn validate_base_client_config(
+        &self,
+        components: &RuntimeComponentsBuilder,
+        bag: &ConfigBag,
+    ) -> Result<(), BoxError> {
+        HttpClient::validate_base_client_config(&self.proxied, components, bag)
+    }
+
+    fn connector_metadata(&self) -> Option<ConnectorMetadata> {
+        self.proxied.connector_metadata()
+    }
+}
+
+impl HttpConnector for Connectors {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let scheme = request.uri().split_once("://").map(|(scheme, _)| scheme);
+        if scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")) {
+            self.proxied.call(request)
+        } else {
+            self.direct.call(request)
+        }
+    }
+}
+
 impl Surroundings {
     /// Reads the environment and profile files by the SDK's own rules. No call leaves yet.
     pub async fn read(trust: &Trust, metrics: Arc<Metrics>) -> Self {
-        let proxied = http_client(trust, &ProxyConfig::from_env());
         let direct = http_client(trust, &ProxyConfig::disabled());
+        let client = SharedHttpClient::new(Ways {
+            proxied: http_client(trust, &ProxyConfig::from_env()),
+            direct: direct.clone(),
+        });
         // Without the instance metadata service, which the SDK's own chain would ask and which hangs where it is not.
         let named = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::new())
@@ -140,31 +204,45 @@ impl Surroundings {
             .and_then(|region| Region::parse(region.as_ref()));
         let region = named.unwrap_or(aws_config::Region::from_static(FALLBACK_REGION));
 
-        let mut providers = ProviderConfig::without_region()
-            .with_region(Some(region.clone()))
+        let config = aws_config::defaults(BEHAVIOR())
+            .http_client(client.clone())
+            .region(region.clone())
+            .no_credentials()
+            .load()
+            .await;
+        let mut surroundings = Self {
+            config: tuned(&config),
+            home,
+        };
+        let providers = ProviderConfig::without_region()
+            .with_region(Some(region))
             .with_behavior_version(Some(BEHAVIOR()))
             .with_retry_config(RetryConfig::disabled())
             .with_timeout_config(timeouts())
-            .with_http_client(proxied.clone());
-        providers = providers
-            .clone()
-            .with_use_fips(use_fips_provider(&providers).await)
-            .with_use_dual_stack(use_dual_stack_provider(&providers).await);
+            .with_http_client(client);
+        // The sources that need AWS ask STS, and an endpoint of the admin's own excludes both flags.
+        let (fips, dual_stack) = if surroundings.has_own_endpoint("STS") {
+            (Some(false), Some(false))
+        } else {
+            (
+                use_fips_provider(&providers).await,
+                use_dual_stack_provider(&providers).await,
+            )
+        };
+        let providers = providers
+            .with_use_fips(fips)
+            .with_use_dual_stack(dual_stack);
         let chain = PinnedChain::new(
             &providers,
             &providers.clone().with_http_client(direct),
             metrics,
         );
-        let config = aws_config::defaults(BEHAVIOR())
-            .http_client(proxied)
-            .region(region)
-            .credentials_provider(chain)
-            .load()
-            .await;
-        Self {
-            config: tuned(&config),
-            home,
-        }
+        surroundings.config = surroundings
+            .config
+            .to_builder()
+            .credentials_provider(SharedCredentialsProvider::new(chain))
+            .build();
+        surroundings
     }
 
     /// Given settings instead of read ones. Retries and timeouts are ours, whatever they say.

@@ -5,12 +5,15 @@ pub mod preview;
 pub mod serve;
 
 use std::{
+    env,
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{
+    Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::Resettable,
+};
 
 use crate::{
     aws::{SurroundingsError, Trust},
@@ -55,7 +58,29 @@ fn namespace(text: &str) -> Result<Namespace, &'static str> {
     Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
 }
 
+/// An empty variable is like none: a manifest that has a place for a value and no value leaves it so.
+fn without_empty_variable(arg: Arg) -> Arg {
+    let is_empty = arg
+        .get_env()
+        .and_then(env::var_os)
+        .is_some_and(|value| value.is_empty());
+    if is_empty {
+        arg.env(Resettable::Reset)
+    } else {
+        arg
+    }
+}
+
 impl Cli {
+    /// Reads the command line, or ends the process as it asks (help) or with a complaint.
+    #[must_use]
+    pub fn read() -> Self {
+        let mut command =
+            Self::command().mut_subcommands(|command| command.mut_args(without_empty_variable));
+        let read = Self::from_arg_matches(&command.get_matches_mut());
+        read.unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+
     /// Runs the command. An error is written to standard error, with its causes.
     #[must_use]
     pub fn run(self) -> ExitCode {

@@ -15,6 +15,13 @@ use tracing_subscriber::{
 /// included. Those levels are never written, whatever the filter asks for.
 const CAPPED: [&str; 2] = ["aws_", "hyper"];
 
+/// Where the SDK logs with all their causes the errors that sources of credentials end with: what a credential process
+/// printed is among those. Nothing of it is written; what failed is in our own log, in our own words.
+const SILENCED: [&str; 2] = [
+    "aws_config::profile::credentials",
+    "aws_config::web_identity_token",
+];
+
 /// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Format {
@@ -44,10 +51,12 @@ pub fn start(format: Format, filter: &str) -> Result<(), ParseError> {
 
 /// A directive of the filter can't cap: a more specific one of the user's would win over it.
 fn is_safe(metadata: &Metadata<'_>) -> bool {
-    *metadata.level() <= Level::INFO
-        || !CAPPED
+    let is_among = |starts: &[&str]| -> bool {
+        starts
             .iter()
             .any(|start| metadata.target().starts_with(start))
+    };
+    !is_among(&SILENCED) && (*metadata.level() <= Level::INFO || !is_among(&CAPPED))
 }
 
 #[cfg(test)]
@@ -82,6 +91,13 @@ mod tests {
                         ],
                     };
                     assert_eq!(is_written, [false; 3], "{filter} at {level}");
+                }
+                for is_written in [
+                    enabled!(target: "aws_config::profile::credentials", Level::ERROR),
+                    enabled!(target: "aws_config::profile::credentials", Level::WARN),
+                    enabled!(target: "aws_config::web_identity_token", Level::WARN),
+                ] {
+                    assert!(!is_written, "{filter}: errors of credential sources");
                 }
                 let ours = enabled!(target: "ecr_injector::webhook", Level::TRACE);
                 assert_eq!(ours, filter == "trace", "{filter}");

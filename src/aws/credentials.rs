@@ -2,11 +2,14 @@
 //!
 //! A chain that is walked anew at each refresh may end at another principal: a web identity whose STS throttles today, and
 //! the node's role is next in line. A token carries all that its principal may do, so here a source that fails is an
-//! error. Only a source that is not configured at all is passed over, and only until one was found.
+//! error. Only a source that is not configured at all is passed over, and only until one was found. The SDK says "not
+//! loaded" of one that is configured by half too (a token file without a role, one key of two, a profile that isn't
+//! there), so what was begun is read from the environment here.
 
 use std::{
+    env,
     error::Error as StdError,
-    fmt,
+    fmt, io,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -14,7 +17,7 @@ use std::{
 use aws_config::{
     ecs::EcsCredentialsProvider,
     environment::EnvironmentVariableCredentialsProvider,
-    imds::{self, credentials::ImdsCredentialsProvider},
+    imds::{self, client::error::ImdsError, credentials::ImdsCredentialsProvider},
     profile::ProfileFileCredentialsProvider,
     provider_config::ProviderConfig,
     web_identity_token::WebIdentityTokenCredentialsProvider,
@@ -23,6 +26,14 @@ use aws_credential_types::{
     Credentials,
     provider::{self, ProvideCredentials, error::CredentialsError, future},
 };
+use aws_sdk_sts::{
+    error::SdkError,
+    operation::{
+        assume_role::AssumeRoleError, assume_role_with_web_identity::AssumeRoleWithWebIdentityError,
+    },
+};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::error::ErrorMetadata;
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -35,6 +46,8 @@ const IMDS_TIMEOUT: Duration = Duration::from_millis(800);
 const IMDS_ATTEMPTS: u32 = 2;
 /// EKS Pod Identity and ECS use one protocol; only the former names a file with its token.
 const POD_IDENTITY_VARIABLE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+/// How the SDK's errors about a credential process begin. They go on with what the process printed.
+const PROCESS_ERROR: &str = "Error retrieving credentials";
 
 /// Where ambient credentials come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,30 +66,42 @@ pub enum Source {
     InstanceMetadata,
 }
 
-/// A source that has credentials to give and failed to.
+/// A source that has credentials to give and failed to. It holds words and no cause: the cause of a profile's failure may
+/// hold what a credential process printed, and its debug text would show that.
 #[derive(Debug, Error)]
-#[error("{from}: {}", innermost(cause))]
+#[error("{from}: {said}")]
 pub struct SourceError {
     from: Source,
-    cause: CredentialsError,
+    said: String,
 }
 
 /// No source has any.
 #[derive(Debug, Error)]
 #[error(
     "neither the environment, a profile, a web identity, a container endpoint nor the instance metadata has any \
-     ({}: {})",
-    Source::InstanceMetadata,
-    innermost(last)
+     ({}: {last})",
+    Source::InstanceMetadata
 )]
 pub struct NoSource {
-    last: CredentialsError,
+    last: String,
+}
+
+/// A source with its place in the chain.
+#[derive(Debug)]
+pub struct Candidate {
+    /// Which it is.
+    pub from: Source,
+    /// What stands of its own configuration, in words that say what can be missing if it has no credentials all the same.
+    /// Without any, it may be passed over.
+    pub begun: Option<String>,
+    /// What gives the credentials.
+    pub provider: Box<dyn ProvideCredentials>,
 }
 
 /// The SDK's default chain, held to the first source that gave credentials. Clones of what it is shared in share that.
 #[derive(Debug)]
 pub struct PinnedChain {
-    sources: Vec<(Source, Box<dyn ProvideCredentials>)>,
+    sources: Vec<Candidate>,
     pinned: OnceLock<usize>,
     metrics: Arc<Metrics>,
 }
@@ -106,7 +131,8 @@ impl PinnedChain {
     /// The sources in the SDK's own order. `direct` is the way to endpoints on the node itself.
     #[must_use]
     pub fn new(config: &ProviderConfig, direct: &ProviderConfig, metrics: Arc<Metrics>) -> Self {
-        let container = if std::env::var_os(POD_IDENTITY_VARIABLE).is_some() {
+        let value = |name: &str| env::var(name).ok();
+        let container = if value(POD_IDENTITY_VARIABLE).is_some() {
             Source::PodIdentity
         } else {
             Source::Container
@@ -117,47 +143,31 @@ impl PinnedChain {
             .read_timeout(IMDS_TIMEOUT)
             .max_attempts(IMDS_ATTEMPTS)
             .build();
+        let environment = EnvironmentVariableCredentialsProvider::new();
+        let profile = ProfileFileCredentialsProvider::builder().configure(config);
+        let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(config);
+        let endpoint = EcsCredentialsProvider::builder().configure(direct);
+        let metadata = ImdsCredentialsProvider::builder()
+            .configure(direct)
+            .imds_client(imds);
         let sources: Vec<(Source, Box<dyn ProvideCredentials>)> = vec![
-            (
-                Source::Environment,
-                Box::new(EnvironmentVariableCredentialsProvider::new()),
-            ),
-            (
-                Source::Profile,
-                Box::new(
-                    ProfileFileCredentialsProvider::builder()
-                        .configure(config)
-                        .build(),
-                ),
-            ),
-            (
-                Source::WebIdentity,
-                Box::new(
-                    WebIdentityTokenCredentialsProvider::builder()
-                        .configure(config)
-                        .build(),
-                ),
-            ),
-            (
-                container,
-                Box::new(EcsCredentialsProvider::builder().configure(direct).build()),
-            ),
-            (
-                Source::InstanceMetadata,
-                Box::new(
-                    ImdsCredentialsProvider::builder()
-                        .configure(direct)
-                        .imds_client(imds)
-                        .build(),
-                ),
-            ),
+            (Source::Environment, Box::new(environment)),
+            (Source::Profile, Box::new(profile.build())),
+            (Source::WebIdentity, Box::new(web_identity.build())),
+            (container, Box::new(endpoint.build())),
+            (Source::InstanceMetadata, Box::new(metadata.build())),
         ];
-        Self::of(sources, metrics)
+        let candidates = sources.into_iter().map(|(from, provider)| Candidate {
+            from,
+            begun: begun(from, value),
+            provider,
+        });
+        Self::of(candidates.collect(), metrics)
     }
 
     /// Any sources, for tests.
     #[must_use]
-    pub fn of(sources: Vec<(Source, Box<dyn ProvideCredentials>)>, metrics: Arc<Metrics>) -> Self {
+    pub fn of(sources: Vec<Candidate>, metrics: Arc<Metrics>) -> Self {
         Self {
             sources,
             pinned: OnceLock::new(),
@@ -166,23 +176,22 @@ impl PinnedChain {
     }
 
     async fn provide(&self) -> provider::Result {
-        if let Some((from, source)) = self.pinned.get().and_then(|&at| self.sources.get(at)) {
-            return ask(*from, source.as_ref())
-                .await
-                .map_err(|cause| failed(*from, cause));
+        if let Some(source) = self.pinned.get().and_then(|&at| self.sources.get(at)) {
+            return source.ask().await.map_err(|cause| source.failed(&cause));
         }
-        let mut last = CredentialsError::not_loaded_no_source();
-        for (at, (from, source)) in self.sources.iter().enumerate() {
-            match ask(*from, source.as_ref()).await {
+        let mut last = String::new();
+        for (at, source) in self.sources.iter().enumerate() {
+            match source.ask().await {
                 Ok(credentials) => {
                     if self.pinned.set(at).is_ok() {
+                        let from = source.from;
                         self.metrics.credentials_from(from.as_str());
                         tracing::info!(source = %from, "found AWS credentials; no other source is asked from now on");
                     }
                     return Ok(credentials);
                 }
-                Err(cause @ CredentialsError::CredentialsNotLoaded(_)) => last = cause,
-                Err(cause) => return Err(failed(*from, cause)),
+                Err(cause) if source.may_be_passed_over(&cause) => last = innermost(&cause),
+                Err(cause) => return Err(source.failed(&cause)),
             }
         }
         Err(CredentialsError::not_loaded(NoSource { last }))
@@ -198,19 +207,130 @@ impl ProvideCredentials for PinnedChain {
     }
 }
 
-async fn ask(
-    from: Source,
-    source: &dyn ProvideCredentials,
-) -> Result<Credentials, CredentialsError> {
-    let asked = timeout(SOURCE_TIMEOUT, source.provide_credentials()).await;
-    asked.unwrap_or_else(|_| {
-        tracing::debug!(source = %from, "a source of credentials did not answer");
-        Err(CredentialsError::provider_timed_out(SOURCE_TIMEOUT))
-    })
+impl Candidate {
+    async fn ask(&self) -> Result<Credentials, CredentialsError> {
+        let asked = timeout(SOURCE_TIMEOUT, self.provider.provide_credentials()).await;
+        asked.unwrap_or_else(|_| {
+            tracing::debug!(source = %self.from, "a source of credentials did not answer");
+            Err(CredentialsError::provider_timed_out(SOURCE_TIMEOUT))
+        })
+    }
+
+    /// Whether there is nothing of this source at all.
+    fn may_be_passed_over(&self, cause: &CredentialsError) -> bool {
+        // A profile that leads nowhere (to one that isn't there, say) has a reason; the SDK gives none for no profile.
+        let leads_nowhere = self.from == Source::Profile && cause.source().is_some();
+        matches!(cause, CredentialsError::CredentialsNotLoaded(_))
+            && self.begun.is_none()
+            && !leads_nowhere
+    }
+
+    fn failed(&self, cause: &CredentialsError) -> CredentialsError {
+        let said = match self.from {
+            Source::Profile => of_profile(cause),
+            _ => innermost(cause),
+        };
+        let is_half = matches!(cause, CredentialsError::CredentialsNotLoaded(_));
+        let said = match self.begun.as_ref().filter(|_| is_half) {
+            Some(begun) => format!("configured by half: {begun} ({said})"),
+            None => said,
+        };
+        CredentialsError::provider_error(SourceError {
+            from: self.from,
+            said,
+        })
+    }
 }
 
-fn failed(from: Source, cause: CredentialsError) -> CredentialsError {
-    CredentialsError::provider_error(SourceError { from, cause })
+/// What stands of a source's own configuration; `None` if there is nothing. A blank variable is like none, as for the SDK.
+fn begun(from: Source, value: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let value = |name| value(name).filter(|text| !text.trim().is_empty());
+    let is_set = |name| value(name).is_some();
+    let missing = |set: &str, missing: &str| Some(format!("{set} is set and {missing} is not"));
+    match from {
+        Source::Environment => {
+            let (key, secret) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
+            match (is_set(key), is_set(secret)) {
+                (true, false) => missing(key, secret),
+                (false, true) => missing(secret, key),
+                (true, true) => Some(format!("{key} and {secret} are set")),
+                (false, false) => None,
+            }
+        }
+        Source::Profile => value("AWS_PROFILE").map(|name| {
+            format!("AWS_PROFILE names {name:?}, and no file has a profile of this name with credentials")
+        }),
+        Source::WebIdentity => {
+            let (file, role) = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN");
+            match (is_set(file), is_set(role)) {
+                (true, false) => missing(file, role),
+                (true, true) => Some(format!("{file} and {role} are set")),
+                // A role alone is a setting for other tools.
+                (false, _) => None,
+            }
+        }
+        Source::PodIdentity | Source::Container => {
+            let uris = [
+                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            ];
+            match uris.into_iter().find(|&uri| is_set(uri)) {
+                Some(uri) => Some(format!("{uri} is set")),
+                None if is_set(POD_IDENTITY_VARIABLE) => missing(POD_IDENTITY_VARIABLE, uris[1]),
+                None => None,
+            }
+        }
+        Source::InstanceMetadata => None,
+    }
+}
+
+/// What a profile failed with. A credential process's errors hold what it printed, so nothing is shown but what certainly
+/// comes from elsewhere: from reading the files, from our own clock, from an answer of AWS's or the way to it.
+fn of_profile(cause: &CredentialsError) -> String {
+    let first: &(dyn StdError + 'static) = cause;
+    let chain = || std::iter::successors(Some(first), |&error| error.source());
+    let is_of_no_process = matches!(
+        cause,
+        CredentialsError::CredentialsNotLoaded(_)
+            | CredentialsError::InvalidConfiguration(_)
+            | CredentialsError::ProviderTimedOut(_)
+    );
+    if is_of_no_process || chain().any(is_of_aws_or_the_system) {
+        return innermost(cause);
+    }
+    let last = chain().last().map(ToString::to_string).unwrap_or_default();
+    if last.starts_with(PROCESS_ERROR) {
+        let status = exit_status(&last).unwrap_or("no credentials that can be read".to_owned());
+        return format!("its credential process failed ({status}); run it by hand");
+    }
+    "the cause is not shown, as it may be what a credential process printed; log in again if the profile is of SSO, or try \
+     it by hand (aws sts get-caller-identity)"
+        .to_owned()
+}
+
+fn is_of_aws_or_the_system(error: &(dyn StdError + 'static)) -> bool {
+    error.is::<SdkError<AssumeRoleError>>()
+        || error.is::<SdkError<AssumeRoleWithWebIdentityError>>()
+        || error.is::<SdkError<CredentialsError>>()
+        || error.is::<ImdsError>()
+        || error.is::<ErrorMetadata>()
+        || error.is::<ConnectorError>()
+        || error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.raw_os_error().is_some())
+}
+
+/// The exit status in the SDK's error about a credential process, and only digits of it.
+fn exit_status(said: &str) -> Option<String> {
+    let (_, rest) = said.split_once("exited with code ")?;
+    ["exit status: ", "signal: "].into_iter().find_map(|kind| {
+        let digits: String = rest
+            .strip_prefix(kind)?
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect();
+        Some(format!("{kind}{digits}"))
+    })
 }
 
 /// What is wrong with the ambient credentials, in our words if they are ours.
@@ -274,13 +394,18 @@ mod tests {
         Ok(Credentials::new(name, "secret", None, None, "test"))
     }
 
+    fn candidate(from: Source, begun: Option<&str>, script: Vec<provider::Result>) -> Candidate {
+        Candidate {
+            from,
+            begun: begun.map(str::to_owned),
+            provider: Box::new(Script(Mutex::new(script))),
+        }
+    }
+
     fn chain(sources: Vec<(Source, Vec<provider::Result>)>) -> PinnedChain {
-        let sources =
-            sources
-                .into_iter()
-                .map(|(from, script)| -> (Source, Box<dyn ProvideCredentials>) {
-                    (from, Box::new(Script(Mutex::new(script))))
-                });
+        let sources = sources
+            .into_iter()
+            .map(|(from, script)| candidate(from, None, script));
         PinnedChain::of(sources.collect(), Arc::default())
     }
 
@@ -364,5 +489,159 @@ mod tests {
             error.contains("a web identity") && error.contains("not configured"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_source_that_is_configured_by_half_is_an_error_and_never_the_next_principal() {
+        let sources = vec![
+            candidate(
+                Source::Environment,
+                None,
+                vec![not_configured(), not_configured()],
+            ),
+            candidate(
+                Source::WebIdentity,
+                Some("A is set and B is not"),
+                vec![not_configured(), not_configured()],
+            ),
+            candidate(Source::InstanceMetadata, None, vec![keys("node")]),
+        ];
+        let chain = PinnedChain::of(sources, Arc::default());
+        for _ in 0..2 {
+            let error = next(&chain).await.expect_err("half");
+            assert!(
+                error.starts_with("web_identity: ") && error.contains("B is not"),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_profile_that_leads_nowhere_is_an_error_and_none_at_all_is_passed_over() {
+        let none = Err(CredentialsError::not_loaded_no_source());
+        let chain_of = |result| {
+            chain(vec![
+                (Source::Profile, vec![result]),
+                (Source::InstanceMetadata, vec![keys("node")]),
+            ])
+        };
+        assert_eq!(next(&chain_of(none)).await.as_deref(), Ok("node"));
+        let nowhere = Err(CredentialsError::not_loaded("no source profile base"));
+        let error = next(&chain_of(nowhere)).await.expect_err("nowhere");
+        assert!(
+            error.starts_with("profile: ") && error.contains("base"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_begun_is_told_from_what_is_absent() {
+        const KEY: &str = "AWS_ACCESS_KEY_ID";
+        const SECRET: &str = "AWS_SECRET_ACCESS_KEY";
+        const FILE: &str = "AWS_WEB_IDENTITY_TOKEN_FILE";
+        const ROLE: &str = "AWS_ROLE_ARN";
+        const URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
+        const RELATIVE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
+        const CONFIG: &str = "AWS_CONFIG_FILE";
+        for (from, set, expected) in [
+            (Source::Environment, &[][..], None),
+            (Source::Environment, &["AWS_SESSION_TOKEN"], None),
+            (
+                Source::Environment,
+                &[KEY],
+                Some("AWS_SECRET_ACCESS_KEY is not"),
+            ),
+            (
+                Source::Environment,
+                &[SECRET],
+                Some("AWS_ACCESS_KEY_ID is not"),
+            ),
+            (Source::Profile, &[CONFIG], None),
+            (
+                Source::Profile,
+                &["AWS_PROFILE", CONFIG],
+                Some("\"a value\""),
+            ),
+            (Source::WebIdentity, &[], None),
+            (Source::WebIdentity, &[ROLE], None),
+            (Source::WebIdentity, &[FILE], Some("AWS_ROLE_ARN is not")),
+            (Source::WebIdentity, &[FILE, ROLE], Some(FILE)),
+            (Source::Container, &[], None),
+            (Source::Container, &[URI], Some(URI)),
+            (Source::Container, &[RELATIVE], Some(RELATIVE)),
+            (
+                Source::PodIdentity,
+                &[POD_IDENTITY_VARIABLE],
+                Some("FULL_URI is not"),
+            ),
+            (Source::InstanceMetadata, &[KEY, FILE, URI], None),
+        ] {
+            let with = |text: &'static str| {
+                begun(from, |name: &str| {
+                    set.contains(&name).then(|| text.to_owned())
+                })
+            };
+            let said = with("a value");
+            match expected {
+                Some(expected) => {
+                    let said = said.expect("begun");
+                    assert!(said.contains(expected), "{from} {set:?}: {said}");
+                }
+                None => assert_eq!(said, None, "{from} {set:?}"),
+            }
+            assert_eq!(with(" "), None, "blank is like none: {from} {set:?}");
+        }
+    }
+
+    /// What a profile says when its base credentials failed so.
+    async fn profile_that_failed(cause: CredentialsError) -> String {
+        let wrapped = Err(CredentialsError::provider_error(cause));
+        let chain = chain(vec![(Source::Profile, vec![wrapped])]);
+        let error = chain.provide_credentials().await.expect_err("failed");
+        // Some logs have an error's debug text.
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        explain(&error)
+    }
+
+    #[tokio::test]
+    async fn of_a_profile_nothing_is_shown_that_a_process_may_have_printed() {
+        for (text, said) in [
+            (
+                "Error retrieving credentials: external process exited with code exit status: 3. Stderr: hunter2",
+                "its credential process failed (exit status: 3); run it by hand",
+            ),
+            (
+                "Error retrieving credentials: external process exited with code signal: 9 (SIGKILL). Stderr: hunter2",
+                "its credential process failed (signal: 9); run it by hand",
+            ),
+            (
+                "Error retrieving credentials from external process, could not parse response: hunter2",
+                "its credential process failed (no credentials that can be read); run it by hand",
+            ),
+            ("the same in other words: hunter2", "the cause is not shown"),
+        ] {
+            let cause = CredentialsError::provider_error(text);
+            let shown = profile_that_failed(cause).await;
+            assert!(
+                shown.starts_with("profile: ") && shown.contains(said),
+                "{shown}"
+            );
+            assert!(!shown.contains("hunter2"), "{shown}");
+            let shown = profile_that_failed(CredentialsError::unhandled(text)).await;
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        let other = io::Error::other("hunter2");
+        let shown = profile_that_failed(CredentialsError::provider_error(other)).await;
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn of_a_profile_what_aws_or_the_system_said_is_shown() {
+        let answer = ErrorMetadata::builder().code("AccessDenied").build();
+        let shown = profile_that_failed(CredentialsError::provider_error(answer)).await;
+        assert!(shown.contains("AccessDenied"), "{shown}");
+        let missing = io::Error::from_raw_os_error(2);
+        let shown = profile_that_failed(CredentialsError::provider_error(missing)).await;
+        assert!(shown.contains("No such file"), "{shown}");
     }
 }

@@ -30,7 +30,9 @@ use crate::{clock::Clock, identity::RoleArn};
 /// Tokens kept: far more than the accounts and regions of any cluster.
 const MAX_TOKENS: u64 = 4096;
 /// How long one flight may take, whoever still waits for it.
-pub(super) const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
+const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long minting may take within a flight: less, so that it can say what it waited for.
+pub(super) const MINT_TIMEOUT: Duration = Duration::from_secs(9);
 /// Mints at the same time. Regions come from Pods, so their number is not ours to bound otherwise.
 const MAX_FLIGHTS: usize = 32;
 /// The first pause after a failure where nobody has a usable token; it doubles up to [`MISSING_CEILING`].
@@ -107,8 +109,11 @@ pub enum MintError {
     /// The credentials that signed the call, or those that it gave, have expired.
     #[error("{0}: expired credentials: {1}")]
     SessionExpired(Call, String),
-    /// An answer that holds no usable token.
-    #[error("ECR's answer can't be used: {0}")]
+    /// An answer to this call that holds no usable token.
+    #[error("{0}: the answer can't be used: {1}")]
+    Unusable(Call, MalformedReply),
+    /// The same of what stands in for ECR, where there is no call.
+    #[error("the answer can't be used: {0}")]
     Malformed(MalformedReply),
     /// An answer that isn't one of AWS's.
     #[error("{0}: the answer is not one of AWS's")]
@@ -119,8 +124,11 @@ pub enum MintError {
     /// The caller's own deadline came first; the flight goes on.
     #[error("no token within the request's deadline")]
     Deadline,
-    /// The flight took longer than any may.
-    #[error("minting was given up after {} s", FLIGHT_TIMEOUT.as_secs())]
+    /// The flight took longer than any may. A call that isn't answered is [`Self::Timeout`]: it ends earlier.
+    #[error(
+        "minting was given up after {} s, the wait for its turn among {MAX_FLIGHTS} included",
+        FLIGHT_TIMEOUT.as_secs()
+    )]
     GaveUp,
     /// The flight died.
     #[error("minting the token failed inside ecr-injector")]
@@ -139,7 +147,7 @@ impl MintError {
             Self::Unreachable(..) => "unreachable",
             Self::Timeout(_) | Self::GaveUp => "timeout",
             Self::SessionExpired(..) => "session_expired",
-            Self::Malformed(_) | Self::NotAws(_) => "malformed",
+            Self::Unusable(..) | Self::Malformed(_) | Self::NotAws(_) => "malformed",
             Self::Request(..) => "request",
             Self::Deadline => "deadline",
             Self::Crashed => "crashed",

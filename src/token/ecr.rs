@@ -7,11 +7,11 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use moka::future::Cache;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     SessionCap, Token, TokenKey,
-    cache::{Call, FLIGHT_TIMEOUT, Mint, MintError},
+    cache::{Call, MINT_TIMEOUT, Mint, MintError},
     reason::reason,
     session::{Session, Sessions},
 };
@@ -109,25 +109,32 @@ impl Ecr {
     }
 
     async fn ask(&self, key: &TokenKey) -> Result<Token, MintError> {
+        let ends = Instant::now() + MINT_TIMEOUT;
         let session = match &key.identity {
             Identity::Ambient => None,
             Identity::Role(role) => {
-                let assumed = self.sessions.assume(role, key, self.clock.now()).await;
+                let call = Call::AssumeRole(role.arn.clone());
+                let assumed = self.sessions.assume(role, key, self.clock.now());
+                let assumed = within(ends, call, assumed).await;
                 self.count("assume_role", assumed.as_ref().err());
                 Some(assumed?)
             }
         };
         let ends_by = session.as_ref().map(|session| session.expires_at);
-        let reply = self.client(key).await.ask(session).await;
-        let operation = match key.endpoint.service {
-            Service::Private => "get_authorization_token",
-            Service::Public => "get_public_authorization_token",
+        let (call, operation) = match key.endpoint.service {
+            Service::Private => (Call::GetAuthorizationToken, "get_authorization_token"),
+            Service::Public => (
+                Call::GetPublicAuthorizationToken,
+                "get_public_authorization_token",
+            ),
         };
+        let client = self.client(key).await;
+        let reply = within(ends, call.clone(), client.ask(call.clone(), session)).await;
         let now = self.clock.now();
         let token = reply.and_then(|reply| {
             let cap = self.session_cap.ends_by(ends_by, now);
             Token::decode(reply.token.as_deref(), reply.expires_at, cap, now)
-                .map_err(MintError::Malformed)
+                .map_err(|wrong| MintError::Unusable(call, wrong))
         });
         self.count(operation, token.as_ref().err());
         token
@@ -141,7 +148,7 @@ impl Ecr {
 
 impl Client {
     /// One call, as a role's session if there is one.
-    async fn ask(&self, session: Option<Session>) -> Result<Reply, MintError> {
+    async fn ask(&self, name: Call, session: Option<Session>) -> Result<Reply, MintError> {
         // A session is used for this one call, so nothing of it may stay in the client's cache of identities.
         let credentials =
             session.map(|session| SharedCredentialsProvider::new(session.credentials));
@@ -155,10 +162,7 @@ impl Client {
                             .identity_cache(IdentityCache::no_cache()),
                     );
                 }
-                let reply = call
-                    .send()
-                    .await
-                    .map_err(|error| reason(Call::GetAuthorizationToken, &error))?;
+                let reply = call.send().await.map_err(|error| reason(name, &error))?;
                 let data = reply.authorization_data().first();
                 Ok(Reply {
                     token: data
@@ -176,10 +180,7 @@ impl Client {
                             .identity_cache(IdentityCache::no_cache()),
                     );
                 }
-                let reply = call
-                    .send()
-                    .await
-                    .map_err(|error| reason(Call::GetPublicAuthorizationToken, &error))?;
+                let reply = call.send().await.map_err(|error| reason(name, &error))?;
                 let data = reply.authorization_data();
                 Ok(Reply {
                     token: data
@@ -192,6 +193,16 @@ impl Client {
     }
 }
 
+/// One step of a mint, which as a whole has to end by then; past that, the error names the step.
+async fn within<T>(
+    ends: Instant,
+    call: Call,
+    step: impl Future<Output = Result<T, MintError>>,
+) -> Result<T, MintError> {
+    let answered = timeout_at(ends, step).await;
+    answered.unwrap_or(Err(MintError::Timeout(call)))
+}
+
 fn timestamp(seconds: i64) -> Option<Timestamp> {
     Timestamp::from_second(seconds).ok()
 }
@@ -199,9 +210,7 @@ fn timestamp(seconds: i64) -> Option<Timestamp> {
 impl Mint for Ecr {
     fn mint<'a>(&'a self, key: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>> {
         async move {
-            let result = timeout(FLIGHT_TIMEOUT, self.ask(key))
-                .await
-                .unwrap_or(Err(MintError::GaveUp));
+            let result = self.ask(key).await;
             let (region, identity) = (&key.region, &key.identity);
             match &result {
                 Ok(token) => {
@@ -380,47 +389,41 @@ mod tests {
 
     #[tokio::test]
     async fn replies_of_every_kind_have_their_own_error() {
+        let call = || Call::GetAuthorizationToken;
         let key = key("dkr.ecr.eu-west-1.amazonaws.com");
         for (status, reply, expected) in [
-            (200, "{}", MintError::Malformed(MalformedReply::Missing)),
+            (
+                200,
+                "{}",
+                MintError::Unusable(call(), MalformedReply::Missing),
+            ),
             (
                 200,
                 r#"{"authorizationData":[]}"#,
-                MintError::Malformed(MalformedReply::Missing),
+                MintError::Unusable(call(), MalformedReply::Missing),
             ),
             (
                 200,
                 r#"{"authorizationData":[{"authorizationToken":"QVdTOnB3"}]}"#,
-                MintError::Malformed(MalformedReply::NoExpiry),
+                MintError::Unusable(call(), MalformedReply::NoExpiry),
             ),
-            (
-                200,
-                "<html>",
-                MintError::NotAws(Call::GetAuthorizationToken),
-            ),
+            (200, "<html>", MintError::NotAws(call())),
             (
                 400,
                 r#"{"__type":"ThrottlingException"}"#,
-                MintError::Throttled(Call::GetAuthorizationToken, "ThrottlingException".into()),
+                MintError::Throttled(call(), "ThrottlingException".into()),
             ),
             (
                 400,
                 r#"{"__type":"AccessDeniedException","message":"not authorized"}"#,
-                MintError::Refused(
-                    Call::GetAuthorizationToken,
-                    "AccessDeniedException not authorized".into(),
-                ),
+                MintError::Refused(call(), "AccessDeniedException not authorized".into()),
             ),
             (
                 500,
                 r#"{"__type":"ServerException"}"#,
-                MintError::Server(Call::GetAuthorizationToken, "ServerException".into()),
+                MintError::Server(call(), "ServerException".into()),
             ),
-            (
-                502,
-                "<html>bad gateway</html>",
-                MintError::NotAws(Call::GetAuthorizationToken),
-            ),
+            (502, "<html>bad gateway</html>", MintError::NotAws(call())),
         ] {
             let (_, minted) = ask(&key, None, status, reply).await;
             assert_eq!(minted.map(|_| ()), Err(expected), "{status} {reply}");

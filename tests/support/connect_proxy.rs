@@ -28,13 +28,14 @@ pub struct Tunnel {
     pub target: String,
     /// `user:password`, if the request had them (`Proxy-Authorization: Basic …`).
     pub credentials: Option<String>,
-    /// The status it was answered with; 200 is a tunnel.
+    /// The status it was answered with; 200 is a tunnel, 0 is no answer.
     pub status: u16,
 }
 
 struct State {
     behind: SocketAddr,
     refusal: Option<u16>,
+    hangs: bool,
     wanted: Option<String>,
     tunnels: Vec<Tunnel>,
     plain: Vec<String>,
@@ -46,6 +47,7 @@ impl ConnectProxy {
         let state = Arc::new(Mutex::new(State {
             behind,
             refusal: None,
+            hangs: false,
             wanted: None,
             tunnels: Vec::new(),
             plain: Vec::new(),
@@ -73,6 +75,11 @@ impl ConnectProxy {
     /// From now on every tunnel is refused with this status; 0 ends that.
     pub fn refuse(&self, status: u16) {
         self.lock().refusal = (status != 0).then_some(status);
+    }
+
+    /// From now on it takes requests and answers none; they are noted with status 0.
+    pub fn hang(&self) {
+        self.lock().hangs = true;
     }
 
     /// From now on a tunnel without these credentials (`user:password`) is refused with 407.
@@ -121,6 +128,9 @@ async fn tunnel(mut client: TcpStream, state: &Mutex<State>) -> std::io::Result<
         head.push(client.read_u8().await?);
     }
     let (status, behind) = state.lock().unwrap().note(&String::from_utf8_lossy(&head));
+    if status == 0 {
+        return std::future::pending().await;
+    }
     if status != 200 {
         let answer =
             format!("HTTP/1.1 {status} No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
@@ -152,7 +162,12 @@ impl State {
             String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()
         });
         let is_welcome = self.wanted.is_none() || self.wanted == credentials;
-        let status = self.refusal.unwrap_or(if is_welcome { 200 } else { 407 });
+        let status = match self.refusal {
+            _ if self.hangs => 0,
+            Some(status) => status,
+            None if is_welcome => 200,
+            None => 407,
+        };
         self.tunnels.push(Tunnel {
             target,
             credentials,

@@ -490,6 +490,12 @@ async fn the_proxy_refuses_when_told_and_notes_what_came_in_the_clear() {
             noted(503, Some("user:pass"))
         ]
     );
+    proxy.hang();
+    let waiting = through(&proxy, "a.example:443", &authorization);
+    let waited = tokio::time::timeout(Duration::from_millis(200), waiting).await;
+    assert!(waited.is_err());
+    assert_eq!(proxy.tunnels()[3].status, 0);
+
     let mut connection = TcpStream::connect(proxy.url().replace("http://", ""))
         .await
         .unwrap();
