@@ -9,6 +9,8 @@ pub mod cli;
 pub mod server;
 pub mod webhook;
 
+pub mod leader;
+
 pub mod cluster;
 pub mod config;
 pub mod readiness;
