@@ -38,6 +38,8 @@ pub struct Metrics {
     /// 1 while this replica leads.
     pub leader: Gauge,
     lease_transitions: Family<TransitionLabels, Counter>,
+    /// Events that were not written because too many waited.
+    pub events_dropped: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -90,6 +92,7 @@ impl Default for Metrics {
             pull_secrets: Gauge::default(),
             leader: Gauge::default(),
             lease_transitions: Family::default(),
+            events_dropped: Counter::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -162,6 +165,11 @@ impl Default for Metrics {
             "lease_transitions",
             "Terms as the leader that began, and how they ended",
             metrics.lease_transitions.clone(),
+        );
+        registry.register(
+            "events_dropped",
+            "Kubernetes Events not written because too many waited",
+            metrics.events_dropped.clone(),
         );
         Self {
             registry,
