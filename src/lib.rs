@@ -9,6 +9,9 @@ pub mod cli;
 pub mod server;
 pub mod webhook;
 
+pub mod events;
+pub mod leader;
+
 pub mod aws;
 pub mod cluster;
 pub mod config;

@@ -38,6 +38,11 @@ pub struct Metrics {
     pub namespaces: Gauge,
     /// Pull secrets that the watch knows.
     pub pull_secrets: Gauge,
+    /// 1 while this replica leads.
+    pub leader: Gauge,
+    lease_transitions: Family<TransitionLabels, Counter>,
+    /// Events that were not written because too many waited.
+    pub events_dropped: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -69,12 +74,18 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransitionLabels {
+    to: &'static str,
+}
+
 /// From 50 µs, a warm answer, to 26 s, past every deadline.
 fn admission_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 20))
 }
 
 impl Default for Metrics {
+    #[allow(clippy::too_many_lines, reason = "a list of all metrics")]
     fn default() -> Self {
         let mut registry = Registry::with_prefix("ecr_injector");
         let metrics = Self {
@@ -92,6 +103,9 @@ impl Default for Metrics {
             tampered: Counter::default(),
             namespaces: Gauge::default(),
             pull_secrets: Gauge::default(),
+            leader: Gauge::default(),
+            lease_transitions: Family::default(),
+            events_dropped: Counter::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -165,6 +179,21 @@ impl Default for Metrics {
             "Pull secrets known to the watch",
             metrics.pull_secrets.clone(),
         );
+        registry.register(
+            "leader",
+            "1 while this replica leads",
+            metrics.leader.clone(),
+        );
+        registry.register(
+            "lease_transitions",
+            "Terms as the leader that began, and how they ended",
+            metrics.lease_transitions.clone(),
+        );
+        registry.register(
+            "events_dropped",
+            "Kubernetes Events not written because too many waited",
+            metrics.events_dropped.clone(),
+        );
         Self {
             registry,
             ..metrics
@@ -231,6 +260,13 @@ impl Metrics {
     pub fn connection_failure(&self, reason: &'static str) {
         self.connection_failures
             .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// One term as the leader began, or ended.
+    pub fn lease_transition(&self, to: &'static str) {
+        self.lease_transitions
+            .get_or_create(&TransitionLabels { to })
             .inc();
     }
 

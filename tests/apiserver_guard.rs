@@ -9,13 +9,24 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ecr_injector::clock::SystemClock;
+use ecr_injector::events::{Damage, Events, Happening, Parts};
+use ecr_injector::leader::{Elector, Settings};
+use ecr_injector::metrics::Metrics;
+use ecr_injector::namespace::Namespace;
+use ecr_injector::pull_secret::Foreign;
 use serde_json::{Value, json};
 use support::control_plane::Options;
 use support::installation::{NAME as OURS, OPT_IN, PULL_SECRET};
 use support::{Caller, ControlPlane, Installation, eventually};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const SOON: Duration = Duration::from_secs(20);
@@ -31,7 +42,12 @@ const OUR_LABEL: &str = "only pull Secrets with the label app.kubernetes.io/mana
 const OPTED_IN: &str = "only in a namespace with the label ecr-injector.dev/inject=enabled";
 const ONLY_OURS: &str = "updates only one that has its label already";
 const ONE_KEY: &str = "adds no data to a pull Secret but .dockerconfigjson";
-const SECRETS_ONLY: &str = "creates and updates Secrets, and does nothing else";
+const NOTHING_ELSE: &str = "writes Secrets, its own Lease and new Events, and does nothing else";
+const ONE_AT_A_TIME: &str = "deletes no Secret but ecr-pull-secret, one at a time";
+const DELETES_OURS: &str = "deletes only pull Secrets with the label app.kubernetes.io/managed-by";
+const DELETES_LATE: &str = "deletes no pull Secret in a namespace with the label";
+const ABOUT_SECRETS: &str = "writes Events about the Secret ecr-pull-secret only";
+const OWN_NAME: &str = "writes Events in no other component's name";
 
 // Allowed
 
@@ -302,18 +318,50 @@ async fn refuses_another_name_even_with_a_wider_role() {
 }
 
 #[tokio::test]
-async fn refuses_deletion_even_with_a_wider_role() {
-    let (cluster, us, _) = ready().await;
+async fn deletes_only_its_secret_and_only_after_an_opt_out_even_with_a_wider_role() {
+    let (cluster, us, admin) = ready().await;
     let namespace = cluster.opted_in().await;
     cluster.widen_our_role_in(&namespace).await;
     let path = path_in(&namespace);
     us.apply(&path, &pull_secret()).await.allowed();
-    us.delete(&secrets(&namespace)).await.denied(SECRETS_ONLY);
-    us.delete(&path).await.denied(SECRETS_ONLY);
+    us.delete(&path).await.denied(DELETES_LATE);
+    let dry_run = us.delete(&format!("{path}?dryRun=All")).await;
+    dry_run.denied(DELETES_LATE);
+
+    let opt_out = json!({"metadata": {"labels": {OPT_IN.0: null}}});
+    let namespace_path = format!("/api/v1/namespaces/{namespace}");
+    admin.merge(&namespace_path, &opt_out).await.allowed();
+    // Never all at once, nor others.
+    let secrets = secrets(&namespace);
+    us.delete(&secrets).await.denied(ONE_AT_A_TIME);
+    let by_name = format!("{secrets}?{BY_NAME}");
+    us.delete(&by_name).await.denied(ONE_AT_A_TIME);
+    let other = format!("{secrets}/other");
+    let named = pull_secret_with(&json!({"metadata": {"name": "other"}}));
+    admin.apply(&other, &named).await.allowed();
+    us.delete(&other).await.denied(ONE_AT_A_TIME);
+    // The API server's own view of the namespace is a moment old.
+    eventually("ours may be deleted", SOON, async || {
+        us.delete(&path).await.0.ok()
+    })
+    .await;
+
+    // One that is not ours stays, whatever else about it is as ours.
+    for foreign in [
+        json!({"metadata": {"labels": {MANAGED_BY: "Helm"}}}),
+        json!({"type": "Opaque"}),
+    ] {
+        admin
+            .apply(&path, &pull_secret_with(&foreign))
+            .await
+            .allowed();
+        us.delete(&path).await.denied(DELETES_OURS);
+        admin.delete(&path).await.allowed();
+    }
 }
 
 #[tokio::test]
-async fn refuses_all_but_secrets_even_with_a_wider_role() {
+async fn refuses_all_else_even_with_a_wider_role() {
     let (cluster, us, admin) = ready().await;
     let namespace = cluster.opted_in().await;
     cluster.widen_our_role_in(&namespace).await;
@@ -352,7 +400,7 @@ async fn refuses_all_but_secrets_even_with_a_wider_role() {
         ("apis/rbac.authorization.k8s.io/v1", "rolebindings", binding),
     ] {
         let path = format!("/{api}/namespaces/{namespace}/{resource}");
-        us.post(&path, &body).await.denied(SECRETS_ONLY);
+        us.post(&path, &body).await.denied(NOTHING_ELSE);
     }
 }
 
@@ -397,6 +445,249 @@ async fn keeps_a_place_for_its_own_ca() {
     us.apply(&path, &with(&ca, &change)).await.allowed();
 }
 
+/// The tests that write our one Lease take turns.
+static LEASE: Mutex<()> = Mutex::const_new(());
+
+#[tokio::test]
+async fn leads_by_its_lease_and_hands_it_over_in_three_seconds() {
+    let (_, us, admin) = ready().await;
+    let _turn = LEASE.lock().await;
+    let path = format!("{}/{OURS}", leases(OURS));
+    // Another test's.
+    let _ = admin.delete(&path).await;
+    let (sender, mut leading) = watch::channel(0);
+    let sender = Arc::new(sender);
+    let replica = |number: u32| {
+        let settings = Settings::new(Namespace::parse(OURS).unwrap(), OURS, "pod");
+        let metrics = Arc::<Metrics>::default();
+        let elector = Elector::new(us.0.clone(), settings, Arc::new(SystemClock), metrics);
+        let (stop, sender) = (CancellationToken::new(), sender.clone());
+        let run = elector.unwrap().run(stop.clone(), move |leadership| {
+            let sender = sender.clone();
+            async move {
+                assert!(leadership.holds());
+                sender.send_replace(number);
+                leadership.lost().await;
+            }
+        });
+        (stop, tokio::spawn(run))
+    };
+    let (stop_first, first) = replica(1);
+    let limit = Duration::from_secs(3);
+    let begun = timeout(limit, leading.wait_for(|number| *number == 1)).await;
+    begun.unwrap().unwrap();
+    let (stop_second, second) = replica(2);
+    // Past some renewals; and a label that somebody adds is no reason to stop.
+    let label = json!({"metadata": {"labels": {"theirs": "x"}}});
+    admin.merge(&path, &label).await.allowed();
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(*leading.borrow(), 1);
+    stop_first.cancel();
+    let begun = timeout(limit, leading.wait_for(|number| *number == 2)).await;
+    begun.unwrap().unwrap();
+    first.await.unwrap();
+    let lease = us.get(&path).await.allowed();
+    assert_eq!(lease["spec"]["leaseTransitions"], 1);
+    assert_eq!(lease["metadata"]["labels"]["theirs"], "x");
+    stop_second.cancel();
+    second.await.unwrap();
+    let lease = us.get(&path).await.allowed();
+    assert_eq!(
+        lease["spec"]["holderIdentity"].as_str().unwrap_or_default(),
+        ""
+    );
+}
+
+#[tokio::test]
+async fn holds_its_one_lease_and_no_other_even_with_a_wider_role() {
+    let (cluster, us, admin) = ready().await;
+    let _turn = LEASE.lock().await;
+    let (ours, here) = (leases(OURS), leases(&cluster.plain().await));
+    let path = format!("{ours}/{OURS}");
+    // Another test's.
+    let _ = admin.delete(&path).await;
+    let lease = |name: &str| json!({"metadata": {"name": name}, "spec": {"holderIdentity": "x"}});
+
+    let made = us.put(&path, &lease(OURS)).await.allowed();
+    // As one that was made by another since it was read as absent.
+    let Err(late) = us.put(&path, &lease(OURS)).await.0 else {
+        panic!("it was overwritten blindly");
+    };
+    let what = "must be specified for an update";
+    assert!(late.code == 422 && late.message.contains(what), "{late:?}");
+    let renewed = with(&made, &json!({"spec": {"holderIdentity": "y"}}));
+    us.put(&path, &renewed).await.allowed();
+    // The version of before.
+    let lost = us.put(&path, &made).await.0.unwrap_err();
+    assert_eq!(lost.code, 409, "{lost:?}");
+    let held = us.get(&path).await.allowed();
+    admin.delete(&path).await.allowed();
+    // Deleted meanwhile: not made again.
+    let lost = us.put(&path, &held).await.0.unwrap_err();
+    assert_eq!(lost.code, 409, "{lost:?}");
+    us.put(&path, &lease(OURS)).await.allowed();
+
+    for path in [format!("{ours}/other"), format!("{here}/{OURS}")] {
+        us.put(&path, &lease(path.rsplit('/').next().unwrap()))
+            .await
+            .forbidden();
+        us.get(&path).await.forbidden();
+    }
+    us.get(&ours).await.forbidden();
+    us.get(&format!("{ours}?{WATCH}")).await.forbidden();
+    us.post(&ours, &lease(OURS)).await.forbidden();
+    us.merge(&path, &json!({"metadata": {"labels": {"x": "x"}}}))
+        .await
+        .forbidden();
+    us.delete(&path).await.forbidden();
+
+    let wide = json!({
+        "metadata": {"name": "leases"},
+        "rules": [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["*"]}],
+    });
+    for namespace in [OURS, here.split('/').nth(5).unwrap()] {
+        let roles = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles");
+        admin.post(&roles, &wide).await.allowed();
+        cluster
+            .bind("Role", "leases", namespace, (OURS, OURS))
+            .await;
+        let all = leases(namespace);
+        eventually("RBAC lets us", SOON, async || us.get(&all).await.0.ok()).await;
+    }
+    for path in [format!("{ours}/other"), format!("{here}/{OURS}")] {
+        let lease = lease(path.rsplit('/').next().unwrap());
+        us.put(&path, &lease).await.denied(NOTHING_ELSE);
+    }
+    us.delete(&path).await.denied(NOTHING_ELSE);
+    us.delete(&ours).await.denied(NOTHING_ELSE);
+    let roles = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{OURS}");
+    admin
+        .delete(&format!("{roles}/rolebindings/leases"))
+        .await
+        .allowed();
+}
+
+#[tokio::test]
+async fn tells_of_each_happening_by_an_event_that_the_api_server_takes() {
+    let (cluster, us, admin) = ready().await;
+    // Also where nobody is opted in any more.
+    let namespace = Namespace::parse(&cluster.plain().await).unwrap();
+    let tasks = TaskTracker::new();
+    let events = Events::new(Parts {
+        client: us.0.clone(),
+        secret_name: PULL_SECRET.to_owned(),
+        instance: "x".repeat(200),
+        clock: Arc::new(SystemClock),
+        metrics: Arc::default(),
+        tasks: tasks.clone(),
+        stop: CancellationToken::new(),
+    });
+    let long = "word ".repeat(1000);
+    let happenings = [
+        Happening::Refreshed,
+        Happening::Refused { code: long.clone() },
+        Happening::Foreign {
+            why: Foreign::Label,
+        },
+        Happening::Healed {
+            what: Damage::Deleted,
+        },
+        Happening::Healed {
+            what: Damage::Changed,
+        },
+        Happening::Fight,
+        Happening::Quota {
+            message: long.clone(),
+        },
+        Happening::Forbidden {
+            message: long.clone(),
+        },
+        Happening::RoleRefused {
+            role: long.clone(),
+            why: long,
+        },
+        Happening::OptedIn,
+        Happening::OptedOut { grace: SOON },
+        Happening::Retired,
+    ];
+    for happening in &happenings {
+        events.tell(&namespace, happening);
+    }
+    drop(events);
+    tasks.close();
+    timeout(SOON, tasks.wait()).await.unwrap();
+    let list = admin.get(&events_in(namespace.as_str())).await.allowed();
+    let written = list["items"].as_array().unwrap();
+    assert_eq!(written.len(), happenings.len());
+    for event in written {
+        assert_eq!(event["reportingController"], OURS);
+        assert_eq!(event["regarding"]["name"], PULL_SECRET);
+    }
+    // As people look for them.
+    let core = format!(
+        "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.kind%3DSecret,involvedObject.name%3D{PULL_SECRET}"
+    );
+    let found = admin.get(&core).await.allowed();
+    assert_eq!(found["items"].as_array().unwrap().len(), happenings.len());
+}
+
+#[tokio::test]
+async fn writes_no_event_about_others_or_in_their_name() {
+    let (cluster, us, admin) = ready().await;
+    let namespace = cluster.opted_in().await;
+    let events = events_in(&namespace);
+    let event = event(&namespace);
+    us.post(&events, &event).await.allowed();
+    for (change, refusal) in [
+        (json!({"regarding": {"kind": "Pod"}}), ABOUT_SECRETS),
+        (json!({"regarding": {"name": "other"}}), ABOUT_SECRETS),
+        (json!({"regarding": {"kind": null}}), ABOUT_SECRETS),
+        (
+            json!({"related": {"kind": "Pod", "name": "x", "namespace": namespace}}),
+            ABOUT_SECRETS,
+        ),
+        (json!({"reportingController": "kubelet"}), OWN_NAME),
+    ] {
+        us.post(&events, &with(&event, &change))
+            .await
+            .denied(refusal);
+    }
+    // What kubectl shows first is refused by the API server itself.
+    let source = with(
+        &event,
+        &json!({"deprecatedSource": {"component": "kubelet"}}),
+    );
+    assert!(us.post(&events, &source).await.0.is_err());
+    let named = with(&event, &json!({"metadata": {"name": "ours"}}));
+    let path = format!("{events}/ours");
+    admin.post(&events, &named).await.allowed();
+    let core = format!("/api/v1/namespaces/{namespace}/events");
+    us.get(&events).await.forbidden();
+    us.get(&path).await.forbidden();
+    us.put(&path, &named).await.forbidden();
+    us.merge(&path, &json!({"note": "x"})).await.forbidden();
+    us.delete(&path).await.forbidden();
+    let older = json!({
+        "metadata": {"name": "older"},
+        "involvedObject": event["regarding"],
+        "reason": "X",
+        "message": "x",
+        "type": "Normal",
+        "source": {"component": "kubelet"},
+        "reportingComponent": OURS,
+        "reportingInstance": "pod",
+    });
+    us.post(&core, &older).await.forbidden();
+
+    cluster.widen_our_role_in(&namespace).await;
+    us.post(&core, &older).await.denied(NOTHING_ELSE);
+    us.merge(&path, &json!({"note": "x"}))
+        .await
+        .denied(NOTHING_ELSE);
+    us.delete(&path).await.denied(NOTHING_ELSE);
+    us.delete(&events).await.denied(NOTHING_ELSE);
+}
+
 #[tokio::test]
 async fn judges_nobody_else() {
     let (cluster, ..) = ready().await;
@@ -426,7 +717,7 @@ async fn has_expressions_that_the_api_server_finds_no_fault_with() {
     let plane = ControlPlane::start_with(controllers).await;
     Installation::apply(&plane).await;
     let admin = Caller(plane.admin().await);
-    for policy in ["writes-nothing-but-secrets", "secrets"] {
+    for policy in ["writes-nothing-else", "secrets", "removals", "events"] {
         let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
         let path = format!("{policies}/{policy}.ecr-injector.dev");
         let checked = eventually("the types are checked", SOON, async || {
@@ -556,7 +847,24 @@ async fn has_the_rights_that_the_docs_list_and_no_other() {
         "apiGroups": [""],
         "resources": ["namespaces"],
     });
-    assert_eq!(ours, [secrets.to_string(), namespaces.to_string()]);
+    let events = json!({
+        "verbs": ["create"],
+        "apiGroups": ["events.k8s.io"],
+        "resources": ["events"],
+    });
+    let listed = [secrets, events, namespaces].map(|rule| rule.to_string());
+    let sorted: BTreeSet<String> = listed.into();
+    assert_eq!(ours.into_iter().collect::<BTreeSet<_>>(), sorted);
+
+    // In our own namespace one more. Other tests have made others there meanwhile.
+    let lease = json!({
+        "verbs": ["get", "create", "update"],
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": [OURS],
+    });
+    let there = us.rights_in(OURS).await;
+    assert!(there.contains(&lease.to_string()), "{there:?}");
 }
 
 /// The control plane that the tests share, with `deploy/` in force; our own account; and the admin.
@@ -612,6 +920,29 @@ impl Cluster {
 
 fn secrets(namespace: &str) -> String {
     format!("/api/v1/namespaces/{namespace}/secrets")
+}
+
+fn leases(namespace: &str) -> String {
+    format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases")
+}
+
+fn events_in(namespace: &str) -> String {
+    format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events")
+}
+
+/// An Event as the leader writes it.
+fn event(namespace: &str) -> Value {
+    json!({
+        "metadata": {"generateName": "ecr-pull-secret-"},
+        "regarding": {"apiVersion": "v1", "kind": "Secret", "namespace": namespace, "name": PULL_SECRET},
+        "type": "Normal",
+        "reason": "OptedIn",
+        "action": "OptIn",
+        "note": "x",
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "reportingController": OURS,
+        "reportingInstance": "pod",
+    })
 }
 
 /// The path of the pull Secret.

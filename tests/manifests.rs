@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use ecr_injector::config::Config;
+use ecr_injector::events::REPORTER;
 use ecr_injector::pull_secret::{DATA_KEY, MANAGED_BY, MANAGED_BY_LABEL, TYPE};
 use ecr_injector::server::PATH;
 use serde_json::{Value, json};
@@ -100,6 +101,45 @@ fn the_registration_asks_for_the_same_namespaces_and_calls_the_same_path() {
         webhooks[1]["failurePolicy"], "Ignore",
         "an UPDATE must never depend on us"
     );
+}
+
+#[test]
+fn the_one_lease_is_narrowed_by_name_and_events_are_only_created() {
+    let rules: Vec<Value> = documents("rbac.yaml")
+        .into_iter()
+        .filter_map(|document| document["rules"].as_array().cloned())
+        .flatten()
+        .collect();
+    let of = |resource: &str| {
+        let mut rules = rules
+            .iter()
+            .filter(|rule| rule["resources"] == json!([resource]));
+        let rule = rules.next().unwrap();
+        assert!(rules.next().is_none(), "{resource}");
+        rule
+    };
+    assert_eq!(of("leases")["resourceNames"], json!([own_namespace()]));
+    assert_eq!(of("leases")["verbs"], json!(["get", "create", "update"]));
+    assert_eq!(of("events")["verbs"], json!(["create"]));
+    let removal = rules
+        .iter()
+        .flat_map(|rule| rule["verbs"].as_array().unwrap());
+    assert!(!removal.into_iter().any(|verb| verb == "delete"));
+}
+
+#[test]
+fn the_guard_knows_who_tells_of_events() {
+    let policy = documents("guard.yaml")
+        .into_iter()
+        .find(|document| document["metadata"]["name"] == "events.ecr-injector.dev")
+        .unwrap();
+    let text = policy["spec"].to_string();
+    for word in [REPORTER, &Config::default().rules.secret_name] {
+        assert!(
+            text.contains(&format!("== \\\"{word}\\\"")),
+            "{word} not in {text}"
+        );
+    }
 }
 
 #[test]

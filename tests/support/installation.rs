@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
@@ -161,16 +162,42 @@ async fn wait_until_guarded(plane: &ControlPlane) {
         "type": "Opaque",
     });
     let params = PatchParams::apply("test").dry_run();
+    let is_guarded = |code: Option<u16>| (code == Some(422)).then_some(());
     eventually("the guard refuses", LIMIT, async || {
         let answer = secrets
             .patch(PULL_SECRET, &params, &Patch::Apply(&forbidden))
             .await;
-        match answer {
-            Err(kube::Error::Api(status)) if status.code == 422 => Some(()),
-            _ => None,
-        }
+        is_guarded(refusal(answer))
     })
     .await;
+    // The last policy of the file.
+    let events: Api<Event> = Api::namespaced(secrets.into_client(), "default");
+    let forged = json!({
+        "metadata": {"generateName": "forged-"},
+        "regarding": {"kind": "Secret", "namespace": "default", "name": PULL_SECRET},
+        "type": "Normal",
+        "reason": "X",
+        "action": "X",
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "reportingController": "kubelet",
+        "reportingInstance": "x",
+    });
+    let forged: Event = serde_json::from_value(forged).unwrap();
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    eventually("the guard refuses Events of others", LIMIT, async || {
+        is_guarded(refusal(events.create(&dry_run, &forged).await))
+    })
+    .await;
+}
+
+fn refusal<T>(answer: kube::Result<T>) -> Option<u16> {
+    match answer {
+        Err(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    }
 }
 
 async fn wait_until_patched(plane: &ControlPlane) {
