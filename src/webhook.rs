@@ -14,8 +14,10 @@ use crate::{
         patch, warning,
     },
     clock::Clock,
+    events::{Events, Happening},
+    identity::Refusal,
     metrics::Metrics,
-    namespace::store::Namespaces,
+    namespace::{Namespace, OptedIn, store::Namespaces},
     pod::PullSecrets as Stands,
     pull_secret::{
         ensure::{EnsureError, Ensurer},
@@ -39,6 +41,7 @@ pub struct Webhook {
     ensurer: Ensurer,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    events: Option<Events>,
 }
 
 /// What became of a review, for the log and the metrics.
@@ -68,6 +71,16 @@ impl Webhook {
             ensurer,
             clock,
             metrics,
+            events: None,
+        }
+    }
+
+    /// The same, and what a namespace's people should know is told there by Events too.
+    #[must_use]
+    pub fn telling(self, events: Events) -> Self {
+        Self {
+            events: Some(events),
+            ..self
         }
     }
 
@@ -94,15 +107,16 @@ impl Webhook {
         let secret = entry
             .as_ref()
             .map_or(SecretFacts::Absent, |entry| entry.facts());
-        match decide(
-            demand,
-            &self.rules,
-            &Facts {
-                opted_in: opted_in.as_ref(),
-                secret,
-            },
-            self.clock.now(),
-        ) {
+        let facts = Facts {
+            opted_in: opted_in.as_ref(),
+            secret,
+        };
+        let decision = decide(demand, &self.rules, &facts, self.clock.now());
+        // A dry run has no side effect.
+        if !request.dry_run {
+            self.tell(&namespace, opted_in.as_ref(), &decision);
+        }
+        match decision {
             Decision::LeaveAlone(reason) => self.leave_alone(reason),
             Decision::Inject(injection) => {
                 if injection.due {
@@ -124,6 +138,20 @@ impl Webhook {
                     Err(error) => self.fail(request, injection, &missing, error),
                 }
             }
+        }
+    }
+
+    fn tell(&self, namespace: &Namespace, said: Option<&OptedIn>, decision: &Decision) {
+        let happening = match decision {
+            Decision::LeaveAlone(Reason::Foreign(why)) => Some(Happening::Foreign { why: *why }),
+            Decision::LeaveAlone(Reason::NoIdentity(why)) => refused(said, *why),
+            Decision::Inject(injection) | Decision::InjectAfterEnsuring(injection, _) => {
+                injection.refusal.and_then(|why| refused(said, why))
+            }
+            Decision::LeaveAlone(_) => None,
+        };
+        if let (Some(events), Some(happening)) = (&self.events, happening) {
+            events.tell(namespace, &happening);
         }
     }
 
@@ -265,6 +293,13 @@ impl Webhook {
             ),
         }
     }
+}
+
+/// Only a role that the namespace named itself is its people's to put right.
+fn refused(said: Option<&OptedIn>, why: Refusal) -> Option<Happening> {
+    let role = said?.role.as_deref()?.to_owned();
+    let why = why.to_string();
+    Some(Happening::RoleRefused { role, why })
 }
 
 fn logged(name: &str) -> &str {

@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use support::bed::{create, registry};
 use support::fake_aws::password_of;
@@ -274,6 +275,14 @@ async fn an_annotation_outside_the_patterns_gets_a_warning_and_no_token() {
         assert_eq!(admitted.warnings, [format!("ecr-injector: {warning}")]);
         assert_eq!(pull_secrets(&admitted.pod), [] as [&str; 0]);
         assert!(bed.pull_secret(&namespace).await.is_none());
+        let events: Api<Event> = Api::namespaced(bed.plane.admin().await, &namespace);
+        let note = eventually("an Event", Duration::from_secs(10), async || {
+            let told = events.list(&ListParams::default()).await.unwrap();
+            let refused = |event: &Event| event.reason.as_deref() == Some("RoleRefused");
+            told.into_iter().find(refused)?.note
+        })
+        .await;
+        assert!(note.contains(&arn) && note.contains(warning), "{note}");
     }
     assert!(bed.aws.ecr_calls("ap-east-1").is_empty());
     let refused = bed

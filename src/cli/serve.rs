@@ -17,6 +17,7 @@ use crate::{
     clock::{Clock, SystemClock},
     cluster::Cluster,
     config::Config,
+    events::{self, Events},
     metrics::Metrics,
     namespace::{changes::Changes, store::Namespaces},
     pull_secret::{
@@ -185,12 +186,23 @@ impl Flags {
         spawn_until(&tasks, &stop, async move {
             watched.run(namespaces_synced).await;
         });
+        let events_client = cluster.client.clone();
         let (watched, client, name) = (secrets.clone(), cluster.client, rules.secret_name.clone());
         spawn_until(&tasks, &stop, async move {
             watched.run(client, &name, secrets_synced).await;
         });
 
-        let webhook = Webhook::new(rules, namespaces, secrets, ensurer, clock, metrics.clone());
+        let events = Events::new(events::Parts {
+            client: events_client,
+            secret_name: rules.secret_name.clone(),
+            instance: std::env::var("HOSTNAME").unwrap_or_else(|_| events::REPORTER.to_owned()),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+        });
+        let webhook = Webhook::new(rules, namespaces, secrets, ensurer, clock, metrics.clone())
+            .telling(events);
         let draining = CancellationToken::new();
         let admission = Listener {
             socket,
