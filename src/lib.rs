@@ -11,6 +11,7 @@ pub mod webhook;
 
 pub mod events;
 pub mod leader;
+pub mod refresher;
 
 pub mod aws;
 pub mod cluster;

@@ -22,11 +22,12 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 37] = [
+const ROOMS: [(&str, Kind); 39] = [
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
     ("webhook", Acts),
+    ("refresher", Acts),
     ("leader", Acts),
     ("events", Acts),
     ("pull_secret/ensure", Acts),
@@ -45,6 +46,7 @@ const ROOMS: [(&str, Kind); 37] = [
     ("tls", Acts),
     ("readiness", Acts),
     ("shutdown", Acts),
+    ("refresher/schedule", Pure),
     ("admission/decide", Pure),
     ("admission/patch", Pure),
     ("admission", Pure),

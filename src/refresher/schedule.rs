@@ -1,0 +1,792 @@
+//! What is due when: the leader's plan for one namespace, and the queue of all of them. Pure: the time is an argument.
+//!
+//! The plan follows from the state on the pull secret alone, so a leader that dies loses nothing.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    admission::decide::Rules,
+    namespace::{Namespace, OptedIn},
+    pull_secret::{Knowledge, Terms, Unverified, is_public, state::State},
+    registry::Host,
+    token::{Freshness, Lifetime, MIN_LEFT, TokenKey},
+};
+
+/// A credential is due once this share of its life is gone, in thousandths: when the token cache mints anew.
+const DUE_FROM: u64 = 250;
+/// Due times are spread over so many thousandths after that, so that ten thousand writes don't fall into one moment.
+const SPREAD: u64 = 50;
+/// The first pause after a failure; it doubles up to [`BACKOFF_CEILING`].
+const BACKOFF_FLOOR: Duration = Duration::from_secs(1);
+/// The longest pause after failures.
+const BACKOFF_CEILING: Duration = Duration::from_mins(5);
+
+/// What the configuration says about refreshing.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Which registries, and who mints.
+    pub rules: Arc<Rules>,
+    /// The hosts that each opted-in namespace's pull secret has before any Pod asks.
+    pub prewarm: Vec<Host>,
+    /// How long a pull secret is kept fresh after its namespace was opted out.
+    pub grace: SignedDuration,
+    /// What becomes of it then.
+    pub after_grace: AfterGrace,
+}
+
+/// What becomes of a pull secret whose namespace has been opted out for the time of grace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AfterGrace {
+    /// It stays, marked as retired: a missing Secret fails even images that are on the node.
+    #[default]
+    Retire,
+    /// It is removed.
+    Remove,
+}
+
+/// How urgent work is: the lower sorts first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A Pod waits for a credential that nobody could mint.
+    Intent,
+    /// Somebody changed something.
+    Changed,
+    /// A credential is to be renewed.
+    Due,
+    /// Something has to be looked at, and nothing says that it is wrong.
+    Check,
+}
+
+/// What is to be done for a namespace, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// How urgent it is.
+    pub class: Class,
+    /// Not before then.
+    pub at: Timestamp,
+    /// What.
+    pub action: Action,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Read the pull secret: we know less of it than we need.
+    Look,
+    /// Ask the API server whether the namespace is still there and opted in: as far as we know it isn't.
+    AskNamespace,
+    /// Bring the pull secret to this.
+    Write(Target),
+    /// Remove the pull secret.
+    Remove,
+}
+
+/// What a pull secret is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// All hosts that it is to have, and the token of each.
+    pub keys: BTreeMap<Host, TokenKey>,
+    /// The hosts whose credentials are to be renewed by now.
+    pub due: BTreeSet<Host>,
+    /// On which terms it is written.
+    pub terms: Terms,
+    /// Whether there is something to write even if no token is new.
+    pub must_write: bool,
+    /// What is put right by it, if anything.
+    pub heals: Option<Healing>,
+}
+
+/// What somebody did to a pull secret that is put right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Healing {
+    /// Deleted it.
+    Deleted,
+    /// Changed its data or its state.
+    Changed,
+}
+
+/// What is to be done for a namespace, given what it says (if it is opted in) and what is known of its pull secret.
+/// `None`: nothing, until something changes.
+#[must_use]
+pub fn plan(
+    namespace: &Namespace,
+    said: Option<&OptedIn>,
+    known: Option<&Knowledge>,
+    policy: &Policy,
+    now: Timestamp,
+) -> Option<Plan> {
+    if policy.rules.excluded.contains(namespace) {
+        return None;
+    }
+    let soon = |class, action| {
+        Some(Plan {
+            class,
+            at: now,
+            action,
+        })
+    };
+    let Some(said) = said else {
+        return plan_opted_out(namespace, known?, policy, now);
+    };
+    if said.is_terminating {
+        return None;
+    }
+    let staying = Terms::Whole {
+        opted_out_at: None,
+        retired: false,
+    };
+    match known {
+        None => {
+            let target = policy.target(namespace, said, None, staying, now);
+            (!target.keys.is_empty()).then_some(())?;
+            soon(Class::Changed, Action::Write(target))
+        }
+        Some(Knowledge::Gone(state)) => {
+            let mut target = policy.target(namespace, said, state.as_ref(), staying, now);
+            (!target.keys.is_empty()).then_some(())?;
+            target.due = target.keys.keys().cloned().collect();
+            target.must_write = true;
+            target.heals = Some(Healing::Deleted);
+            soon(Class::Changed, Action::Write(target))
+        }
+        Some(Knowledge::Foreign(_)) => None,
+        Some(Knowledge::Unverified {
+            since: Unverified::Tampered,
+            claims,
+            before,
+        }) => {
+            let had = union(claims.as_ref(), before.as_deref());
+            let mut target = policy.target(namespace, said, Some(&had), staying, now);
+            target.due = target.keys.keys().cloned().collect();
+            target.must_write = true;
+            target.heals = Some(Healing::Changed);
+            soon(Class::Changed, Action::Write(target))
+        }
+        Some(Knowledge::Unverified {
+            since: Unverified::Listed,
+            claims: Some(state),
+            ..
+        }) => {
+            // What can't wait for a look is done at once: a write reads the Secret anyway.
+            let planned = policy.plan_state(namespace, said, state, staying, now);
+            if planned.at <= now {
+                return Some(planned);
+            }
+            soon(Class::Check, Action::Look)
+        }
+        Some(Knowledge::Unverified { .. }) => soon(Class::Changed, Action::Look),
+        Some(Knowledge::Ours(state)) => {
+            Some(policy.plan_state(namespace, said, state, staying, now))
+        }
+    }
+}
+
+/// The plan for a pull secret whose namespace is not opted in as far as we know. Whatever is to be done, the API server is
+/// asked first.
+fn plan_opted_out(
+    namespace: &Namespace,
+    known: &Knowledge,
+    policy: &Policy,
+    now: Timestamp,
+) -> Option<Plan> {
+    let state = match known {
+        Knowledge::Ours(state)
+        | Knowledge::Unverified {
+            since: Unverified::Listed,
+            claims: Some(state),
+            ..
+        } => state,
+        Knowledge::Unverified {
+            since: Unverified::Changed,
+            ..
+        } => {
+            return Some(Plan {
+                class: Class::Check,
+                at: now,
+                action: Action::Look,
+            });
+        }
+        _ => return None,
+    };
+    if state.retired && policy.after_grace == AfterGrace::Retire {
+        return None;
+    }
+    let at = match state.opted_out_at {
+        None => now,
+        Some(_) if state.retired => now,
+        Some(since) => {
+            let end = since.saturating_add(policy.grace).unwrap_or(Timestamp::MAX);
+            let due = state.hosts.iter().map(|(_, entry)| {
+                entry
+                    .lifetime
+                    .map_or(now, |life| due_at(&life, namespace, now))
+            });
+            due.fold(end, Timestamp::min)
+        }
+    };
+    Some(Plan {
+        class: Class::Due,
+        at,
+        action: Action::AskNamespace,
+    })
+}
+
+/// What is to be done for a pull secret whose namespace was found to be opted out, and says this.
+#[must_use]
+pub fn leaving(
+    namespace: &Namespace,
+    said: &OptedIn,
+    state: &State,
+    policy: &Policy,
+    now: Timestamp,
+) -> Option<Plan> {
+    if said.is_terminating {
+        return None;
+    }
+    let since = state.opted_out_at.unwrap_or(now);
+    let is_over = state.retired || now.duration_since(since) >= policy.grace;
+    if is_over && policy.after_grace == AfterGrace::Remove {
+        return Some(Plan {
+            class: Class::Due,
+            at: now,
+            action: Action::Remove,
+        });
+    }
+    let terms = Terms::Whole {
+        opted_out_at: Some(since),
+        retired: is_over,
+    };
+    let mut plan = policy.plan_state(namespace, said, state, terms, now);
+    if let Action::Write(target) = &mut plan.action {
+        target.must_write |= state.opted_out_at.is_none() || is_over != state.retired;
+        if is_over {
+            target.due.clear();
+        }
+        if target.must_write {
+            plan.at = now;
+        }
+    }
+    Some(plan)
+}
+
+impl Policy {
+    /// The plan for a pull secret with this state.
+    fn plan_state(
+        &self,
+        namespace: &Namespace,
+        said: &OptedIn,
+        state: &State,
+        terms: Terms,
+        now: Timestamp,
+    ) -> Plan {
+        let target = self.target(namespace, said, Some(state), terms, now);
+        let mut class = Class::Due;
+        let mut at = Timestamp::MAX;
+        for (host, key) in &target.keys {
+            let entry = state.hosts.get(host);
+            let lifetime = entry
+                .filter(|entry| entry.identity == key.identity.hash())
+                .and_then(|entry| entry.lifetime);
+            if let Some(life) = lifetime {
+                at = at.min(due_at(&life, namespace, now));
+                continue;
+            }
+            at = now;
+            if entry.is_some_and(|entry| entry.lifetime.is_none()) && !is_public(host) {
+                class = Class::Intent;
+            }
+        }
+        if target.must_write {
+            at = now;
+        }
+        Plan {
+            class,
+            at,
+            action: Action::Write(target),
+        }
+    }
+
+    /// What a pull secret with this state is to be, and which of its credentials are due now.
+    fn target(
+        &self,
+        namespace: &Namespace,
+        said: &OptedIn,
+        state: Option<&State>,
+        terms: Terms,
+        now: Timestamp,
+    ) -> Target {
+        let had = state.iter().flat_map(|state| state.hosts.keys());
+        let is_opted_in = matches!(
+            terms,
+            Terms::Whole {
+                opted_out_at: None,
+                ..
+            }
+        );
+        let wanted = self.prewarm.iter().filter(|_| is_opted_in);
+        let keys: BTreeMap<Host, TokenKey> = had
+            .chain(wanted)
+            .filter_map(|host| self.rules.key_for(host.as_str(), namespace, said))
+            .collect();
+        let mut due = BTreeSet::new();
+        let mut must_write = false;
+        for (host, key) in &keys {
+            let entry = state.and_then(|state| state.hosts.get(host));
+            let lifetime = entry
+                .filter(|entry| entry.identity == key.identity.hash())
+                .and_then(|entry| entry.lifetime);
+            if lifetime.is_none_or(|life| due_at(&life, namespace, now) <= now) {
+                due.insert(host.clone());
+            }
+            // A new host is written as an intent even if no token can be had; an expired public one is taken out.
+            must_write |= entry.is_none()
+                || (is_public(host)
+                    && entry
+                        .and_then(|entry| entry.lifetime)
+                        .is_some_and(|life| life.freshness(now) == Freshness::Expired));
+        }
+        // Of other identities, of registries that are allowed no more.
+        must_write |= state.is_some_and(|state| {
+            state.hosts.keys().any(|host| !keys.contains_key(host))
+                || (is_opted_in && (state.opted_out_at.is_some() || state.retired))
+        });
+        Target {
+            keys,
+            due,
+            terms,
+            must_write,
+            heals: None,
+        }
+    }
+}
+
+impl Target {
+    /// When an entry that must not expire in place has to be taken out, if its host can't be renewed.
+    #[must_use]
+    pub fn drop_at(&self, state: Option<&State>) -> Option<Timestamp> {
+        let lives = self.keys.keys().filter(|host| is_public(host));
+        lives
+            .filter_map(|host| state?.hosts.get(host)?.lifetime)
+            .filter_map(|life| life.expires_at.checked_sub(MIN_LEFT).ok())
+            .min()
+    }
+}
+
+/// When a credential is due: the same namespace always at the same share of a life, other namespaces at others.
+fn due_at(life: &Lifetime, namespace: &Namespace, now: Timestamp) -> Timestamp {
+    if life.freshness(now) == Freshness::Expired {
+        return now;
+    }
+    let share = DUE_FROM + spread(namespace.as_str(), SPREAD);
+    let seconds = life.expires_at.duration_since(life.minted_at).as_secs();
+    let share = i64::try_from(share).unwrap_or_default();
+    life.minted_at
+        .checked_add(SignedDuration::from_secs(seconds * share / 1000))
+        .unwrap_or(now)
+}
+
+/// A number below `range` that follows from a text, and spreads well (FNV-1a, with the last step of `MurmurHash3`).
+fn spread(text: &str, range: u64) -> u64 {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // Texts that differ in their last letters alone differ in few bits so far.
+    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    (mixed ^ (mixed >> 33)) % range
+}
+
+/// Both states' hosts; where both have one, the first's.
+fn union(first: Option<&State>, second: Option<&State>) -> State {
+    let hosts = second
+        .into_iter()
+        .chain(first)
+        .flat_map(|state| state.hosts.iter())
+        .map(|(host, entry)| (host.clone(), entry.clone()));
+    State {
+        hosts: hosts.collect(),
+        ..State::default()
+    }
+}
+
+/// The pause after so many failures in a row: it doubles, with jitter that only shortens it.
+#[must_use]
+pub fn backoff(failures: u32, jitter: &str) -> Duration {
+    let whole = BACKOFF_FLOOR
+        .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)))
+        .min(BACKOFF_CEILING);
+    let salted = format!("{jitter}/{failures}");
+    let percent = 75 + u32::try_from(spread(&salted, 26)).unwrap_or_default();
+    whole * percent / 100
+}
+
+/// Namespaces by when they are due; those that are due now by how urgent they are.
+#[derive(Debug, Default)]
+pub struct Schedule {
+    later: BTreeSet<(Timestamp, Namespace)>,
+    ready: BTreeSet<(Class, Order, Namespace)>,
+    slots: HashMap<Namespace, Slot>,
+}
+
+/// Among the equally urgent: the newest intent first, for the kubelet asks again soon after a Pod is made; of the others
+/// what was due first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Order {
+    Newest(Reverse<Timestamp>),
+    Oldest(Timestamp),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    class: Class,
+    at: Timestamp,
+    is_ready: bool,
+}
+
+impl Schedule {
+    /// Plans a namespace, instead of what was planned for it before.
+    pub fn set(&mut self, namespace: &Namespace, class: Class, at: Timestamp) {
+        if let Some(slot) = self.slots.get(namespace)
+            && (slot.class, slot.at) == (class, at)
+        {
+            return;
+        }
+        self.remove(namespace);
+        self.later.insert((at, namespace.clone()));
+        let slot = Slot {
+            class,
+            at,
+            is_ready: false,
+        };
+        self.slots.insert(namespace.clone(), slot);
+    }
+
+    /// Forgets a namespace.
+    pub fn remove(&mut self, namespace: &Namespace) {
+        if let Some(slot) = self.slots.remove(namespace) {
+            if slot.is_ready {
+                self.ready
+                    .remove(&(slot.class, slot.order(), namespace.clone()));
+            } else {
+                self.later.remove(&(slot.at, namespace.clone()));
+            }
+        }
+    }
+
+    /// Takes the most urgent of those that are due.
+    pub fn pop(&mut self, now: Timestamp) -> Option<Namespace> {
+        self.wake(now);
+        let (_, _, namespace) = self.ready.pop_first()?;
+        self.slots.remove(&namespace);
+        Some(namespace)
+    }
+
+    fn wake(&mut self, now: Timestamp) {
+        while self.later.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, namespace)) = self.later.pop_first() else {
+                return;
+            };
+            if let Some(slot) = self.slots.get_mut(&namespace) {
+                slot.is_ready = true;
+                let (class, order) = (slot.class, slot.order());
+                self.ready.insert((class, order, namespace));
+            }
+        }
+    }
+
+    /// When the next one is due; `None` if none is planned.
+    #[must_use]
+    pub fn next_at(&self) -> Option<Timestamp> {
+        let ready = self
+            .ready
+            .first()
+            .map(|(_, _, namespace)| self.slots[namespace].at);
+        ready.or(self.later.first().map(|(at, _)| *at))
+    }
+
+    /// How many are due at `now`, and since when the one that waits longest is.
+    pub fn backlog(&mut self, now: Timestamp) -> (usize, Option<Timestamp>) {
+        self.wake(now);
+        let since = self
+            .ready
+            .iter()
+            .map(|(_, _, namespace)| self.slots[namespace].at)
+            .min();
+        (self.ready.len(), since)
+    }
+}
+
+impl Slot {
+    fn order(&self) -> Order {
+        match self.class {
+            Class::Intent => Order::Newest(Reverse(self.at)),
+            _ => Order::Oldest(self.at),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Config,
+        identity::{Identity, IdentityHash},
+        pull_secret::{Foreign, state::HostState},
+    };
+
+    const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+    const IRELAND: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+
+    fn hours(hours: i64) -> SignedDuration {
+        SignedDuration::from_hours(hours)
+    }
+
+    fn policy(config: &str) -> Policy {
+        Policy {
+            rules: Arc::new(Config::parse(config, "config").expect("valid").rules),
+            prewarm: vec![],
+            grace: hours(24),
+            after_grace: AfterGrace::Retire,
+        }
+    }
+
+    fn namespace() -> Namespace {
+        Namespace::parse("team").expect("valid")
+    }
+
+    fn host() -> Host {
+        Host::parse(IRELAND).expect("valid")
+    }
+
+    /// One host with a credential of this age, or an intent.
+    fn state(age: Option<SignedDuration>) -> State {
+        let lifetime = age.map(|age| Lifetime {
+            minted_at: NOW - age,
+            expires_at: NOW - age + hours(12),
+        });
+        let entry = HostState {
+            identity: Identity::Ambient.hash(),
+            lifetime,
+        };
+        State {
+            hosts: std::iter::once((host(), entry)).collect(),
+            ..State::default()
+        }
+    }
+
+    fn planned(known: Option<&Knowledge>, policy: &Policy) -> Option<Plan> {
+        plan(&namespace(), Some(&OptedIn::default()), known, policy, NOW)
+    }
+
+    fn target(plan: Plan) -> Target {
+        match plan.action {
+            Action::Write(target) => target,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_credential_is_due_between_a_quarter_and_three_tenths_of_its_life() {
+        let fresh = Knowledge::Ours(state(Some(hours(1))));
+        let plan = planned(Some(&fresh), &policy("")).expect("a plan");
+        let after = plan.at.duration_since(NOW);
+        assert!(
+            after >= hours(2) && after < SignedDuration::from_mins(156),
+            "{after}"
+        );
+        assert_eq!(plan.class, Class::Due);
+        let old = Knowledge::Ours(state(Some(hours(4))));
+        let plan = planned(Some(&old), &policy("")).expect("a plan");
+        assert!(plan.at <= NOW);
+        assert!(target(plan).due.contains(&host()));
+    }
+
+    #[test]
+    fn due_times_of_many_namespaces_are_spread() {
+        let life = Lifetime {
+            minted_at: NOW,
+            expires_at: NOW + hours(12),
+        };
+        let times: BTreeSet<Timestamp> = (0..1000)
+            .filter_map(|n| Namespace::parse(&format!("team-{n}")))
+            .map(|namespace| due_at(&life, &namespace, NOW))
+            .collect();
+        assert!(times.len() > 45, "{} different times", times.len());
+    }
+
+    #[test]
+    fn an_intent_comes_first_and_at_once() {
+        let plan = planned(Some(&Knowledge::Ours(state(None))), &policy("")).expect("a plan");
+        assert_eq!((plan.class, plan.at), (Class::Intent, NOW));
+    }
+
+    #[test]
+    fn an_expiry_that_can_not_be_true_is_due_at_once() {
+        let forged = Knowledge::Ours(state(Some(-hours(2))));
+        assert_eq!(planned(Some(&forged), &policy("")).expect("a plan").at, NOW);
+    }
+
+    #[test]
+    fn another_identity_is_due_at_once_and_one_that_is_gone_loses_its_entry() {
+        let mut old = state(Some(hours(1)));
+        let entry = HostState {
+            identity: IdentityHash::parse("0123456789abcdef").expect("a hash"),
+            ..old.hosts.get(&host()).expect("there").clone()
+        };
+        old.hosts.insert(host(), entry);
+        let known = Knowledge::Ours(old);
+        let plan = planned(Some(&known), &policy("")).expect("a plan");
+        assert_eq!(plan.at, NOW);
+        assert!(target(plan).due.contains(&host()));
+        let nobody = policy("defaultIdentity: none");
+        let target = target(planned(Some(&known), &nobody).expect("a plan"));
+        assert!(target.keys.is_empty() && target.must_write);
+    }
+
+    #[test]
+    fn what_was_deleted_or_changed_is_put_right_with_the_hosts_it_had() {
+        let had = state(Some(hours(1)));
+        let gone = Knowledge::Gone(Some(had.clone()));
+        let tampered = Knowledge::Unverified {
+            claims: None,
+            before: Some(Box::new(had)),
+            since: Unverified::Tampered,
+        };
+        for (known, healing) in [(gone, Healing::Deleted), (tampered, Healing::Changed)] {
+            let plan = planned(Some(&known), &policy("")).expect("a plan");
+            assert_eq!((plan.class, plan.at), (Class::Changed, NOW));
+            let target = target(plan);
+            assert_eq!(target.heals, Some(healing));
+            assert!(target.due.contains(&host()) && target.must_write);
+        }
+        assert_eq!(planned(Some(&Knowledge::Gone(None)), &policy("")), None);
+    }
+
+    #[test]
+    fn foreign_excluded_and_dying_are_left_alone() {
+        let policy = policy("optIn: {excludeNamespaces: [infra]}");
+        let ours = Knowledge::Ours(state(None));
+        assert_eq!(
+            planned(Some(&Knowledge::Foreign(Foreign::Label)), &policy),
+            None
+        );
+        let dying = OptedIn {
+            is_terminating: true,
+            ..OptedIn::default()
+        };
+        assert_eq!(
+            plan(&namespace(), Some(&dying), Some(&ours), &policy, NOW),
+            None
+        );
+        let infra = Namespace::parse("infra").expect("valid");
+        let said = OptedIn::default();
+        assert_eq!(plan(&infra, Some(&said), Some(&ours), &policy, NOW), None);
+    }
+
+    #[test]
+    fn an_opted_in_namespace_is_prewarmed() {
+        let policy = Policy {
+            prewarm: vec![host()],
+            ..policy("")
+        };
+        let target = target(planned(None, &policy).expect("a plan"));
+        assert!(target.keys.contains_key(&host()) && target.must_write);
+        assert_eq!(planned(None, &self::policy("")), None);
+    }
+
+    #[test]
+    fn an_opt_out_is_marked_kept_fresh_for_the_grace_and_then_retired_or_removed() {
+        let (policy, said) = (policy(""), OptedIn::default());
+        let mut state = state(Some(hours(1)));
+        let first = plan(
+            &namespace(),
+            None,
+            Some(&Knowledge::Ours(state.clone())),
+            &policy,
+            NOW,
+        );
+        let first = first.expect("a plan");
+        assert_eq!((first.at, first.action), (NOW, Action::AskNamespace));
+        let leave = |state: &State, policy: &Policy| {
+            leaving(&namespace(), &said, state, policy, NOW).expect("a plan")
+        };
+        let marked = target(leave(&state, &policy));
+        let terms = |opted_out_at, retired| Terms::Whole {
+            opted_out_at: Some(opted_out_at),
+            retired,
+        };
+        assert_eq!((marked.terms, marked.must_write), (terms(NOW, false), true));
+        state.opted_out_at = Some(NOW - hours(1));
+        assert!(leave(&state, &policy).at > NOW, "kept fresh as before");
+        state.opted_out_at = Some(NOW - hours(25));
+        let retired = target(leave(&state, &policy));
+        assert_eq!(retired.terms, terms(NOW - hours(25), true));
+        assert!(retired.due.is_empty(), "nothing is minted for it any more");
+        let removes = Policy {
+            after_grace: AfterGrace::Remove,
+            ..policy.clone()
+        };
+        assert_eq!(leave(&state, &removes).action, Action::Remove);
+        state.retired = true;
+        let done = plan(
+            &namespace(),
+            None,
+            Some(&Knowledge::Ours(state)),
+            &policy,
+            NOW,
+        );
+        assert_eq!(done, None);
+    }
+
+    #[test]
+    fn pauses_double_up_to_five_minutes_and_jitter_only_shortens_them() {
+        for (failures, whole) in [(1, 1), (2, 2), (5, 16), (9, 256), (10, 300), (40, 300)] {
+            let pause = backoff(failures, "team");
+            let whole = Duration::from_secs(whole);
+            assert!(
+                pause <= whole && pause >= whole * 3 / 4,
+                "{failures}: {pause:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_queue_gives_the_most_urgent_of_those_that_are_due() {
+        let name = |text: &str| Namespace::parse(text).expect("valid");
+        let mut schedule = Schedule::default();
+        for (text, class, at) in [
+            ("due-late", Class::Due, -1),
+            ("due-early", Class::Due, -3),
+            ("intent-old", Class::Intent, -2),
+            ("intent-new", Class::Intent, 0),
+            ("changed", Class::Changed, 0),
+            ("later", Class::Intent, 1),
+            ("moved", Class::Intent, -9),
+            ("gone", Class::Intent, -9),
+        ] {
+            schedule.set(&name(text), class, NOW + hours(at));
+        }
+        assert_eq!(schedule.backlog(NOW), (7, Some(NOW - hours(9))));
+        schedule.set(&name("moved"), Class::Check, NOW);
+        schedule.remove(&name("gone"));
+        let order: Vec<String> = std::iter::from_fn(|| schedule.pop(NOW))
+            .map(|namespace| namespace.to_string())
+            .collect();
+        let expected = [
+            "intent-new",
+            "intent-old",
+            "changed",
+            "due-early",
+            "due-late",
+            "moved",
+        ];
+        assert_eq!(order, expected);
+        assert_eq!(schedule.next_at(), Some(NOW + hours(1)));
+    }
+}
