@@ -155,6 +155,11 @@ struct FileRefresh {
 type Wrong = (String, String);
 
 impl Config {
+    /// The file's if one is named; without one every value has its default.
+    pub fn of(path: Option<&Path>) -> Result<Self, ConfigError> {
+        path.map_or_else(|| Ok(Self::default()), Self::read)
+    }
+
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();

@@ -496,7 +496,6 @@ fn is_going_away(status: &kube::core::Status) -> bool {
 mod tests {
     use std::{
         convert::Infallible,
-        io,
         sync::atomic::{AtomicU16, Ordering::SeqCst},
     };
 
@@ -507,9 +506,9 @@ mod tests {
     use kube::client::Body;
     use serde_json::{Value, json};
     use tokio::time::sleep;
-    use tracing_subscriber::fmt::MakeWriter;
 
     use super::*;
+    use crate::telemetry::captured::Log;
 
     /// Answers that it never answers.
     const HANGS: u16 = 0;
@@ -787,8 +786,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_missing_right_is_told_to_the_log_once_and_costs_nothing_else() {
         let log = Log::default();
-        let subscriber = tracing_subscriber::fmt().with_writer(log.clone());
-        let _guard = tracing::subscriber::set_default(subscriber.finish());
+        let _guard = log.start();
         let bed = bed();
         bed.answers(403);
         for round in 0..3 {
@@ -798,8 +796,7 @@ mod tests {
             sleep(Duration::from_mins(1)).await;
             assert_eq!(bed.count(), 100, "in round {round}");
         }
-        let text = || String::from_utf8(log.0.lock().expect("a lock").clone()).expect("UTF-8");
-        assert_eq!(text().matches("cannot create events").count(), 1);
+        assert_eq!(log.count("cannot create events"), 1);
         assert_eq!(bed.dropped(), 0);
         // The next outage is told again.
         for (code, namespace) in [(201, "x"), (403, "y")] {
@@ -808,21 +805,19 @@ mod tests {
                 .tell(&self::namespace(namespace), &Happening::OptedIn);
             sleep(Duration::from_mins(1)).await;
         }
-        assert_eq!(text().matches("cannot create events").count(), 2);
+        assert_eq!(log.count("cannot create events"), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_namespace_that_is_gone_is_no_matter() {
         let log = Log::default();
-        let subscriber = tracing_subscriber::fmt().with_writer(log.clone());
-        let _guard = tracing::subscriber::set_default(subscriber.finish());
+        let _guard = log.start();
         let bed = bed();
         bed.answers(404);
         bed.events.tell(&namespace("gone"), &Happening::Retired);
         sleep(Duration::from_secs(1)).await;
         assert_eq!(bed.count(), 1);
-        let text = String::from_utf8(log.0.lock().expect("a lock").clone()).expect("UTF-8");
-        assert!(!text.contains("could not be written"), "{text}");
+        assert_eq!(log.count("could not be written"), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -898,29 +893,6 @@ mod tests {
                 assert!(!look.note.contains(&token[..40]), "{}", look.note);
                 assert!(!look.detail.contains(&token[..40]), "{}", look.detail);
             }
-        }
-    }
-
-    /// What is logged by this thread.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("a lock").extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl MakeWriter<'_> for Log {
-        type Writer = Self;
-
-        fn make_writer(&self) -> Self {
-            self.clone()
         }
     }
 }

@@ -42,18 +42,8 @@ pub enum Identity {
 pub struct Role {
     /// Which role.
     pub arn: RoleArn,
-    /// What its trust policy may ask for.
-    pub external_id: Option<String>,
-    /// The session's name, as AWS's own logs show it; one that STS takes.
-    pub session_name: String,
-    /// Session tags: policies can refer to them.
-    pub tags: BTreeMap<String, String>,
-    /// Whether the session may do no more than pull, whatever the role may do.
-    pub pull_only: bool,
-    /// How long the session lasts, in seconds.
-    pub duration_seconds: u32,
-    /// The region whose STS is asked; by default that of the surroundings, or the registry's.
-    pub sts_region: Option<Region>,
+    /// How, with every name put in.
+    pub manner: Manner,
 }
 
 /// The ARN of an IAM role.
@@ -109,20 +99,20 @@ pub struct RoleTemplate {
     pub manner: Manner,
 }
 
-/// How a role is assumed; the texts may have the asking namespace's name in them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How a role is assumed. In the configuration the texts may have the asking namespace's name in them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Manner {
-    /// See [`Role::external_id`].
+    /// What its trust policy may ask for.
     pub external_id: Option<String>,
-    /// See [`Role::session_name`]; made to fit what STS takes.
+    /// The session's name, as AWS's own logs show it; of a role, one that STS takes.
     pub session_name: String,
-    /// See [`Role::tags`].
+    /// Session tags: policies can refer to them.
     pub tags: BTreeMap<String, String>,
-    /// See [`Role::pull_only`].
+    /// Whether the session may do no more than pull, whatever the role may do.
     pub pull_only: bool,
-    /// See [`Role::duration_seconds`].
+    /// How long the session lasts, in seconds.
     pub duration_seconds: u32,
-    /// See [`Role::sts_region`].
+    /// The region whose STS is asked; by default that of the surroundings, or the registry's.
     pub sts_region: Option<Region>,
 }
 
@@ -277,8 +267,7 @@ impl RoleTemplate {
 impl Manner {
     fn role(&self, arn: RoleArn, namespace: &Namespace) -> Role {
         let fill_in = |text: &String| text.replace(NAMESPACE, namespace.as_str());
-        Role {
-            arn,
+        let manner = Self {
             external_id: self.external_id.as_ref().map(fill_in),
             session_name: session_name(&fill_in(&self.session_name)),
             tags: self
@@ -286,10 +275,9 @@ impl Manner {
                 .iter()
                 .map(|(key, value)| (key.clone(), fill_in(value)))
                 .collect(),
-            pull_only: self.pull_only,
-            duration_seconds: self.duration_seconds,
-            sts_region: self.sts_region.clone(),
-        }
+            ..self.clone()
+        };
+        Role { arn, manner }
     }
 }
 
@@ -368,12 +356,12 @@ impl Identity {
         let canonical = match self {
             Self::Ambient => "ambient".to_owned(),
             Self::Role(role) => {
-                let mut text = format!("role\n{}\n{}\n", role.arn, role.session_name);
+                let mut text = format!("role\n{}\n{}\n", role.arn, role.manner.session_name);
                 // Debug's quotes keep two fields from reading like one. Writing to a String can't fail.
                 let _ = write!(
                     text,
                     "{:?}\n{:?}\n{}",
-                    role.external_id, role.tags, role.pull_only
+                    role.manner.external_id, role.manner.tags, role.manner.pull_only
                 );
                 text
             }
@@ -467,18 +455,18 @@ mod tests {
         assert_eq!(plain.to_string(), "46caae5cd7d367d3", "secrets carry it");
         for changed in [
             role(|role| role.arn = RoleArn::parse(&test_arn("push")).expect("an ARN")),
-            role(|role| role.external_id = Some("x".into())),
-            role(|role| role.session_name = "other".into()),
-            role(|role| role.pull_only = true),
+            role(|role| role.manner.external_id = Some("x".into())),
+            role(|role| role.manner.session_name = "other".into()),
+            role(|role| role.manner.pull_only = true),
             role(|role| {
-                role.tags.insert("team".into(), "a".into());
+                role.manner.tags.insert("team".into(), "a".into());
             }),
         ] {
             assert_ne!(changed.hash(), plain, "{changed:?}");
         }
         for same in [
-            role(|role| role.duration_seconds = 900),
-            role(|role| role.sts_region = Region::parse("eu-west-1")),
+            role(|role| role.manner.duration_seconds = 900),
+            role(|role| role.manner.sts_region = Region::parse("eu-west-1")),
         ] {
             assert_eq!(same.hash(), plain, "{same:?}");
         }
@@ -499,9 +487,9 @@ mod tests {
         let namespace = Namespace::parse("team-a").expect("valid");
         let role = template.fill_in(&namespace).expect("a role");
         assert_eq!(role.arn.as_str(), test_arn("pull-team-a"));
-        assert_eq!(role.external_id.as_deref(), Some("prod/team-a"));
-        assert_eq!(role.session_name, "prod-team-a");
-        assert_eq!(role.tags["namespace"], "team-a");
+        assert_eq!(role.manner.external_id.as_deref(), Some("prod/team-a"));
+        assert_eq!(role.manner.session_name, "prod-team-a");
+        assert_eq!(role.manner.tags["namespace"], "team-a");
     }
 
     #[test]

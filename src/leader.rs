@@ -703,7 +703,6 @@ fn random() -> u64 {
 mod tests {
     use std::{
         convert::Infallible,
-        io,
         sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst},
     };
 
@@ -718,9 +717,9 @@ mod tests {
         task::JoinHandle,
         time::{advance, timeout_at},
     };
-    use tracing_subscriber::fmt::MakeWriter;
 
     use super::*;
+    use crate::telemetry::captured::Log;
 
     const DURATION: Duration = Duration::from_secs(15);
     const DEADLINE: Duration = Duration::from_secs(10);
@@ -994,41 +993,6 @@ mod tests {
 
     fn seconds(count: u64) -> Duration {
         Duration::from_secs(count)
-    }
-
-    /// What is logged by this thread while the guard lives.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("a lock").extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl MakeWriter<'_> for Log {
-        type Writer = Self;
-
-        fn make_writer(&self) -> Self {
-            self.clone()
-        }
-    }
-
-    impl Log {
-        fn start(&self) -> tracing::subscriber::DefaultGuard {
-            let subscriber = tracing_subscriber::fmt().with_writer(self.clone());
-            tracing::subscriber::set_default(subscriber.with_ansi(false).finish())
-        }
-
-        fn count(&self, text: &str) -> usize {
-            let log = self.0.lock().expect("a lock");
-            String::from_utf8_lossy(&log).matches(text).count()
-        }
     }
 
     #[tokio::test(start_paused = true)]

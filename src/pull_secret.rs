@@ -136,6 +136,16 @@ impl Existing {
         }
     }
 
+    /// The same with nothing in it trusted: somebody else wrote it.
+    #[must_use]
+    pub fn distrusted(self) -> Self {
+        Self {
+            state: None,
+            auths: BTreeMap::new(),
+            ..self
+        }
+    }
+
     /// Reads a Secret; one that is not ours is an error that says why.
     pub fn read(secret: &Secret) -> Result<Self, Foreign> {
         if !is_managed(&secret.metadata) {

@@ -59,6 +59,55 @@ fn is_safe(metadata: &Metadata<'_>) -> bool {
     !is_among(&SILENCED) && (*metadata.level() <= Level::INFO || !is_among(&CAPPED))
 }
 
+/// What one thread of a test logs.
+#[cfg(test)]
+pub(crate) mod captured {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use tracing::subscriber::{DefaultGuard, set_default};
+    use tracing_subscriber::fmt::MakeWriter;
+
+    /// What was logged while the guard of [`Log::start`] lived; clones share it.
+    #[derive(Clone, Default)]
+    pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        /// From now on, on this thread.
+        pub(crate) fn start(&self) -> DefaultGuard {
+            let subscriber = tracing_subscriber::fmt().with_writer(self.clone());
+            set_default(subscriber.with_ansi(false).finish())
+        }
+
+        /// How often a text was logged.
+        pub(crate) fn count(&self, text: &str) -> usize {
+            let log = self.0.lock().expect("a lock");
+            String::from_utf8_lossy(&log).matches(text).count()
+        }
+    }
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("a lock").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Log {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tracing::{enabled, subscriber::with_default};

@@ -384,6 +384,42 @@ async fn a_tampered_secret_is_put_right_with_all_its_hosts() {
     );
 }
 
+#[tokio::test]
+async fn edited_dates_are_put_right_and_not_believed() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("edited").await;
+    let client = bed.plane.pod_creator().await;
+    let object = pod("web", &image("eu-south-2"));
+    create(&client, &namespace, &object, false).await.unwrap();
+    let state_of = |secret: &Secret| {
+        secret.metadata.annotations.as_ref().unwrap()["ecr-injector.dev/state"].clone()
+    };
+    let before = state_of(&bed.pull_secret(&namespace).await.unwrap());
+
+    let mut forged: serde_json::Value = serde_json::from_str(&before).unwrap();
+    for host in forged["hosts"].as_object_mut().unwrap().values_mut() {
+        let later = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(725);
+        host["expiresAt"] = json!(later.to_string());
+    }
+    let secrets: Api<Secret> = Api::namespaced(bed.plane.admin().await, &namespace);
+    let annotations = json!({"ecr-injector.dev/state": forged.to_string()});
+    let patch = json!({"metadata": {"annotations": annotations}});
+    secrets
+        .patch(PULL_SECRET, &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
+    eventually(
+        "the dates are right again",
+        Duration::from_secs(5),
+        async || {
+            let object = pod(&unique("again"), &image("eu-south-2"));
+            create(&client, &namespace, &object, false).await.unwrap();
+            (state_of(&bed.pull_secret(&namespace).await.unwrap()) == before).then_some(())
+        },
+    )
+    .await;
+}
+
 fn unique(prefix: &str) -> String {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static NEXT: AtomicUsize = AtomicUsize::new(0);

@@ -89,10 +89,7 @@ struct Minted {
 impl Flags {
     /// Explains, tries if asked to, and fails if nobody would mint.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = self
-            .config
-            .as_deref()
-            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        let config = Config::of(self.config.as_deref())?;
         let trust = self.aws.trust()?;
         let (_, registry) = config.rules.aliases.resolve(&self.registry).with_context(|| {
             let public = Registry::parse_public(&self.registry).is_some();
@@ -204,14 +201,20 @@ impl Answer<'_> {
             }
             Ok(Identity::Role(role)) => {
                 lines.push(("identity", format!("role {}", role.arn)));
-                lines.push(("session", role.session_name.clone()));
-                lines.extend(role.external_id.clone().map(|id| ("external id", id)));
+                lines.push(("session", role.manner.session_name.clone()));
+                lines.extend(
+                    role.manner
+                        .external_id
+                        .clone()
+                        .map(|id| ("external id", id)),
+                );
                 let tags = role
+                    .manner
                     .tags
                     .iter()
                     .map(|(key, value)| ("tag", format!("{key}={value}")));
                 lines.extend(tags);
-                if role.pull_only {
+                if role.manner.pull_only {
                     lines.push(("may", "pull only".to_owned()));
                 }
             }
@@ -245,10 +248,10 @@ impl Answer<'_> {
             Ok(Identity::Role(role)) => json!({
                 "kind": "role",
                 "roleArn": role.arn.as_str(),
-                "sessionName": role.session_name,
-                "externalId": role.external_id,
-                "tags": role.tags,
-                "pullOnly": role.pull_only,
+                "sessionName": role.manner.session_name,
+                "externalId": role.manner.external_id,
+                "tags": role.manner.tags,
+                "pullOnly": role.manner.pull_only,
             }),
             Err(_) => Value::Null,
         };

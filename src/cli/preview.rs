@@ -102,10 +102,7 @@ enum Output {
 impl Flags {
     /// Reads everything, then decides, then writes: bad input never leaves half an output.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = self
-            .config
-            .as_deref()
-            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        let config = Config::of(self.config.as_deref())?;
         let sources = Source::of(&self.filenames)?;
         let mut documents = Vec::new();
         for source in &sources {

@@ -124,10 +124,7 @@ impl Flags {
         reason = "the one place where the parts are put together, in the order in which they start and end"
     )]
     async fn serve(self) -> anyhow::Result<ExitCode> {
-        let config = self
-            .config
-            .as_deref()
-            .map_or_else(|| Ok(Config::default()), Config::read)?;
+        let config = Config::of(self.config.as_deref())?;
         let trust = self.aws.trust()?;
         let tls = tls::server_config(&self.tls_cert, &self.tls_key, self.tls_min_version)?;
         let mut signals = Signals::listen().context("listening for signals")?;

@@ -70,6 +70,18 @@ impl Entry {
         Some(Existing::known(&self.uid, self.version, self.state()?))
     }
 
+    /// Whether we looked, and somebody else had changed it.
+    #[must_use]
+    pub fn is_tampered(&self) -> bool {
+        matches!(
+            self.knowledge,
+            Knowledge::Unverified {
+                since: Unverified::Tampered,
+                ..
+            }
+        )
+    }
+
     /// Whether there is such a Secret at all.
     #[must_use]
     pub fn is_there(&self) -> bool {
@@ -149,7 +161,7 @@ impl PullSecrets {
             }
         };
         let entry = entry(&secret.metadata, version, knowledge);
-        entries.insert(namespace.clone(), Arc::new(entry));
+        self.put(&mut entries, namespace, entry);
         drop(entries);
         self.0.changes.tell(namespace);
     }
@@ -161,7 +173,10 @@ impl PullSecrets {
 
     /// Forgets a namespace that is no more.
     pub fn forget_namespace(&self, namespace: &Namespace) {
-        self.entries().remove(namespace);
+        let removed = self.entries().remove(namespace);
+        if removed.is_some_and(|known| known.is_there()) {
+            self.0.metrics.pull_secrets.dec();
+        }
     }
 
     /// Keeps the store filled until the future is dropped.
@@ -170,31 +185,25 @@ impl PullSecrets {
         // The only list and watch that our role permits: of this one name.
         let config = watcher::Config::default().fields(&format!("metadata.name={secret_name}"));
         let mut list = List::default();
-        watch("pull secrets", api, config, |event| {
-            match event {
-                Event::Init => {
-                    list = List {
-                        known: self.versions(),
-                        listed: HashSet::new(),
-                    }
+        watch("pull secrets", api, config, |event| match event {
+            Event::Init => {
+                list = List {
+                    known: self.versions(),
+                    listed: HashSet::new(),
                 }
-                Event::InitApply(object) => {
-                    let since = Unverified::Listed;
-                    list.listed.extend(self.learn(&object.metadata, since));
-                }
-                Event::InitDone => {
-                    self.forget_unlisted(&std::mem::take(&mut list));
-                    synced.hold();
-                }
-                Event::Apply(object) => {
-                    self.learn(&object.metadata, Unverified::Changed);
-                }
-                Event::Delete(object) => self.forget(&object.metadata),
             }
-            self.0
-                .metrics
-                .pull_secrets
-                .set(i64::try_from(self.entries().len()).unwrap_or(i64::MAX));
+            Event::InitApply(object) => {
+                let since = Unverified::Listed;
+                list.listed.extend(self.learn(&object.metadata, since));
+            }
+            Event::InitDone => {
+                self.forget_unlisted(&std::mem::take(&mut list));
+                synced.hold();
+            }
+            Event::Apply(object) => {
+                self.learn(&object.metadata, Unverified::Changed);
+            }
+            Event::Delete(object) => self.forget(&object.metadata),
         })
         .await;
     }
@@ -218,7 +227,7 @@ impl PullSecrets {
                 Knowledge::Foreign(Foreign::Label)
             };
             let entry = entry(metadata, version, knowledge);
-            entries.insert(namespace.clone(), Arc::new(entry));
+            self.put(&mut entries, &namespace, entry);
             drop(entries);
             self.0.changes.tell(&namespace);
         }
@@ -246,7 +255,7 @@ impl PullSecrets {
             uid: Box::default(),
             knowledge: Knowledge::Gone(known.knowledge.before().cloned()),
         };
-        entries.insert(namespace.clone(), Arc::new(gone));
+        self.put(&mut entries, namespace, gone);
         let mut lost = self.0.lost.lock().unwrap_or_else(PoisonError::into_inner);
         while lost
             .front()
@@ -281,6 +290,21 @@ impl PullSecrets {
         for namespace in unlisted {
             self.lose(&namespace, u64::MAX);
         }
+    }
+
+    fn put(
+        &self,
+        entries: &mut HashMap<Namespace, Arc<Entry>>,
+        namespace: &Namespace,
+        entry: Entry,
+    ) {
+        let is_there = entry.is_there();
+        let before = entries.insert(namespace.clone(), Arc::new(entry));
+        match (before.is_some_and(|before| before.is_there()), is_there) {
+            (false, true) => self.0.metrics.pull_secrets.inc(),
+            (true, false) => self.0.metrics.pull_secrets.dec(),
+            _ => 0,
+        };
     }
 
     fn versions(&self) -> HashMap<Namespace, u64> {
@@ -335,13 +359,14 @@ fn version(metadata: &ObjectMeta) -> u64 {
 mod tests {
     use std::collections::BTreeMap;
 
-    use jiff::Timestamp;
+    use jiff::{SignedDuration, Timestamp};
 
     use super::*;
     use crate::{
         identity::Identity,
         pull_secret::{MANAGED_BY, MANAGED_BY_LABEL, PullSecret, Terms, Want},
         registry::Host,
+        token::Lifetime,
     };
 
     fn namespace() -> Namespace {
@@ -408,6 +433,42 @@ mod tests {
         );
         store.saw(&namespace(), &secret(8));
         assert_eq!(is_verified(&store), Some(true));
+    }
+
+    #[test]
+    fn edited_dates_over_the_same_data_are_seen_and_a_deleted_secret_is_not_counted() {
+        let store = store();
+        let counted = || store.0.metrics.pull_secrets.get();
+        let mut good = secret(7);
+        let state = |secret: &Secret| state_of(&secret.metadata).expect("a state");
+        let mut dated = state(&good);
+        let (host, entry) = dated.hosts.iter().next().expect("a host");
+        let (host, mut entry) = (host.clone(), entry.clone());
+        let set = |secret: &mut Secret, state: &State| {
+            let annotations = secret.metadata.annotations.as_mut().expect("annotations");
+            annotations.insert(crate::pull_secret::STATE_ANNOTATION.into(), state.to_text());
+        };
+        let life = |hours| Lifetime {
+            minted_at: Timestamp::UNIX_EPOCH,
+            expires_at: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours),
+        };
+        entry.lifetime = Some(life(1));
+        dated.hosts.insert(host.clone(), entry.clone());
+        set(&mut good, &dated);
+        store.saw(&namespace(), &good);
+        assert_eq!((is_verified(&store), counted()), (Some(true), 1));
+        let mut forged = good.clone();
+        forged.metadata.resource_version = Some("8".into());
+        entry.lifetime = Some(life(12));
+        dated.hosts.insert(host, entry);
+        set(&mut forged, &dated);
+        store.saw(&namespace(), &forged);
+        assert!(store.get(&namespace()).expect("known").is_tampered());
+        good.metadata.resource_version = Some("9".into());
+        store.saw(&namespace(), &good);
+        assert_eq!((is_verified(&store), counted()), (Some(true), 1));
+        store.forget(&metadata(10));
+        assert_eq!((is_verified(&store), counted()), (None, 0));
     }
 
     #[test]

@@ -226,13 +226,7 @@ impl Writer {
                 Some(known) if attempt == 1 && replaces_all(known, wanted, manner.terms) => {
                     known.existing()
                 }
-                _ => self
-                    .read(&api, namespace, deadline)
-                    .await?
-                    .as_ref()
-                    .map(Existing::read)
-                    .transpose()
-                    .map_err(EnsureError::Foreign)?,
+                _ => self.read_ours(&api, namespace, deadline).await?,
             };
             if let Some(existing) = existing
                 .as_ref()
@@ -334,6 +328,25 @@ impl Writer {
                         .get(host)
                         .is_some_and(|had| had.lifetime.is_none() || !is_public(host)))
         })
+    }
+
+    /// Reads the Secret for a merge. What the store knows better, such as dates that were edited, is not trusted.
+    async fn read_ours(
+        &self,
+        api: &Api<Secret>,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<Option<Existing>, EnsureError> {
+        let Some(secret) = self.read(api, namespace, deadline).await? else {
+            return Ok(None);
+        };
+        let existing = Existing::read(&secret).map_err(EnsureError::Foreign)?;
+        let known = self.0.secrets.get(namespace);
+        Ok(Some(if known.is_some_and(|known| known.is_tampered()) {
+            existing.distrusted()
+        } else {
+            existing
+        }))
     }
 
     async fn read(

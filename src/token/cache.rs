@@ -112,9 +112,6 @@ pub enum MintError {
     /// An answer to this call that holds no usable token.
     #[error("{0}: the answer can't be used: {1}")]
     Unusable(Call, MalformedReply),
-    /// The same of what stands in for ECR, where there is no call.
-    #[error("the answer can't be used: {0}")]
-    Malformed(MalformedReply),
     /// An answer that isn't one of AWS's.
     #[error("{0}: the answer is not one of AWS's")]
     NotAws(Call),
@@ -147,7 +144,7 @@ impl MintError {
             Self::Unreachable(..) => "unreachable",
             Self::Timeout(_) | Self::GaveUp => "timeout",
             Self::SessionExpired(..) => "session_expired",
-            Self::Unusable(..) | Self::Malformed(_) | Self::NotAws(_) => "malformed",
+            Self::Unusable(..) | Self::NotAws(_) => "malformed",
             Self::Request(..) => "request",
             Self::Deadline => "deadline",
             Self::Crashed => "crashed",
@@ -399,7 +396,8 @@ mod tests {
                 let now = self.clock.now();
                 let text = STANDARD.encode(format!("AWS:token-{call}"));
                 let expires_at = Some(now + SignedDuration::from_hours(12));
-                Token::decode(Some(&text), expires_at, None, now).map_err(MintError::Malformed)
+                Token::decode(Some(&text), expires_at, None, now)
+                    .map_err(|wrong| MintError::Unusable(Call::GetAuthorizationToken, wrong))
             }
             .boxed()
         }

@@ -70,17 +70,18 @@ impl Sessions {
             .await;
         // Tags with both parts can't be refused here; STS judges their texts.
         let tags = role
+            .manner
             .tags
             .iter()
             .filter_map(|(key, value)| Tag::builder().key(key).value(value).build().ok());
         let reply = client
             .assume_role()
             .role_arn(role.arn.as_str())
-            .role_session_name(&role.session_name)
-            .set_external_id(role.external_id.clone())
-            .duration_seconds(i32::try_from(role.duration_seconds).unwrap_or(i32::MAX))
+            .role_session_name(&role.manner.session_name)
+            .set_external_id(role.manner.external_id.clone())
+            .duration_seconds(i32::try_from(role.manner.duration_seconds).unwrap_or(i32::MAX))
             .set_tags(Some(tags.collect::<Vec<_>>()).filter(|tags| !tags.is_empty()))
-            .set_policy(role.pull_only.then(|| policy(key).to_owned()))
+            .set_policy(role.manner.pull_only.then(|| policy(key).to_owned()))
             .send()
             .await
             .map_err(|error| reason(call(), &error))?;
@@ -115,7 +116,12 @@ impl Sessions {
             .home
             .as_ref()
             .filter(|home| home.partition() == key.region.partition() && !key.endpoint.fips);
-        let region = role.sts_region.as_ref().or(home).unwrap_or(&key.region);
+        let region = role
+            .manner
+            .sts_region
+            .as_ref()
+            .or(home)
+            .unwrap_or(&key.region);
         Place {
             region: region.clone(),
             fips: key.endpoint.fips,

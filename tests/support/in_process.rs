@@ -19,7 +19,7 @@ use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::write::Writer;
 use ecr_injector::server::Admission;
 use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
-use ecr_injector::token::cache::{Mint, MintError, TokenCache};
+use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
 use ecr_injector::token::{Token, TokenKey};
 use ecr_injector::webhook::Webhook;
 use futures::future::BoxFuture;
@@ -241,7 +241,8 @@ impl Mint for FakeMint {
             let now = FixedClock::default().now();
             let text = BASE64_STANDARD.encode(format!("AWS:token-{call}"));
             let expires_at = Some(now + SignedDuration::from_hours(12));
-            Token::decode(Some(&text), expires_at, None, now).map_err(MintError::Malformed)
+            Token::decode(Some(&text), expires_at, None, now)
+                .map_err(|wrong| MintError::Unusable(Call::GetAuthorizationToken, wrong))
         })
     }
 }
