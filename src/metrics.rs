@@ -43,6 +43,15 @@ pub struct Metrics {
     lease_transitions: Family<TransitionLabels, Counter>,
     /// Events that were not written because too many waited.
     pub events_dropped: Counter,
+    refreshes: Family<ReasonLabels, Counter>,
+    refresh_failures: Family<ReasonLabels, Counter>,
+    heals: Family<ReasonLabels, Counter>,
+    /// Namespaces that are due now.
+    pub queue_depth: Gauge,
+    /// Namespaces that wait for a token.
+    pub waiting: Gauge,
+    /// By how much.
+    pub oldest_overdue: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -106,6 +115,12 @@ impl Default for Metrics {
             leader: Gauge::default(),
             lease_transitions: Family::default(),
             events_dropped: Counter::default(),
+            refreshes: Family::default(),
+            refresh_failures: Family::default(),
+            heals: Family::default(),
+            queue_depth: Gauge::default(),
+            waiting: Gauge::default(),
+            oldest_overdue: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -268,6 +283,19 @@ impl Metrics {
         self.lease_transitions
             .get_or_create(&TransitionLabels { to })
             .inc();
+    }
+
+    /// stub
+    pub fn refreshed(&self, reason: &'static str) {
+        self.refreshes.get_or_create(&ReasonLabels { reason }).inc();
+    }
+    /// stub
+    pub fn refresh_failed(&self, reason: &'static str) {
+        self.refresh_failures.get_or_create(&ReasonLabels { reason }).inc();
+    }
+    /// stub
+    pub fn healed(&self, reason: &'static str) {
+        self.heals.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Everything, in the `OpenMetrics` text format.

@@ -91,9 +91,9 @@ impl Knowledge {
 /// How a pull secret came to be unverified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unverified {
-    /// It was there when we began to watch.
+    /// It was there when we began to watch, or was written while another replica led.
     Listed,
-    /// Somebody wrote it while we watched.
+    /// Somebody wrote it while we led.
     Changed,
     /// We looked, and its data are not what its state says.
     Tampered,

@@ -142,7 +142,9 @@ impl Lifetime {
             && self.expires_at.duration_since(now) <= MAX_LIFE + CLOCK_SKEW
     }
 
-    fn has_used(&self, percent: i64, now: Timestamp) -> bool {
+    /// Whether so many per cent of its life are gone at `now`.
+    #[must_use]
+    pub fn has_used(&self, percent: i64, now: Timestamp) -> bool {
         let life = self.expires_at.duration_since(self.minted_at).as_secs();
         now.duration_since(self.minted_at).as_secs() * 100 >= life * percent
     }

@@ -26,7 +26,7 @@ struct Inner {
 impl Changes {
     /// Something about a namespace or its pull secret has changed.
     pub fn tell(&self, namespace: &Namespace) {
-        if self.0.listening.load(Ordering::Acquire) && self.changed().insert(namespace.clone()) {
+        if self.are_heard() && self.changed().insert(namespace.clone()) {
             self.0.news.notify_one();
         }
     }
@@ -35,6 +35,12 @@ impl Changes {
     pub fn listen(&self) {
         self.changed().clear();
         self.0.listening.store(true, Ordering::Release);
+    }
+
+    /// Whether anybody listens: whether this replica leads.
+    #[must_use]
+    pub fn are_heard(&self) -> bool {
+        self.0.listening.load(Ordering::Acquire)
     }
 
     /// From now on changes are not kept.

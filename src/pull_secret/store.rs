@@ -38,6 +38,16 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What is known of one version of a pull secret.
+    #[must_use]
+    pub fn new(version: u64, uid: &str, knowledge: Knowledge) -> Self {
+        Self {
+            version,
+            uid: uid.into(),
+            knowledge,
+        }
+    }
+
     /// The facts for a decision.
     #[must_use]
     pub fn facts(&self) -> SecretFacts<'_> {
@@ -201,7 +211,13 @@ impl PullSecrets {
                 synced.hold();
             }
             Event::Apply(object) => {
-                self.learn(&object.metadata, Unverified::Changed);
+                // While another replica leads, most writes are its own: no news to whoever leads next.
+                let since = if self.0.changes.are_heard() {
+                    Unverified::Changed
+                } else {
+                    Unverified::Listed
+                };
+                self.learn(&object.metadata, since);
             }
             Event::Delete(object) => self.forget(&object.metadata),
         })

@@ -21,6 +21,9 @@ use crate::{
 
 /// A credential is due once this share of its life is gone, in thousandths: when the token cache mints anew.
 const DUE_FROM: u64 = 250;
+/// What is so far is renewed together with what is due, in per cent: hosts whose tokens were minted seconds apart would
+/// otherwise cost a write each.
+pub const TOGETHER_FROM_PERCENT: i64 = 24;
 /// Due times are spread over so many thousandths after that, so that ten thousand writes don't fall into one moment.
 const SPREAD: u64 = 50;
 /// The first pause after a failure; it doubles up to [`BACKOFF_CEILING`].
@@ -273,6 +276,10 @@ pub fn leaving(
             plan.at = now;
         }
     }
+    if !is_over {
+        let end = since.saturating_add(policy.grace);
+        plan.at = plan.at.min(end.unwrap_or(Timestamp::MAX));
+    }
     Some(plan)
 }
 
@@ -342,7 +349,10 @@ impl Policy {
             let lifetime = entry
                 .filter(|entry| entry.identity == key.identity.hash())
                 .and_then(|entry| entry.lifetime);
-            if lifetime.is_none_or(|life| due_at(&life, namespace, now) <= now) {
+            if lifetime.is_none_or(|life| {
+                life.has_used(TOGETHER_FROM_PERCENT, now)
+                    || life.freshness(now) == Freshness::Expired
+            }) {
                 due.insert(host.clone());
             }
             // A new host is written as an intent even if no token can be had; an expired public one is taken out.
@@ -508,6 +518,12 @@ impl Schedule {
             .first()
             .map(|(_, _, namespace)| self.slots[namespace].at);
         ready.or(self.later.first().map(|(at, _)| *at))
+    }
+
+    /// How many are due at `now`.
+    pub fn due(&mut self, now: Timestamp) -> usize {
+        self.wake(now);
+        self.ready.len()
     }
 
     /// How many are due at `now`, and since when the one that waits longest is.

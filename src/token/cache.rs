@@ -251,9 +251,16 @@ impl TokenCache {
             .unwrap_or(Err(MintError::Deadline))
     }
 
-    async fn usable(&self, key: &TokenKey) -> Option<Arc<Token>> {
+    /// A token that can be used now, if there is one in memory. Nothing is minted.
+    pub async fn usable(&self, key: &TokenKey) -> Option<Arc<Token>> {
         let token = self.0.tokens.get(key).await?;
         (token.lifetime().freshness(self.0.clock.now()) != Freshness::Expired).then_some(token)
+    }
+
+    /// A new token, whatever there is in memory and whatever has failed before: when to try is the caller's to know. Who asks
+    /// while a flight is under way gets what that brings.
+    pub async fn renew(&self, key: &TokenKey) -> Result<Arc<Token>, MintError> {
+        self.flight(key).await
     }
 
     /// The flight for a key, started if there is none. It runs in a task of its own: nobody's giving up ends it.

@@ -9,6 +9,7 @@
 //! | [`in_process`] | the webhook inside the test's own process, where time can be paused |
 //! | [`fake_api`] | an API server in memory, for [`in_process`] |
 //! | [`tls`] | both ends of TLS, for [`in_process`] |
+//! | [`sim`] | a cluster and an AWS of the imagination, for the refresher on a paused clock |
 //! | [`wire`] | a client that may be slow, wrong or hostile |
 //! | [`balancer`] | the Service in front of several of them (there is no kube-proxy) |
 //! | [`installation`] | `deploy/`, as a cluster admin installs it |
@@ -50,6 +51,7 @@ pub mod installation;
 pub mod own_runtime;
 pub mod pods;
 pub mod rewriter;
+pub mod sim;
 pub mod tls;
 pub mod webhook;
 pub mod wire;

@@ -1,0 +1,798 @@
+//! One term's work: what is due is taken from the schedule and done, and what comes of it is planned anew.
+//!
+//! One task owns all of it. Calls run beside it, at most [`MAX_UNDER_WAY`] at a time, each with a deadline; a namespace has
+//! at most one. A write never waits for AWS: a namespace whose token isn't there is set aside until it is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use jiff::{SignedDuration, Timestamp};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Parts, Sweep, Swept,
+    keys::{Keys, Standing},
+    pace::Pace,
+    schedule::{
+        Action, Class, Healing, Plan, Schedule, TOGETHER_FROM_PERCENT, Target, backoff, leaving,
+        plan,
+    },
+    telling::Telling,
+};
+use crate::{
+    leader::Leadership,
+    namespace::{
+        Namespace, OptedIn,
+        store::{Look, ReadError},
+    },
+    pull_secret::{
+        Knowledge, Terms, Unverified, Want,
+        state::State,
+        write::{EnsureError, Manner, Written},
+    },
+    registry::Host,
+    token::{
+        Freshness, MalformedReply, Token, TokenKey,
+        cache::{Call, MintError},
+    },
+};
+
+/// Calls to the API server under way at the same time.
+const MAX_UNDER_WAY: usize = 16;
+/// How long the work for one namespace may take, all its calls together.
+const WORK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest sleep: after a suspend or a step of the clock it takes no longer to notice.
+const MAX_SLEEP: Duration = Duration::from_secs(10);
+/// The clocks differ by more than this only if the machine slept or its clock was set.
+const CLOCK_STEP: Duration = Duration::from_secs(30);
+/// How long the answer is good that a namespace is opted out.
+const ANSWER_GOOD_FOR: Duration = Duration::from_mins(1);
+/// Namespaces that are taken up before the loop looks at what has come in meanwhile.
+const AT_ONCE: usize = 256;
+/// How often the backlog is counted.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// Repairs of one pull secret in this time…
+const FIGHT_WINDOW: Duration = Duration::from_mins(10);
+/// …that make it a fight.
+const FIGHT_FROM: usize = 3;
+/// The first pause in a fight, as failures in a row: 16 s.
+const FIGHT_BACKOFF: u32 = 5;
+
+/// What the work is for.
+#[derive(Debug)]
+pub(super) enum Scope {
+    /// A leader's: all namespaces, until the term ends.
+    Everything,
+    /// One sweep.
+    Once(Sweep),
+}
+
+/// Told how many are done, and of how many.
+type Progress<'a> = &'a (dyn Fn(usize, usize) + Send + Sync);
+
+/// One term's work.
+pub(super) struct Work<'a> {
+    parts: Arc<Parts>,
+    term: Leadership,
+    scope: Scope,
+    progress: Option<Progress<'a>>,
+    telling: Telling,
+    writes: Schedule,
+    reads: Schedule,
+    write_pace: Pace,
+    read_pace: Pace,
+    keys: Keys,
+    under_way: HashSet<Namespace>,
+    troubles: HashMap<Namespace, Trouble>,
+    heals: HashMap<Namespace, VecDeque<Instant>>,
+    /// Namespaces that were found to be opted out, and when.
+    answers: HashMap<Namespace, (OptedIn, Instant)>,
+    opted_in: HashSet<Namespace>,
+    /// A sweep's: what is still to be renewed although it isn't due.
+    forced: HashSet<Namespace>,
+    results: BTreeMap<Namespace, Swept>,
+    tasks: JoinSet<(Namespace, Done)>,
+    mints: JoinSet<(TokenKey, Result<Arc<Token>, MintError>)>,
+    clocks: (Instant, Timestamp),
+    counted: Option<Instant>,
+}
+
+/// A namespace for which something failed.
+#[derive(Debug)]
+struct Trouble {
+    failures: u32,
+    until: Instant,
+}
+
+/// What came of a call.
+enum Done {
+    Wrote(Box<Target>, Class, Result<Written, EnsureError>),
+    Looked(Result<(), EnsureError>),
+    Asked(Result<Look, ReadError>),
+    Removed(Result<(), EnsureError>),
+    Crashed,
+}
+
+/// The kinds of work, to tell whether one led to the same again.
+#[derive(PartialEq, Eq)]
+enum Kind {
+    Write,
+    Look,
+    Ask,
+    Remove,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(
+        parts: Arc<Parts>,
+        term: Leadership,
+        scope: Scope,
+        progress: Option<Progress<'a>>,
+    ) -> Self {
+        let now = Instant::now();
+        let mut work = Self {
+            telling: Telling::new(parts.metrics.clone(), parts.events.clone()),
+            writes: Schedule::default(),
+            reads: Schedule::default(),
+            write_pace: Pace::new(parts.writes_per_second, now),
+            read_pace: Pace::new(parts.writes_per_second, now),
+            keys: Keys::default(),
+            under_way: HashSet::new(),
+            troubles: HashMap::new(),
+            heals: HashMap::new(),
+            answers: HashMap::new(),
+            opted_in: HashSet::new(),
+            forced: HashSet::new(),
+            results: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            mints: JoinSet::new(),
+            clocks: (now, parts.clock.now()),
+            counted: None,
+            parts,
+            term,
+            scope,
+            progress,
+        };
+        let names = work.names();
+        let said = |name: &&Namespace| work.parts.store.said(name).is_some();
+        work.opted_in = names.iter().filter(said).cloned().collect();
+        if let Scope::Once(sweep) = &work.scope {
+            work.results = names.iter().map(|name| (name.clone(), swept(name))).collect();
+            if sweep.renews_all {
+                work.forced = names.into_iter().collect();
+            }
+        }
+        work
+    }
+
+    /// The namespaces that it is about.
+    pub(super) fn names(&self) -> Vec<Namespace> {
+        let mut names = self.parts.store.names();
+        names.retain(|name| self.is_for(name));
+        names
+    }
+
+    fn is_for(&self, namespace: &Namespace) -> bool {
+        match &self.scope {
+            Scope::Everything => true,
+            Scope::Once(sweep) => sweep
+                .namespaces
+                .as_ref()
+                .is_none_or(|names| names.contains(namespace)),
+        }
+    }
+
+    /// Works until the term is over, or until a sweep has nothing left to do; then waits for what is under way.
+    pub(super) async fn run(&mut self) {
+        self.consider_all();
+        while self.term.holds() {
+            self.tick().await;
+            self.take_up_what_is_due().await;
+            if matches!(self.scope, Scope::Once(_)) && self.is_settled() {
+                break;
+            }
+            let wake = self.next_wake();
+            tokio::select! {
+                () = self.term.lost() => break,
+                changed = self.parts.changes.next() => {
+                    for namespace in changed {
+                        self.changed(&namespace);
+                    }
+                }
+                Some(done) = self.tasks.join_next() => self.finished_all(done.ok()),
+                Some(Ok((key, minted))) = self.mints.join_next() => self.minted(&key, minted),
+                () = sleep_until(wake) => {}
+            }
+        }
+        // The fence lets nothing more out, so this is the wait for answers.
+        while self.tasks.join_next().await.is_some() {}
+        self.telling.backlog(0, 0, Duration::ZERO);
+    }
+
+    /// What a sweep did.
+    pub(super) fn into_results(self) -> Vec<Swept> {
+        let now = self.parts.clock.now();
+        let plans: Vec<bool> = self
+            .results
+            .keys()
+            .map(|namespace| {
+                self.plan(namespace, now)
+                    .is_none_or(|plan| plan.at > now)
+            })
+            .collect();
+        let results = self.results.into_values().zip(plans);
+        results
+            .map(|(swept, is_done)| Swept { is_done, ..swept })
+            .collect()
+    }
+
+    fn consider_all(&mut self) {
+        for namespace in self.names() {
+            self.consider(&namespace);
+        }
+    }
+
+    /// The watches saw something.
+    fn changed(&mut self, namespace: &Namespace) {
+        let is_opted_in = self.parts.store.said(namespace).is_some();
+        if !is_opted_in {
+            self.opted_in.remove(namespace);
+        } else if self.opted_in.insert(namespace.clone()) && matches!(self.scope, Scope::Everything)
+        {
+            self.answers.remove(namespace);
+            self.telling.opted_in(namespace);
+        }
+        self.consider(namespace);
+    }
+
+    /// What is to be done for a namespace.
+    pub(super) fn plan(&self, namespace: &Namespace, now: Timestamp) -> Option<Plan> {
+        let said = self.parts.store.said(namespace);
+        let entry = self.parts.store.secret(namespace);
+        let known = entry.as_deref().map(|entry| entry.knowledge());
+        let policy = &self.parts.policy;
+        let mut planned = plan(namespace, said.as_ref(), known, policy, now)?;
+        if planned.action == Action::AskNamespace
+            && planned.at <= now
+            && let Some((said, at)) = self.answers.get(namespace)
+            && at.elapsed() < ANSWER_GOOD_FOR
+        {
+            planned = leaving(namespace, said, known.and_then(claimed)?, policy, now)?;
+        }
+        if self.forced.contains(namespace)
+            && let Action::Write(target) = &mut planned.action
+        {
+            target.due = target.keys.keys().cloned().collect();
+            planned.at = now;
+        }
+        Some(planned)
+    }
+
+    /// Plans a namespace anew. While something is under way for it, that waits.
+    fn consider(&mut self, namespace: &Namespace) {
+        if self.under_way.contains(namespace) || !self.is_for(namespace) {
+            return;
+        }
+        let now = self.parts.clock.now();
+        let planned = self.plan(namespace, now);
+        if let Some(Knowledge::Foreign(why)) = self
+            .parts
+            .store
+            .secret(namespace)
+            .as_deref()
+            .map(|entry| entry.knowledge())
+            && self.opted_in.contains(namespace)
+        {
+            self.telling.foreign(namespace, *why);
+        }
+        match planned {
+            Some(planned) => self.set(namespace, &planned, now),
+            None => self.unset(namespace),
+        }
+    }
+
+    fn set(&mut self, namespace: &Namespace, planned: &Plan, now: Timestamp) {
+        let pause = self.troubles.get(namespace).map(|trouble| {
+            let left = trouble.until.saturating_duration_since(Instant::now());
+            SignedDuration::try_from(left).unwrap_or_default()
+        });
+        let earliest = now.saturating_add(pause.unwrap_or_default());
+        let at = planned.at.max(earliest.unwrap_or(now));
+        let (one, other) = match planned.action {
+            Action::Look | Action::AskNamespace => (&mut self.reads, &mut self.writes),
+            Action::Write(_) | Action::Remove => (&mut self.writes, &mut self.reads),
+        };
+        other.remove(namespace);
+        one.set(namespace, planned.class, at);
+    }
+
+    fn unset(&mut self, namespace: &Namespace) {
+        self.writes.remove(namespace);
+        self.reads.remove(namespace);
+        self.troubles.remove(namespace);
+    }
+
+    /// Begins as much of what is due as may be under way, at its pace.
+    async fn take_up_what_is_due(&mut self) {
+        for _ in 0..AT_ONCE {
+            if self.under_way.len() >= MAX_UNDER_WAY || !self.term.holds() {
+                return;
+            }
+            let (now, instant) = (self.parts.clock.now(), Instant::now());
+            if self.write_pace.next() <= instant
+                && let Some(namespace) = self.writes.pop(now)
+            {
+                self.take_up_write(&namespace, now).await;
+            } else if self.read_pace.next() <= instant
+                && let Some(namespace) = self.reads.pop(now)
+            {
+                self.take_up_read(&namespace, now);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn take_up_read(&mut self, namespace: &Namespace, now: Timestamp) {
+        let Some(planned) = self.plan(namespace, now) else {
+            return;
+        };
+        let is_due = planned.at <= now;
+        let (parts, name) = (self.parts.clone(), namespace.clone());
+        let deadline = Instant::now() + WORK_TIMEOUT;
+        let call: BoxFuture<'static, Done> = match planned.action {
+            Action::Look if is_due => {
+                async move { Done::Looked(parts.store.look(&name, deadline).await) }.boxed()
+            }
+            Action::AskNamespace if is_due => {
+                async move { Done::Asked(parts.store.ask(&name, deadline).await) }.boxed()
+            }
+            _ => return self.set(namespace, &planned, now),
+        };
+        self.read_pace.take(Instant::now());
+        self.spawn(namespace, call);
+    }
+
+    async fn take_up_write(&mut self, namespace: &Namespace, now: Timestamp) {
+        let Some(planned) = self.plan(namespace, now) else {
+            return;
+        };
+        if planned.at > now {
+            return self.set(namespace, &planned, now);
+        }
+        let (parts, name, term) = (self.parts.clone(), namespace.clone(), self.term.clone());
+        let deadline = Instant::now() + WORK_TIMEOUT;
+        let call = match planned.action {
+            Action::Remove => async move {
+                Done::Removed(parts.store.remove(&name, &term, deadline).await)
+            }
+            .boxed(),
+            Action::Write(target) => {
+                let Some(wanted) = self.wanted(namespace, &target, now).await else {
+                    return;
+                };
+                let class = planned.class;
+                async move {
+                    let manner = Manner {
+                        terms: target.terms,
+                        replaces_tampered: target.heals == Some(Healing::Changed),
+                        fence: &term,
+                    };
+                    let written = parts.store.write(&name, &wanted, manner, deadline).await;
+                    Done::Wrote(Box::new(target), class, written)
+                }
+                .boxed()
+            }
+            Action::Look | Action::AskNamespace => {
+                return self.set(namespace, &planned, now);
+            }
+        };
+        self.write_pace.take(Instant::now());
+        self.spawn(namespace, call);
+    }
+
+    fn spawn(&mut self, namespace: &Namespace, call: BoxFuture<'static, Done>) {
+        self.under_way.insert(namespace.clone());
+        let namespace = namespace.clone();
+        self.tasks.spawn(async move {
+            let done = AssertUnwindSafe(call).catch_unwind().await;
+            (namespace, done.unwrap_or(Done::Crashed))
+        });
+    }
+
+    /// What to write, with the tokens that there are. `None` if nothing would be better by it: then the namespace waits for
+    /// the tokens that it lacks.
+    async fn wanted(
+        &mut self,
+        namespace: &Namespace,
+        target: &Target,
+        now: Timestamp,
+    ) -> Option<BTreeMap<Host, Want>> {
+        let entry = self.parts.store.secret(namespace);
+        let state = entry.as_deref().and_then(|entry| claimed(entry.knowledge()));
+        let mut wanted = BTreeMap::new();
+        let mut lacking = BTreeSet::new();
+        let mut improves = target.must_write;
+        for (host, key) in &target.keys {
+            let token = self.parts.tokens.usable(key).await;
+            if target.due.contains(host) {
+                if !token.as_ref().is_some_and(|token| is_new(token, now)) {
+                    lacking.insert(key.clone());
+                }
+                let had = state
+                    .and_then(|state| state.hosts.get(host))
+                    .filter(|had| had.identity == key.identity.hash())
+                    .and_then(|had| had.lifetime)
+                    .filter(|life| life.freshness(now) != Freshness::Expired);
+                improves |= token.as_ref().is_some_and(|token| {
+                    had.is_none_or(|had| had.expires_at < token.lifetime().expires_at)
+                });
+            }
+            let identity = key.identity.hash();
+            wanted.insert(host.clone(), Want { identity, token });
+        }
+        for key in &lacking {
+            self.want_token(key);
+        }
+        let instant = Instant::now();
+        let mut waits = false;
+        for key in &lacking {
+            match self.keys.standing(key, instant) {
+                Standing::Failing(error) => self.telling.waits(namespace, error),
+                Standing::Minting | Standing::Free => waits = true,
+            }
+        }
+        if !waits && (lacking.is_empty() || improves) {
+            return Some(wanted);
+        }
+        for key in &lacking {
+            self.keys.wait(key, namespace);
+        }
+        if let Some(at) = target.drop_at(state).filter(|at| *at > now) {
+            self.writes.set(namespace, Class::Due, at);
+        }
+        None
+    }
+
+    /// Has a token minted, unless it is being minted or can't be had.
+    fn want_token(&mut self, key: &TokenKey) {
+        if matches!(
+            self.keys.standing(key, Instant::now()),
+            Standing::Free
+        ) {
+            self.keys.start(key);
+            let (tokens, key) = (self.parts.tokens.clone(), key.clone());
+            self.mints.spawn(async move {
+                let minted = tokens.renew(&key).await;
+                (key, minted)
+            });
+        }
+    }
+
+    fn minted(&mut self, key: &TokenKey, minted: Result<Arc<Token>, MintError>) {
+        let now = self.parts.clock.now();
+        let useless = || {
+            let call = Call::GetAuthorizationToken;
+            MintError::Unusable(call, MalformedReply::Expired)
+        };
+        let minted = minted.and_then(|token| is_new(&token, now).then_some(()).ok_or_else(useless));
+        match minted {
+            Ok(()) => self.landed(key),
+            Err(error) => {
+                let (asking, pause) = self.keys.failed(key, error.clone(), Instant::now());
+                self.telling.no_token(key, &error, pause);
+                for namespace in asking {
+                    self.result(&namespace, |swept| {
+                        swept.error = Some(error.to_string());
+                    });
+                    self.consider(&namespace);
+                }
+            }
+        }
+    }
+
+    fn landed(&mut self, key: &TokenKey) {
+        let (waiting, failures) = self.keys.landed(key);
+        if failures > 0 {
+            self.telling.token_again(key, failures, waiting.len());
+        }
+        for namespace in waiting {
+            self.consider(&namespace);
+        }
+    }
+
+    fn finished_all(&mut self, first: Option<(Namespace, Done)>) {
+        let mut next = first;
+        while let Some((namespace, done)) = next {
+            self.finished(&namespace, done);
+            next = self.tasks.try_join_next().and_then(Result::ok);
+        }
+    }
+
+    fn finished(&mut self, namespace: &Namespace, done: Done) {
+        self.under_way.remove(namespace);
+        let kind = match done {
+            Done::Wrote(target, class, Ok(written)) => {
+                if written == Written::Done {
+                    self.wrote(namespace, &target, class);
+                }
+                self.forced.remove(namespace);
+                Some(Kind::Write)
+            }
+            Done::Looked(Ok(())) => Some(Kind::Look),
+            Done::Removed(Ok(())) => {
+                self.telling.removed(namespace);
+                self.result(namespace, |swept| swept.written = true);
+                Some(Kind::Remove)
+            }
+            Done::Asked(Ok(answer)) => {
+                match answer {
+                    // The watch will say so too.
+                    Look::OptedIn(_) => {}
+                    Look::OptedOut(said) => {
+                        let answer = (said, Instant::now());
+                        self.answers.insert(namespace.clone(), answer);
+                    }
+                    Look::Absent => self.parts.store.forget(namespace),
+                }
+                Some(Kind::Ask)
+            }
+            Done::Wrote(_, _, Err(error))
+            | Done::Looked(Err(error))
+            | Done::Removed(Err(error)) => {
+                self.failed(namespace, &error);
+                None
+            }
+            Done::Asked(Err(error)) => {
+                self.trouble(namespace);
+                self.telling.unread(namespace, &error);
+                self.result(namespace, |swept| swept.error = Some(error.to_string()));
+                None
+            }
+            Done::Crashed => {
+                self.failed(namespace, &EnsureError::Crashed);
+                None
+            }
+        };
+        if let Some(kind) = kind {
+            self.went_well(namespace, &kind);
+        }
+        self.consider(namespace);
+        self.report_progress();
+    }
+
+    /// What went well and yet is to be done again at once would be done for ever.
+    fn went_well(&mut self, namespace: &Namespace, kind: &Kind) {
+        let now = self.parts.clock.now();
+        let planned = self.plan(namespace, now).filter(|plan| plan.at <= now);
+        match planned {
+            Some(planned) if kind_of(&planned.action) == *kind => {
+                self.trouble(namespace);
+            }
+            Some(_) => {}
+            None => {
+                if !self.is_in_a_fight(namespace) {
+                    self.troubles.remove(namespace);
+                    self.telling.is_well(namespace);
+                }
+                self.result(namespace, |swept| swept.error = None);
+            }
+        }
+    }
+
+    fn wrote(&mut self, namespace: &Namespace, target: &Target, class: Class) {
+        let reason = match (target.heals, target.terms, class) {
+            (Some(_), ..) => "healed",
+            (None, Terms::Whole { retired: true, .. }, _) => "retired",
+            (None, _, Class::Intent) => "intent",
+            (None, _, Class::Changed) => "new",
+            (None, _, Class::Due | Class::Check) => "due",
+        };
+        self.telling.wrote(namespace, target, reason);
+        self.result(namespace, |swept| swept.written = true);
+        match target.terms {
+            Terms::Whole { retired: true, .. } => self.telling.retired(namespace),
+            Terms::Whole {
+                opted_out_at: Some(since),
+                ..
+            } if self.answers.get(namespace).is_some_and(|_| {
+                self.parts.clock.now().duration_since(since) < SignedDuration::from_mins(1)
+            }) =>
+            {
+                let grace = Duration::try_from(self.parts.policy.grace).unwrap_or_default();
+                self.telling.opted_out(namespace, grace);
+            }
+            Terms::Whole { .. } | Terms::Add => {}
+        }
+        if target.heals.is_some() {
+            self.healed(namespace);
+        }
+    }
+
+    /// Whoever changes it again and again is not to be answered each time.
+    fn healed(&mut self, namespace: &Namespace) {
+        let now = Instant::now();
+        let heals = self.heals.entry(namespace.clone()).or_default();
+        heals.push_back(now);
+        while heals
+            .front()
+            .is_some_and(|at| now.duration_since(*at) > FIGHT_WINDOW)
+        {
+            heals.pop_front();
+        }
+        if let Some(over) = heals.len().checked_sub(FIGHT_FROM) {
+            let times = u32::try_from(heals.len()).unwrap_or(u32::MAX);
+            let failures = FIGHT_BACKOFF.saturating_add(u32::try_from(over).unwrap_or(u32::MAX));
+            let pause = backoff(failures, namespace.as_str());
+            let until = now + pause;
+            self.troubles
+                .insert(namespace.clone(), Trouble { failures, until });
+            self.telling.fight(namespace, times, pause);
+        }
+    }
+
+    fn is_in_a_fight(&self, namespace: &Namespace) -> bool {
+        let heals = self.heals.get(namespace);
+        heals.is_some_and(|heals| heals.len() >= FIGHT_FROM)
+    }
+
+    fn failed(&mut self, namespace: &Namespace, error: &EnsureError) {
+        self.result(namespace, |swept| swept.error = Some(error.to_string()));
+        if matches!(error, EnsureError::NotLeading) {
+            return;
+        }
+        let times = self.trouble(namespace);
+        self.telling.failed(namespace, error, times);
+    }
+
+    /// Something failed for a namespace once more; tells how often in a row.
+    fn trouble(&mut self, namespace: &Namespace) -> u32 {
+        let now = Instant::now();
+        let trouble = self
+            .troubles
+            .entry(namespace.clone())
+            .or_insert(Trouble {
+                failures: 0,
+                until: now,
+            });
+        trouble.failures = trouble.failures.saturating_add(1);
+        trouble.until = now + backoff(trouble.failures, namespace.as_str());
+        trouble.failures
+    }
+
+    /// What time brings: tokens to be tried again, clocks that went apart, figures.
+    async fn tick(&mut self) {
+        let (instant, now) = (Instant::now(), self.parts.clock.now());
+        let by_clock = now.duration_since(self.clocks.1);
+        let by_time = SignedDuration::try_from(instant.duration_since(self.clocks.0));
+        let apart = by_clock - by_time.unwrap_or(by_clock);
+        if apart.unsigned_abs() > CLOCK_STEP {
+            tracing::info!(seconds = apart.as_secs(), "the clock was set or the machine slept; all is planned anew");
+            self.keys.hurry(instant);
+            self.consider_all();
+        }
+        self.clocks = (instant, now);
+        if self.counted.is_some_and(|at| at.elapsed() < COUNT_EVERY) {
+            self.retry(instant);
+            return;
+        }
+        self.counted = Some(instant);
+        // An admission may have had more luck.
+        for key in self.keys.failing() {
+            let token = self.parts.tokens.usable(&key).await;
+            if token.is_some_and(|token| is_new(&token, now)) {
+                self.landed(&key);
+            }
+        }
+        self.retry(instant);
+        self.heals.retain(|_, heals| {
+            heals.back().is_some_and(|at| at.elapsed() <= FIGHT_WINDOW)
+        });
+        self.answers
+            .retain(|_, (_, at)| at.elapsed() < ANSWER_GOOD_FOR);
+        let (due, since) = self.writes.backlog(now);
+        let overdue = since.map(|since| now.duration_since(since));
+        let overdue = overdue.and_then(|overdue| Duration::try_from(overdue).ok());
+        let waiting = self.keys.waiting();
+        self.telling
+            .backlog(due, waiting, overdue.unwrap_or_default());
+    }
+
+    fn retry(&mut self, instant: Instant) {
+        // One sweep tries once.
+        if matches!(self.scope, Scope::Once(_)) {
+            return;
+        }
+        for key in self.keys.to_retry(instant) {
+            self.want_token(&key);
+        }
+    }
+
+    fn next_wake(&mut self) -> Instant {
+        let (instant, now) = (Instant::now(), self.parts.clock.now());
+        let mut wake = instant + MAX_SLEEP;
+        if self.under_way.len() < MAX_UNDER_WAY {
+            for (schedule, pace) in [
+                (&self.writes, &self.write_pace),
+                (&self.reads, &self.read_pace),
+            ] {
+                if let Some(at) = schedule.next_at() {
+                    let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+                    wake = wake.min((instant + left.min(MAX_SLEEP)).max(pace.next()));
+                }
+            }
+        }
+        self.keys.next_retry().map_or(wake, |at| wake.min(at))
+    }
+
+    /// Whether nothing is under way and nothing is due that was not tried.
+    fn is_settled(&self) -> bool {
+        let now = self.parts.clock.now();
+        let is_later = |schedule: &Schedule| schedule.next_at().is_none_or(|at| at > now);
+        self.under_way.is_empty()
+            && self.mints.is_empty()
+            && is_later(&self.writes)
+            && is_later(&self.reads)
+    }
+
+    fn result(&mut self, namespace: &Namespace, change: impl FnOnce(&mut Swept)) {
+        if let Some(swept) = self.results.get_mut(namespace) {
+            change(swept);
+        }
+    }
+
+    fn report_progress(&mut self) {
+        if let Some(progress) = self.progress {
+            let now = self.parts.clock.now();
+            let left = self.writes.due(now) + self.reads.due(now);
+            let all = self.results.len();
+            let left = left + self.under_way.len() + self.keys.waiting();
+            progress(all.saturating_sub(left), all);
+        }
+    }
+}
+
+fn swept(namespace: &Namespace) -> Swept {
+    Swept {
+        namespace: namespace.clone(),
+        written: false,
+        error: None,
+        is_done: false,
+    }
+}
+
+/// Whether a token is so new that what is written with it isn't due at once.
+fn is_new(token: &Token, now: Timestamp) -> bool {
+    let life = token.lifetime();
+    life.freshness(now) != Freshness::Expired && !life.has_used(TOGETHER_FROM_PERCENT, now)
+}
+
+/// What a pull secret has, as far as anything says so.
+fn claimed(known: &Knowledge) -> Option<&State> {
+    match known {
+        Knowledge::Ours(state) => Some(state),
+        Knowledge::Unverified {
+            since: Unverified::Listed,
+            claims,
+            ..
+        } => claims.as_ref(),
+        _ => None,
+    }
+}
+
+fn kind_of(action: &Action) -> Kind {
+    match action {
+        Action::Write(_) => Kind::Write,
+        Action::Look => Kind::Look,
+        Action::AskNamespace => Kind::Ask,
+        Action::Remove => Kind::Remove,
+    }
+}

@@ -1,0 +1,106 @@
+//! A week of ten thousand namespaces.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant as Stopwatch};
+
+use ecr_injector::namespace::Namespace;
+use jiff::SignedDuration;
+use tokio::time::{Instant, sleep};
+
+use super::support::sim::{Fault, Sim, namespace};
+
+const NAMESPACES: usize = 10_000;
+const WEEK: f64 = 7.0 * 24.0;
+const HOSTS: [&str; 2] = [
+    "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+    "123456789012.dkr.ecr.us-east-1.amazonaws.com",
+];
+const IDENTITIES: &str = r#"
+identities:
+  - {accounts: ["123456789012"], namespaces: ["a-*"], assumeRole: {roleArn: "arn:aws:iam::123456789012:role/a"}}
+  - {accounts: ["123456789012"], namespaces: ["b-*"], assumeRole: {roleArn: "arn:aws:iam::123456789012:role/b"}}
+"#;
+
+fn names() -> Vec<Namespace> {
+    let name = |number: usize| {
+        let team = ["a", "b", "c"][number % 3];
+        namespace(&format!("{team}-{number}"))
+    };
+    (0..NAMESPACES).map(name).collect()
+}
+
+/// Outages at random hours, drawn from a fixed seed, and at the worst: from just before a renewal on. A renewal is due
+/// three hours after the one before; all tokens begin with the cluster.
+fn outages() -> Vec<(f64, f64, &'static str)> {
+    vec![
+        // Everything, from one second before the first renewal: seven hours, the longest that is to be survived.
+        (2.9997, 7.0, ""),
+        // One region, then one identity, at no particular time.
+        (30.11, 4.0, "eu-west-1"),
+        (51.73, 4.0, "role/a"),
+        (61.2, 1.0, ""),
+        // In the middle of the writes that follow a renewal.
+        (77.4, 7.0, "role/b"),
+        (100.9, 1.0, "us-east-1"),
+        (120.05, 7.0, ""),
+        (150.0, 4.0, "ambient"),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_week_of_ten_thousand_namespaces_with_outages() {
+    let watch = Stopwatch::now();
+    let sim = Sim::new(IDENTITIES).prewarming(&HOSTS);
+    for name in names() {
+        sim.cluster.opt_in(&name);
+    }
+    let mut hours = 0.0;
+    for (from, length, whom) in outages() {
+        let fault = match whom {
+            "" => Fault::Silent,
+            "role/b" => Fault::Refused,
+            _ => Fault::Throttled,
+        };
+        sim.aws.fail(from..from + length, whom, fault);
+        hours += length;
+    }
+    let leader = sim.lead();
+    let mut gaps: HashMap<u64, u64> = HashMap::new();
+    let (mut last, mut total, mut most) = (None::<Instant>, 0_u64, 0_usize);
+    let mut per_hour = Vec::new();
+    for hour in 1..=168_u32 {
+        sim.until(f64::from(hour)).await;
+        let writes = sim.cluster.take_writes();
+        let mut window = std::collections::VecDeque::new();
+        for write in &writes {
+            if let Some(last) = last {
+                let gap = write.at.duration_since(last).as_millis();
+                *gaps.entry(u64::try_from(gap).unwrap().min(1000) / 10 * 10).or_default() += 1;
+            }
+            last = Some(write.at);
+            window.push_back(write.at);
+            while write.at.duration_since(window[0]) >= Duration::from_secs(1) {
+                window.pop_front();
+            }
+            most = most.max(window.len());
+        }
+        total += writes.len() as u64;
+        per_hour.push(writes.len());
+    }
+    leader.stop().await;
+    let (minted, failed) = sim.aws.total();
+    let least = sim.cluster.least_left();
+    println!("{total} writes, at most {most} in any second; {minted} tokens, {failed} refusals in {hours} h of outages;");
+    println!("the least that any credential had left: {least:#}; real time {:?}", watch.elapsed());
+    println!("writes in each hour: {per_hour:?}");
+    let mut gaps: Vec<_> = gaps.into_iter().collect();
+    gaps.sort_unstable();
+    println!("milliseconds between writes, and how often: {gaps:?}");
+    assert!(least >= SignedDuration::from_hours(1), "{least:#}");
+    assert!(most <= 20, "{most} writes in a second");
+    for (key, count) in sim.aws.minted.lock().unwrap().iter() {
+        // A renewal is due after 25 % of twelve hours at the soonest.
+        assert!((40..=56).contains(count), "{key:?}: {count}");
+    }
+    sleep(Duration::ZERO).await;
+}

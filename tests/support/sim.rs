@@ -1,0 +1,575 @@
+//! A cluster and an AWS of the imagination, where a week takes seconds: the refresher's store and mint, on tokio's paused
+//! clock.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ecr_injector::clock::Clock;
+use ecr_injector::config::Config;
+use ecr_injector::leader::Leadership;
+use ecr_injector::metrics::Metrics;
+use ecr_injector::namespace::changes::Changes;
+use ecr_injector::namespace::store::{Look, ReadError};
+use ecr_injector::namespace::{Namespace, OptedIn};
+use ecr_injector::pull_secret::state::{HostState, State};
+use ecr_injector::pull_secret::store::Entry;
+use ecr_injector::pull_secret::write::{EnsureError, Fence, Manner, Written};
+use ecr_injector::pull_secret::{Knowledge, Terms, Want};
+use ecr_injector::refresher::schedule::{AfterGrace, Policy};
+use ecr_injector::refresher::store::Store;
+use ecr_injector::refresher::{Parts, Refresher};
+use ecr_injector::registry::Host;
+use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
+use ecr_injector::token::{Lifetime, Token, TokenKey};
+use futures::future::{BoxFuture, FutureExt as _};
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::TaskTracker;
+
+/// When every simulation begins.
+pub const START: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+/// A clock that goes with tokio's, and can be set.
+pub struct SimClock {
+    origin: Instant,
+    offset: Mutex<SignedDuration>,
+}
+
+impl SimClock {
+    /// Sets it so much further.
+    pub fn jump(&self, by: SignedDuration) {
+        *self.offset.lock().unwrap() += by;
+    }
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Timestamp {
+        let passed = SignedDuration::try_from(self.origin.elapsed()).unwrap();
+        START + passed + *self.offset.lock().unwrap()
+    }
+}
+
+/// What AWS does with a call that is made in a certain time.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// It says so at once.
+    Throttled,
+    Refused,
+    /// Nobody answers for nine seconds.
+    Silent,
+}
+
+/// AWS: tokens of twelve hours, and outages.
+pub struct SimAws {
+    clock: Arc<SimClock>,
+    /// In these hours since the start, calls for regions or identities whose text contains this fail.
+    pub outages: Mutex<Vec<(Range<f64>, String, Fault)>>,
+    pub minted: Mutex<HashMap<TokenKey, u32>>,
+    pub failed: Mutex<HashMap<TokenKey, u32>>,
+}
+
+impl SimAws {
+    fn fault(&self, key: &TokenKey) -> Option<Fault> {
+        let hour = hours_since_start(&*self.clock);
+        let who = format!("{} {}", key.identity, key.region);
+        let outages = self.outages.lock().unwrap();
+        let outage = outages
+            .iter()
+            .find(|(when, whom, _)| when.contains(&hour) && who.contains(whom));
+        outage.map(|(_, _, fault)| fault.clone())
+    }
+
+    /// From this hour to that, for whoever's identity or region contains a text.
+    pub fn fail(&self, when: Range<f64>, whom: &str, fault: Fault) {
+        let outage = (when, whom.to_owned(), fault);
+        self.outages.lock().unwrap().push(outage);
+    }
+
+    pub fn total(&self) -> (u32, u32) {
+        let sum = |counts: &Mutex<HashMap<TokenKey, u32>>| counts.lock().unwrap().values().sum();
+        (sum(&self.minted), sum(&self.failed))
+    }
+}
+
+pub fn hours_since_start(clock: &dyn Clock) -> f64 {
+    clock.now().duration_since(START).as_secs_f64() / 3600.0
+}
+
+impl Mint for SimAws {
+    fn mint<'a>(&'a self, key: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>> {
+        async move {
+            sleep(Duration::from_millis(150)).await;
+            if let Some(fault) = self.fault(key) {
+                *self.failed.lock().unwrap().entry(key.clone()).or_default() += 1;
+                let call = Call::GetAuthorizationToken;
+                return Err(match fault {
+                    Fault::Throttled => MintError::Throttled(call, "ThrottlingException".into()),
+                    Fault::Refused => MintError::Refused(call, "AccessDeniedException".into()),
+                    Fault::Silent => {
+                        sleep(Duration::from_secs(9)).await;
+                        MintError::Timeout(call)
+                    }
+                });
+            }
+            *self.minted.lock().unwrap().entry(key.clone()).or_default() += 1;
+            let now = self.clock.now();
+            let text = STANDARD.encode(format!("AWS:{now}"));
+            let token = Token::decode(Some(&text), Some(now + SignedDuration::from_hours(12)), None, now);
+            Ok(token.unwrap())
+        }
+        .boxed()
+    }
+}
+
+/// What the API server does with the writes to a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    Quota,
+    Forbidden,
+    /// It doesn't answer in three seconds.
+    Silent,
+    /// Another controller changes every Secret again, so much later.
+    Rival(Duration),
+}
+
+/// A write that came through.
+#[derive(Debug, Clone)]
+pub struct Write {
+    pub at: Instant,
+    pub namespace: Namespace,
+    pub hosts: usize,
+}
+
+/// The cluster.
+pub struct SimCluster {
+    this: std::sync::Weak<SimCluster>,
+    pub clock: Arc<SimClock>,
+    pub changes: Changes,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    said: HashMap<Namespace, OptedIn>,
+    /// Those that exist and are not opted in.
+    out: HashSet<Namespace>,
+    secrets: HashMap<Namespace, Arc<Entry>>,
+    version: u64,
+    obstacles: HashMap<Namespace, Obstacle>,
+    writes: Vec<Write>,
+    tried: u64,
+    looks: u64,
+    asks: u64,
+    /// The least that any credential that was replaced had left.
+    least_left: Option<SignedDuration>,
+}
+
+impl SimCluster {
+    fn new(clock: Arc<SimClock>, changes: Changes) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            clock,
+            changes,
+            inner: Mutex::default(),
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// Opts a namespace in.
+    pub fn opt_in(&self, namespace: &Namespace) {
+        let mut inner = self.inner();
+        inner.out.remove(namespace);
+        inner.said.insert(namespace.clone(), OptedIn::default());
+        drop(inner);
+        self.changes.tell(namespace);
+    }
+
+    /// Takes the label off.
+    pub fn opt_out(&self, namespace: &Namespace) {
+        let mut inner = self.inner();
+        inner.said.remove(namespace);
+        inner.out.insert(namespace.clone());
+        drop(inner);
+        self.changes.tell(namespace);
+    }
+
+    /// Deletes a namespace with all that is in it.
+    pub fn delete_namespace(&self, namespace: &Namespace) {
+        let mut inner = self.inner();
+        inner.said.remove(namespace);
+        inner.out.remove(namespace);
+        drop(inner);
+        self.changes.tell(namespace);
+    }
+
+    /// What somebody else makes known of a pull secret.
+    pub fn set(&self, namespace: &Namespace, knowledge: Knowledge) {
+        let mut inner = self.inner();
+        inner.version += 1;
+        let entry = Entry::new(inner.version, "uid", knowledge);
+        inner.secrets.insert(namespace.clone(), Arc::new(entry));
+        drop(inner);
+        self.changes.tell(namespace);
+    }
+
+    /// Somebody deletes a pull secret.
+    pub fn delete(&self, namespace: &Namespace) {
+        let state = self.state(namespace);
+        self.set(namespace, Knowledge::Gone(state));
+    }
+
+    pub fn obstruct(&self, namespace: &Namespace, obstacle: Option<Obstacle>) {
+        let mut inner = self.inner();
+        inner.obstacles.remove(namespace);
+        if let Some(obstacle) = obstacle {
+            inner.obstacles.insert(namespace.clone(), obstacle);
+        }
+    }
+
+    pub fn state(&self, namespace: &Namespace) -> Option<State> {
+        let secret = self.inner().secrets.get(namespace).cloned();
+        secret.and_then(|entry| entry.state().cloned())
+    }
+
+    /// The writes since the last time that this was asked.
+    pub fn take_writes(&self) -> Vec<Write> {
+        std::mem::take(&mut self.inner().writes)
+    }
+
+    /// Writes that were sent, looks, and questions for namespaces.
+    pub fn calls(&self) -> (u64, u64, u64) {
+        let inner = self.inner();
+        (inner.tried, inner.looks, inner.asks)
+    }
+
+    /// The least that any credential has, or had when it was replaced.
+    pub fn least_left(&self) -> SignedDuration {
+        let now = self.clock.now();
+        let inner = self.inner();
+        let there = inner.secrets.values().filter_map(|entry| entry.state());
+        let left = there
+            .filter_map(State::expires_at)
+            .map(|at| at.duration_since(now));
+        left.chain(inner.least_left).min().unwrap()
+    }
+
+    fn apply(
+        &self,
+        namespace: &Namespace,
+        wanted: &BTreeMap<Host, Want>,
+        manner: &Manner<'_>,
+    ) -> Result<Written, EnsureError> {
+        let now = self.clock.now();
+        let mut inner = self.inner();
+        let had = inner.secrets.get(namespace).cloned();
+        let had = had
+            .as_deref()
+            .and_then(|entry| entry.state())
+            .cloned()
+            .unwrap_or_default();
+        let Terms::Whole {
+            opted_out_at,
+            retired,
+        } = manner.terms
+        else {
+            panic!("an admission's terms");
+        };
+        let hosts = wanted.iter().map(|(host, want)| {
+            let before = had
+                .hosts
+                .get(host)
+                .filter(|had| had.identity == want.identity)
+                .and_then(|had| had.lifetime);
+            let offered = want.token.as_ref().map(|token| token.lifetime());
+            let later = |life: &Lifetime| life.expires_at;
+            let lifetime = before.into_iter().chain(offered).max_by_key(later);
+            if let (Some(before), Some(after)) = (before, lifetime)
+                && before != after
+            {
+                let left = before.expires_at.duration_since(now);
+                inner.least_left = inner.least_left.into_iter().chain([left]).min();
+            }
+            let identity = want.identity;
+            (host.clone(), HostState { identity, lifetime })
+        });
+        let mut state = State {
+            hosts: hosts.collect(),
+            ..State::default()
+        };
+        state.opted_out_at = opted_out_at;
+        state.retired = retired;
+        let known = inner.secrets.get(namespace);
+        if known.is_some_and(|entry| *entry.knowledge() == Knowledge::Ours(state.clone())) {
+            return Ok(Written::Unchanged);
+        }
+        inner.version += 1;
+        let entry = Entry::new(inner.version, "uid", Knowledge::Ours(state));
+        inner.secrets.insert(namespace.clone(), Arc::new(entry));
+        inner.writes.push(Write {
+            at: Instant::now(),
+            namespace: namespace.clone(),
+            hosts: wanted.len(),
+        });
+        Ok(Written::Done)
+    }
+
+    /// The other controller's turn.
+    fn rival(&self, namespace: &Namespace) {
+        let state = self.state(namespace);
+        self.set(
+            namespace,
+            Knowledge::Unverified {
+                claims: state.clone(),
+                before: state.map(Box::new),
+                since: ecr_injector::pull_secret::Unverified::Tampered,
+            },
+        );
+    }
+}
+
+impl Store for SimCluster {
+    fn names(&self) -> Vec<Namespace> {
+        let inner = self.inner();
+        let names: HashSet<_> = inner.said.keys().chain(inner.secrets.keys()).collect();
+        names.into_iter().cloned().collect()
+    }
+
+    fn said(&self, namespace: &Namespace) -> Option<OptedIn> {
+        self.inner().said.get(namespace).cloned()
+    }
+
+    fn secret(&self, namespace: &Namespace) -> Option<Arc<Entry>> {
+        self.inner().secrets.get(namespace).cloned()
+    }
+
+    fn forget(&self, namespace: &Namespace) {
+        self.inner().secrets.remove(namespace);
+    }
+
+    fn ask<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        _: Instant,
+    ) -> BoxFuture<'a, Result<Look, ReadError>> {
+        async move {
+            sleep(Duration::from_millis(5)).await;
+            let mut inner = self.inner();
+            inner.asks += 1;
+            Ok(if let Some(said) = inner.said.get(namespace) {
+                Look::OptedIn(said.clone())
+            } else if inner.out.contains(namespace) {
+                Look::OptedOut(OptedIn::default())
+            } else {
+                Look::Absent
+            })
+        }
+        .boxed()
+    }
+
+    fn look<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        _: Instant,
+    ) -> BoxFuture<'a, Result<(), EnsureError>> {
+        async move {
+            sleep(Duration::from_millis(5)).await;
+            let mut inner = self.inner();
+            inner.looks += 1;
+            let Some(entry) = inner.secrets.get(namespace).cloned() else {
+                return Ok(());
+            };
+            if let Knowledge::Unverified {
+                claims: Some(state),
+                ..
+            } = entry.knowledge()
+            {
+                inner.version += 1;
+                let entry = Entry::new(inner.version, "uid", Knowledge::Ours(state.clone()));
+                inner.secrets.insert(namespace.clone(), Arc::new(entry));
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn write<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        wanted: &'a BTreeMap<Host, Want>,
+        manner: Manner<'a>,
+        _: Instant,
+    ) -> BoxFuture<'a, Result<Written, EnsureError>> {
+        async move {
+            if !manner.fence.holds() {
+                return Err(EnsureError::NotLeading);
+            }
+            self.inner().tried += 1;
+            let obstacle = self.inner().obstacles.get(namespace).cloned();
+            let refused = |message: &str| EnsureError::Refused {
+                verb: "write",
+                message: message.to_owned(),
+            };
+            match obstacle {
+                None => {}
+                Some(Obstacle::Quota) => return Err(refused("exceeded quota: secrets=1")),
+                Some(Obstacle::Forbidden) => return Err(refused("forbidden")),
+                Some(Obstacle::Silent) => {
+                    sleep(Duration::from_secs(3)).await;
+                    let (verb, message) = ("write", "no answer".to_owned());
+                    return Err(EnsureError::Api { verb, message });
+                }
+                Some(Obstacle::Rival(later)) => {
+                    let (rival, namespace) = (self.this.clone(), namespace.clone());
+                    tokio::spawn(async move {
+                        sleep(later).await;
+                        if let Some(cluster) = rival.upgrade() {
+                            cluster.rival(&namespace);
+                        }
+                    });
+                }
+            }
+            sleep(Duration::from_millis(8)).await;
+            self.apply(namespace, wanted, &manner)
+        }
+        .boxed()
+    }
+
+    fn remove<'a>(
+        &'a self,
+        namespace: &'a Namespace,
+        fence: &'a dyn Fence,
+        _: Instant,
+    ) -> BoxFuture<'a, Result<(), EnsureError>> {
+        async move {
+            if !fence.holds() {
+                return Err(EnsureError::NotLeading);
+            }
+            sleep(Duration::from_millis(8)).await;
+            self.forget(namespace);
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+/// All of it, with a leader that can be started and stopped.
+pub struct Sim {
+    pub clock: Arc<SimClock>,
+    pub aws: Arc<SimAws>,
+    pub cluster: Arc<SimCluster>,
+    pub metrics: Arc<Metrics>,
+    pub tokens: TokenCache,
+    policy: Policy,
+    per_second: u32,
+}
+
+impl Sim {
+    /// An empty cluster under a configuration.
+    pub fn new(config: &str) -> Self {
+        let config = Config::parse(config, "config").unwrap();
+        let clock = Arc::new(SimClock {
+            origin: Instant::now(),
+            offset: Mutex::default(),
+        });
+        let aws = Arc::new(SimAws {
+            clock: clock.clone(),
+            outages: Mutex::default(),
+            minted: Mutex::default(),
+            failed: Mutex::default(),
+        });
+        let cluster = SimCluster::new(clock.clone(), Changes::default());
+        let tokens = TokenCache::new(aws.clone(), clock.clone(), TaskTracker::new());
+        let policy = Policy {
+            rules: Arc::new(config.rules),
+            prewarm: vec![],
+            grace: SignedDuration::from_hours(24),
+            after_grace: AfterGrace::Retire,
+        };
+        Self {
+            clock,
+            aws,
+            cluster,
+            metrics: Arc::new(Metrics::default()),
+            tokens,
+            policy,
+            per_second: 20,
+        }
+    }
+
+    #[must_use]
+    pub fn prewarming(mut self, hosts: &[&str]) -> Self {
+        self.policy.prewarm = hosts
+            .iter()
+            .map(|host| Host::parse(host).unwrap())
+            .collect();
+        self
+    }
+
+    #[must_use]
+    pub fn removing(mut self) -> Self {
+        self.policy.after_grace = AfterGrace::Remove;
+        self
+    }
+
+    pub fn refresher(&self) -> Refresher {
+        Refresher::new(Parts {
+            store: self.cluster.clone(),
+            tokens: self.tokens.clone(),
+            policy: self.policy.clone(),
+            writes_per_second: self.per_second,
+            changes: self.cluster.changes.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            events: None,
+        })
+    }
+
+    /// A leader begins its term.
+    pub fn lead(&self) -> Leader {
+        let (refresher, term) = (self.refresher(), Leadership::unlimited());
+        let lent = term.clone();
+        let work = tokio::spawn(async move { refresher.lead(lent).await });
+        Leader { term, work }
+    }
+
+    /// The same whatever restarts: the tokens of a new process are none.
+    pub fn restarted(mut self) -> Self {
+        self.tokens = TokenCache::new(self.aws.clone(), self.clock.clone(), TaskTracker::new());
+        self
+    }
+
+    /// What a metric says.
+    pub fn metric(&self, series: &str) -> f64 {
+        super::webhook::sum(&self.metrics.to_text(), series)
+    }
+
+    /// Waits until so many hours after the start.
+    pub async fn until(&self, hours: f64) {
+        let at = self.clock.origin + Duration::from_secs_f64(hours * 3600.0);
+        sleep_until(at).await;
+    }
+}
+
+pub struct Leader {
+    pub term: Leadership,
+    pub work: tokio::task::JoinHandle<()>,
+}
+
+impl Leader {
+    /// Ends the term, and waits for the work's end.
+    pub async fn stop(self) {
+        self.term.end();
+        self.work.await.unwrap();
+    }
+}
+
+pub fn namespace(name: &str) -> Namespace {
+    Namespace::parse(name).unwrap()
+}
