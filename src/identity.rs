@@ -44,6 +44,7 @@ pub struct Role {
     pub arn: RoleArn,
     /// How, with every name put in.
     pub manner: Manner,
+    hash: IdentityHash,
 }
 
 /// The ARN of an IAM role.
@@ -56,6 +57,9 @@ pub struct RoleArn {
 /// A short fingerprint of an [`Identity`], stable across versions: written as 16 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdentityHash(u64);
+
+/// Of the text `ambient`.
+const AMBIENT_HASH: IdentityHash = IdentityHash(0x31d1_8c0d_efdc_3e0e);
 
 /// What the configuration says about identities.
 #[derive(Debug, Clone, Default)]
@@ -93,10 +97,10 @@ pub struct NamespaceRoles {
 /// A role whose ARN may have the asking namespace's name in it.
 #[derive(Debug, Clone)]
 pub struct RoleTemplate {
-    /// The ARN, with [`NAMESPACE`] for the name.
-    pub arn: String,
-    /// How it is assumed.
-    pub manner: Manner,
+    arn: String,
+    manner: Manner,
+    /// The role itself, if no namespace's name is in it.
+    fixed: Option<Result<Arc<Role>, Refusal>>,
 }
 
 /// How a role is assumed. In the configuration the texts may have the asking namespace's name in them.
@@ -210,7 +214,7 @@ impl Identities {
             Some(assumed) => assumed.and_then(|role| {
                 let (role_is, registry_is) = (role.arn.partition, registry.partition());
                 if role_is == registry_is {
-                    Ok(Identity::Role(Arc::new(role)))
+                    Ok(Identity::Role(role))
                 } else {
                     Err(Refusal::OtherPartition {
                         role: role_is.as_str(),
@@ -241,14 +245,14 @@ impl Rule {
 }
 
 impl NamespaceRoles {
-    fn role(&self, text: &str, namespace: &Namespace) -> Result<Role, Refusal> {
+    fn role(&self, text: &str, namespace: &Namespace) -> Result<Arc<Role>, Refusal> {
         let arn = RoleArn::parse(text).ok_or(Refusal::NotAnArn)?;
         let is_allowed = self
             .allow
             .iter()
             .any(|pattern| pattern.matches(arn.as_str(), namespace));
         if is_allowed {
-            Ok(self.manner.role(arn, namespace))
+            Ok(self.manner.role(arn, namespace.as_str()))
         } else {
             Err(Refusal::NotAllowed)
         }
@@ -256,17 +260,44 @@ impl NamespaceRoles {
 }
 
 impl RoleTemplate {
-    fn fill_in(&self, namespace: &Namespace) -> Result<Role, Refusal> {
+    /// The role of this ARN, with [`NAMESPACE`] for the name, and how it is assumed.
+    #[must_use]
+    pub fn new(arn: String, manner: Manner) -> Self {
+        let mut template = Self {
+            arn,
+            manner,
+            fixed: None,
+        };
+        // Most roles are the same for all, and then none is put together at an admission.
+        if !template.arn.contains(NAMESPACE) && !template.manner.names_the_namespace() {
+            template.fixed = Some(template.put_in(""));
+        }
+        template
+    }
+
+    fn fill_in(&self, namespace: &Namespace) -> Result<Arc<Role>, Refusal> {
+        let fixed = self.fixed.clone();
+        fixed.unwrap_or_else(|| self.put_in(namespace.as_str()))
+    }
+
+    fn put_in(&self, namespace: &str) -> Result<Arc<Role>, Refusal> {
         // The configuration was checked with another namespace's name; a longer one may make too long an ARN.
-        let arn = RoleArn::parse(&self.arn.replace(NAMESPACE, namespace.as_str()))
-            .ok_or(Refusal::NotAnArn)?;
+        let arn =
+            RoleArn::parse(&self.arn.replace(NAMESPACE, namespace)).ok_or(Refusal::NotAnArn)?;
         Ok(self.manner.role(arn, namespace))
     }
 }
 
 impl Manner {
-    fn role(&self, arn: RoleArn, namespace: &Namespace) -> Role {
-        let fill_in = |text: &String| text.replace(NAMESPACE, namespace.as_str());
+    fn names_the_namespace(&self) -> bool {
+        let texts = self.tags.values().chain(&self.external_id);
+        texts
+            .chain([&self.session_name])
+            .any(|text| text.contains(NAMESPACE))
+    }
+
+    fn role(&self, arn: RoleArn, namespace: &str) -> Arc<Role> {
+        let fill_in = |text: &String| text.replace(NAMESPACE, namespace);
         let manner = Self {
             external_id: self.external_id.as_ref().map(fill_in),
             session_name: session_name(&fill_in(&self.session_name)),
@@ -277,7 +308,8 @@ impl Manner {
                 .collect(),
             ..self.clone()
         };
-        Role { arn, manner }
+        let hash = hash_of_role(&arn, &manner);
+        Arc::new(Role { arn, manner, hash })
     }
 }
 
@@ -353,23 +385,28 @@ impl Identity {
     /// Its fingerprint: of who it is and what it may do, not of how long its sessions last or where they are asked for.
     #[must_use]
     pub fn hash(&self) -> IdentityHash {
-        let canonical = match self {
-            Self::Ambient => "ambient".to_owned(),
-            Self::Role(role) => {
-                let mut text = format!("role\n{}\n{}\n", role.arn, role.manner.session_name);
-                // Debug's quotes keep two fields from reading like one. Writing to a String can't fail.
-                let _ = write!(
-                    text,
-                    "{:?}\n{:?}\n{}",
-                    role.manner.external_id, role.manner.tags, role.manner.pull_only
-                );
-                text
-            }
-        };
-        let digest = Sha256::digest(canonical.as_bytes());
-        let first = digest.iter().take(8);
-        IdentityHash(first.fold(0, |hash, &byte| hash << 8 | u64::from(byte)))
+        match self {
+            Self::Ambient => AMBIENT_HASH,
+            Self::Role(role) => role.hash,
+        }
     }
+}
+
+fn hash_of_role(arn: &RoleArn, manner: &Manner) -> IdentityHash {
+    let mut text = format!("role\n{arn}\n{}\n", manner.session_name);
+    // Debug's quotes keep two fields from reading like one. Writing to a String can't fail.
+    let _ = write!(
+        text,
+        "{:?}\n{:?}\n{}",
+        manner.external_id, manner.tags, manner.pull_only
+    );
+    hash_of(&text)
+}
+
+fn hash_of(canonical: &str) -> IdentityHash {
+    let digest = Sha256::digest(canonical.as_bytes());
+    let first = digest.iter().take(8);
+    IdentityHash(first.fold(0, |hash, &byte| hash << 8 | u64::from(byte)))
 }
 
 /// The first bytes of a text's SHA-256, in hex.
@@ -437,6 +474,11 @@ mod tests {
     }
 
     #[test]
+    fn the_ambient_identitys_hash_is_that_of_its_name() {
+        assert_eq!(Identity::Ambient.hash(), hash_of("ambient"));
+    }
+
+    #[test]
     fn the_ambient_fingerprint_never_changes_because_secrets_carry_it() {
         assert_eq!(Identity::Ambient.hash().to_string(), "31d18c0defdc3e0e");
     }
@@ -480,10 +522,7 @@ mod tests {
             tags: BTreeMap::from([("namespace".into(), "{namespace}".into())]),
             ..Manner::default()
         };
-        let template = RoleTemplate {
-            arn: test_arn("pull-{namespace}"),
-            manner,
-        };
+        let template = RoleTemplate::new(test_arn("pull-{namespace}"), manner);
         let namespace = Namespace::parse("team-a").expect("valid");
         let role = template.fill_in(&namespace).expect("a role");
         assert_eq!(role.arn.as_str(), test_arn("pull-team-a"));

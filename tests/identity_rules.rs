@@ -44,10 +44,7 @@ fn rule(accounts: &[&str], regions: &[&str], namespaces: &[&str], role: Option<&
             .iter()
             .map(|text| Pattern::parse(text).expect("a pattern"))
             .collect(),
-        mints: role.map(|name| RoleTemplate {
-            arn: arn(name),
-            manner: Manner::default(),
-        }),
+        mints: role.map(|name| RoleTemplate::new(arn(name), Manner::default())),
     }
 }
 

@@ -149,10 +149,7 @@ impl FileRole {
             duration: self.duration,
             sts_region: self.sts_region,
         };
-        Ok(RoleTemplate {
-            arn,
-            manner: manner.check(field, cluster)?,
-        })
+        Ok(RoleTemplate::new(arn, manner.check(field, cluster)?))
     }
 }
 

@@ -19,13 +19,13 @@ use crate::{
     token::{Freshness, Lifetime, MIN_LEFT, TokenKey},
 };
 
-/// A credential is due once this share of its life is gone, in thousandths: when the token cache mints anew.
-const DUE_FROM: u64 = 250;
+/// A credential is due once this share of its life is gone, in millionths: when the token cache mints anew.
+const DUE_FROM: u64 = 250_000;
 /// What is so far is renewed together with what is due, in per cent: hosts whose tokens were minted seconds apart would
 /// otherwise cost a write each.
 pub const TOGETHER_FROM_PERCENT: i64 = 24;
-/// Due times are spread over so many thousandths after that, so that ten thousand writes don't fall into one moment.
-const SPREAD: u64 = 50;
+/// Due times are spread over so many millionths after that, so that ten thousand writes don't fall into one moment.
+const SPREAD: u64 = 50_000;
 /// The first pause after a failure; it doubles up to [`BACKOFF_CEILING`].
 const BACKOFF_FLOOR: Duration = Duration::from_secs(1);
 /// The longest pause after failures.
@@ -397,8 +397,9 @@ fn due_at(life: &Lifetime, namespace: &Namespace, now: Timestamp) -> Timestamp {
     let share = DUE_FROM + spread(namespace.as_str(), SPREAD);
     let seconds = life.expires_at.duration_since(life.minted_at).as_secs();
     let share = i64::try_from(share).unwrap_or_default();
+    // In millionths of a second: whole seconds would be steps, and ten thousand namespaces would come in waves.
     life.minted_at
-        .checked_add(SignedDuration::from_secs(seconds * share / 1000))
+        .checked_add(SignedDuration::from_micros(seconds * share))
         .unwrap_or(now)
 }
 

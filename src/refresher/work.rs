@@ -36,6 +36,7 @@ use crate::{
     pull_secret::{
         Knowledge, Terms, Unverified, Want,
         state::State,
+        store::Entry,
         write::{EnsureError, Manner, Written},
     },
     registry::Host,
@@ -283,20 +284,20 @@ impl<'a> Work<'a> {
         }
         let now = self.parts.clock.now();
         let planned = self.plan(namespace, now);
-        if let Some(Knowledge::Foreign(why)) = self
-            .parts
-            .store
-            .secret(namespace)
-            .as_deref()
-            .map(|entry| entry.knowledge())
-            && self.opted_in.contains(namespace)
-        {
-            self.telling.foreign(namespace, *why);
-        }
-        match planned {
-            Some(planned) => self.set(namespace, &planned, now),
-            None => self.unset(namespace),
-        }
+        self.follow(namespace, planned, now);
+    }
+
+    fn follow(&mut self, namespace: &Namespace, planned: Option<Plan>, now: Timestamp) {
+        let Some(planned) = planned else {
+            let entry = self.parts.store.secret(namespace);
+            if let Some(Knowledge::Foreign(why)) = entry.as_deref().map(Entry::knowledge)
+                && self.opted_in.contains(namespace)
+            {
+                self.telling.foreign(namespace, *why);
+            }
+            return self.unset(namespace);
+        };
+        self.set(namespace, &planned, now);
     }
 
     fn set(&mut self, namespace: &Namespace, planned: &Plan, now: Timestamp) {
@@ -562,18 +563,18 @@ impl<'a> Work<'a> {
                 None
             }
         };
+        let now = self.parts.clock.now();
+        let planned = self.plan(namespace, now);
         if let Some(kind) = kind {
-            self.went_well(namespace, &kind);
+            self.went_well(namespace, &kind, planned.as_ref().filter(|plan| plan.at <= now));
         }
-        self.consider(namespace);
+        self.follow(namespace, planned, now);
         self.report_progress();
     }
 
     /// What went well and yet is to be done again at once would be done for ever.
-    fn went_well(&mut self, namespace: &Namespace, kind: &Kind) {
-        let now = self.parts.clock.now();
-        let planned = self.plan(namespace, now).filter(|plan| plan.at <= now);
-        match planned {
+    fn went_well(&mut self, namespace: &Namespace, kind: &Kind, due: Option<&Plan>) {
+        match due {
             Some(planned) if kind_of(&planned.action) == *kind => {
                 self.trouble(namespace);
             }

@@ -10,7 +10,6 @@ use tokio::time::{Instant, sleep};
 use super::support::sim::{Fault, Sim, namespace};
 
 const NAMESPACES: usize = 10_000;
-const WEEK: f64 = 7.0 * 24.0;
 const HOSTS: [&str; 2] = [
     "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
     "123456789012.dkr.ecr.us-east-1.amazonaws.com",
