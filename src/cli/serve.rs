@@ -22,6 +22,7 @@ use crate::{
     namespace::{changes::Changes, store::Namespaces},
     pull_secret::{
         ensure::{Ensurer, Parts},
+        gauges,
         store::PullSecrets,
         write::Writer,
     },
@@ -156,6 +157,13 @@ impl Flags {
         );
         let secrets = PullSecrets::new(changes, metrics.clone());
         let rules = Arc::new(config.rules);
+        gauges::measure_at_each_scrape(
+            &metrics,
+            secrets.clone(),
+            namespaces.clone(),
+            rules.clone(),
+            clock.clone(),
+        );
         let ensurer = Ensurer::new(Parts {
             writer: Writer::new(
                 cluster.client.clone(),
