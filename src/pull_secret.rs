@@ -6,6 +6,7 @@
 
 pub mod ensure;
 pub mod gauges;
+pub mod guard;
 pub mod state;
 pub mod store;
 pub mod write;
