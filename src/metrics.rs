@@ -1,10 +1,16 @@
-//! What is counted and timed, for Prometheus. Every label is a closed set: no host, namespace or message is one.
+//! What is counted, timed and measured, for Prometheus. Every label is a closed set or, as identities are, cut to a number:
+//! no host, namespace or message is one.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text::encode},
     metrics::{
+        MetricType,
         counter::Counter,
         family::Family,
         gauge::Gauge,
@@ -18,6 +24,7 @@ use prometheus_client::{
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    measures: Measures,
     admissions: Family<AdmissionLabels, Histogram>,
     aws_calls: Family<AwsLabels, Counter>,
     credentials_source: Family<SourceLabels, Gauge>,
@@ -43,16 +50,32 @@ pub struct Metrics {
     lease_transitions: Family<TransitionLabels, Counter>,
     /// Events that were not written because too many waited.
     pub events_dropped: Counter,
+    earliest_expiry: Reading,
+    identity_expiries: Family<IdentityLabels, Gauge>,
+    by_state: Family<StateLabels, Gauge>,
     refreshes: Family<ReasonLabels, Counter>,
     refresh_failures: Family<ReasonLabels, Counter>,
-    heals: Family<ReasonLabels, Counter>,
+    heals: Family<HealLabels, Counter>,
     /// Namespaces that are due now.
     pub queue_depth: Gauge,
-    /// Namespaces that wait for a token.
+    /// Namespaces that wait for a token that can't be had now.
     pub waiting: Gauge,
-    /// By how much.
+    /// For how many seconds the namespace that is due the longest has been due.
     pub oldest_overdue: Gauge,
+    /// 1 if the guard refused what it must refuse, 0 if it let it pass, -1 while that isn't known.
+    pub guard: Gauge,
 }
+
+/// What is measured when somebody looks.
+#[derive(Default)]
+struct Measures(Mutex<Vec<Measure>>);
+
+/// Measures something, and sets its gauges.
+pub type Measure = Box<dyn Fn(&Metrics) + Send + Sync>;
+
+/// A gauge that may have nothing to show, and is then absent from the text: 0 would be a value like others.
+#[derive(Debug, Clone, Default)]
+struct Reading(Arc<Mutex<Option<i64>>>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AdmissionLabels {
@@ -88,6 +111,49 @@ struct TransitionLabels {
     to: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IdentityLabels {
+    identity: String,
+    region: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HealLabels {
+    what: &'static str,
+}
+
+impl fmt::Debug for Measures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Measures")
+    }
+}
+
+impl Reading {
+    fn value(&self) -> MutexGuard<'_, Option<i64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EncodeMetric for Reading {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let value = *self.value();
+        value.map_or(Ok(()), |value| encoder.encode_gauge(&value))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+
+    fn is_empty(&self) -> bool {
+        self.value().is_none()
+    }
+}
+
 /// From 50 µs, a warm answer, to 26 s, past every deadline.
 fn admission_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 20))
@@ -115,14 +181,20 @@ impl Default for Metrics {
             leader: Gauge::default(),
             lease_transitions: Family::default(),
             events_dropped: Counter::default(),
+            earliest_expiry: Reading::default(),
+            identity_expiries: Family::default(),
+            by_state: Family::default(),
             refreshes: Family::default(),
             refresh_failures: Family::default(),
             heals: Family::default(),
             queue_depth: Gauge::default(),
             waiting: Gauge::default(),
             oldest_overdue: Gauge::default(),
+            guard: Gauge::default(),
+            measures: Measures::default(),
             registry: Registry::default(),
         };
+        metrics.guard.set(-1);
         registry.register(
             "build",
             "The running version",
@@ -209,6 +281,59 @@ impl Default for Metrics {
             "Kubernetes Events not written because too many waited",
             metrics.events_dropped.clone(),
         );
+        registry.register_with_unit(
+            "earliest_expiry",
+            "Time until the first credential of an opted-in namespace expires; negative once it has",
+            Unit::Seconds,
+            metrics.earliest_expiry.clone(),
+        );
+        registry.register_with_unit(
+            "identity_earliest_expiry",
+            "The same, of the credentials of one identity in one region",
+            Unit::Seconds,
+            metrics.identity_expiries.clone(),
+        );
+        registry.register(
+            "pull_secrets_by_state",
+            "Pull secrets known to the watch, by what they are worth",
+            metrics.by_state.clone(),
+        );
+        registry.register(
+            "refreshes",
+            "Pull secrets that the leader wrote",
+            metrics.refreshes.clone(),
+        );
+        registry.register(
+            "refresh_failures",
+            "Refreshes that failed and are tried again",
+            metrics.refresh_failures.clone(),
+        );
+        registry.register(
+            "heals",
+            "Pull secrets that the leader put right",
+            metrics.heals.clone(),
+        );
+        registry.register(
+            "refresh_queue",
+            "Namespaces whose pull secret is due now",
+            metrics.queue_depth.clone(),
+        );
+        registry.register(
+            "refresh_waiting",
+            "Namespaces that wait for a token that can't be had now",
+            metrics.waiting.clone(),
+        );
+        registry.register_with_unit(
+            "refresh_oldest_overdue",
+            "How long the namespace that is due the longest has been due",
+            Unit::Seconds,
+            metrics.oldest_overdue.clone(),
+        );
+        registry.register(
+            "guard",
+            "1 if the guard refused at start what it must refuse, 0 if it let it pass, -1 while that isn't known",
+            metrics.guard.clone(),
+        );
         Self {
             registry,
             ..metrics
@@ -285,23 +410,71 @@ impl Metrics {
             .inc();
     }
 
-    /// stub
+    /// One pull secret that the leader wrote.
     pub fn refreshed(&self, reason: &'static str) {
         self.refreshes.get_or_create(&ReasonLabels { reason }).inc();
     }
-    /// stub
+
+    /// One refresh that failed and is tried again.
     pub fn refresh_failed(&self, reason: &'static str) {
-        self.refresh_failures.get_or_create(&ReasonLabels { reason }).inc();
+        self.refresh_failures
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
     }
-    /// stub
-    pub fn healed(&self, reason: &'static str) {
-        self.heals.get_or_create(&ReasonLabels { reason }).inc();
+
+    /// One pull secret that the leader put right.
+    pub fn healed(&self, what: &'static str) {
+        self.heals.get_or_create(&HealLabels { what }).inc();
+    }
+
+    /// How many seconds are left of the credential that expires first, if there is any.
+    pub fn expires_in(&self, seconds: Option<i64>) {
+        *self.earliest_expiry.value() = seconds;
+    }
+
+    /// The same by identity and region: these and no others.
+    pub fn identities_expire_in<'a>(
+        &self,
+        expiries: impl IntoIterator<Item = (String, &'a str, i64)>,
+    ) {
+        self.identity_expiries.clear();
+        for (identity, region, seconds) in expiries {
+            let region = region.to_owned();
+            self.identity_expiries
+                .get_or_create(&IdentityLabels { identity, region })
+                .set(seconds);
+        }
+    }
+
+    /// How many pull secrets are in a state.
+    pub fn in_state(&self, state: &'static str, count: i64) {
+        self.by_state
+            .get_or_create(&StateLabels { state })
+            .set(count);
+    }
+
+    /// Has something measured each time that [`Self::to_text`] is asked for, one at a time. It may not ask for the text
+    /// itself, and lives as long as the metrics.
+    pub fn before_each_scrape(&self, measure: Measure) {
+        self.measures().push(measure);
+    }
+
+    fn measures(&self) -> MutexGuard<'_, Vec<Measure>> {
+        self.measures
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything, in the `OpenMetrics` text format.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = String::new();
+        // Held to the end: what one scrape measures is shown whole.
+        let measures = self.measures();
+        for measure in measures.iter() {
+            measure(self);
+        }
         // Writing to a String can't fail.
         let _ = encode(&mut text, &self.registry);
         text
@@ -328,5 +501,64 @@ mod tests {
             assert!(text.contains(line), "{line} not in:\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_is_measured_is_as_it_is_at_each_scrape_and_what_is_gone_is_not_shown() {
+        let metrics = Metrics::default();
+        let left = Arc::new(Mutex::new(Some(60)));
+        let measured = left.clone();
+        metrics.before_each_scrape(Box::new(move |metrics| {
+            let left = *measured.lock().expect("a lock");
+            metrics.expires_in(left);
+            metrics.identities_expire_in(left.map(|left| (format!("of-{left}"), "here", left)));
+        }));
+        metrics.before_each_scrape(Box::new(|metrics| metrics.in_state("fresh", 7)));
+        for seconds in [60, -5] {
+            *left.lock().expect("a lock") = Some(seconds);
+            let text = metrics.to_text();
+            let lines: Vec<&str> = text
+                .lines()
+                .filter(|line| line.contains("expiry"))
+                .collect();
+            assert!(
+                lines.contains(&format!("ecr_injector_earliest_expiry_seconds {seconds}").as_str()),
+                "{text}"
+            );
+            let series = format!(r#"identity="of-{seconds}",region="here"}} {seconds}"#);
+            let of_identities = lines.iter().filter(|line| line.contains("identity="));
+            let of_identities: Vec<_> = of_identities.collect();
+            assert!(
+                of_identities.len() == 1 && of_identities[0].ends_with(&series),
+                "{text}"
+            );
+            assert!(text.contains(r#"ecr_injector_pull_secrets_by_state{state="fresh"} 7"#));
+        }
+        *left.lock().expect("a lock") = None;
+        let text = metrics.to_text();
+        assert!(!text.contains("expiry"), "{text}");
+    }
+
+    #[test]
+    fn the_leaders_figures_are_there_under_their_names() {
+        let metrics = Metrics::default();
+        metrics.refreshed("due");
+        metrics.refresh_failed("throttled");
+        metrics.healed("deleted");
+        metrics.queue_depth.set(3);
+        metrics.waiting.set(2);
+        metrics.oldest_overdue.set(60);
+        let text = metrics.to_text();
+        for line in [
+            r#"ecr_injector_refreshes_total{reason="due"} 1"#,
+            r#"ecr_injector_refresh_failures_total{reason="throttled"} 1"#,
+            r#"ecr_injector_heals_total{what="deleted"} 1"#,
+            "ecr_injector_refresh_queue 3",
+            "ecr_injector_refresh_waiting 2",
+            "ecr_injector_refresh_oldest_overdue_seconds 60",
+            "ecr_injector_guard -1",
+        ] {
+            assert!(text.contains(line), "{line} not in:\n{text}");
+        }
     }
 }

@@ -5,6 +5,8 @@
 //! without a lifetime is an *intent*: a Pod wants it and nobody could mint yet.
 
 pub mod ensure;
+pub mod gauges;
+pub mod guard;
 pub mod state;
 pub mod store;
 pub mod write;

@@ -1,18 +1,14 @@
 //! Whether we are ready: a few named conditions, each of which either holds or not. AWS is none of them.
 
-use std::{
-    fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt::Write as _, sync::Arc};
+
+use tokio::sync::watch;
 
 /// One thing that readiness waits for; clones share it.
 #[derive(Debug, Clone)]
 pub struct Condition {
     name: &'static str,
-    holds: Arc<AtomicBool>,
+    holds: Arc<watch::Sender<bool>>,
 }
 
 /// All conditions.
@@ -22,20 +18,26 @@ pub struct Readiness(Vec<Condition>);
 impl Condition {
     /// From now on it holds.
     pub fn hold(&self) {
-        if !self.holds.swap(true, Ordering::SeqCst) {
+        if !self.holds.send_replace(true) {
             tracing::info!(condition = self.name, "a readiness condition holds");
         }
     }
 
     /// From now on it doesn't.
     pub fn fail(&self) {
-        self.holds.store(false, Ordering::SeqCst);
+        self.holds.send_replace(false);
     }
 
     /// Whether it holds.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.holds.load(Ordering::SeqCst)
+        *self.holds.borrow()
+    }
+
+    /// Waits until it holds.
+    pub async fn held(&self) {
+        // The sender is our own, so there is no error.
+        let _ = self.holds.subscribe().wait_for(|holds| *holds).await;
     }
 }
 
@@ -96,5 +98,19 @@ mod tests {
         assert!(readiness.is_ready());
         a.fail();
         assert!(!readiness.is_ready());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_condition_goes_on_once_it_holds() {
+        let condition = Readiness::default().condition("a");
+        let waiting = tokio::spawn({
+            let condition = condition.clone();
+            async move { condition.held().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        condition.hold();
+        waiting.await.expect("no panic");
+        condition.held().await;
     }
 }

@@ -536,6 +536,14 @@ async fn a_warm_admission_makes_no_io() {
     let calls = async || {
         let metrics = bed.webhook.metrics().await;
         let sum = |series| support::webhook::sum(&metrics, series);
+        // A scrape measures what the store knows, with no call of its own.
+        assert!(sum(r#"ecr_injector_pull_secrets_by_state{state="fresh"}"#) > 0.5);
+        let (all, identity) = (
+            sum("ecr_injector_earliest_expiry_seconds"),
+            sum(r#"ecr_injector_identity_earliest_expiry_seconds{region="us-east-1"}"#),
+        );
+        assert!(all > 42_000.0 && all <= 43_200.0, "{metrics}");
+        assert!((all - identity).abs() < 0.5, "{metrics}");
         (
             sum("ecr_injector_api_calls_total"),
             sum("ecr_injector_aws_calls_total"),

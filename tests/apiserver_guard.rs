@@ -19,10 +19,11 @@ use ecr_injector::leader::{Elector, Settings};
 use ecr_injector::metrics::Metrics;
 use ecr_injector::namespace::Namespace;
 use ecr_injector::pull_secret::Foreign;
+use ecr_injector::pull_secret::guard::{Verdict, test_guard};
 use serde_json::{Value, json};
 use support::control_plane::Options;
 use support::installation::{NAME as OURS, OPT_IN, PULL_SECRET};
-use support::{Caller, ControlPlane, Installation, eventually};
+use support::{Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
 use tokio::sync::{Mutex, OnceCell, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -706,6 +707,91 @@ async fn judges_nobody_else() {
     })
     .await;
     somebody.delete(&path).await.allowed();
+}
+
+#[tokio::test]
+async fn is_found_in_force_at_the_start_and_missing_when_it_is() {
+    let plane = ControlPlane::start().await;
+    let installation = Installation::apply(&plane).await;
+    let (us, admin) = (
+        plane.as_service_account(OURS, OURS).await,
+        Caller(plane.admin().await),
+    );
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let subscriber = tracing_subscriber::fmt().with_writer(Arc::new(log.reopen().unwrap()));
+    let _guard = tracing::subscriber::set_default(subscriber.finish());
+    let logged = |text: &str| {
+        let log = std::fs::read_to_string(log.path()).unwrap();
+        log.matches(text).count()
+    };
+    let tested = async |namespace: &str| {
+        let metrics = Metrics::default();
+        let namespace = Namespace::parse(namespace);
+        let patience = Duration::ZERO;
+        let client = us.clone();
+        let verdict = test_guard(client, PULL_SECRET, namespace.as_ref(), patience, &metrics).await;
+        (verdict, metrics.guard.get())
+    };
+
+    // Whatever is there already: nothing, ours, somebody else's.
+    let empty = plane.namespace("plain", &[]).await;
+    let opted_in = plane.namespace("opted-in", &[OPT_IN]).await;
+    let foreign = plane.namespace("opted-in", &[OPT_IN]).await;
+    let theirs =
+        json!({"type": "Opaque", "immutable": true, "metadata": {"labels": {MANAGED_BY: "Helm"}}});
+    for (namespace, secret) in [
+        (&opted_in, pull_secret()),
+        (&foreign, pull_secret_with(&theirs)),
+    ] {
+        admin.apply(&path_in(namespace), &secret).await.allowed();
+    }
+    for namespace in [OURS, "", &empty, &opted_in, &foreign] {
+        assert_eq!(
+            tested(namespace).await,
+            (Verdict::Guarded, 1),
+            "{namespace}"
+        );
+    }
+    let aws = FakeAws::start();
+    let webhook = Webhook::start(installation.webhook(&plane, &aws).await).await;
+    eventually("a webhook tests it at its start", SOON, async || {
+        (webhook.metric("ecr_injector_guard").await > 0.5).then_some(())
+    })
+    .await;
+    assert_eq!(logged("WARN"), 0);
+
+    let bindings = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+    let binding = format!("{bindings}/secrets.ecr-injector.dev");
+    admin.delete(&binding).await.allowed();
+    for namespace in [OURS, "", &empty, &opted_in, &foreign] {
+        eventually("it is missing", SOON, async || {
+            (tested(namespace).await == (Verdict::Unguarded, 0)).then_some(())
+        })
+        .await;
+    }
+    assert!(logged("the guard is not in force") >= 5);
+    // It was tried, and nothing came of it.
+    for namespace in [OURS, "default", &empty] {
+        let absent = admin.get(&path_in(namespace)).await.0.unwrap_err();
+        assert_eq!(absent.code, 404);
+    }
+    for namespace in [&opted_in, &foreign] {
+        let there = admin.get(&path_in(namespace)).await.allowed();
+        assert_eq!(there["metadata"]["annotations"], Value::Null);
+    }
+
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    admin.delete(&format!("{bindings}/{OURS}")).await.allowed();
+    eventually("it can't be tested", SOON, async || {
+        let (verdict, gauge) = tested(OURS).await;
+        let Verdict::Untested(reason) = verdict else {
+            return None;
+        };
+        assert!(gauge == -1 && reason.contains("cannot patch"), "{reason}");
+        Some(())
+    })
+    .await;
+    assert_eq!(logged("could not be tested"), 1);
 }
 
 #[tokio::test]

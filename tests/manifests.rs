@@ -52,6 +52,19 @@ fn the_configuration_as_shipped_is_the_default() {
 }
 
 #[test]
+fn the_guards_policies_are_known_by_their_names() {
+    let policies = documents("guard.yaml");
+    for policy in &policies {
+        let name = policy["metadata"]["name"].as_str().unwrap();
+        assert!(
+            name.ends_with(ecr_injector::pull_secret::guard::POLICIES),
+            "{name}"
+        );
+    }
+    assert!(!policies.is_empty());
+}
+
+#[test]
 fn the_role_is_narrowed_to_the_pull_secrets_name() {
     let role = documents("rbac.yaml")
         .into_iter()

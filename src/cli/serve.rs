@@ -22,6 +22,7 @@ use crate::{
     namespace::{changes::Changes, store::Namespaces},
     pull_secret::{
         ensure::{Ensurer, Parts},
+        gauges, guard,
         store::PullSecrets,
         write::Writer,
     },
@@ -131,7 +132,7 @@ impl Flags {
         let socket = bind(self.listen, "--listen").await?;
         let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
         let cluster = Cluster::connect(self.kubeconfig.as_deref()).await?;
-        let config = config.excluding(cluster.own_namespace);
+        let config = config.excluding(cluster.own_namespace.clone());
 
         let (metrics, tasks, stop) = (
             Arc::new(Metrics::default()),
@@ -156,6 +157,13 @@ impl Flags {
         );
         let secrets = PullSecrets::new(changes, metrics.clone());
         let rules = Arc::new(config.rules);
+        gauges::measure_at_each_scrape(
+            &metrics,
+            secrets.clone(),
+            namespaces.clone(),
+            rules.clone(),
+            clock.clone(),
+        );
         let ensurer = Ensurer::new(Parts {
             writer: Writer::new(
                 cluster.client.clone(),
@@ -179,18 +187,31 @@ impl Flags {
         spawn_until(&tasks, &stop, async move {
             surroundings.look_for_credentials().await;
         });
+        let synced = [namespaces_synced.clone(), secrets_synced.clone()];
         let watched = namespaces.clone();
         spawn_until(&tasks, &stop, async move {
             watched.run(namespaces_synced).await;
         });
-        let events_client = cluster.client.clone();
-        let (watched, client, name) = (secrets.clone(), cluster.client, rules.secret_name.clone());
+        let client = cluster.client.clone();
+        let (watched, name) = (secrets.clone(), rules.secret_name.clone());
         spawn_until(&tasks, &stop, async move {
             watched.run(client, &name, secrets_synced).await;
         });
+        let (client, own, name) = (
+            cluster.client.clone(),
+            cluster.own_namespace,
+            rules.secret_name.clone(),
+        );
+        let counted = metrics.clone();
+        spawn_until(&tasks, &stop, async move {
+            for condition in synced {
+                condition.held().await;
+            }
+            guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &counted).await;
+        });
 
         let events = Events::new(events::Parts {
-            client: events_client,
+            client: cluster.client,
             secret_name: rules.secret_name.clone(),
             instance: std::env::var("HOSTNAME").unwrap_or_else(|_| events::REPORTER.to_owned()),
             clock: clock.clone(),

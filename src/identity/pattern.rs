@@ -19,7 +19,11 @@ const UNKNOWN: [char; 7] = ['?', '[', ']', '\\', '(', ')', '|'];
 
 /// A checked pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern(String);
+pub struct Pattern {
+    text: String,
+    /// How much of it stands for itself before anything else begins: most texts are told apart by that, and soon.
+    literal: usize,
+}
 
 /// Why a text is no pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -47,14 +51,20 @@ impl Pattern {
             return Err(PatternError::Unknown(unknown));
         }
         check_template(text)?;
-        Ok(Self(text.to_owned()))
+        Ok(Self {
+            text: text.to_owned(),
+            literal: text.find(['*', '{']).unwrap_or(text.len()),
+        })
     }
 
     /// Whether the whole of `text` matches, for a namespace that asks.
     #[must_use]
     pub fn matches(&self, text: &str, namespace: &Namespace) -> bool {
+        if !text.starts_with(&self.text[..self.literal]) {
+            return false;
+        }
         // A namespace's name holds neither separators nor wildcards, so putting it in adds none.
-        let pattern = self.0.replace(NAMESPACE, namespace.as_str());
+        let pattern = self.text.replace(NAMESPACE, namespace.as_str());
         let separators =
             |text: &str| -> Vec<char> { text.chars().filter(|c| SEPARATORS.contains(c)).collect() };
         separators(&pattern) == separators(text)
@@ -75,7 +85,7 @@ pub fn check_template(text: &str) -> Result<(), PatternError> {
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 

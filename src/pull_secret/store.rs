@@ -145,6 +145,17 @@ impl PullSecrets {
             .collect()
     }
 
+    /// All that is known now. Under the lock nothing is done but count references: admissions wait for it.
+    #[must_use]
+    pub fn all(&self) -> Vec<(Namespace, Arc<Entry>)> {
+        let entries = self.0.entries.read();
+        entries
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(namespace, entry)| (namespace.clone(), entry.clone()))
+            .collect()
+    }
+
     /// Takes a Secret that was read or written whole just now.
     pub fn saw(&self, namespace: &Namespace, secret: &Secret) {
         let version = version(&secret.metadata);

@@ -441,7 +441,8 @@ pub fn backoff(failures: u32, jitter: &str) -> Duration {
 #[derive(Debug, Default)]
 pub struct Schedule {
     later: BTreeSet<(Timestamp, Namespace)>,
-    ready: BTreeSet<(Class, Order, Namespace)>,
+    /// By class.
+    ready: [BTreeSet<(Order, Namespace)>; 4],
     slots: HashMap<Namespace, Slot>,
 }
 
@@ -482,8 +483,7 @@ impl Schedule {
     pub fn remove(&mut self, namespace: &Namespace) {
         if let Some(slot) = self.slots.remove(namespace) {
             if slot.is_ready {
-                self.ready
-                    .remove(&(slot.class, slot.order(), namespace.clone()));
+                self.ready[slot.class as usize].remove(&(slot.order(), namespace.clone()));
             } else {
                 self.later.remove(&(slot.at, namespace.clone()));
             }
@@ -493,7 +493,8 @@ impl Schedule {
     /// Takes the most urgent of those that are due.
     pub fn pop(&mut self, now: Timestamp) -> Option<Namespace> {
         self.wake(now);
-        let (_, _, namespace) = self.ready.pop_first()?;
+        let mut ready = self.ready.iter_mut();
+        let (_, namespace) = ready.find_map(BTreeSet::pop_first)?;
         self.slots.remove(&namespace);
         Some(namespace)
     }
@@ -505,8 +506,7 @@ impl Schedule {
             };
             if let Some(slot) = self.slots.get_mut(&namespace) {
                 slot.is_ready = true;
-                let (class, order) = (slot.class, slot.order());
-                self.ready.insert((class, order, namespace));
+                self.ready[slot.class as usize].insert((slot.order(), namespace));
             }
         }
     }
@@ -514,28 +514,34 @@ impl Schedule {
     /// When the next one is due; `None` if none is planned.
     #[must_use]
     pub fn next_at(&self) -> Option<Timestamp> {
-        let ready = self
-            .ready
-            .first()
-            .map(|(_, _, namespace)| self.slots[namespace].at);
-        ready.or(self.later.first().map(|(at, _)| *at))
+        let ready = self.ready.iter().find_map(BTreeSet::first);
+        ready
+            .map(|(order, _)| order.at())
+            .or(self.later.first().map(|(at, _)| *at))
     }
 
     /// How many are due at `now`.
     pub fn due(&mut self, now: Timestamp) -> usize {
         self.wake(now);
-        self.ready.len()
+        self.ready.iter().map(BTreeSet::len).sum()
     }
 
     /// How many are due at `now`, and since when the one that waits longest is.
     pub fn backlog(&mut self, now: Timestamp) -> (usize, Option<Timestamp>) {
-        self.wake(now);
-        let since = self
-            .ready
-            .iter()
-            .map(|(_, _, namespace)| self.slots[namespace].at)
-            .min();
-        (self.ready.len(), since)
+        let due = self.due(now);
+        let oldest = self.ready.iter().filter_map(|class| {
+            let ends = [class.first(), class.last()];
+            ends.into_iter().flatten().map(|(order, _)| order.at()).min()
+        });
+        (due, oldest.min())
+    }
+}
+
+impl Order {
+    fn at(&self) -> Timestamp {
+        match self {
+            Self::Newest(Reverse(at)) | Self::Oldest(at) => *at,
+        }
     }
 }
 

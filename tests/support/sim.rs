@@ -518,6 +518,21 @@ impl Sim {
         self
     }
 
+    /// What an admission leaves that found no token: a pull secret that names these hosts.
+    pub fn intend(&self, namespace: &Namespace, hosts: &[&str]) {
+        let said = OptedIn::default();
+        let hosts = hosts.iter().map(|host| {
+            let (host, key) = self.policy.rules.key_for(host, namespace, &said).unwrap();
+            let (identity, lifetime) = (key.identity.hash(), None);
+            (host, HostState { identity, lifetime })
+        });
+        let state = State {
+            hosts: hosts.collect(),
+            ..State::default()
+        };
+        self.cluster.set(namespace, Knowledge::Ours(state));
+    }
+
     pub fn refresher(&self) -> Refresher {
         Refresher::new(Parts {
             store: self.cluster.clone(),

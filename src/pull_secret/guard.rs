@@ -1,0 +1,310 @@
+//! Whether the guard guards: at start we try a write that it has to refuse, and say so if it doesn't.
+//!
+//! A guard that was forgotten, or that names another account, is not missed by anything that works. The write is a dry run,
+//! so nothing is stored even where there is no guard.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{MANAGED_BY, MANAGED_BY_LABEL};
+use crate::{metrics::Metrics, namespace::Namespace};
+
+/// How the names of the guard's policies end.
+pub const POLICIES: &str = ".ecr-injector.dev";
+/// How long it is tried again until the guard refuses: right after an installation it may not be in force yet.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_secs(3);
+/// How long one call to the API server may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Where it is tried when we don't run in a namespace: one that every cluster has.
+const ANYWHERE: &str = "default";
+/// Not the manager of our writes: as that one's, an apply that names no data would take away what a pull secret has.
+const TESTER: &str = "ecr-injector-guard-test";
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The guard refused.
+    Guarded,
+    /// The write would have been stored.
+    Unguarded,
+    /// It came to neither: why.
+    Untested(String),
+}
+
+/// Tries a write that the guard has to refuse, until it does or patience is over; then logs what came of it and sets
+/// [`Metrics::guard`]. It is tried in our own namespace, if there is one.
+pub async fn test_guard(
+    client: Client,
+    secret_name: &str,
+    own_namespace: Option<&Namespace>,
+    patience: Duration,
+    metrics: &Metrics,
+) -> Verdict {
+    let namespace = own_namespace.map_or(ANYWHERE, Namespace::as_str);
+    let secrets = Api::namespaced(client, namespace);
+    let deadline = Instant::now() + patience;
+    let verdict = loop {
+        let verdict = try_once(&secrets, secret_name, metrics).await;
+        if verdict == Verdict::Guarded || Instant::now() + PAUSE > deadline {
+            break verdict;
+        }
+        sleep(PAUSE).await;
+    };
+    match &verdict {
+        Verdict::Guarded => {
+            metrics.guard.set(1);
+            tracing::info!("the guard is in force: it refused what it must refuse");
+        }
+        Verdict::Unguarded => {
+            metrics.guard.set(0);
+            tracing::warn!(
+                namespace,
+                secret = secret_name,
+                "the guard is not in force: a write that it must refuse would have been stored. All works as well without it, but whoever \
+                 steals this account's token can then write Secrets of any type under that name in every namespace, and so become \
+                 other accounts. Apply deploy/guard.yaml (Kubernetes 1.30 or newer); if it is there, its bindings have to deny, and its \
+                 matchConditions to name the account that this process runs as"
+            );
+        }
+        Verdict::Untested(reason) => tracing::warn!(
+            namespace,
+            secret = secret_name,
+            reason,
+            "whether the guard is in force could not be tested; it is tried again at the next start"
+        ),
+    }
+    verdict
+}
+
+async fn try_once(secrets: &Api<Secret>, name: &str, metrics: &Metrics) -> Verdict {
+    let params = PatchParams::apply(TESTER).force().dry_run();
+    let patch = Patch::Apply(forbidden(name));
+    // Metadata alone come back: of a pull secret that is there nobody has to send the data.
+    let call = secrets.patch_metadata(name, &params, &patch);
+    let (outcome, verdict) = match timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(_)) => ("ok", Verdict::Unguarded),
+        Ok(Err(kube::Error::Api(status))) if is_by_guard(&status.message) => {
+            ("guard", Verdict::Guarded)
+        }
+        Ok(Err(error)) => {
+            let reason = match error {
+                kube::Error::Api(status) => format!("{} {}", status.code, status.message),
+                other => other.to_string(),
+            };
+            let short = reason.chars().take(300).collect();
+            ("error", Verdict::Untested(short))
+        }
+        Err(_) => (
+            "timeout",
+            Verdict::Untested(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+        ),
+    };
+    metrics.api_call("dry_run", "secrets", outcome);
+    verdict
+}
+
+/// What the guard refuses wherever it is tried, and nothing else does. Where there is no such Secret yet, one without a type
+/// would be made, which is `Opaque`; where there is one, whosever it is, the annotation would be new on it, and its type is
+/// left as it is: to change that is refused by the API server itself.
+fn forbidden(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "labels": {MANAGED_BY_LABEL: MANAGED_BY},
+            "annotations": {"guard-test": "to be refused"},
+        },
+    })
+}
+
+/// Whether it is a policy of the guard that refused: `ValidatingAdmissionPolicy 'NAME' with binding 'NAME' denied request: …`.
+/// Others refuse too, in other words or in another policy's name, and that tells nothing of the guard.
+fn is_by_guard(message: &str) -> bool {
+    let policy = message.split_once("ValidatingAdmissionPolicy '");
+    policy
+        .and_then(|(_, rest)| rest.split_once('\''))
+        .is_some_and(|(name, rest)| name.ends_with(POLICIES) && rest.contains("denied request"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        convert::Infallible,
+        sync::{Arc, Mutex},
+    };
+
+    use http::{Method, Request, Response};
+    use http_body_util::{BodyExt as _, Full};
+    use hyper::body::Bytes;
+    use kube::client::Body;
+
+    use super::*;
+    use crate::telemetry::captured::Log;
+
+    const DENIAL: &str = "Secret \"ecr-pull-secret\" is invalid: : ValidatingAdmissionPolicy 'secrets.ecr-injector.dev' \
+        with binding 'secrets.ecr-injector.dev' denied request: ecr-injector writes pull Secrets of type \
+        kubernetes.io/dockerconfigjson only";
+    const PASSES: (u16, &str) = (200, "");
+    const HANGS: (u16, &str) = (0, "");
+
+    struct Tried {
+        verdict: Verdict,
+        gauge: i64,
+        requests: Vec<(Request<()>, Value)>,
+        took: Duration,
+        log: Log,
+    }
+
+    /// What comes of these answers, the last of them again and again.
+    async fn tried(own_namespace: &str, answers: &[(u16, &'static str)]) -> Tried {
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let answers = Arc::new(Mutex::new(VecDeque::from(answers.to_vec())));
+        let kept = requests.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (kept, answers) = (kept.clone(), answers.clone());
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await.expect("a body").to_bytes();
+                let body = serde_json::from_slice(&body).expect("JSON");
+                let request = Request::from_parts(head, ());
+                kept.lock().expect("a lock").push((request, body));
+                let (code, message) = {
+                    let mut answers = answers.lock().expect("a lock");
+                    let next = answers.pop_front().expect("an answer");
+                    if answers.is_empty() {
+                        answers.push_back(next);
+                    }
+                    next
+                };
+                if (code, message) == HANGS {
+                    std::future::pending::<()>().await;
+                }
+                let answer = if code == 200 {
+                    json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "x"}})
+                } else {
+                    json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "message": message,
+                        "reason": "Any", "code": code})
+                };
+                let body = Full::<Bytes>::from(answer.to_string());
+                Ok::<_, Infallible>(Response::builder().status(code).body(body).expect("one"))
+            }
+        });
+        let (metrics, log, start) = (Metrics::default(), Log::default(), Instant::now());
+        let client = Client::new(service, "default");
+        let own_namespace = Namespace::parse(own_namespace);
+        let verdict = {
+            let _guard = log.start();
+            let own_namespace = own_namespace.as_ref();
+            test_guard(client, "ecr-pull-secret", own_namespace, PATIENCE, &metrics).await
+        };
+        let requests = std::mem::take(&mut *requests.lock().expect("a lock"));
+        Tried {
+            verdict,
+            gauge: metrics.guard.get(),
+            requests,
+            took: start.elapsed(),
+            log,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_tried_is_a_dry_run_of_a_secret_of_another_type_with_a_strange_annotation() {
+        for (own, namespace) in [("here", "here"), ("", "default")] {
+            let tried = tried(own, &[(422, DENIAL)]).await;
+            let (request, body) = &tried.requests[0];
+            assert_eq!(request.method(), Method::PATCH);
+            let path = format!("/api/v1/namespaces/{namespace}/secrets/ecr-pull-secret");
+            assert_eq!(request.uri().path(), path);
+            let query = request.uri().query().expect("a query");
+            for part in [
+                "dryRun=All",
+                "fieldManager=ecr-injector-guard-test",
+                "force=true",
+            ] {
+                assert!(query.split('&').any(|other| other == part), "{query}");
+            }
+            assert_eq!(
+                body["metadata"]["labels"],
+                json!({"app.kubernetes.io/managed-by": "ecr-injector"})
+            );
+            assert_eq!(
+                body["metadata"]["annotations"],
+                json!({"guard-test": "to be refused"})
+            );
+            assert!(body.get("type").is_none() && body.get("data").is_none());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_by_the_guard_is_told_and_ends_it() {
+        let tried = tried("here", &[(422, DENIAL)]).await;
+        assert_eq!((tried.verdict, tried.gauge), (Verdict::Guarded, 1));
+        assert_eq!((tried.requests.len(), tried.took), (1, Duration::ZERO));
+        assert_eq!(tried.log.count("INFO"), 1);
+        assert_eq!(tried.log.count("WARN"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guard_that_comes_into_force_in_half_a_minute_is_no_matter() {
+        let missing = (403, "User \"us\" cannot patch resource \"secrets\"");
+        let tried = tried("here", &[missing, HANGS, PASSES, PASSES, (422, DENIAL)]).await;
+        assert_eq!((tried.verdict, tried.gauge), (Verdict::Guarded, 1));
+        assert_eq!(tried.requests.len(), 5);
+        assert_eq!(tried.log.count("WARN"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guard_that_is_not_there_is_told_once_with_what_to_do() {
+        let tried = tried("here", &[PASSES]).await;
+        assert_eq!((tried.verdict, tried.gauge), (Verdict::Unguarded, 0));
+        assert_eq!((tried.requests.len(), tried.took), (11, PATIENCE));
+        assert_eq!(tried.log.count("WARN"), 1);
+        assert_eq!(tried.log.count("deploy/guard.yaml"), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_else_answers_tells_nothing_of_the_guard() {
+        for answer in [
+            HANGS,
+            (403, "User \"us\" cannot patch resource \"secrets\""),
+            (404, "namespaces \"here\" not found"),
+            (409, "conflict"),
+            // The API server's own checks.
+            (
+                422,
+                "Secret \"ecr-pull-secret\" is invalid: type: field is immutable",
+            ),
+            // Somebody else's policy, and somebody else's webhook.
+            (
+                422,
+                "ValidatingAdmissionPolicy 'no-opaque.example.com' with binding 'x' denied request: no",
+            ),
+            (
+                403,
+                "admission webhook \"secrets.ecr-injector.dev\" denied the request: no",
+            ),
+            (400, "admission webhook \"x\" does not support dry run"),
+            (500, "internal error"),
+        ] {
+            let tried = tried("here", &[answer]).await;
+            let Verdict::Untested(reason) = tried.verdict else {
+                panic!("{answer:?}: {:?}", tried.verdict);
+            };
+            assert!(reason.contains(answer.1), "{reason}");
+            assert_eq!(tried.gauge, -1, "{answer:?}");
+            assert!(tried.requests.len() > 3, "{answer:?}");
+            assert_eq!(tried.log.count("could not be tested"), 1, "{answer:?}");
+        }
+    }
+}
