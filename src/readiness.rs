@@ -1,18 +1,14 @@
 //! Whether we are ready: a few named conditions, each of which either holds or not. AWS is none of them.
 
-use std::{
-    fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt::Write as _, sync::Arc};
+
+use tokio::sync::watch;
 
 /// One thing that readiness waits for; clones share it.
 #[derive(Debug, Clone)]
 pub struct Condition {
     name: &'static str,
-    holds: Arc<AtomicBool>,
+    holds: Arc<watch::Sender<bool>>,
 }
 
 /// All conditions.
@@ -22,20 +18,26 @@ pub struct Readiness(Vec<Condition>);
 impl Condition {
     /// From now on it holds.
     pub fn hold(&self) {
-        if !self.holds.swap(true, Ordering::SeqCst) {
+        if !self.holds.send_replace(true) {
             tracing::info!(condition = self.name, "a readiness condition holds");
         }
     }
 
     /// From now on it doesn't.
     pub fn fail(&self) {
-        self.holds.store(false, Ordering::SeqCst);
+        self.holds.send_replace(false);
     }
 
     /// Whether it holds.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.holds.load(Ordering::SeqCst)
+        *self.holds.borrow()
+    }
+
+    /// Waits until it holds.
+    pub async fn held(&self) {
+        // An error would say that the sender is gone, and `self` has it.
+        let _ = self.holds.subscribe().wait_for(|holds| *holds).await;
     }
 }
 
@@ -44,7 +46,7 @@ impl Readiness {
     pub fn condition(&mut self, name: &'static str) -> Condition {
         let condition = Condition {
             name,
-            holds: Arc::default(),
+            holds: Arc::new(watch::Sender::new(false)),
         };
         self.0.push(condition.clone());
         condition
@@ -80,6 +82,10 @@ impl Readiness {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::poll;
+
     use super::*;
 
     #[test]
@@ -96,5 +102,18 @@ mod tests {
         assert!(readiness.is_ready());
         a.fail();
         assert!(!readiness.is_ready());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_condition_goes_on_once_it_holds() {
+        let condition = Readiness::default().condition("a");
+        let waiter = condition.clone();
+        let mut held = pin!(waiter.held());
+        assert!(poll!(&mut held).is_pending());
+        condition.hold();
+        assert!(poll!(&mut held).is_ready());
+        assert!(poll!(pin!(condition.held())).is_ready(), "it holds already");
+        condition.fail();
+        assert!(poll!(pin!(condition.held())).is_pending(), "it held once");
     }
 }
