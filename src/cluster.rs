@@ -11,6 +11,7 @@ use kube::{
 };
 use thiserror::Error;
 
+use self::watch::Patience;
 use crate::namespace::Namespace;
 
 /// The variable that Kubernetes sets in every Pod.
@@ -82,26 +83,34 @@ impl Cluster {
             .flatten();
         Ok(Self {
             own_namespace,
-            ..Self::of(config)?
+            ..Self::of(config, Patience::default())?
         })
     }
 
     /// Connects by this configuration, in a namespace that it doesn't tell.
-    pub fn of(config: Config) -> Result<Self, ClusterError> {
+    pub fn of(config: Config, patience: Patience) -> Result<Self, ClusterError> {
         Ok(Self {
-            client: client(config.clone(), AGENT)?,
-            refresher: client(config, REFRESHER)?,
+            client: client(config.clone(), patience, AGENT)?,
+            refresher: client(config, patience, REFRESHER)?,
             own_namespace: None,
         })
     }
 }
 
-fn client(mut config: Config, agent: &'static str) -> Result<Client, ClusterError> {
+fn client(
+    mut config: Config,
+    patience: Patience,
+    agent: &'static str,
+) -> Result<Client, ClusterError> {
     // kube's own retry waits up to 1,000 s and obeys any Retry-After; an admission has seconds.
     config.default_retry = false;
+    // Without it a watch or a list that is never answered would never end. A connection's idle time doesn't count.
+    config.read_timeout = Some(patience.silence);
+    config.reset_reader_on_write = true;
     let agent = HeaderValue::from_static(agent);
     config.headers.push((USER_AGENT, agent));
-    Client::try_from(config).map_err(|error| ClusterError::Client(Box::new(error)))
+    let client = Client::try_from(config).map_err(|error| ClusterError::Client(Box::new(error)))?;
+    Ok(watch::paced(client))
 }
 
 #[cfg(test)]
@@ -120,7 +129,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let url = format!("http://{address}").parse().expect("a URL");
-        let cluster = Cluster::of(Config::new(url)).expect("clients");
+        let cluster = Cluster::of(Config::new(url), Patience::default()).expect("clients");
         for (client, expected) in [(cluster.client, AGENT), (cluster.refresher, REFRESHER)] {
             let (_, agent) = tokio::join!(client.apiserver_version(), agent(&listener));
             assert_eq!(agent, [expected]);
