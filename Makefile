@@ -39,7 +39,7 @@ test: control-plane ## Run every test that CI runs
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
 	$(CARGO) test --locked --lib --test rooms --test manifests --test admission_golden --test preview \
-		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint
+		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test watch
 
 .PHONY: sabotage
 sabotage: ## Take each guard out of the code and see its test turn red

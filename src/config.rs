@@ -4,14 +4,19 @@
 //! a default, so an empty file serves.
 
 mod identities;
+mod refresh;
 
 use std::{collections::BTreeSet, path::Path};
 
 use jiff::SignedDuration;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use thiserror::Error;
 
-use self::identities::{FileDefaultIdentity, FileNamespaceRoles, FileRule};
+pub use self::refresh::Refresh;
+use self::{
+    identities::{FileDefaultIdentity, FileNamespaceRoles, FileRule},
+    refresh::{FileDuration, FileRefresh},
+};
 use crate::{
     admission::decide::{Allow, OnFailure, Rules},
     identity::Identities,
@@ -28,8 +33,6 @@ const DEFAULT_OPT_IN_VALUE: &str = "enabled";
 const DEFAULT_EXCLUDED: [&str; 2] = ["kube-system", "kube-node-lease"];
 const DEFAULT_REGISTRIES_PER_POD: usize = 16;
 const DEFAULT_REGISTRIES_PER_SECRET: usize = 64;
-/// A token whose life is shorter than this would be renewed all the time.
-const MIN_SESSION_CAP_SECONDS: u32 = 900;
 /// A Secret holds at most 1 MiB, and a host takes about 5 KB of it.
 const MAX_REGISTRIES_PER_SECRET: usize = 128;
 
@@ -42,6 +45,8 @@ pub struct Config {
     pub opt_in: OptIn,
     /// What the lives of tokens are cut to.
     pub session_cap: SessionCap,
+    /// How pull secrets are kept.
+    pub refresh: Refresh,
 }
 
 /// The label that opts a namespace in. The registration's selector and the guard name the same.
@@ -101,10 +106,9 @@ struct File {
     namespace_roles: Option<FileNamespaceRoles>,
     default_identity: Option<FileDefaultIdentity>,
     refresh: Option<FileRefresh>,
-    // Known to the format, not served by this version: named so that the error can say so.
-    prewarm: Option<IgnoredAny>,
-    opt_out_grace: Option<IgnoredAny>,
-    opt_out_remove: Option<IgnoredAny>,
+    prewarm: Option<Vec<String>>,
+    opt_out_grace: Option<FileDuration>,
+    opt_out_remove: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -141,14 +145,6 @@ struct FileAlias {
 struct FileLimits {
     registries_per_pod: Option<usize>,
     registries_per_secret: Option<usize>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct FileRefresh {
-    session_cap: Option<String>,
-    // Known to the format, not served by this version.
-    writes_per_second: Option<IgnoredAny>,
 }
 
 /// A wrong field and what is wrong with it, before the file's name is known.
@@ -229,6 +225,7 @@ impl Default for Config {
                 value: DEFAULT_OPT_IN_VALUE.to_owned(),
             },
             session_cap: SessionCap::default(),
+            refresh: Refresh::default(),
         }
     }
 }
@@ -270,9 +267,14 @@ impl File {
             self.default_identity,
             self.cluster_name.as_deref(),
         )?;
-        if let Some(refresh) = self.refresh {
-            config.session_cap = refresh.check()?;
-        }
+        let keeping = refresh::File {
+            prewarm: self.prewarm,
+            refresh: self.refresh,
+            grace: self.opt_out_grace,
+            removes: self.opt_out_remove,
+        };
+        (config.refresh, config.session_cap) =
+            keeping.check(&config.rules.aliases, config.rules.registries_per_secret)?;
         Ok(config)
     }
 
@@ -291,24 +293,7 @@ impl File {
                 ));
             }
         }
-        let unserved = [
-            ("prewarm", &self.prewarm),
-            (
-                "refresh.writesPerSecond",
-                self.refresh
-                    .as_ref()
-                    .map_or(&None, |refresh| &refresh.writes_per_second),
-            ),
-            ("optOutGrace", &self.opt_out_grace),
-            ("optOutRemove", &self.opt_out_remove),
-        ];
-        match unserved.iter().find(|(_, given)| given.is_some()) {
-            Some((field, _)) => Err((
-                (*field).into(),
-                "this version does not serve it yet; remove it".into(),
-            )),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -414,24 +399,6 @@ fn check_cluster_name(name: &str) -> Result<(), Wrong> {
     }
     let message = format!("expected 1 to 100 letters, digits and any of _.-, got {name:?}");
     Err(("clusterName".into(), message))
-}
-
-impl FileRefresh {
-    fn check(self) -> Result<SessionCap, Wrong> {
-        let field = "refresh.sessionCap";
-        match self.session_cap.as_deref() {
-            None | Some("auto") => Ok(SessionCap::Session),
-            Some("none") => Ok(SessionCap::Off),
-            Some(text) => {
-                let cap = seconds(field, text)
-                    .map_err(|(field, message)| (field, format!("{message}; or auto, or none")))?;
-                if cap < MIN_SESSION_CAP_SECONDS {
-                    return Err((field.into(), format!("expected at least 15m, got {text:?}")));
-                }
-                Ok(SessionCap::After(cap))
-            }
-        }
-    }
 }
 
 /// A duration such as `90m`, `1h30m` or `24h`, in seconds.
@@ -682,11 +649,6 @@ namespaceRoles:
                 "apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"",
             ),
             ("kind: Pod", "kind: expected Config"),
-            ("prewarm: []", "prewarm: this version does not serve it yet"),
-            (
-                "refresh: {writesPerSecond: 20}",
-                "refresh.writesPerSecond: this version does not serve it yet",
-            ),
             (
                 "refresh: {sessionCap: 5m}",
                 "refresh.sessionCap: expected at least 15m",

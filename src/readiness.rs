@@ -36,7 +36,7 @@ impl Condition {
 
     /// Waits until it holds.
     pub async fn held(&self) {
-        // The sender is our own, so there is no error.
+        // An error would say that the sender is gone, and `self` has it.
         let _ = self.holds.subscribe().wait_for(|holds| *holds).await;
     }
 }
@@ -46,7 +46,7 @@ impl Readiness {
     pub fn condition(&mut self, name: &'static str) -> Condition {
         let condition = Condition {
             name,
-            holds: Arc::default(),
+            holds: Arc::new(watch::Sender::new(false)),
         };
         self.0.push(condition.clone());
         condition
@@ -82,6 +82,10 @@ impl Readiness {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::poll;
+
     use super::*;
 
     #[test]
@@ -101,16 +105,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_a_condition_goes_on_once_it_holds() {
+    async fn who_waits_for_a_condition_goes_on_once_it_holds() {
         let condition = Readiness::default().condition("a");
-        let waiting = tokio::spawn({
-            let condition = condition.clone();
-            async move { condition.held().await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
+        let waiter = condition.clone();
+        let mut held = pin!(waiter.held());
+        assert!(poll!(&mut held).is_pending());
         condition.hold();
-        waiting.await.expect("no panic");
-        condition.held().await;
+        assert!(poll!(&mut held).is_ready());
+        assert!(poll!(pin!(condition.held())).is_ready(), "it holds already");
+        condition.fail();
+        assert!(poll!(pin!(condition.held())).is_pending(), "it held once");
     }
 }

@@ -8,6 +8,7 @@
 //! | [`webhook`] | processes of the binary under test |
 //! | [`in_process`] | the webhook inside the test's own process, where time can be paused |
 //! | [`fake_api`] | an API server in memory, for [`in_process`] |
+//! | [`watched_api`] | an API server whose lists and watches fail, on a socket |
 //! | [`tls`] | both ends of TLS, for [`in_process`] |
 //! | [`sim`] | a cluster and an AWS of the imagination, for the refresher on a paused clock |
 //! | [`wire`] | a client that may be slow, wrong or hostile |
@@ -53,6 +54,7 @@ pub mod pods;
 pub mod rewriter;
 pub mod sim;
 pub mod tls;
+pub mod watched_api;
 pub mod webhook;
 pub mod wire;
 
@@ -68,6 +70,7 @@ pub use in_process::InProcess;
 pub use installation::Installation;
 pub use rewriter::Rewriter;
 pub use tls::Tls;
+pub use watched_api::{Ends, Fault, WatchedApi};
 pub use webhook::Webhook;
 pub use wire::Wire;
 
