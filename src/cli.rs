@@ -3,6 +3,7 @@
 pub mod identity;
 pub mod preview;
 pub mod serve;
+mod wiring;
 
 use std::{
     env,

@@ -6,27 +6,23 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio::{
     net::TcpListener,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
-use super::AwsFlags;
+use super::wiring::{Wiring, WiringFlags, instance};
 use crate::{
-    aws::Surroundings,
-    clock::{Clock, SystemClock},
-    cluster::Cluster,
-    config::Config,
-    events::{self, Events},
+    events::Events,
+    leader::{Elector, Settings},
     metrics::Metrics,
-    namespace::{changes::Changes, store::Namespaces},
+    namespace::Namespace,
     pull_secret::{
         ensure::{Ensurer, Parts},
         gauges, guard,
-        store::PullSecrets,
-        write::Writer,
     },
-    readiness::Readiness,
+    readiness::{Condition, Readiness},
     server::{
         Admission,
         accept::{Connection, Listener, MAX_CONNECTIONS},
@@ -35,9 +31,11 @@ use crate::{
     shutdown::Signals,
     telemetry,
     tls::{self, MinVersion},
-    token::{cache::TokenCache, ecr::Ecr},
     webhook::Webhook,
 };
+
+/// The Lease's name, and its namespace where this isn't a Pod.
+const LEASE: &str = "ecr-injector";
 
 /// How long requests under way may take to end, and background work after them.
 const GRACE: Duration = Duration::from_secs(10);
@@ -48,9 +46,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// IRSA, EKS Pod Identity, instance roles).
 #[derive(Debug, Args)]
 pub struct Flags {
-    /// The configuration file (YAML); without it every value has its default
-    #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    wiring: WiringFlags,
     /// Where to serve reviews over HTTPS
     #[arg(
         long,
@@ -81,9 +78,6 @@ pub struct Flags {
         default_value_t
     )]
     tls_min_version: MinVersion,
-    /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
-    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
     /// How to write logs
     #[arg(long, env = "ECR_INJECTOR_LOG_FORMAT", value_enum, default_value_t)]
     log_format: telemetry::Format,
@@ -104,7 +98,49 @@ pub struct Flags {
     )]
     shutdown_delay: u64,
     #[command(flatten)]
-    aws: AwsFlags,
+    lease: LeaseFlags,
+}
+
+/// The Lease by which one replica leads, and so keeps the pull secrets fresh.
+#[derive(Debug, Args)]
+struct LeaseFlags {
+    /// The Lease's name
+    #[arg(long, env = "ECR_INJECTOR_LEASE_NAME", value_name = "NAME", default_value = LEASE)]
+    lease_name: String,
+    /// The Lease's namespace; by default the Pod's own, and outside of a cluster ecr-injector
+    #[arg(long, env = "ECR_INJECTOR_LEASE_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
+    lease_namespace: Option<Namespace>,
+    /// How long others wait for a leader that is silent
+    #[arg(long, env = "ECR_INJECTOR_LEASE_DURATION", value_name = "TIME", default_value = "15s", value_parser = span)]
+    lease_duration: Duration,
+    /// How long a leader goes on that can't renew the Lease
+    #[arg(long, env = "ECR_INJECTOR_LEASE_RENEW_DEADLINE", value_name = "TIME", default_value = "10s", value_parser = span)]
+    lease_renew_deadline: Duration,
+    /// How often the Lease is renewed, or asked for
+    #[arg(long, env = "ECR_INJECTOR_LEASE_RETRY_PERIOD", value_name = "TIME", default_value = "2s", value_parser = span)]
+    lease_retry_period: Duration,
+}
+
+fn span(text: &str) -> Result<Duration, &'static str> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok();
+    let span = parsed.and_then(|span| Duration::try_from(span).ok());
+    span.ok_or("expected a time such as 15s or 400ms")
+}
+
+impl LeaseFlags {
+    fn settings(&self, own: Option<Namespace>) -> anyhow::Result<Settings> {
+        let named = self.lease_namespace.clone().or(own);
+        let namespace = named.or_else(|| Namespace::parse(LEASE));
+        let namespace = namespace.context("the Lease has no namespace")?;
+        let settings = Settings {
+            duration: self.lease_duration,
+            renew_deadline: self.lease_renew_deadline,
+            retry_period: self.lease_retry_period,
+            ..Settings::new(namespace, &self.lease_name, &instance())
+        };
+        settings.check().context("the flags of the Lease")?;
+        Ok(settings)
+    }
 }
 
 impl Flags {
@@ -125,102 +161,34 @@ impl Flags {
         reason = "the one place where the parts are put together, in the order in which they start and end"
     )]
     async fn serve(self) -> anyhow::Result<ExitCode> {
-        let config = Config::of(self.config.as_deref())?;
-        let trust = self.aws.trust()?;
         let tls = tls::server_config(&self.tls_cert, &self.tls_key, self.tls_min_version)?;
         let mut signals = Signals::listen().context("listening for signals")?;
         let socket = bind(self.listen, "--listen").await?;
         let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
-        let cluster = Cluster::connect(self.kubeconfig.as_deref()).await?;
-        let config = config.excluding(cluster.own_namespace.clone());
-
+        let wiring = Wiring::new(&self.wiring).await?;
+        let settings = self.lease.settings(wiring.cluster.own_namespace.clone())?;
         let (metrics, tasks, stop) = (
-            Arc::new(Metrics::default()),
-            TaskTracker::new(),
-            CancellationToken::new(),
+            wiring.metrics.clone(),
+            wiring.tasks.clone(),
+            wiring.stop.clone(),
         );
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let surroundings = Surroundings::read(&trust, metrics.clone()).await;
-        let ecr = Ecr::new(
-            surroundings.clone(),
-            config.session_cap,
-            clock.clone(),
-            metrics.clone(),
-        );
-        let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
-        let changes = Changes::default();
-        let namespaces = Namespaces::new(
-            cluster.client.clone(),
-            config.opt_in,
-            changes.clone(),
-            metrics.clone(),
-        );
-        let secrets = PullSecrets::new(changes, metrics.clone());
-        let rules = Arc::new(config.rules);
-        gauges::measure_at_each_scrape(
-            &metrics,
-            secrets.clone(),
-            namespaces.clone(),
-            rules.clone(),
-            clock.clone(),
-        );
-        let ensurer = Ensurer::new(Parts {
-            writer: Writer::new(
-                cluster.client.clone(),
-                rules.clone(),
-                secrets.clone(),
-                clock.clone(),
-                metrics.clone(),
-            ),
-            rules: rules.clone(),
-            namespaces: namespaces.clone(),
-            tokens,
-            metrics: metrics.clone(),
-            tasks: tasks.clone(),
-            stop: stop.clone(),
-        });
 
         let mut readiness = Readiness::default();
-        let namespaces_synced = readiness.condition("namespaces-synced");
-        let secrets_synced = readiness.condition("pull-secrets-synced");
+        let synced = wiring.watch(&mut readiness);
         let serving = readiness.condition("serving");
-        spawn_until(&tasks, &stop, async move {
-            surroundings.look_for_credentials().await;
-        });
-        let synced = [namespaces_synced.clone(), secrets_synced.clone()];
-        let watched = namespaces.clone();
-        spawn_until(&tasks, &stop, async move {
-            watched.run(namespaces_synced).await;
-        });
-        let client = cluster.client.clone();
-        let (watched, name) = (secrets.clone(), rules.secret_name.clone());
-        spawn_until(&tasks, &stop, async move {
-            watched.run(client, &name, secrets_synced).await;
-        });
-        let (client, own, name) = (
-            cluster.client.clone(),
-            cluster.own_namespace,
-            rules.secret_name.clone(),
+        let surroundings = wiring.surroundings.clone();
+        wiring.spawn(async move { surroundings.look_for_credentials().await });
+        gauges::measure_at_each_scrape(
+            &metrics,
+            wiring.secrets.clone(),
+            wiring.namespaces.clone(),
+            wiring.rules.clone(),
+            wiring.clock.clone(),
         );
-        let counted = metrics.clone();
-        spawn_until(&tasks, &stop, async move {
-            for condition in synced {
-                condition.held().await;
-            }
-            guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &counted).await;
-        });
-
-        let events = Events::new(events::Parts {
-            client: cluster.client,
-            secret_name: rules.secret_name.clone(),
-            instance: std::env::var("HOSTNAME").unwrap_or_else(|_| events::REPORTER.to_owned()),
-            clock: clock.clone(),
-            metrics: metrics.clone(),
-            tasks: tasks.clone(),
-            stop: stop.clone(),
-        });
-        let webhook = Webhook::new(rules, namespaces, secrets, ensurer, clock, metrics.clone())
-            .telling(events);
+        test_guard(&wiring, synced.clone());
+        let events = wiring.events();
+        let leading = lead(&wiring, settings, events.clone(), synced)?;
+        let webhook = webhook(&wiring, events);
         let draining = CancellationToken::new();
         let admission = Listener {
             socket,
@@ -261,6 +229,8 @@ impl Flags {
             // A listener's own panic is in the log already.
             let _ = serve.await;
             stop.cancel();
+            // It lets go of the Lease, so that another replica can go on at once.
+            let _ = leading.await;
             stop_admin.cancel();
             let _ = serve_admin.await;
             tasks.close();
@@ -285,13 +255,70 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("{flag} {address}: can't listen there"))
 }
 
-fn spawn_until(
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-    work: impl Future<Output = ()> + Send + 'static,
-) {
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        stop.run_until_cancelled(work).await;
+fn webhook(wiring: &Wiring, events: Events) -> Webhook {
+    let ensurer = Ensurer::new(Parts {
+        writer: wiring.writer(&wiring.cluster.client),
+        rules: wiring.rules.clone(),
+        namespaces: wiring.namespaces.clone(),
+        tokens: wiring.tokens.clone(),
+        metrics: wiring.metrics.clone(),
+        tasks: wiring.tasks.clone(),
+        stop: wiring.stop.clone(),
     });
+    Webhook::new(
+        wiring.rules.clone(),
+        wiring.namespaces.clone(),
+        wiring.secrets.clone(),
+        ensurer,
+        wiring.clock.clone(),
+        wiring.metrics.clone(),
+    )
+    .telling(events)
+}
+
+/// Once it is known what there is, tries whether the guard refuses what it must.
+fn test_guard(wiring: &Wiring, synced: [Condition; 2]) {
+    let (client, own) = (
+        wiring.cluster.client.clone(),
+        wiring.cluster.own_namespace.clone(),
+    );
+    let (name, metrics) = (wiring.rules.secret_name.clone(), wiring.metrics.clone());
+    wiring.spawn(async move {
+        for condition in synced {
+            condition.held().await;
+        }
+        guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &metrics).await;
+    });
+}
+
+/// Once it is known what there is, takes part in the election, until everything stops. To be awaited then: it lets go of
+/// the Lease.
+fn lead(
+    wiring: &Wiring,
+    settings: Settings,
+    events: Events,
+    synced: [Condition; 2],
+) -> anyhow::Result<JoinHandle<()>> {
+    let elector = Elector::new(
+        wiring.cluster.refresher.clone(),
+        settings,
+        wiring.clock.clone(),
+        wiring.metrics.clone(),
+    )?;
+    let (refresher, stop) = (wiring.refresher(Some(events)), wiring.stop.clone());
+    Ok(tokio::spawn(async move {
+        let wait = async {
+            for condition in synced {
+                condition.held().await;
+            }
+        };
+        if stop.run_until_cancelled(wait).await.is_none() {
+            return;
+        }
+        let lead = |term| {
+            let refresher = refresher.clone();
+            async move { refresher.lead(term).await }
+        };
+        elector.run(stop, lead).await;
+    }))
 }

@@ -1,0 +1,172 @@
+//! What every command shares that works on a cluster: its connections, its stores, and how they hang together.
+
+use std::{path::PathBuf, sync::Arc};
+
+use clap::Args;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::AwsFlags;
+use crate::{
+    admission::decide::Rules,
+    aws::Surroundings,
+    clock::{Clock, SystemClock},
+    cluster::Cluster,
+    config::{Config, Refresh},
+    events::{self, Events},
+    metrics::Metrics,
+    namespace::{changes::Changes, store::Namespaces},
+    pull_secret::{store::PullSecrets, write::Writer},
+    readiness::{Condition, Readiness},
+    refresher::{
+        self, Refresher,
+        schedule::{AfterGrace, Policy},
+        store::Live,
+    },
+    token::{cache::TokenCache, ecr::Ecr},
+};
+
+/// Where the configuration and the cluster are.
+#[derive(Debug, Args)]
+pub(super) struct WiringFlags {
+    /// The configuration file (YAML); without it every value has its default
+    #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
+    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    aws: AwsFlags,
+}
+
+/// The parts.
+pub(super) struct Wiring {
+    pub(super) cluster: Cluster,
+    pub(super) rules: Arc<Rules>,
+    pub(super) refresh: Refresh,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) surroundings: Surroundings,
+    pub(super) tokens: TokenCache,
+    pub(super) namespaces: Namespaces,
+    pub(super) secrets: PullSecrets,
+    /// Everything that runs in the background.
+    pub(super) tasks: TaskTracker,
+    /// Ends it.
+    pub(super) stop: CancellationToken,
+    changes: Changes,
+}
+
+impl Wiring {
+    /// Reads the configuration and makes the parts. No call leaves yet.
+    pub(super) async fn new(flags: &WiringFlags) -> anyhow::Result<Self> {
+        let config = Config::of(flags.config.as_deref())?;
+        let trust = flags.aws.trust()?;
+        let cluster = Cluster::connect(flags.kubeconfig.as_deref()).await?;
+        let config = config.excluding(cluster.own_namespace.clone());
+        let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let surroundings = Surroundings::read(&trust, metrics.clone()).await;
+        let cap = config.session_cap;
+        let ecr = Ecr::new(surroundings.clone(), cap, clock.clone(), metrics.clone());
+        let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
+        let changes = Changes::default();
+        let namespaces = Namespaces::new(
+            cluster.client.clone(),
+            config.opt_in,
+            changes.clone(),
+            metrics.clone(),
+        );
+        let secrets = PullSecrets::new(changes.clone(), metrics.clone());
+        Ok(Self {
+            cluster,
+            rules: Arc::new(config.rules),
+            refresh: config.refresh,
+            metrics,
+            clock,
+            surroundings,
+            tokens,
+            namespaces,
+            secrets,
+            tasks,
+            stop: CancellationToken::new(),
+            changes,
+        })
+    }
+
+    /// Runs something in the background until everything stops.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(work).await;
+        });
+    }
+
+    /// Starts both watches. The conditions hold once they have brought what there is.
+    pub(super) fn watch(&self, readiness: &mut Readiness) -> [Condition; 2] {
+        let namespaces_synced = readiness.condition("namespaces-synced");
+        let secrets_synced = readiness.condition("pull-secrets-synced");
+        let (watched, condition) = (self.namespaces.clone(), namespaces_synced.clone());
+        self.spawn(async move { watched.run(condition).await });
+        let (watched, condition) = (self.secrets.clone(), secrets_synced.clone());
+        let (client, name) = (self.cluster.client.clone(), self.rules.secret_name.clone());
+        self.spawn(async move { watched.run(client, &name, condition).await });
+        [namespaces_synced, secrets_synced]
+    }
+
+    /// A writer through the admissions' client, or the refresher's.
+    pub(super) fn writer(&self, client: &kube::Client) -> Writer {
+        Writer::new(
+            client.clone(),
+            self.rules.clone(),
+            self.secrets.clone(),
+            self.clock.clone(),
+            self.metrics.clone(),
+        )
+    }
+
+    /// Who tells the namespaces' people.
+    pub(super) fn events(&self) -> Events {
+        Events::new(events::Parts {
+            client: self.cluster.client.clone(),
+            secret_name: self.rules.secret_name.clone(),
+            instance: instance(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            tasks: self.tasks.clone(),
+            stop: self.stop.clone(),
+        })
+    }
+
+    /// Who keeps pull secrets fresh.
+    pub(super) fn refresher(&self, events: Option<Events>) -> Refresher {
+        let after_grace = if self.refresh.removes {
+            AfterGrace::Remove
+        } else {
+            AfterGrace::Retire
+        };
+        Refresher::new(refresher::Parts {
+            store: Arc::new(Live {
+                namespaces: self.namespaces.clone(),
+                secrets: self.secrets.clone(),
+                writer: self.writer(&self.cluster.refresher),
+            }),
+            tokens: self.tokens.clone(),
+            policy: Policy {
+                rules: self.rules.clone(),
+                prewarm: self.refresh.prewarm.clone(),
+                grace: self.refresh.grace,
+                after_grace,
+            },
+            writes_per_second: self.refresh.writes_per_second,
+            changes: self.changes.clone(),
+            clock: self.clock.clone(),
+            metrics: self.metrics.clone(),
+            events,
+        })
+    }
+}
+
+/// Which of the replicas this is, for people: the Pod's name.
+pub(super) fn instance() -> String {
+    std::env::var("HOSTNAME").unwrap_or_else(|_| events::REPORTER.to_owned())
+}
