@@ -462,7 +462,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::identity::{DefaultIdentity, Manner};
+    use crate::identity::{DefaultIdentity, Manner, RoleTemplate};
 
     fn error(text: &str) -> String {
         Config::parse(text, "config.yaml")
@@ -584,18 +584,16 @@ namespaceRoles:
         let identities = config.rules.identities;
         assert_eq!(identities.default, DefaultIdentity::None);
         let role = identities.rules[0].mints.as_ref().expect("a role");
-        assert_eq!(role.arn, "arn:aws:iam::111122223333:role/prod-{namespace}");
-        assert_eq!(
-            role.manner,
-            Manner {
-                external_id: Some("prod/{namespace}".into()),
-                session_name: "x-{namespace}".into(),
-                tags: BTreeMap::from([("cluster".into(), "prod".into())]),
-                pull_only: true,
-                duration_seconds: 1800,
-                sts_region: Region::parse("eu-west-1"),
-            }
-        );
+        let manner = Manner {
+            external_id: Some("prod/{namespace}".into()),
+            session_name: "x-{namespace}".into(),
+            tags: BTreeMap::from([("cluster".into(), "prod".into())]),
+            pull_only: true,
+            duration_seconds: 1800,
+            sts_region: Region::parse("eu-west-1"),
+        };
+        let arn = "arn:aws:iam::111122223333:role/prod-{namespace}".to_owned();
+        assert_eq!(*role, RoleTemplate::new(arn, manner));
         assert!(identities.rules[1].mints.is_none());
         let manner = identities.namespace_roles.manner;
         assert_eq!(manner.session_name, "ecr-injector-prod");

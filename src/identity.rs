@@ -95,7 +95,7 @@ pub struct NamespaceRoles {
 }
 
 /// A role whose ARN may have the asking namespace's name in it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleTemplate {
     arn: String,
     manner: Manner,
@@ -273,6 +273,12 @@ impl RoleTemplate {
             template.fixed = Some(template.put_in(""));
         }
         template
+    }
+
+    /// The ARN as it was written.
+    #[must_use]
+    pub fn arn(&self) -> &str {
+        &self.arn
     }
 
     fn fill_in(&self, namespace: &Namespace) -> Result<Arc<Role>, Refusal> {
@@ -486,8 +492,10 @@ mod tests {
     fn role(change: impl FnOnce(&mut Role)) -> Identity {
         let namespace = Namespace::parse("team-a").expect("valid");
         let arn = RoleArn::parse(&test_arn("pull")).expect("an ARN");
-        let mut role = Manner::default().role(arn, &namespace);
+        let made = Manner::default().role(arn, namespace.as_str());
+        let mut role = Arc::unwrap_or_clone(made);
         change(&mut role);
+        role.hash = hash_of_role(&role.arn, &role.manner);
         Identity::Role(Arc::new(role))
     }
 

@@ -405,7 +405,7 @@ proptest! {
         match (matching, &annotation, &choice.identity) {
             (Some(rule), _, Ok(Identity::Ambient)) => prop_assert!(rule.mints.is_none()),
             (Some(rule), _, Ok(Identity::Role(role))) => {
-                let template = &rule.mints.as_ref().expect("a role").arn;
+                let template = rule.mints.as_ref().expect("a role").arn();
                 prop_assert_eq!(template.replace("{namespace}", namespace.as_str()), role.arn.as_str());
                 prop_assert_eq!(region, "eu-west-1");
             }

@@ -8,6 +8,6 @@
     reason = "a test that can't go on panics, and takes its own time"
 )]
 
+mod support;
 #[path = "refresher/week.rs"]
 mod week;
-mod support;

@@ -105,20 +105,20 @@ pub struct Flags {
 #[derive(Debug, Args)]
 struct LeaseFlags {
     /// The Lease's name
-    #[arg(long, env = "ECR_INJECTOR_LEASE_NAME", value_name = "NAME", default_value = LEASE)]
-    lease_name: String,
+    #[arg(id = "lease_name", long = "lease-name", env = "ECR_INJECTOR_LEASE_NAME", value_name = "NAME", default_value = LEASE)]
+    name: String,
     /// The Lease's namespace; by default the Pod's own, and outside of a cluster ecr-injector
-    #[arg(long, env = "ECR_INJECTOR_LEASE_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
-    lease_namespace: Option<Namespace>,
+    #[arg(id = "lease_namespace", long = "lease-namespace", env = "ECR_INJECTOR_LEASE_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
+    namespace: Option<Namespace>,
     /// How long others wait for a leader that is silent
-    #[arg(long, env = "ECR_INJECTOR_LEASE_DURATION", value_name = "TIME", default_value = "15s", value_parser = span)]
-    lease_duration: Duration,
+    #[arg(id = "lease_duration", long = "lease-duration", env = "ECR_INJECTOR_LEASE_DURATION", value_name = "TIME", default_value = "15s", value_parser = span)]
+    duration: Duration,
     /// How long a leader goes on that can't renew the Lease
-    #[arg(long, env = "ECR_INJECTOR_LEASE_RENEW_DEADLINE", value_name = "TIME", default_value = "10s", value_parser = span)]
-    lease_renew_deadline: Duration,
+    #[arg(id = "lease_renew_deadline", long = "lease-renew-deadline", env = "ECR_INJECTOR_LEASE_RENEW_DEADLINE", value_name = "TIME", default_value = "10s", value_parser = span)]
+    renew_deadline: Duration,
     /// How often the Lease is renewed, or asked for
-    #[arg(long, env = "ECR_INJECTOR_LEASE_RETRY_PERIOD", value_name = "TIME", default_value = "2s", value_parser = span)]
-    lease_retry_period: Duration,
+    #[arg(id = "lease_retry_period", long = "lease-retry-period", env = "ECR_INJECTOR_LEASE_RETRY_PERIOD", value_name = "TIME", default_value = "2s", value_parser = span)]
+    retry_period: Duration,
 }
 
 fn span(text: &str) -> Result<Duration, &'static str> {
@@ -129,14 +129,14 @@ fn span(text: &str) -> Result<Duration, &'static str> {
 
 impl LeaseFlags {
     fn settings(&self, own: Option<Namespace>) -> anyhow::Result<Settings> {
-        let named = self.lease_namespace.clone().or(own);
+        let named = self.namespace.clone().or(own);
         let namespace = named.or_else(|| Namespace::parse(LEASE));
         let namespace = namespace.context("the Lease has no namespace")?;
         let settings = Settings {
-            duration: self.lease_duration,
-            renew_deadline: self.lease_renew_deadline,
-            retry_period: self.lease_retry_period,
-            ..Settings::new(namespace, &self.lease_name, &instance())
+            duration: self.duration,
+            renew_deadline: self.renew_deadline,
+            retry_period: self.retry_period,
+            ..Settings::new(namespace, &self.name, &instance())
         };
         settings.check().context("the flags of the Lease")?;
         Ok(settings)

@@ -51,17 +51,16 @@ impl Keys {
     /// How a token stands.
     pub(super) fn standing(&self, key: &TokenKey, now: Instant) -> Standing<'_> {
         match self.0.get(key) {
-            None => Standing::Free,
+            Some(Trouble {
+                stage: Stage::Minting,
+                ..
+            }) => Standing::Minting,
             Some(Trouble {
                 stage: Stage::Pausing(until),
                 error: Some(error),
                 ..
             }) if *until > now => Standing::Failing(error),
-            Some(Trouble {
-                stage: Stage::Pausing(_),
-                ..
-            }) => Standing::Free,
-            Some(_) => Standing::Minting,
+            _ => Standing::Free,
         }
     }
 
@@ -119,8 +118,9 @@ impl Keys {
     }
 
     /// Those whose pause is over. Where somebody waits, it is to be tried again; the others are forgotten.
-    pub(super) fn to_retry(&mut self, now: Instant) -> Vec<TokenKey> {
-        let is_over = |trouble: &Trouble| matches!(trouble.stage, Stage::Pausing(until) if until <= now);
+    pub(super) fn take_retries(&mut self, now: Instant) -> Vec<TokenKey> {
+        let is_over =
+            |trouble: &Trouble| matches!(trouble.stage, Stage::Pausing(until) if until <= now);
         self.0.retain(|_, trouble| {
             !is_over(trouble) || !trouble.waiting.is_empty() || !trouble.asking.is_empty()
         });
@@ -198,7 +198,7 @@ mod tests {
         keys.wait(&key(), &namespace("a"));
         assert!(matches!(keys.standing(&key(), now), Standing::Failing(_)));
         let later = now + pause;
-        assert_eq!(keys.to_retry(later), [key()]);
+        assert_eq!(keys.take_retries(later), [key()]);
         keys.start(&key());
         keys.wait(&key(), &namespace("a"));
         keys.wait(&key(), &namespace("b"));
@@ -218,7 +218,7 @@ mod tests {
         keys.start(&key());
         let (_, pause) = keys.failed(&key(), refused(), now);
         assert_eq!(keys.next_retry(), Some(now + pause));
-        assert_eq!(keys.to_retry(now + pause), []);
+        assert_eq!(keys.take_retries(now + pause), []);
         assert_eq!(keys.next_retry(), None);
     }
 }

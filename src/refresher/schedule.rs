@@ -531,7 +531,10 @@ impl Schedule {
         let due = self.due(now);
         let oldest = self.ready.iter().filter_map(|class| {
             let ends = [class.first(), class.last()];
-            ends.into_iter().flatten().map(|(order, _)| order.at()).min()
+            ends.into_iter()
+                .flatten()
+                .map(|(order, _)| order.at())
+                .min()
         });
         (due, oldest.min())
     }

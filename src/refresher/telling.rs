@@ -114,7 +114,7 @@ impl Telling {
     }
 
     /// A token that couldn't be minted for a while was.
-    pub(super) fn token_again(&self, key: &TokenKey, failures: u32, waiting: usize) {
+    pub(super) fn token_again(key: &TokenKey, failures: u32, waiting: usize) {
         tracing::info!(identity = %key.identity, region = %key.region, failures, waiting, "a token again");
     }
 

@@ -166,7 +166,10 @@ impl<'a> Work<'a> {
         let said = |name: &&Namespace| work.parts.store.said(name).is_some();
         work.opted_in = names.iter().filter(said).cloned().collect();
         if let Scope::Once(sweep) = &work.scope {
-            work.results = names.iter().map(|name| (name.clone(), swept(name))).collect();
+            work.results = names
+                .iter()
+                .map(|name| (name.clone(), swept(name)))
+                .collect();
             if sweep.renews_all {
                 work.forced = names.into_iter().collect();
             }
@@ -224,10 +227,7 @@ impl<'a> Work<'a> {
         let plans: Vec<bool> = self
             .results
             .keys()
-            .map(|namespace| {
-                self.plan(namespace, now)
-                    .is_none_or(|plan| plan.at > now)
-            })
+            .map(|namespace| self.plan(namespace, now).is_none_or(|plan| plan.at > now))
             .collect();
         let results = self.results.into_values().zip(plans);
         results
@@ -258,7 +258,7 @@ impl<'a> Work<'a> {
     pub(super) fn plan(&self, namespace: &Namespace, now: Timestamp) -> Option<Plan> {
         let said = self.parts.store.said(namespace);
         let entry = self.parts.store.secret(namespace);
-        let known = entry.as_deref().map(|entry| entry.knowledge());
+        let known = entry.as_deref().map(Entry::knowledge);
         let policy = &self.parts.policy;
         let mut planned = plan(namespace, said.as_ref(), known, policy, now)?;
         if planned.action == Action::AskNamespace
@@ -372,10 +372,10 @@ impl<'a> Work<'a> {
         let (parts, name, term) = (self.parts.clone(), namespace.clone(), self.term.clone());
         let deadline = Instant::now() + WORK_TIMEOUT;
         let call = match planned.action {
-            Action::Remove => async move {
-                Done::Removed(parts.store.remove(&name, &term, deadline).await)
+            Action::Remove => {
+                async move { Done::Removed(parts.store.remove(&name, &term, deadline).await) }
+                    .boxed()
             }
-            .boxed(),
             Action::Write(target) => {
                 let Some(wanted) = self.wanted(namespace, &target, now).await else {
                     return;
@@ -418,7 +418,9 @@ impl<'a> Work<'a> {
         now: Timestamp,
     ) -> Option<BTreeMap<Host, Want>> {
         let entry = self.parts.store.secret(namespace);
-        let state = entry.as_deref().and_then(|entry| claimed(entry.knowledge()));
+        let state = entry
+            .as_deref()
+            .and_then(|entry| claimed(entry.knowledge()));
         let mut wanted = BTreeMap::new();
         let mut lacking = BTreeSet::new();
         let mut improves = target.must_write;
@@ -465,10 +467,7 @@ impl<'a> Work<'a> {
 
     /// Has a token minted, unless it is being minted or can't be had.
     fn want_token(&mut self, key: &TokenKey) {
-        if matches!(
-            self.keys.standing(key, Instant::now()),
-            Standing::Free
-        ) {
+        if matches!(self.keys.standing(key, Instant::now()), Standing::Free) {
             self.keys.start(key);
             let (tokens, key) = (self.parts.tokens.clone(), key.clone());
             self.mints.spawn(async move {
@@ -503,7 +502,7 @@ impl<'a> Work<'a> {
     fn landed(&mut self, key: &TokenKey) {
         let (waiting, failures) = self.keys.landed(key);
         if failures > 0 {
-            self.telling.token_again(key, failures, waiting.len());
+            Telling::token_again(key, failures, waiting.len());
         }
         for namespace in waiting {
             self.consider(&namespace);
@@ -566,7 +565,11 @@ impl<'a> Work<'a> {
         let now = self.parts.clock.now();
         let planned = self.plan(namespace, now);
         if let Some(kind) = kind {
-            self.went_well(namespace, &kind, planned.as_ref().filter(|plan| plan.at <= now));
+            self.went_well(
+                namespace,
+                &kind,
+                planned.as_ref().filter(|plan| plan.at <= now),
+            );
         }
         self.follow(namespace, planned, now);
         self.report_progress();
@@ -657,13 +660,10 @@ impl<'a> Work<'a> {
     /// Something failed for a namespace once more; tells how often in a row.
     fn trouble(&mut self, namespace: &Namespace) -> u32 {
         let now = Instant::now();
-        let trouble = self
-            .troubles
-            .entry(namespace.clone())
-            .or_insert(Trouble {
-                failures: 0,
-                until: now,
-            });
+        let trouble = self.troubles.entry(namespace.clone()).or_insert(Trouble {
+            failures: 0,
+            until: now,
+        });
         trouble.failures = trouble.failures.saturating_add(1);
         trouble.until = now + backoff(trouble.failures, namespace.as_str());
         trouble.failures
@@ -676,7 +676,10 @@ impl<'a> Work<'a> {
         let by_time = SignedDuration::try_from(instant.duration_since(self.clocks.0));
         let apart = by_clock - by_time.unwrap_or(by_clock);
         if apart.unsigned_abs() > CLOCK_STEP {
-            tracing::info!(seconds = apart.as_secs(), "the clock was set or the machine slept; all is planned anew");
+            tracing::info!(
+                seconds = apart.as_secs(),
+                "the clock was set or the machine slept; all is planned anew"
+            );
             self.keys.hurry(instant);
             self.consider_all();
         }
@@ -694,9 +697,8 @@ impl<'a> Work<'a> {
             }
         }
         self.retry(instant);
-        self.heals.retain(|_, heals| {
-            heals.back().is_some_and(|at| at.elapsed() <= FIGHT_WINDOW)
-        });
+        self.heals
+            .retain(|_, heals| heals.back().is_some_and(|at| at.elapsed() <= FIGHT_WINDOW));
         self.answers
             .retain(|_, (_, at)| at.elapsed() < ANSWER_GOOD_FOR);
         let (due, since) = self.writes.backlog(now);
@@ -712,7 +714,7 @@ impl<'a> Work<'a> {
         if matches!(self.scope, Scope::Once(_)) {
             return;
         }
-        for key in self.keys.to_retry(instant) {
+        for key in self.keys.take_retries(instant) {
             self.want_token(&key);
         }
     }

@@ -81,7 +81,9 @@ async fn a_week_of_ten_thousand_namespaces_with_outages() {
         for write in &writes {
             if let Some(last) = last {
                 let gap = write.at.duration_since(last).as_millis();
-                *gaps.entry(u64::try_from(gap).unwrap().min(1000) / 10 * 10).or_default() += 1;
+                *gaps
+                    .entry(u64::try_from(gap).unwrap().min(1000) / 10 * 10)
+                    .or_default() += 1;
             }
             last = Some(write.at);
             window.push_back(write.at);
@@ -95,14 +97,19 @@ async fn a_week_of_ten_thousand_namespaces_with_outages() {
     }
     leader.stop().await;
     let (minted, failed) = sim.aws.total();
-    let least = sim.cluster.least_left();
-    println!("{total} writes, at most {most} in any second; {minted} tokens, {failed} refusals in {hours} h of outages;");
-    println!("the least that any credential had left: {least:#}; real time {:?}", watch.elapsed());
+    let left = sim.cluster.least_left();
+    println!(
+        "{total} writes, at most {most} in any second; {minted} tokens, {failed} refusals in {hours} h of outages;"
+    );
+    println!(
+        "the least that any credential had left: {left:#}; real time {:?}",
+        watch.elapsed()
+    );
     println!("writes in each hour: {per_hour:?}");
     let mut gaps: Vec<_> = gaps.into_iter().collect();
     gaps.sort_unstable();
     println!("milliseconds between writes, and how often: {gaps:?}");
-    assert!(least >= SignedDuration::from_hours(1), "{least:#}");
+    assert!(left >= SignedDuration::from_hours(1), "{left:#}");
     assert!(most <= 20, "{most} writes in a second");
     for (key, count) in sim.aws.minted.lock().unwrap().iter() {
         // A renewal is due after 25 % of twelve hours at the soonest.

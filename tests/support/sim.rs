@@ -118,7 +118,12 @@ impl Mint for SimAws {
             *self.minted.lock().unwrap().entry(key.clone()).or_default() += 1;
             let now = self.clock.now();
             let text = STANDARD.encode(format!("AWS:{now}"));
-            let token = Token::decode(Some(&text), Some(now + SignedDuration::from_hours(12)), None, now);
+            let token = Token::decode(
+                Some(&text),
+                Some(now + SignedDuration::from_hours(12)),
+                None,
+                now,
+            );
             Ok(token.unwrap())
         }
         .boxed()
@@ -265,7 +270,7 @@ impl SimCluster {
         namespace: &Namespace,
         wanted: &BTreeMap<Host, Want>,
         manner: &Manner<'_>,
-    ) -> Result<Written, EnsureError> {
+    ) -> Written {
         let now = self.clock.now();
         let mut inner = self.inner();
         let had = inner.secrets.get(namespace).cloned();
@@ -307,7 +312,7 @@ impl SimCluster {
         state.retired = retired;
         let known = inner.secrets.get(namespace);
         if known.is_some_and(|entry| *entry.knowledge() == Knowledge::Ours(state.clone())) {
-            return Ok(Written::Unchanged);
+            return Written::Unchanged;
         }
         inner.version += 1;
         let entry = Entry::new(inner.version, "uid", Knowledge::Ours(state));
@@ -317,7 +322,7 @@ impl SimCluster {
             namespace: namespace.clone(),
             hosts: wanted.len(),
         });
-        Ok(Written::Done)
+        Written::Done
     }
 
     /// The other controller's turn.
@@ -436,7 +441,7 @@ impl Store for SimCluster {
                 }
             }
             sleep(Duration::from_millis(8)).await;
-            self.apply(namespace, wanted, &manner)
+            Ok(self.apply(namespace, wanted, &manner))
         }
         .boxed()
     }
