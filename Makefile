@@ -39,7 +39,11 @@ test: control-plane ## Run every test that CI runs
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
 	$(CARGO) test --locked --lib --test rooms --test manifests --test admission_golden --test preview \
-		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test watch
+		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test refresher --test watch
+
+.PHONY: kill-rounds
+kill-rounds: control-plane ## Kill the leader in the middle of its work, 19 times with a short Lease and once with the usual
+	ECR_INJECTOR_KILL_ROUNDS=19 $(CARGO) test --locked --test apiserver_leader -- --nocapture
 
 .PHONY: sabotage
 sabotage: ## Take each guard out of the code and see its test turn red
@@ -69,7 +73,7 @@ docs: ## Build the API documentation, with warnings as errors
 ci: lint docs test ## What CI runs
 
 .PHONY: test-all
-test-all: ci sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci kill-rounds sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

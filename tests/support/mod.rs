@@ -3,6 +3,7 @@
 //! | room | what it stands for |
 //! |---|---|
 //! | [`control_plane`] | etcd and kube-apiserver, and the accounts that call it |
+//! | [`due`] | pull secrets as they are hours after they were written |
 //! | [`fake_aws`] | ECR, ECR Public and STS, and where a process finds its credentials |
 //! | [`connect_proxy`] | the HTTP proxy between a cluster and AWS |
 //! | [`webhook`] | processes of the binary under test |
@@ -45,6 +46,7 @@ pub mod certificates;
 pub mod child;
 pub mod connect_proxy;
 pub mod control_plane;
+pub mod due;
 pub mod fake_api;
 pub mod fake_aws;
 pub mod in_process;
