@@ -10,6 +10,10 @@
 
 #[path = "refresher/clocks.rs"]
 mod clocks;
+#[path = "refresher/expiry.rs"]
+mod expiry;
+#[path = "refresher/isolation.rs"]
+mod isolation;
 #[path = "refresher/obstacles.rs"]
 mod obstacles;
 mod support;

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Parts, Sweep, Swept,
-    keys::{Keys, Standing},
+    keys::{Keys, Retries, Standing},
     pace::Pace,
     schedule::{
         Action, Class, Healing, Plan, Schedule, TOGETHER_FROM_PERCENT, Target, backoff, leaving,
@@ -145,7 +145,10 @@ impl<'a> Work<'a> {
             reads: Schedule::default(),
             write_pace: Pace::new(parts.writes_per_second, now),
             read_pace: Pace::new(parts.writes_per_second, now),
-            keys: Keys::default(),
+            keys: Keys::new(match scope {
+                Scope::Everything => Retries::AfterAPause,
+                Scope::Once(_) => Retries::Never,
+            }),
             under_way: HashSet::new(),
             troubles: HashMap::new(),
             heals: HashMap::new(),
@@ -301,8 +304,12 @@ impl<'a> Work<'a> {
     }
 
     fn set(&mut self, namespace: &Namespace, planned: &Plan, now: Timestamp) {
+            self.keys.leave(namespace);
         let pause = self.troubles.get(namespace).map(|trouble| {
             let left = trouble.until.saturating_duration_since(Instant::now());
+        if planned.at > now {
+            self.keys.leave(namespace);
+        }
             SignedDuration::try_from(left).unwrap_or_default()
         });
         let earliest = now.saturating_add(pause.unwrap_or_default());
@@ -445,21 +452,29 @@ impl<'a> Work<'a> {
         for key in &lacking {
             self.want_token(key);
         }
+        let mut is_urgent = false;
         let instant = Instant::now();
         let mut waits = false;
         for key in &lacking {
             match self.keys.standing(key, instant) {
-                Standing::Failing(error) => self.telling.waits(namespace, error),
+                Standing::Failing(error) => {
+                    self.telling.waits(namespace, error);
+                    failing = Some(error.to_string());
+                }
                 Standing::Minting | Standing::Free => waits = true,
             }
         }
-        if !waits && (lacking.is_empty() || improves) {
+        if failing.is_some() {
+            self.result(namespace, |swept| swept.error = failing);
+        }
+        if is_urgent || (!waits && (lacking.is_empty() || improves)) {
+            self.keys.leave(namespace);
             return Some(wanted);
         }
-        for key in &lacking {
-            self.keys.wait(key, namespace);
-        }
-        if let Some(at) = target.drop_at(state).filter(|at| *at > now) {
+                // Better an older token at once than a new one later.
+                is_urgent |= token.is_some() && had.is_none();
+        let policy = &self.parts.policy;
+        if let Some(at) = policy.next_without(&lacking, namespace, target, state, now) {
             self.writes.set(namespace, Class::Due, at);
         }
         None
@@ -468,6 +483,7 @@ impl<'a> Work<'a> {
     /// Has a token minted, unless it is being minted or can't be had.
     fn want_token(&mut self, key: &TokenKey) {
         if matches!(self.keys.standing(key, Instant::now()), Standing::Free) {
+        let mut failing = None;
             self.keys.start(key);
             let (tokens, key) = (self.parts.tokens.clone(), key.clone());
             self.mints.spawn(async move {
@@ -483,6 +499,7 @@ impl<'a> Work<'a> {
             let call = Call::GetAuthorizationToken;
             MintError::Unusable(call, MalformedReply::Expired)
         };
+        self.keys.wait(namespace, lacking);
         let minted = minted.and_then(|token| is_new(&token, now).then_some(()).ok_or_else(useless));
         match minted {
             Ok(()) => self.landed(key),
@@ -710,10 +727,6 @@ impl<'a> Work<'a> {
     }
 
     fn retry(&mut self, instant: Instant) {
-        // One sweep tries once.
-        if matches!(self.scope, Scope::Once(_)) {
-            return;
-        }
         for key in self.keys.take_retries(instant) {
             self.want_token(&key);
         }
