@@ -10,6 +10,8 @@
 
 #[path = "refresher/clocks.rs"]
 mod clocks;
+#[path = "refresher/due.rs"]
+mod due;
 #[path = "refresher/expiry.rs"]
 mod expiry;
 #[path = "refresher/isolation.rs"]

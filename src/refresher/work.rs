@@ -95,6 +95,8 @@ pub(super) struct Work<'a> {
     troubles: HashMap<Namespace, Trouble>,
     heals: HashMap<Namespace, VecDeque<Instant>>,
     /// Namespaces that were found to be opted out, and when.
+    /// Since when an intent is known that is not completed yet.
+    intents: HashMap<Namespace, Timestamp>,
     answers: HashMap<Namespace, (OptedIn, Instant)>,
     opted_in: HashSet<Namespace>,
     /// A sweep's: what is still to be renewed although it isn't due.
@@ -153,6 +155,7 @@ impl<'a> Work<'a> {
             troubles: HashMap::new(),
             heals: HashMap::new(),
             answers: HashMap::new(),
+            intents: HashMap::new(),
             opted_in: HashSet::new(),
             forced: HashSet::new(),
             results: BTreeMap::new(),
@@ -255,6 +258,8 @@ impl<'a> Work<'a> {
             self.telling.opted_in(namespace);
         }
         self.consider(namespace);
+        // What it asks for, it asks for now.
+        self.intents.remove(namespace);
     }
 
     /// What is to be done for a namespace.
@@ -299,27 +304,41 @@ impl<'a> Work<'a> {
                 self.telling.foreign(namespace, *why);
             }
             return self.unset(namespace);
+            self.keys.leave(namespace);
         };
         self.set(namespace, &planned, now);
-    }
-
-    fn set(&mut self, namespace: &Namespace, planned: &Plan, now: Timestamp) {
-            self.keys.leave(namespace);
-        let pause = self.troubles.get(namespace).map(|trouble| {
-            let left = trouble.until.saturating_duration_since(Instant::now());
         if planned.at > now {
             self.keys.leave(namespace);
         }
-            SignedDuration::try_from(left).unwrap_or_default()
-        });
-        let earliest = now.saturating_add(pause.unwrap_or_default());
-        let at = planned.at.max(earliest.unwrap_or(now));
+    }
+
+    fn set(&mut self, namespace: &Namespace, planned: &Plan, now: Timestamp) {
+        let (mut class, mut at) = (planned.class, planned.at);
+        if planned.class == Class::Intent {
+            at = *self.intents.entry(namespace.clone()).or_insert(at);
+        } else {
+            self.intents.remove(namespace);
+        }
+        if let Some(trouble) = self.troubles.get(namespace) {
+            if matches!(self.scope, Scope::Once(_)) {
+                // One sweep tries once.
+                self.writes.remove(namespace);
+                return self.reads.remove(namespace);
+            }
+            // Not before those that have not failed.
+            class = class.max(Class::Changed);
+            let left = trouble.until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                let left = SignedDuration::try_from(left).unwrap_or_default();
+                at = at.max(now.saturating_add(left).unwrap_or(now));
+            }
+        }
         let (one, other) = match planned.action {
             Action::Look | Action::AskNamespace => (&mut self.reads, &mut self.writes),
             Action::Write(_) | Action::Remove => (&mut self.writes, &mut self.reads),
         };
         other.remove(namespace);
-        one.set(namespace, planned.class, at);
+        one.set(namespace, class, at);
     }
 
     fn unset(&mut self, namespace: &Namespace) {
@@ -327,6 +346,7 @@ impl<'a> Work<'a> {
         self.reads.remove(namespace);
         self.troubles.remove(namespace);
     }
+        self.intents.remove(namespace);
 
     /// Begins as much of what is due as may be under way, at its pace.
     async fn take_up_what_is_due(&mut self) {
@@ -432,6 +452,7 @@ impl<'a> Work<'a> {
         let mut lacking = BTreeSet::new();
         let mut improves = target.must_write;
         for (host, key) in &target.keys {
+        let mut is_urgent = false;
             let token = self.parts.tokens.usable(key).await;
             if target.due.contains(host) {
                 if !token.as_ref().is_some_and(|token| is_new(token, now)) {
@@ -446,16 +467,18 @@ impl<'a> Work<'a> {
                     had.is_none_or(|had| had.expires_at < token.lifetime().expires_at)
                 });
             }
+                // Better an older token at once than a new one later.
+                is_urgent |= token.is_some() && had.is_none();
             let identity = key.identity.hash();
             wanted.insert(host.clone(), Want { identity, token });
         }
         for key in &lacking {
             self.want_token(key);
         }
-        let mut is_urgent = false;
         let instant = Instant::now();
         let mut waits = false;
         for key in &lacking {
+        let mut failing = None;
             match self.keys.standing(key, instant) {
                 Standing::Failing(error) => {
                     self.telling.waits(namespace, error);
@@ -471,19 +494,17 @@ impl<'a> Work<'a> {
             self.keys.leave(namespace);
             return Some(wanted);
         }
-                // Better an older token at once than a new one later.
-                is_urgent |= token.is_some() && had.is_none();
         let policy = &self.parts.policy;
         if let Some(at) = policy.next_without(&lacking, namespace, target, state, now) {
             self.writes.set(namespace, Class::Due, at);
         }
         None
+        self.keys.wait(namespace, lacking);
     }
 
     /// Has a token minted, unless it is being minted or can't be had.
     fn want_token(&mut self, key: &TokenKey) {
         if matches!(self.keys.standing(key, Instant::now()), Standing::Free) {
-        let mut failing = None;
             self.keys.start(key);
             let (tokens, key) = (self.parts.tokens.clone(), key.clone());
             self.mints.spawn(async move {
@@ -499,7 +520,6 @@ impl<'a> Work<'a> {
             let call = Call::GetAuthorizationToken;
             MintError::Unusable(call, MalformedReply::Expired)
         };
-        self.keys.wait(namespace, lacking);
         let minted = minted.and_then(|token| is_new(&token, now).then_some(()).ok_or_else(useless));
         match minted {
             Ok(()) => self.landed(key),
