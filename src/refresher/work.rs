@@ -777,6 +777,12 @@ impl<'a> Work<'a> {
             && self.mints.is_empty()
             && is_later(&self.writes)
             && is_later(&self.reads)
+        if self.keys.waiting() > 0
+            && let Some(counted) = self.counted
+        {
+            // An admission may have more luck at any time.
+            wake = wake.min(counted + COUNT_EVERY);
+        }
     }
 
     fn result(&mut self, namespace: &Namespace, change: impl FnOnce(&mut Swept)) {
