@@ -21,6 +21,8 @@ mod isolation;
 #[path = "refresher/obstacles.rs"]
 mod obstacles;
 mod support;
+#[path = "refresher/sweep.rs"]
+mod sweep;
 #[path = "refresher/terms.rs"]
 mod terms;
 #[path = "refresher/week.rs"]

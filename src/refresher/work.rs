@@ -557,14 +557,17 @@ impl<'a> Work<'a> {
     fn finished(&mut self, namespace: &Namespace, done: Done) {
         self.under_way.remove(namespace);
         let kind = match done {
+        let mut was_due = 0;
             Done::Wrote(target, class, Ok(written)) => {
+            // It was read, and more is known of it now.
+            Done::Wrote(_, _, Ok(Written::Tampered(_))) | Done::Looked(Ok(())) => Some(Kind::Look),
                 if written == Written::Done {
                     self.wrote(namespace, &target, class);
+                    was_due = target.due.len();
                 }
                 self.forced.remove(namespace);
                 Some(Kind::Write)
             }
-            Done::Looked(Ok(())) => Some(Kind::Look),
             Done::Removed(Ok(())) => {
                 self.telling.removed(namespace);
                 self.result(namespace, |swept| swept.written = true);
@@ -601,12 +604,15 @@ impl<'a> Work<'a> {
         };
         let now = self.parts.clock.now();
         let planned = self.plan(namespace, now);
-        if let Some(kind) = kind {
-            self.went_well(
-                namespace,
-                &kind,
-                planned.as_ref().filter(|plan| plan.at <= now),
-            );
+        let due = planned.as_ref().filter(|plan| plan.at <= now);
+        let is_due = due.map_or(0, |plan| match &plan.action {
+            Action::Write(target) => target.due.len(),
+            _ => 0,
+        });
+        // Of what was due a part is done, and the rest may have to wait.
+        let is_a_part = (1..was_due).contains(&is_due);
+        if let Some(kind) = kind.filter(|_| !is_a_part) {
+            self.went_well(namespace, &kind, due);
         }
         self.follow(namespace, planned, now);
         self.report_progress();
@@ -771,18 +777,18 @@ impl<'a> Work<'a> {
 
     /// Whether nothing is under way and nothing is due that was not tried.
     fn is_settled(&self) -> bool {
-        let now = self.parts.clock.now();
-        let is_later = |schedule: &Schedule| schedule.next_at().is_none_or(|at| at > now);
-        self.under_way.is_empty()
-            && self.mints.is_empty()
-            && is_later(&self.writes)
-            && is_later(&self.reads)
         if self.keys.waiting() > 0
             && let Some(counted) = self.counted
         {
             // An admission may have more luck at any time.
             wake = wake.min(counted + COUNT_EVERY);
         }
+        let now = self.parts.clock.now();
+        let is_later = |schedule: &Schedule| schedule.next_at().is_none_or(|at| at > now);
+        self.under_way.is_empty()
+            && self.mints.is_empty()
+            && is_later(&self.writes)
+            && is_later(&self.reads)
     }
 
     fn result(&mut self, namespace: &Namespace, change: impl FnOnce(&mut Swept)) {
