@@ -14,6 +14,8 @@ mod clocks;
 mod due;
 #[path = "refresher/expiry.rs"]
 mod expiry;
+#[path = "refresher/healing.rs"]
+mod healing;
 #[path = "refresher/intents.rs"]
 mod intents;
 #[path = "refresher/isolation.rs"]

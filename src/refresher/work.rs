@@ -60,8 +60,9 @@ const ANSWER_GOOD_FOR: Duration = Duration::from_mins(1);
 const AT_ONCE: usize = 256;
 /// How often the backlog is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
-/// Repairs of one pull secret in this time…
-const FIGHT_WINDOW: Duration = Duration::from_mins(10);
+/// Repairs of one pull secret in this time, in which the longest pause fits [`FIGHT_FROM`] times: else they would look like
+/// peace…
+const FIGHT_WINDOW: Duration = Duration::from_mins(16);
 /// …that make it a fight.
 const FIGHT_FROM: usize = 3;
 /// The first pause in a fight, as failures in a row: 16 s.
@@ -94,9 +95,9 @@ pub(super) struct Work<'a> {
     under_way: HashSet<Namespace>,
     troubles: HashMap<Namespace, Trouble>,
     heals: HashMap<Namespace, VecDeque<Instant>>,
-    /// Namespaces that were found to be opted out, and when.
     /// Since when an intent is known that is not completed yet.
     intents: HashMap<Namespace, Timestamp>,
+    /// Namespaces that were found to be opted out, and when.
     answers: HashMap<Namespace, (OptedIn, Instant)>,
     opted_in: HashSet<Namespace>,
     /// A sweep's: what is still to be renewed although it isn't due.
@@ -154,8 +155,8 @@ impl<'a> Work<'a> {
             under_way: HashSet::new(),
             troubles: HashMap::new(),
             heals: HashMap::new(),
-            answers: HashMap::new(),
             intents: HashMap::new(),
+            answers: HashMap::new(),
             opted_in: HashSet::new(),
             forced: HashSet::new(),
             results: BTreeMap::new(),
@@ -257,9 +258,9 @@ impl<'a> Work<'a> {
             self.answers.remove(namespace);
             self.telling.opted_in(namespace);
         }
-        self.consider(namespace);
         // What it asks for, it asks for now.
         self.intents.remove(namespace);
+        self.consider(namespace);
     }
 
     /// What is to be done for a namespace.
@@ -303,13 +304,13 @@ impl<'a> Work<'a> {
             {
                 self.telling.foreign(namespace, *why);
             }
-            return self.unset(namespace);
             self.keys.leave(namespace);
+            return self.unset(namespace);
         };
-        self.set(namespace, &planned, now);
         if planned.at > now {
             self.keys.leave(namespace);
         }
+        self.set(namespace, &planned, now);
     }
 
     fn set(&mut self, namespace: &Namespace, planned: &Plan, now: Timestamp) {
@@ -345,8 +346,8 @@ impl<'a> Work<'a> {
         self.writes.remove(namespace);
         self.reads.remove(namespace);
         self.troubles.remove(namespace);
-    }
         self.intents.remove(namespace);
+    }
 
     /// Begins as much of what is due as may be under way, at its pace.
     async fn take_up_what_is_due(&mut self) {
@@ -451,8 +452,8 @@ impl<'a> Work<'a> {
         let mut wanted = BTreeMap::new();
         let mut lacking = BTreeSet::new();
         let mut improves = target.must_write;
-        for (host, key) in &target.keys {
         let mut is_urgent = false;
+        for (host, key) in &target.keys {
             let token = self.parts.tokens.usable(key).await;
             if target.due.contains(host) {
                 if !token.as_ref().is_some_and(|token| is_new(token, now)) {
@@ -466,9 +467,9 @@ impl<'a> Work<'a> {
                 improves |= token.as_ref().is_some_and(|token| {
                     had.is_none_or(|had| had.expires_at < token.lifetime().expires_at)
                 });
-            }
                 // Better an older token at once than a new one later.
                 is_urgent |= token.is_some() && had.is_none();
+            }
             let identity = key.identity.hash();
             wanted.insert(host.clone(), Want { identity, token });
         }
@@ -477,8 +478,8 @@ impl<'a> Work<'a> {
         }
         let instant = Instant::now();
         let mut waits = false;
-        for key in &lacking {
         let mut failing = None;
+        for key in &lacking {
             match self.keys.standing(key, instant) {
                 Standing::Failing(error) => {
                     self.telling.waits(namespace, error);
@@ -498,8 +499,8 @@ impl<'a> Work<'a> {
         if let Some(at) = policy.next_without(&lacking, namespace, target, state, now) {
             self.writes.set(namespace, Class::Due, at);
         }
-        None
         self.keys.wait(namespace, lacking);
+        None
     }
 
     /// Has a token minted, unless it is being minted or can't be had.
@@ -556,14 +557,14 @@ impl<'a> Work<'a> {
 
     fn finished(&mut self, namespace: &Namespace, done: Done) {
         self.under_way.remove(namespace);
-        let kind = match done {
         let mut was_due = 0;
-            Done::Wrote(target, class, Ok(written)) => {
+        let kind = match done {
             // It was read, and more is known of it now.
             Done::Wrote(_, _, Ok(Written::Tampered(_))) | Done::Looked(Ok(())) => Some(Kind::Look),
+            Done::Wrote(target, class, Ok(written)) => {
                 if written == Written::Done {
-                    self.wrote(namespace, &target, class);
                     was_due = target.due.len();
+                    self.wrote(namespace, &target, class);
                 }
                 self.forced.remove(namespace);
                 Some(Kind::Write)
@@ -675,9 +676,13 @@ impl<'a> Work<'a> {
         {
             heals.pop_front();
         }
-        if let Some(over) = heals.len().checked_sub(FIGHT_FROM) {
+        if heals.len() >= FIGHT_FROM {
             let times = u32::try_from(heals.len()).unwrap_or(u32::MAX);
-            let failures = FIGHT_BACKOFF.saturating_add(u32::try_from(over).unwrap_or(u32::MAX));
+            let before = self
+                .troubles
+                .get(namespace)
+                .map_or(0, |trouble| trouble.failures);
+            let failures = before.saturating_add(1).max(FIGHT_BACKOFF);
             let pause = backoff(failures, namespace.as_str());
             let until = now + pause;
             self.troubles
@@ -772,17 +777,17 @@ impl<'a> Work<'a> {
                 }
             }
         }
-        self.keys.next_retry().map_or(wake, |at| wake.min(at))
-    }
-
-    /// Whether nothing is under way and nothing is due that was not tried.
-    fn is_settled(&self) -> bool {
         if self.keys.waiting() > 0
             && let Some(counted) = self.counted
         {
             // An admission may have more luck at any time.
             wake = wake.min(counted + COUNT_EVERY);
         }
+        self.keys.next_retry().map_or(wake, |at| wake.min(at))
+    }
+
+    /// Whether nothing is under way and nothing is due that was not tried.
+    fn is_settled(&self) -> bool {
         let now = self.parts.clock.now();
         let is_later = |schedule: &Schedule| schedule.next_at().is_none_or(|at| at > now);
         self.under_way.is_empty()
