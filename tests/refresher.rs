@@ -20,6 +20,8 @@ mod healing;
 mod intents;
 #[path = "refresher/isolation.rs"]
 mod isolation;
+#[path = "refresher/leaving.rs"]
+mod leaving;
 #[path = "refresher/obstacles.rs"]
 mod obstacles;
 mod support;

@@ -273,9 +273,14 @@ pub fn leaving(
         target.must_write |= state.opted_out_at.is_none() || is_over != state.retired;
         if is_over {
             target.due.clear();
+            // Nothing would take it out when it expires.
+            target.keys.retain(|host, _| !is_public(host));
         }
         if target.must_write {
             plan.at = now;
+        }
+        if state.opted_out_at.is_none() {
+            plan.class = Class::Changed;
         }
     }
     if !is_over {
@@ -322,11 +327,6 @@ impl Policy {
         }
     }
 
-    /// What a pull secret with this state is to be, and which of its credentials are due now.
-    fn target(
-        &self,
-        namespace: &Namespace,
-        said: &OptedIn,
     /// When there is something to do for a namespace though these tokens can't be had: another host is due, an entry has to
     /// be taken out, or the time of grace is over.
     #[must_use]
@@ -353,6 +353,11 @@ impl Policy {
         times.filter(|at| *at > now).min()
     }
 
+    /// What a pull secret with this state is to be, and which of its credentials are due now.
+    fn target(
+        &self,
+        namespace: &Namespace,
+        said: &OptedIn,
         state: Option<&State>,
         terms: Terms,
         now: Timestamp,
