@@ -82,20 +82,16 @@ async fn an_admission_that_gets_the_token_ends_the_wait_of_all() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_is_usable_is_not_held_back_while_a_newer_one_is_minted() {
     let sim = Sim::new("");
-    let names = sim.teams("team", 1, &[IRELAND], None);
+    sim.teams("team", 1, &[IRELAND], None);
+    sim.aws.fail(2.9..9.0, "", Fault::Silent);
     let leader = sim.lead();
-    sim.until(3.2).await;
-    sim.aws.fail(3.2..9.0, "", Fault::Silent);
-    sim.until(4.0).await;
+    // Of the token's life more than 24 % are gone.
+    sim.until(2.95).await;
     let late = namespace("late");
     sim.cluster.opt_in(&late);
     sim.intend(&late, &[IRELAND]);
     sim.after(1.0).await;
-    assert!(
-        sim.cluster.left(&late, IRELAND).is_some(),
-        "the token of hour 0 or 3 is good until 12"
-    );
-    assert_eq!(sim.cluster.unusable(), [], "{names:?}");
+    assert!(sim.cluster.left(&late, IRELAND).is_some());
     leader.stop().await;
 }
 

@@ -3,7 +3,10 @@
 use ecr_injector::namespace::Namespace;
 
 use super::IRELAND;
-use super::support::sim::{Obstacle, Sim};
+use ecr_injector::token::Lifetime;
+use jiff::SignedDuration;
+
+use super::support::sim::{Obstacle, START, Sim};
 
 const TEAMS: usize = 600;
 
@@ -14,7 +17,7 @@ async fn seconds_with(obstacle: Option<Obstacle>) -> f64 {
         "team",
         TEAMS,
         &[IRELAND],
-        Some(jiff::SignedDuration::from_hours(5)),
+        Some(SignedDuration::from_hours(5)),
     );
     let obstructed: Vec<&Namespace> = names.iter().step_by(20).collect();
     for name in &obstructed {
@@ -67,4 +70,21 @@ async fn they_are_tried_again_ever_more_rarely_and_at_last_each_five_minutes() {
         assert_eq!(sim.cluster.unusable(), []);
         leader.stop().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_changes_nothing_is_not_made_again_and_again() {
+    let sim = Sim::new("");
+    let name = sim.teams("team", 1, &[IRELAND], None).remove(0);
+    // Due by its age, and yet good for longer than any token that can be had.
+    let lifetime = Lifetime {
+        minted_at: START - SignedDuration::from_hours(9),
+        expires_at: START + SignedDuration::from_mins(12 * 60 + 9),
+    };
+    sim.give_until(&name, &[IRELAND], Some(lifetime));
+    let leader = sim.lead();
+    sim.after(300.0).await;
+    leader.stop().await;
+    let (tried, ..) = sim.cluster.calls();
+    assert!((5..=12).contains(&tried), "{tried}");
 }

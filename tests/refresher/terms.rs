@@ -26,6 +26,20 @@ async fn after_the_term_nothing_more_is_sent_and_the_work_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_was_prepared_in_the_term_is_not_sent_after_it() {
+    let sim = Sim::new("");
+    sim.teams("team", 100, &[IRELAND], None);
+    let leader = sim.lead();
+    sim.after(1.0).await;
+    while !sim.cluster.is_about_to_write() {
+        sim.after(0.001).await;
+    }
+    let (sent, ..) = sim.cluster.calls();
+    leader.stop().await;
+    assert_eq!(sim.cluster.calls().0, sent);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_leader_in_a_new_process_writes_nothing_that_is_fresh() {
     let sim = Sim::new("");
     sim.teams("team", 100, &[IRELAND], None);

@@ -174,6 +174,7 @@ struct Inner {
     version: u64,
     obstacles: HashMap<Namespace, Obstacle>,
     writes: Vec<Write>,
+    begun: u64,
     tried: u64,
     looks: u64,
     asks: u64,
@@ -260,6 +261,12 @@ impl SimCluster {
     pub fn calls(&self) -> (u64, u64, u64) {
         let inner = self.inner();
         (inner.tried, inner.looks, inner.asks)
+    }
+
+    /// Whether somebody is about to send a write.
+    pub fn is_about_to_write(&self) -> bool {
+        let inner = self.inner();
+        inner.begun > inner.tried
     }
 
     /// The least that any credential has, or had when it was replaced.
@@ -495,6 +502,9 @@ impl Store for SimCluster {
         _: Instant,
     ) -> BoxFuture<'a, Result<Written, EnsureError>> {
         async move {
+            self.inner().begun += 1;
+            // It is read first.
+            sleep(Duration::from_millis(5)).await;
             if !manner.fence.holds() {
                 return Err(EnsureError::NotLeading);
             }
@@ -624,6 +634,11 @@ impl Sim {
             minted_at: self.clock.now() - age,
             expires_at: self.clock.now() - age + SignedDuration::from_hours(12),
         });
+        self.give_until(namespace, hosts, lifetime);
+    }
+
+    /// The same with any dates.
+    pub fn give_until(&self, namespace: &Namespace, hosts: &[&str], lifetime: Option<Lifetime>) {
         let said = OptedIn::default();
         let hosts = hosts.iter().map(|host| {
             let (host, key) = self.policy.rules.key_for(host, namespace, &said).unwrap();
