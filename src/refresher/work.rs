@@ -641,8 +641,15 @@ impl<'a> Work<'a> {
             (Some(_), ..) => "healed",
             (None, Terms::Whole { retired: true, .. }, _) => "retired",
             (None, _, Class::Intent) => "intent",
-            (None, _, Class::Changed) => "new",
-            (None, _, Class::Due | Class::Check) => "due",
+            // One that is marked as opted out has nothing new.
+            (
+                None,
+                Terms::Whole {
+                    opted_out_at: None, ..
+                },
+                Class::Changed,
+            ) => "new",
+            (None, ..) => "due",
         };
         self.telling.wrote(namespace, target, reason);
         self.result(namespace, |swept| swept.written = true);
