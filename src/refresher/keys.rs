@@ -2,7 +2,7 @@
 //! namespaces wait for it, and holds up nobody else.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -16,14 +16,30 @@ use crate::{
 
 /// The tokens that are not simply there.
 #[derive(Debug, Default)]
-pub(super) struct Keys(HashMap<TokenKey, Trouble>);
+pub(super) struct Keys {
+    troubles: HashMap<TokenKey, Trouble>,
+    /// For which tokens each namespace waits.
+    waits: HashMap<Namespace, BTreeSet<TokenKey>>,
+    retries: Retries,
+}
+
+/// Whether what has failed is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Retries {
+    /// After a pause.
+    #[default]
+    AfterAPause,
+    /// Not at all.
+    Never,
+}
 
 #[derive(Debug)]
 struct Trouble {
     stage: Stage,
     failures: u32,
+    /// Why it couldn't be had the last time, if ever.
     error: Option<MintError>,
-    /// Who asked since the flight began, and doesn't know how it ends.
+    /// Who asked during the first flight, and doesn't know how it ends.
     asking: HashSet<Namespace>,
     /// Who knows that it can't be had, and waits.
     waiting: HashSet<Namespace>,
@@ -32,8 +48,8 @@ struct Trouble {
 #[derive(Debug, Clone, Copy)]
 enum Stage {
     Minting,
-    /// Not to be tried again before then.
-    Pausing(Instant),
+    /// Not to be tried again before then; `None`: not at all.
+    Pausing(Option<Instant>),
 }
 
 /// What is known of a token that is wanted.
@@ -43,30 +59,40 @@ pub(super) enum Standing<'a> {
     Free,
     /// It is on its way.
     Minting,
-    /// It can't be had now, by this error.
+    /// It couldn't be had, by this error, and nobody need wait for the next try's end.
     Failing(&'a MintError),
 }
 
+impl Stage {
+    fn is_over(self, now: Instant) -> bool {
+        matches!(self, Self::Pausing(Some(until)) if until <= now)
+    }
+}
+
 impl Keys {
+    /// None yet.
+    pub(super) fn new(retries: Retries) -> Self {
+        Self {
+            retries,
+            ..Self::default()
+        }
+    }
+
     /// How a token stands.
     pub(super) fn standing(&self, key: &TokenKey, now: Instant) -> Standing<'_> {
-        match self.0.get(key) {
+        match self.troubles.get(key) {
+            None => Standing::Free,
+            Some(trouble) if trouble.stage.is_over(now) => Standing::Free,
             Some(Trouble {
-                stage: Stage::Minting,
-                ..
-            }) => Standing::Minting,
-            Some(Trouble {
-                stage: Stage::Pausing(until),
-                error: Some(error),
-                ..
-            }) if *until > now => Standing::Failing(error),
-            _ => Standing::Free,
+                error: Some(error), ..
+            }) => Standing::Failing(error),
+            Some(_) => Standing::Minting,
         }
     }
 
     /// It is being minted from now on.
     pub(super) fn start(&mut self, key: &TokenKey) {
-        let trouble = self.0.entry(key.clone()).or_insert_with(|| Trouble {
+        let trouble = self.troubles.entry(key.clone()).or_insert_with(|| Trouble {
             stage: Stage::Minting,
             failures: 0,
             error: None,
@@ -76,28 +102,47 @@ impl Keys {
         trouble.stage = Stage::Minting;
     }
 
-    /// A namespace waits for it.
-    pub(super) fn wait(&mut self, key: &TokenKey, namespace: &Namespace) {
-        if let Some(trouble) = self.0.get_mut(key) {
-            match trouble.stage {
-                Stage::Minting if !trouble.waiting.contains(namespace) => {
-                    trouble.asking.insert(namespace.clone());
-                }
-                Stage::Minting => {}
-                Stage::Pausing(_) => {
-                    trouble.waiting.insert(namespace.clone());
-                }
+    /// A namespace waits for these, and for no others any more.
+    pub(super) fn wait(&mut self, namespace: &Namespace, lacking: BTreeSet<TokenKey>) {
+        self.leave(namespace);
+        for key in &lacking {
+            if let Some(trouble) = self.troubles.get_mut(key) {
+                let waiters = match trouble.error {
+                    None => &mut trouble.asking,
+                    Some(_) => &mut trouble.waiting,
+                };
+                waiters.insert(namespace.clone());
+            }
+        }
+        self.waits.insert(namespace.clone(), lacking);
+    }
+
+    /// A namespace waits no more.
+    pub(super) fn leave(&mut self, namespace: &Namespace) {
+        for key in self.waits.remove(namespace).unwrap_or_default() {
+            if let Some(trouble) = self.troubles.get_mut(&key) {
+                trouble.asking.remove(namespace);
+                trouble.waiting.remove(namespace);
             }
         }
     }
 
     /// It is there. All who waited for it, and how often it had failed.
     pub(super) fn landed(&mut self, key: &TokenKey) -> (HashSet<Namespace>, u32) {
-        let trouble = self.0.remove(key);
-        trouble.map_or_else(Default::default, |mut trouble| {
+        let trouble = self.troubles.remove(key);
+        let (waiting, failures) = trouble.map_or_else(Default::default, |mut trouble| {
             trouble.waiting.extend(trouble.asking);
             (trouble.waiting, trouble.failures)
-        })
+        });
+        for namespace in &waiting {
+            if let Some(keys) = self.waits.get_mut(namespace) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.waits.remove(namespace);
+                }
+            }
+        }
+        (waiting, failures)
     }
 
     /// It can't be had. Those who don't know it yet, and how long it is left alone.
@@ -107,40 +152,50 @@ impl Keys {
         error: MintError,
         now: Instant,
     ) -> (HashSet<Namespace>, Duration) {
-        let Some(trouble) = self.0.get_mut(key) else {
+        let Some(trouble) = self.troubles.get_mut(key) else {
             return Default::default();
         };
         trouble.failures = trouble.failures.saturating_add(1);
-        let pause = backoff(trouble.failures, &format!("{:?}", key.region));
-        trouble.stage = Stage::Pausing(now + pause);
+        // Each token by itself: in an outage, many are not to be tried again in the same moment.
+        let pause = backoff(
+            trouble.failures,
+            &format!("{} {:?}", key.identity, key.region),
+        );
+        let until = (self.retries == Retries::AfterAPause).then_some(now + pause);
+        trouble.stage = Stage::Pausing(until);
         trouble.error = Some(error);
-        (std::mem::take(&mut trouble.asking), pause)
+        let asking = std::mem::take(&mut trouble.asking);
+        trouble.waiting.extend(asking.iter().cloned());
+        (asking, pause)
     }
 
     /// Those whose pause is over. Where somebody waits, it is to be tried again; the others are forgotten.
     pub(super) fn take_retries(&mut self, now: Instant) -> Vec<TokenKey> {
-        let is_over =
-            |trouble: &Trouble| matches!(trouble.stage, Stage::Pausing(until) if until <= now);
-        self.0.retain(|_, trouble| {
-            !is_over(trouble) || !trouble.waiting.is_empty() || !trouble.asking.is_empty()
-        });
-        let over = self.0.iter().filter(|(_, trouble)| is_over(trouble));
+        self.troubles
+            .retain(|_, trouble| !trouble.stage.is_over(now) || !trouble.waiting.is_empty());
+        let over = self
+            .troubles
+            .iter()
+            .filter(|(_, trouble)| trouble.stage.is_over(now));
         over.map(|(key, _)| key.clone()).collect()
     }
 
     /// When the first pause is over.
     pub(super) fn next_retry(&self) -> Option<Instant> {
-        let pauses = self.0.values().filter_map(|trouble| match trouble.stage {
-            Stage::Pausing(until) => Some(until),
-            Stage::Minting => None,
-        });
+        let pauses = self
+            .troubles
+            .values()
+            .filter_map(|trouble| match trouble.stage {
+                Stage::Pausing(until) => until,
+                Stage::Minting => None,
+            });
         pauses.min()
     }
 
     /// Ends all pauses: what was true before a sleep may not be now.
     pub(super) fn hurry(&mut self, now: Instant) {
-        for trouble in self.0.values_mut() {
-            if let Stage::Pausing(until) = &mut trouble.stage {
+        for trouble in self.troubles.values_mut() {
+            if let Stage::Pausing(Some(until)) = &mut trouble.stage {
                 *until = now;
             }
         }
@@ -148,19 +203,17 @@ impl Keys {
 
     /// Those that can't be had.
     pub(super) fn failing(&self) -> Vec<TokenKey> {
+        let is_failing = |trouble: &Trouble| matches!(trouble.stage, Stage::Pausing(_));
         let failing = self
-            .0
+            .troubles
             .iter()
-            .filter(|(_, trouble)| matches!(trouble.stage, Stage::Pausing(_)));
+            .filter(|(_, trouble)| is_failing(trouble));
         failing.map(|(key, _)| key.clone()).collect()
     }
 
     /// How many namespaces wait.
     pub(super) fn waiting(&self) -> usize {
-        let waiting = self.0.values();
-        waiting
-            .map(|trouble| trouble.waiting.len() + trouble.asking.len())
-            .sum()
+        self.waits.len()
     }
 }
 
@@ -191,24 +244,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_told_once_to_each_and_its_end_to_all() {
         let (mut keys, now) = (Keys::default(), Instant::now());
+        let only = || BTreeSet::from([key()]);
         keys.start(&key());
-        keys.wait(&key(), &namespace("a"));
+        keys.wait(&namespace("a"), only());
         let (told, pause) = keys.failed(&key(), refused(), now);
         assert_eq!(told, HashSet::from([namespace("a")]));
-        keys.wait(&key(), &namespace("a"));
         assert!(matches!(keys.standing(&key(), now), Standing::Failing(_)));
         let later = now + pause;
         assert_eq!(keys.take_retries(later), [key()]);
         keys.start(&key());
-        keys.wait(&key(), &namespace("a"));
-        keys.wait(&key(), &namespace("b"));
+        // Nobody need wait for how this one ends.
+        assert!(matches!(keys.standing(&key(), later), Standing::Failing(_)));
+        keys.wait(&namespace("b"), only());
         let (told, longer) = keys.failed(&key(), refused(), later);
-        assert_eq!(told, HashSet::from([namespace("b")]), "a knows it");
+        assert_eq!(told, HashSet::new(), "both know it");
         assert!(longer > pause);
-        keys.wait(&key(), &namespace("b"));
+        keys.wait(&namespace("b"), only());
         assert_eq!(keys.waiting(), 2);
         let (all, failures) = keys.landed(&key());
-        assert_eq!((all.len(), failures), (2, 2));
+        assert_eq!((all.len(), failures, keys.waiting()), (2, 2, 0));
         assert!(matches!(keys.standing(&key(), later), Standing::Free));
     }
 
@@ -220,5 +274,18 @@ mod tests {
         assert_eq!(keys.next_retry(), Some(now + pause));
         assert_eq!(keys.take_retries(now + pause), []);
         assert_eq!(keys.next_retry(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_all_have_left_is_not_tried_again() {
+        let (mut keys, now) = (Keys::default(), Instant::now());
+        keys.start(&key());
+        keys.wait(&namespace("a"), BTreeSet::from([key()]));
+        let (_, pause) = keys.failed(&key(), refused(), now);
+        keys.leave(&namespace("a"));
+        assert_eq!(
+            (keys.take_retries(now + pause), keys.waiting()),
+            (vec![], 0)
+        );
     }
 }

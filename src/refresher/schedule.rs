@@ -26,6 +26,8 @@ const DUE_FROM: u64 = 250_000;
 pub const TOGETHER_FROM_PERCENT: i64 = 24;
 /// Due times are spread over so many millionths after that, so that ten thousand writes don't fall into one moment.
 const SPREAD: u64 = 50_000;
+/// A public entry counts as expired once less than [`MIN_LEFT`] is left, so it is looked at so much after that moment.
+const DROP_AFTER: SignedDuration = SignedDuration::from_secs(1);
 /// The first pause after a failure; it doubles up to [`BACKOFF_CEILING`].
 const BACKOFF_FLOOR: Duration = Duration::from_secs(1);
 /// The longest pause after failures.
@@ -271,9 +273,14 @@ pub fn leaving(
         target.must_write |= state.opted_out_at.is_none() || is_over != state.retired;
         if is_over {
             target.due.clear();
+            // Nothing would take it out when it expires.
+            target.keys.retain(|host, _| !is_public(host));
         }
         if target.must_write {
             plan.at = now;
+        }
+        if state.opted_out_at.is_none() {
+            plan.class = Class::Changed;
         }
     }
     if !is_over {
@@ -318,6 +325,32 @@ impl Policy {
             at,
             action: Action::Write(target),
         }
+    }
+
+    /// When there is something to do for a namespace though these tokens can't be had: another host is due, an entry has to
+    /// be taken out, or the time of grace is over.
+    #[must_use]
+    pub fn next_without(
+        &self,
+        lacking: &BTreeSet<TokenKey>,
+        namespace: &Namespace,
+        target: &Target,
+        state: Option<&State>,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let others = target.keys.iter().filter(|(_, key)| !lacking.contains(key));
+        let due = others
+            .filter_map(|(host, _)| state?.hosts.get(host)?.lifetime)
+            .map(|life| due_at(&life, namespace, now));
+        let end = match target.terms {
+            Terms::Whole {
+                opted_out_at: Some(since),
+                retired: false,
+            } => since.checked_add(self.grace).ok(),
+            _ => None,
+        };
+        let times = due.chain(end).chain(target.drop_at(state));
+        times.filter(|at| *at > now).min()
     }
 
     /// What a pull secret with this state is to be, and which of its credentials are due now.
@@ -379,12 +412,11 @@ impl Policy {
 
 impl Target {
     /// When an entry that must not expire in place has to be taken out, if its host can't be renewed.
-    #[must_use]
-    pub fn drop_at(&self, state: Option<&State>) -> Option<Timestamp> {
+    fn drop_at(&self, state: Option<&State>) -> Option<Timestamp> {
         let lives = self.keys.keys().filter(|host| is_public(host));
         lives
             .filter_map(|host| state?.hosts.get(host)?.lifetime)
-            .filter_map(|life| life.expires_at.checked_sub(MIN_LEFT).ok())
+            .filter_map(|life| life.expires_at.checked_sub(MIN_LEFT - DROP_AFTER).ok())
             .min()
     }
 }

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Parts, Sweep, Swept,
-    keys::{Keys, Standing},
+    keys::{Keys, Retries, Standing},
     pace::Pace,
     schedule::{
         Action, Class, Healing, Plan, Schedule, TOGETHER_FROM_PERCENT, Target, backoff, leaving,
@@ -60,8 +60,9 @@ const ANSWER_GOOD_FOR: Duration = Duration::from_mins(1);
 const AT_ONCE: usize = 256;
 /// How often the backlog is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
-/// Repairs of one pull secret in this time…
-const FIGHT_WINDOW: Duration = Duration::from_mins(10);
+/// Repairs of one pull secret in this time, in which the longest pause fits [`FIGHT_FROM`] times: else they would look like
+/// peace…
+const FIGHT_WINDOW: Duration = Duration::from_mins(16);
 /// …that make it a fight.
 const FIGHT_FROM: usize = 3;
 /// The first pause in a fight, as failures in a row: 16 s.
@@ -94,6 +95,8 @@ pub(super) struct Work<'a> {
     under_way: HashSet<Namespace>,
     troubles: HashMap<Namespace, Trouble>,
     heals: HashMap<Namespace, VecDeque<Instant>>,
+    /// Since when an intent is known that is not completed yet.
+    intents: HashMap<Namespace, Timestamp>,
     /// Namespaces that were found to be opted out, and when.
     answers: HashMap<Namespace, (OptedIn, Instant)>,
     opted_in: HashSet<Namespace>,
@@ -145,10 +148,14 @@ impl<'a> Work<'a> {
             reads: Schedule::default(),
             write_pace: Pace::new(parts.writes_per_second, now),
             read_pace: Pace::new(parts.writes_per_second, now),
-            keys: Keys::default(),
+            keys: Keys::new(match scope {
+                Scope::Everything => Retries::AfterAPause,
+                Scope::Once(_) => Retries::Never,
+            }),
             under_way: HashSet::new(),
             troubles: HashMap::new(),
             heals: HashMap::new(),
+            intents: HashMap::new(),
             answers: HashMap::new(),
             opted_in: HashSet::new(),
             forced: HashSet::new(),
@@ -251,6 +258,8 @@ impl<'a> Work<'a> {
             self.answers.remove(namespace);
             self.telling.opted_in(namespace);
         }
+        // What it asks for, it asks for now.
+        self.intents.remove(namespace);
         self.consider(namespace);
     }
 
@@ -295,30 +304,49 @@ impl<'a> Work<'a> {
             {
                 self.telling.foreign(namespace, *why);
             }
+            self.keys.leave(namespace);
             return self.unset(namespace);
         };
+        if planned.at > now {
+            self.keys.leave(namespace);
+        }
         self.set(namespace, &planned, now);
     }
 
     fn set(&mut self, namespace: &Namespace, planned: &Plan, now: Timestamp) {
-        let pause = self.troubles.get(namespace).map(|trouble| {
+        let (mut class, mut at) = (planned.class, planned.at);
+        if planned.class == Class::Intent {
+            at = *self.intents.entry(namespace.clone()).or_insert(at);
+        } else {
+            self.intents.remove(namespace);
+        }
+        if let Some(trouble) = self.troubles.get(namespace) {
+            if matches!(self.scope, Scope::Once(_)) {
+                // One sweep tries once.
+                self.writes.remove(namespace);
+                return self.reads.remove(namespace);
+            }
+            // Not before those that have not failed.
+            class = class.max(Class::Changed);
             let left = trouble.until.saturating_duration_since(Instant::now());
-            SignedDuration::try_from(left).unwrap_or_default()
-        });
-        let earliest = now.saturating_add(pause.unwrap_or_default());
-        let at = planned.at.max(earliest.unwrap_or(now));
+            if !left.is_zero() {
+                let left = SignedDuration::try_from(left).unwrap_or_default();
+                at = at.max(now.saturating_add(left).unwrap_or(now));
+            }
+        }
         let (one, other) = match planned.action {
             Action::Look | Action::AskNamespace => (&mut self.reads, &mut self.writes),
             Action::Write(_) | Action::Remove => (&mut self.writes, &mut self.reads),
         };
         other.remove(namespace);
-        one.set(namespace, planned.class, at);
+        one.set(namespace, class, at);
     }
 
     fn unset(&mut self, namespace: &Namespace) {
         self.writes.remove(namespace);
         self.reads.remove(namespace);
         self.troubles.remove(namespace);
+        self.intents.remove(namespace);
     }
 
     /// Begins as much of what is due as may be under way, at its pace.
@@ -424,6 +452,7 @@ impl<'a> Work<'a> {
         let mut wanted = BTreeMap::new();
         let mut lacking = BTreeSet::new();
         let mut improves = target.must_write;
+        let mut is_urgent = false;
         for (host, key) in &target.keys {
             let token = self.parts.tokens.usable(key).await;
             if target.due.contains(host) {
@@ -438,6 +467,8 @@ impl<'a> Work<'a> {
                 improves |= token.as_ref().is_some_and(|token| {
                     had.is_none_or(|had| had.expires_at < token.lifetime().expires_at)
                 });
+                // Better an older token at once than a new one later.
+                is_urgent |= token.is_some() && had.is_none();
             }
             let identity = key.identity.hash();
             wanted.insert(host.clone(), Want { identity, token });
@@ -447,21 +478,28 @@ impl<'a> Work<'a> {
         }
         let instant = Instant::now();
         let mut waits = false;
+        let mut failing = None;
         for key in &lacking {
             match self.keys.standing(key, instant) {
-                Standing::Failing(error) => self.telling.waits(namespace, error),
+                Standing::Failing(error) => {
+                    self.telling.waits(namespace, error);
+                    failing = Some(error.to_string());
+                }
                 Standing::Minting | Standing::Free => waits = true,
             }
         }
-        if !waits && (lacking.is_empty() || improves) {
+        if failing.is_some() {
+            self.result(namespace, |swept| swept.error = failing);
+        }
+        if is_urgent || (!waits && (lacking.is_empty() || improves)) {
+            self.keys.leave(namespace);
             return Some(wanted);
         }
-        for key in &lacking {
-            self.keys.wait(key, namespace);
-        }
-        if let Some(at) = target.drop_at(state).filter(|at| *at > now) {
+        let policy = &self.parts.policy;
+        if let Some(at) = policy.next_without(&lacking, namespace, target, state, now) {
             self.writes.set(namespace, Class::Due, at);
         }
+        self.keys.wait(namespace, lacking);
         None
     }
 
@@ -519,15 +557,18 @@ impl<'a> Work<'a> {
 
     fn finished(&mut self, namespace: &Namespace, done: Done) {
         self.under_way.remove(namespace);
+        let mut was_due = 0;
         let kind = match done {
+            // It was read, and more is known of it now.
+            Done::Wrote(_, _, Ok(Written::Tampered(_))) | Done::Looked(Ok(())) => Some(Kind::Look),
             Done::Wrote(target, class, Ok(written)) => {
                 if written == Written::Done {
+                    was_due = target.due.len();
                     self.wrote(namespace, &target, class);
                 }
                 self.forced.remove(namespace);
                 Some(Kind::Write)
             }
-            Done::Looked(Ok(())) => Some(Kind::Look),
             Done::Removed(Ok(())) => {
                 self.telling.removed(namespace);
                 self.result(namespace, |swept| swept.written = true);
@@ -564,12 +605,15 @@ impl<'a> Work<'a> {
         };
         let now = self.parts.clock.now();
         let planned = self.plan(namespace, now);
-        if let Some(kind) = kind {
-            self.went_well(
-                namespace,
-                &kind,
-                planned.as_ref().filter(|plan| plan.at <= now),
-            );
+        let due = planned.as_ref().filter(|plan| plan.at <= now);
+        let is_due = due.map_or(0, |plan| match &plan.action {
+            Action::Write(target) => target.due.len(),
+            _ => 0,
+        });
+        // Of what was due a part is done, and the rest may have to wait.
+        let is_a_part = (1..was_due).contains(&is_due);
+        if let Some(kind) = kind.filter(|_| !is_a_part) {
+            self.went_well(namespace, &kind, due);
         }
         self.follow(namespace, planned, now);
         self.report_progress();
@@ -597,8 +641,15 @@ impl<'a> Work<'a> {
             (Some(_), ..) => "healed",
             (None, Terms::Whole { retired: true, .. }, _) => "retired",
             (None, _, Class::Intent) => "intent",
-            (None, _, Class::Changed) => "new",
-            (None, _, Class::Due | Class::Check) => "due",
+            // One that is marked as opted out has nothing new.
+            (
+                None,
+                Terms::Whole {
+                    opted_out_at: None, ..
+                },
+                Class::Changed,
+            ) => "new",
+            (None, ..) => "due",
         };
         self.telling.wrote(namespace, target, reason);
         self.result(namespace, |swept| swept.written = true);
@@ -632,9 +683,13 @@ impl<'a> Work<'a> {
         {
             heals.pop_front();
         }
-        if let Some(over) = heals.len().checked_sub(FIGHT_FROM) {
+        if heals.len() >= FIGHT_FROM {
             let times = u32::try_from(heals.len()).unwrap_or(u32::MAX);
-            let failures = FIGHT_BACKOFF.saturating_add(u32::try_from(over).unwrap_or(u32::MAX));
+            let before = self
+                .troubles
+                .get(namespace)
+                .map_or(0, |trouble| trouble.failures);
+            let failures = before.saturating_add(1).max(FIGHT_BACKOFF);
             let pause = backoff(failures, namespace.as_str());
             let until = now + pause;
             self.troubles
@@ -710,10 +765,6 @@ impl<'a> Work<'a> {
     }
 
     fn retry(&mut self, instant: Instant) {
-        // One sweep tries once.
-        if matches!(self.scope, Scope::Once(_)) {
-            return;
-        }
         for key in self.keys.take_retries(instant) {
             self.want_token(&key);
         }
@@ -732,6 +783,12 @@ impl<'a> Work<'a> {
                     wake = wake.min((instant + left.min(MAX_SLEEP)).max(pace.next()));
                 }
             }
+        }
+        if self.keys.waiting() > 0
+            && let Some(counted) = self.counted
+        {
+            // An admission may have more luck at any time.
+            wake = wake.min(counted + COUNT_EVERY);
         }
         self.keys.next_retry().map_or(wake, |at| wake.min(at))
     }

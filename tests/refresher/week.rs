@@ -8,18 +8,10 @@ use jiff::SignedDuration;
 use tokio::time::{Instant, sleep};
 
 use super::support::sim::{Fault, Sim, namespace};
+use super::{IDENTITIES, IRELAND, VIRGINIA};
 
 const NAMESPACES: usize = 10_000;
-const HOSTS: [&str; 2] = [
-    "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
-    "123456789012.dkr.ecr.us-east-1.amazonaws.com",
-];
-const IDENTITIES: &str = r#"
-identities:
-  - {accounts: ["123456789012"], namespaces: ["a-*"], assumeRole: {roleArn: "arn:aws:iam::123456789012:role/a"}}
-  - {accounts: ["123456789012"], namespaces: ["b-*"], assumeRole: {roleArn: "arn:aws:iam::123456789012:role/b"}}
-"#;
-
+const HOSTS: [&str; 2] = [IRELAND, VIRGINIA];
 fn names() -> Vec<Namespace> {
     let name = |number: usize| {
         let team = ["a", "b", "c"][number % 3];

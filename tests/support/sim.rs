@@ -1,8 +1,9 @@
 //! A cluster and an AWS of the imagination, where a week takes seconds: the refresher's store and mint, on tokio's paused
 //! clock.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,13 +19,13 @@ use ecr_injector::namespace::{Namespace, OptedIn};
 use ecr_injector::pull_secret::state::{HostState, State};
 use ecr_injector::pull_secret::store::Entry;
 use ecr_injector::pull_secret::write::{EnsureError, Fence, Manner, Written};
-use ecr_injector::pull_secret::{Knowledge, Terms, Want};
+use ecr_injector::pull_secret::{Knowledge, Terms, Unverified, Want, is_public};
 use ecr_injector::refresher::schedule::{AfterGrace, Policy};
 use ecr_injector::refresher::store::Store;
 use ecr_injector::refresher::{Parts, Refresher};
 use ecr_injector::registry::Host;
 use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
-use ecr_injector::token::{Lifetime, Token, TokenKey};
+use ecr_injector::token::{Freshness, Lifetime, Token, TokenKey};
 use futures::future::{BoxFuture, FutureExt as _};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -37,6 +38,7 @@ pub const START: Timestamp = Timestamp::constant(1_800_000_000, 0);
 pub struct SimClock {
     origin: Instant,
     offset: Mutex<SignedDuration>,
+    reads: AtomicU64,
 }
 
 impl SimClock {
@@ -44,10 +46,16 @@ impl SimClock {
     pub fn jump(&self, by: SignedDuration) {
         *self.offset.lock().unwrap() += by;
     }
+
+    /// How often it was read: whatever runs reads it at each turn.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
 }
 
 impl Clock for SimClock {
     fn now(&self) -> Timestamp {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let passed = SignedDuration::try_from(self.origin.elapsed()).unwrap();
         START + passed + *self.offset.lock().unwrap()
     }
@@ -166,6 +174,7 @@ struct Inner {
     version: u64,
     obstacles: HashMap<Namespace, Obstacle>,
     writes: Vec<Write>,
+    begun: u64,
     tried: u64,
     looks: u64,
     asks: u64,
@@ -254,6 +263,12 @@ impl SimCluster {
         (inner.tried, inner.looks, inner.asks)
     }
 
+    /// Whether somebody is about to send a write.
+    pub fn is_about_to_write(&self) -> bool {
+        let inner = self.inner();
+        inner.begun > inner.tried
+    }
+
     /// The least that any credential has, or had when it was replaced.
     pub fn least_left(&self) -> SignedDuration {
         let now = self.clock.now();
@@ -287,22 +302,16 @@ impl SimCluster {
             panic!("an admission's terms");
         };
         let hosts = wanted.iter().map(|(host, want)| {
-            let before = had
-                .hosts
-                .get(host)
-                .filter(|had| had.identity == want.identity)
-                .and_then(|had| had.lifetime);
-            let offered = want.token.as_ref().map(|token| token.lifetime());
-            let later = |life: &Lifetime| life.expires_at;
-            let lifetime = before.into_iter().chain(offered).max_by_key(later);
-            if let (Some(before), Some(after)) = (before, lifetime)
+            let before = had.hosts.get(host);
+            let after = merged(host, before, want, now);
+            if let (Some(before), Some(after)) =
+                (before.and_then(|had| had.lifetime), after.lifetime)
                 && before != after
             {
                 let left = before.expires_at.duration_since(now);
                 inner.least_left = inner.least_left.into_iter().chain([left]).min();
             }
-            let identity = want.identity;
-            (host.clone(), HostState { identity, lifetime })
+            (host.clone(), after)
         });
         let mut state = State {
             hosts: hosts.collect(),
@@ -322,21 +331,102 @@ impl SimCluster {
             namespace: namespace.clone(),
             hosts: wanted.len(),
         });
+        drop(inner);
+        self.changes.tell(namespace);
         Written::Done
     }
 
+    /// The namespace begins to go away; it and its Secret are there for a while yet.
+    pub fn terminate(&self, namespace: &Namespace) {
+        let said = OptedIn {
+            is_terminating: true,
+            ..OptedIn::default()
+        };
+        self.inner().said.insert(namespace.clone(), said);
+        self.changes.tell(namespace);
+    }
+
+    /// What a replica knows that has only listed the pull secrets, or has seen another one write them.
+    pub fn know_by_the_list_alone(&self) {
+        let mut inner = self.inner();
+        for entry in inner.secrets.values_mut() {
+            let state = entry.state().cloned();
+            let listed = Knowledge::Unverified {
+                claims: state.clone(),
+                before: None,
+                since: Unverified::Listed,
+            };
+            *entry = Arc::new(Entry::new(1, "uid", listed));
+        }
+    }
+
+    /// What is known of a pull secret.
+    pub fn knowledge(&self, namespace: &Namespace) -> Option<Knowledge> {
+        let inner = self.inner();
+        let entry = inner.secrets.get(namespace);
+        entry.map(|entry| entry.knowledge().clone())
+    }
+
+    /// How much is left of what a pull secret has for a host; `None` if it is an intent or not there.
+    pub fn left(&self, namespace: &Namespace, host: &str) -> Option<SignedDuration> {
+        let host = Host::parse(host).unwrap();
+        let life = self.state(namespace)?.hosts.get(&host)?.lifetime?;
+        Some(life.expires_at.duration_since(self.clock.now()))
+    }
+
+    /// Those that have no usable credential for some host.
+    pub fn unusable(&self) -> Vec<Namespace> {
+        let now = self.clock.now();
+        let inner = self.inner();
+        let lacks = |entry: &Entry| {
+            let state = entry.state();
+            state.is_none_or(|state| {
+                state
+                    .hosts
+                    .keys()
+                    .any(|host| state.freshness(host, now) == Freshness::Expired)
+            })
+        };
+        let found = inner.secrets.iter().filter(|(_, entry)| lacks(entry));
+        found.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The other controller's turn.
-    fn rival(&self, namespace: &Namespace) {
+    pub fn rival(&self, namespace: &Namespace) {
         let state = self.state(namespace);
         self.set(
             namespace,
             Knowledge::Unverified {
                 claims: state.clone(),
                 before: state.map(Box::new),
-                since: ecr_injector::pull_secret::Unverified::Tampered,
+                since: Unverified::Tampered,
             },
         );
     }
+}
+
+/// What a host has after a write, by the rules of the real merge.
+fn merged(host: &Host, had: Option<&HostState>, want: &Want, now: Timestamp) -> HostState {
+    let is_good = |life: &Lifetime| life.freshness(now) != Freshness::Expired;
+    let (identity, offered) = (
+        want.identity,
+        want.token.as_ref().map(|token| token.lifetime()),
+    );
+    let Some(offered) = offered else {
+        let mut stays = had.cloned().unwrap_or(HostState {
+            identity,
+            lifetime: None,
+        });
+        if is_public(host) {
+            stays.lifetime = stays.lifetime.filter(is_good);
+        }
+        return stays;
+    };
+    let same = had.filter(|had| had.identity == identity);
+    let before = same.and_then(|had| had.lifetime).filter(is_good);
+    let later = |life: &Lifetime| life.expires_at;
+    let lifetime = before.into_iter().chain([offered]).max_by_key(later);
+    HostState { identity, lifetime }
 }
 
 impl Store for SimCluster {
@@ -412,6 +502,9 @@ impl Store for SimCluster {
         _: Instant,
     ) -> BoxFuture<'a, Result<Written, EnsureError>> {
         async move {
+            self.inner().begun += 1;
+            // It is read first.
+            sleep(Duration::from_millis(5)).await;
             if !manner.fence.holds() {
                 return Err(EnsureError::NotLeading);
             }
@@ -482,6 +575,7 @@ impl Sim {
         let clock = Arc::new(SimClock {
             origin: Instant::now(),
             offset: Mutex::default(),
+            reads: AtomicU64::new(0),
         });
         let aws = Arc::new(SimAws {
             clock: clock.clone(),
@@ -518,6 +612,12 @@ impl Sim {
     }
 
     #[must_use]
+    pub fn gracing(mut self, hours: i64) -> Self {
+        self.policy.grace = SignedDuration::from_hours(hours);
+        self
+    }
+
+    #[must_use]
     pub fn removing(mut self) -> Self {
         self.policy.after_grace = AfterGrace::Remove;
         self
@@ -525,10 +625,24 @@ impl Sim {
 
     /// What an admission leaves that found no token: a pull secret that names these hosts.
     pub fn intend(&self, namespace: &Namespace, hosts: &[&str]) {
+        self.give(namespace, hosts, None);
+    }
+
+    /// A pull secret with credentials of this age for these hosts, or with none.
+    pub fn give(&self, namespace: &Namespace, hosts: &[&str], age: Option<SignedDuration>) {
+        let lifetime = age.map(|age| Lifetime {
+            minted_at: self.clock.now() - age,
+            expires_at: self.clock.now() - age + SignedDuration::from_hours(12),
+        });
+        self.give_until(namespace, hosts, lifetime);
+    }
+
+    /// The same with any dates.
+    pub fn give_until(&self, namespace: &Namespace, hosts: &[&str], lifetime: Option<Lifetime>) {
         let said = OptedIn::default();
         let hosts = hosts.iter().map(|host| {
             let (host, key) = self.policy.rules.key_for(host, namespace, &said).unwrap();
-            let (identity, lifetime) = (key.identity.hash(), None);
+            let identity = key.identity.hash();
             (host, HostState { identity, lifetime })
         });
         let state = State {
@@ -559,15 +673,56 @@ impl Sim {
         Leader { term, work }
     }
 
+    /// The same under another configuration.
+    #[must_use]
+    pub fn configured(mut self, config: &str) -> Self {
+        self.policy.rules = Arc::new(Config::parse(config, "config").unwrap().rules);
+        self
+    }
+
+    /// The key of the token that a namespace takes for a host.
+    pub fn key(&self, namespace: &Namespace, host: &str) -> TokenKey {
+        let said = OptedIn::default();
+        self.policy.rules.key_for(host, namespace, &said).unwrap().1
+    }
+
+    /// So many opted-in namespaces whose pull secrets have credentials of this age for these hosts, or none.
+    pub fn teams(
+        &self,
+        name: &str,
+        count: usize,
+        hosts: &[&str],
+        age: Option<SignedDuration>,
+    ) -> Vec<Namespace> {
+        let names = (0..count).map(|number| namespace(&format!("{name}-{number}")));
+        let names: Vec<Namespace> = names.collect();
+        for name in &names {
+            self.cluster.opt_in(name);
+            self.give(name, hosts, age);
+        }
+        names
+    }
+
     /// The same whatever restarts: the tokens of a new process are none.
+    #[must_use]
     pub fn restarted(mut self) -> Self {
         self.tokens = TokenCache::new(self.aws.clone(), self.clock.clone(), TaskTracker::new());
         self
     }
 
+    /// What a metric counts, where it is a whole number.
+    pub fn count(&self, series: &str) -> usize {
+        format!("{:.0}", self.metric(series)).parse().unwrap()
+    }
+
     /// What a metric says.
     pub fn metric(&self, series: &str) -> f64 {
         super::webhook::sum(&self.metrics.to_text(), series)
+    }
+
+    /// Waits so many seconds.
+    pub async fn after(&self, seconds: f64) {
+        sleep(Duration::from_secs_f64(seconds)).await;
     }
 
     /// Waits until so many hours after the start.
@@ -588,6 +743,20 @@ impl Leader {
         self.term.end();
         self.work.await.unwrap();
     }
+}
+
+/// The most writes in any one second.
+pub fn most_in_a_second(writes: &[Write]) -> usize {
+    let mut window = VecDeque::new();
+    let mut most = 0;
+    for write in writes {
+        window.push_back(write.at);
+        while write.at.duration_since(window[0]) >= Duration::from_secs(1) {
+            window.pop_front();
+        }
+        most = most.max(window.len());
+    }
+    most
 }
 
 pub fn namespace(name: &str) -> Namespace {

@@ -1,0 +1,150 @@
+//! What others do to pull secrets.
+
+use ecr_injector::pull_secret::{Foreign, Knowledge};
+use jiff::SignedDuration;
+
+use super::support::sim::{Fault, Obstacle, Sim};
+use super::{IRELAND, VIRGINIA};
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_one_is_made_again_within_seconds_with_the_hosts_it_had() {
+    let sim = Sim::new("");
+    let names = sim.teams("team", 3, &[IRELAND, VIRGINIA], None);
+    let leader = sim.lead();
+    sim.until(1.0).await;
+    sim.cluster.take_writes();
+    sim.cluster.delete(&names[1]);
+    sim.after(2.0).await;
+    leader.stop().await;
+    let writes = sim.cluster.take_writes();
+    assert_eq!(writes.len(), 1);
+    assert_eq!((&writes[0].namespace, writes[0].hosts), (&names[1], 2));
+    assert_eq!(sim.cluster.unusable(), []);
+    assert_eq!(sim.count(r#"ecr_injector_heals_total{what="deleted"}"#), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_deleted_while_aws_is_down_is_made_again_with_the_cached_token() {
+    let sim = Sim::new("");
+    let names = sim.teams("team", 3, &[IRELAND], None);
+    // At hour 5 the token has used more than a quarter of its life: it is to be renewed, and can't be.
+    sim.aws.fail(2.9..9.0, "", Fault::Silent);
+    let leader = sim.lead();
+    sim.until(5.0).await;
+    sim.cluster.delete(&names[0]);
+    sim.after(2.0).await;
+    let left = sim.cluster.left(&names[0], IRELAND).unwrap();
+    assert!(left > SignedDuration::from_hours(6), "{left:#}");
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_deleted_while_no_token_can_be_had_is_made_again_as_an_intent() {
+    let sim = Sim::new("");
+    let names = sim.teams(
+        "team",
+        3,
+        &[IRELAND, VIRGINIA],
+        Some(SignedDuration::from_hours(1)),
+    );
+    sim.aws.fail(0.0..1.0, "", Fault::Throttled);
+    let leader = sim.lead();
+    sim.until(0.5).await;
+    sim.cluster.delete(&names[0]);
+    sim.after(5.0).await;
+    let state = sim.cluster.state(&names[0]).unwrap();
+    assert_eq!(state.hosts.keys().count(), 2);
+    assert!(
+        state
+            .hosts
+            .iter()
+            .all(|(_, entry)| entry.lifetime.is_none())
+    );
+    assert_eq!(sim.cluster.take_writes().len(), 1);
+    sim.until(1.1).await;
+    assert_eq!(sim.cluster.unusable(), []);
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_somebody_changed_is_put_right() {
+    let sim = Sim::new("");
+    let names = sim.teams("team", 3, &[IRELAND], None);
+    let leader = sim.lead();
+    sim.until(1.0).await;
+    sim.cluster.take_writes();
+    sim.cluster.rival(&names[0]);
+    sim.after(2.0).await;
+    leader.stop().await;
+    assert_eq!(sim.cluster.take_writes().len(), 1);
+    assert_eq!(sim.cluster.unusable(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fight_is_given_ever_longer_pauses_and_all_others_go_on() {
+    let sim = Sim::new("");
+    let fought = sim.teams("fought", 1, &[IRELAND], None).remove(0);
+    sim.teams("team", 50, &[IRELAND], None);
+    let leader = sim.lead();
+    sim.after(10.0).await;
+    sim.cluster.take_writes();
+    sim.cluster.obstruct(
+        &fought,
+        Some(Obstacle::Rival(std::time::Duration::from_millis(500))),
+    );
+    sim.cluster.rival(&fought);
+    let mut heals = Vec::new();
+    for _ in 0..16 {
+        sim.after(900.0).await;
+        let writes = sim.cluster.take_writes();
+        heals.push(
+            writes
+                .iter()
+                .filter(|write| write.namespace == fought)
+                .count(),
+        );
+    }
+    assert!(heals[0] <= 11, "{heals:?}");
+    assert!(
+        heals[1..].iter().all(|heals| (3..=5).contains(heals)),
+        "pauses do not shrink while the fight goes on: {heals:?}"
+    );
+    let contested = sim.count(r#"ecr_injector_refresh_failures_total{reason="contested"}"#);
+    assert!(contested >= heals.iter().sum::<usize>() - 3, "{contested}");
+    let others = sim.cluster.unusable();
+    assert!(
+        others.is_empty() || others == [fought.clone()],
+        "{others:?}"
+    );
+    sim.cluster.obstruct(&fought, None);
+    sim.after(301.0).await;
+    assert_eq!(sim.cluster.unusable(), []);
+    // Peace: what is done to it an hour later is put right at once again.
+    sim.after(3600.0).await;
+    sim.cluster.rival(&fought);
+    sim.after(2.0).await;
+    assert_eq!(sim.cluster.unusable(), []);
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_ours_is_never_written() {
+    let sim = Sim::new("").prewarming(&[IRELAND]);
+    let names = sim.teams("team", 4, &[IRELAND], None);
+    for (name, why) in names
+        .iter()
+        .zip([Foreign::Label, Foreign::Type, Foreign::Immutable])
+    {
+        sim.cluster.set(name, Knowledge::Foreign(why));
+    }
+    let leader = sim.lead();
+    sim.until(7.0).await;
+    leader.stop().await;
+    assert!(
+        sim.cluster
+            .take_writes()
+            .iter()
+            .all(|write| write.namespace == names[3])
+    );
+    assert_eq!(sim.cluster.calls().0, 3, "one each three hours");
+}

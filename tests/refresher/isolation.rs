@@ -1,0 +1,122 @@
+//! What fails for one holds up no other.
+
+use jiff::SignedDuration;
+
+use super::support::sim::{Fault, Sim};
+use super::{IDENTITIES, IRELAND, VIRGINIA};
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_that_is_refused_and_one_that_hangs_delay_no_other() {
+    let sim = Sim::new(IDENTITIES);
+    sim.aws.fail(0.0..99.0, "role/a", Fault::Refused);
+    sim.aws.fail(0.0..99.0, "role/b", Fault::Silent);
+    sim.teams("a", 100, &[IRELAND], None);
+    sim.teams("b", 100, &[IRELAND], None);
+    let names = sim.teams("c", 100, &[IRELAND], None);
+    let leader = sim.lead();
+    sim.after(10.0).await;
+    for hour in 1..=13_u32 {
+        for name in &names {
+            let left = sim.cluster.left(name, IRELAND).unwrap();
+            assert!(
+                left > SignedDuration::from_mins(8 * 60 + 20),
+                "{name} in hour {hour}: {left:#}"
+            );
+        }
+        sim.until(f64::from(hour)).await;
+    }
+    assert_eq!(sim.cluster.unusable().len(), 200);
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_is_renewed_for_ever_though_the_other_of_its_namespace_can_not_be() {
+    for fault in [Fault::Refused, Fault::Silent] {
+        let sim = Sim::new("");
+        let names = sim.teams("team", 10, &[IRELAND, VIRGINIA], None);
+        sim.aws.fail(2.9..99.0, "us-east-1", fault.clone());
+        let leader = sim.lead();
+        for hour in 1..=13_u32 {
+            sim.until(f64::from(hour)).await;
+            for name in &names {
+                let left = sim.cluster.left(name, IRELAND).unwrap();
+                assert!(
+                    left > SignedDuration::from_hours(8),
+                    "{fault:?}, {name} in hour {hour}: {left:#}"
+                );
+                let age = SignedDuration::from_hours(12 - i64::from(hour));
+                let other = sim.cluster.left(name, VIRGINIA).unwrap();
+                assert!(
+                    (other - age).abs() < SignedDuration::from_secs(9),
+                    "{other:#}: kept as it was"
+                );
+            }
+        }
+        let writes = sim.cluster.take_writes().len();
+        assert!(writes <= names.len() * 6, "{writes}");
+        leader.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_of_two_hosts_gets_the_one_that_can_be_had() {
+    let sim = Sim::new("");
+    sim.aws.fail(0.0..1.0, "us-east-1", Fault::Silent);
+    let names = sim.teams("team", 10, &[IRELAND, VIRGINIA], None);
+    let leader = sim.lead();
+    sim.after(12.0).await;
+    for name in &names {
+        assert!(sim.cluster.left(name, IRELAND).is_some());
+        assert!(sim.cluster.left(name, VIRGINIA).is_none());
+    }
+    sim.until(1.1).await;
+    assert_eq!(sim.cluster.unusable(), []);
+    assert_eq!(sim.cluster.take_writes().len(), 2 * names.len());
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn seven_hours_without_aws_cost_few_calls_and_no_write() {
+    let sim = Sim::new(IDENTITIES);
+    for team in ["a", "b", "c"] {
+        sim.teams(team, 700, &[IRELAND], None);
+    }
+    sim.aws.fail(2.9..9.9, "", Fault::Throttled);
+    let leader = sim.lead();
+    sim.until(2.9).await;
+    let (writes, _) = (sim.cluster.take_writes(), sim.cluster.calls());
+    assert_eq!(writes.len(), 2100);
+    sim.until(9.9).await;
+    assert_eq!(sim.cluster.take_writes().len(), 0);
+    assert_eq!(sim.count("ecr_injector_refresh_waiting"), 2100);
+    let failed = sim.aws.failed.lock().unwrap().clone();
+    assert_eq!(failed.len(), 3);
+    for (key, calls) in failed {
+        // Eight pauses up to five minutes, and then one in 225 to 300 s.
+        assert!((80..=125).contains(&calls), "{key:?}: {calls}");
+    }
+    sim.until(10.2).await;
+    assert_eq!(sim.cluster.take_writes().len(), 2100);
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_nobody_waits_for_any_more_is_not_tried_for_ever() {
+    let sim = Sim::new(IDENTITIES);
+    sim.aws.fail(0.0..99.0, "role/a", Fault::Refused);
+    let names = sim.teams("a", 3, &[IRELAND], None);
+    let leader = sim.lead();
+    sim.until(1.0).await;
+    sim.cluster.delete_namespace(&names[0]);
+    sim.cluster.terminate(&names[1]);
+    sim.cluster.set(
+        &names[2],
+        ecr_injector::pull_secret::Knowledge::Foreign(ecr_injector::pull_secret::Foreign::Label),
+    );
+    sim.until(1.2).await;
+    let (_, failed) = sim.aws.total();
+    sim.until(3.0).await;
+    assert_eq!(sim.aws.total().1, failed);
+    assert_eq!(sim.count("ecr_injector_refresh_waiting"), 0);
+    leader.stop().await;
+}
