@@ -11,7 +11,7 @@ use crate::{
     aws::Surroundings,
     clock::{Clock, SystemClock},
     cluster::Cluster,
-    config::{Config, Refresh},
+    config::{Config, OptIn, Refresh},
     events::{self, Events},
     metrics::Metrics,
     namespace::{changes::Changes, store::Namespaces},
@@ -42,6 +42,7 @@ pub(super) struct WiringFlags {
 pub(super) struct Wiring {
     pub(super) cluster: Cluster,
     pub(super) rules: Arc<Rules>,
+    pub(super) opt_in: OptIn,
     pub(super) refresh: Refresh,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
@@ -72,7 +73,7 @@ impl Wiring {
         let changes = Changes::default();
         let namespaces = Namespaces::new(
             cluster.client.clone(),
-            config.opt_in,
+            config.opt_in.clone(),
             changes.clone(),
             metrics.clone(),
         );
@@ -80,6 +81,7 @@ impl Wiring {
         Ok(Self {
             cluster,
             rules: Arc::new(config.rules),
+            opt_in: config.opt_in,
             refresh: config.refresh,
             metrics,
             clock,

@@ -261,6 +261,10 @@ impl<'a> Work<'a> {
         let known = entry.as_deref().map(Entry::knowledge);
         let policy = &self.parts.policy;
         let mut planned = plan(namespace, said.as_ref(), known, policy, now)?;
+        let is_forced = self.forced.contains(namespace);
+        if is_forced && planned.action == Action::AskNamespace {
+            planned.at = now;
+        }
         if planned.action == Action::AskNamespace
             && planned.at <= now
             && let Some((said, at)) = self.answers.get(namespace)
@@ -268,8 +272,9 @@ impl<'a> Work<'a> {
         {
             planned = leaving(namespace, said, known.and_then(claimed)?, policy, now)?;
         }
-        if self.forced.contains(namespace)
+        if is_forced
             && let Action::Write(target) = &mut planned.action
+            && !matches!(target.terms, Terms::Whole { retired: true, .. })
         {
             target.due = target.keys.keys().cloned().collect();
             planned.at = now;
@@ -449,7 +454,12 @@ impl<'a> Work<'a> {
         let mut waits = false;
         for key in &lacking {
             match self.keys.standing(key, instant) {
-                Standing::Failing(error) => self.telling.waits(namespace, error),
+                Standing::Failing(error) => {
+                    self.telling.waits(namespace, error);
+                    if let Some(swept) = self.results.get_mut(namespace) {
+                        swept.error = Some(error.to_string());
+                    }
+                }
                 Standing::Minting | Standing::Free => waits = true,
             }
         }
@@ -649,10 +659,10 @@ impl<'a> Work<'a> {
     }
 
     fn failed(&mut self, namespace: &Namespace, error: &EnsureError) {
-        self.result(namespace, |swept| swept.error = Some(error.to_string()));
         if matches!(error, EnsureError::NotLeading) {
             return;
         }
+        self.result(namespace, |swept| swept.error = Some(error.to_string()));
         let times = self.trouble(namespace);
         self.telling.failed(namespace, error, times);
     }
