@@ -65,7 +65,7 @@ impl Flags {
     }
 
     async fn clean(&self, site: &Site) -> anyhow::Result<Report> {
-        let names = if self.all {
+        let mut names = if self.all {
             site.wiring.secrets.names()
         } else {
             let looks = site.look_at(&self.once.namespaces).await?;
@@ -78,6 +78,8 @@ impl Flags {
             );
             looks.into_iter().map(|(namespace, _)| namespace).collect()
         };
+        names.sort_unstable();
+        names.dedup();
         if let Some(warning) = self.warning(site, &names) {
             site.progress.say(&warning);
         }
@@ -126,9 +128,16 @@ impl Flags {
 
     /// What is removed where a webhook runs comes again.
     fn warning(&self, site: &Site, names: &[Namespace]) -> Option<String> {
+        let is_ours = |name: &&Namespace| {
+            let known = site.wiring.secrets.get(name);
+            known.is_some_and(|entry| {
+                entry.is_there() && !matches!(entry.knowledge(), Knowledge::Foreign(_))
+            })
+        };
         let opted_in: Vec<_> = names
             .iter()
             .filter(|name| site.wiring.namespaces.peek(name).is_some())
+            .filter(is_ours)
             .map(Namespace::as_str)
             .collect();
         if opted_in.is_empty() {

@@ -146,6 +146,11 @@ impl OnceFlags {
         Ok(interrupted.unwrap_or(code))
     }
 
+    /// Whether the cluster's own configuration is likely not the one that is worked by.
+    pub(super) fn has_no_config(&self) -> bool {
+        !self.wiring.has_config()
+    }
+
     /// Connects, sees to the rights, and waits until it is known what there is.
     async fn site(&self, command: &Command, progress: Progress) -> anyhow::Result<Site> {
         let wiring = Wiring::new(&self.wiring).await.map_err(|error| {

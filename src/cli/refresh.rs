@@ -39,6 +39,9 @@ const NOT_ONCE: &str = "\
 --once is missing: this command does its work once and ends.
 To keep pull secrets fresh all the time, run `ecr-injector serve`: one of its replicas leads and refreshes.
 ";
+const NO_CONFIG: &str = "\
+warning: no --config: all values are defaults. If the webhook has a configuration, give the same, or registries and \
+identities that it names are taken out of the pull secrets";
 
 const COMMAND: Command = Command {
     doing: "refreshing",
@@ -66,6 +69,9 @@ impl Flags {
             clap::Error::raw(ErrorKind::MissingRequiredArgument, NOT_ONCE).exit();
         }
         self.scope.run(&COMMAND, async |site| {
+            if self.scope.has_no_config() {
+                site.progress.say(NO_CONFIG);
+            }
             if self.scope.dry_run {
                 self.preview(site).await
             } else {

@@ -38,6 +38,12 @@ pub(super) struct WiringFlags {
     aws: AwsFlags,
 }
 
+impl WiringFlags {
+    pub(super) fn has_config(&self) -> bool {
+        self.config.is_some()
+    }
+}
+
 /// The parts.
 pub(super) struct Wiring {
     pub(super) cluster: Cluster,
