@@ -1,4 +1,4 @@
-//! `refresh --once` and `cleanup`, as a person or a CronJob runs them: the binary itself against a real API server, with
+//! `refresh --once` and `cleanup`, as a person or a `CronJob` runs them: the binary itself against a real API server, with
 //! the rights that `deploy/` gives and no more.
 #![allow(
     clippy::unwrap_used,

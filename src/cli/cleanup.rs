@@ -12,6 +12,7 @@ use crate::{
     namespace::{Namespace, store::Look},
     pull_secret::{
         Foreign, Knowledge,
+        state::State,
         store::Entry,
         write::{EnsureError, Writer},
     },
@@ -117,7 +118,7 @@ impl Flags {
             let hosts = state.into_iter().flat_map(|state| state.hosts.keys());
             Row {
                 hosts: hosts.cloned().collect(),
-                expires_at: state.and_then(|state| state.expires_at()),
+                expires_at: state.and_then(State::expires_at),
                 ..row
             }
         });

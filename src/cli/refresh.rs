@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     namespace::{Namespace, OptedIn, store::Look},
-    pull_secret::{Foreign, Knowledge, Terms, store::Entry},
+    pull_secret::{Foreign, Knowledge, Terms, state::State, store::Entry},
     refresher::{
         Refresher, Sweep, Swept,
         schedule::{Action, Plan},
@@ -97,7 +97,7 @@ impl Flags {
         let swept = refresher
             .sweep(self.sweep(self.all), site.term.clone(), &progress)
             .await;
-        let mut plans = plans(&refresher, self.sweep(false));
+        let plans = plans(&refresher, self.sweep(false));
         let rows = swept.iter().filter_map(|swept| {
             let namespace = &swept.namespace;
             let after = wiring.secrets.get(namespace);
@@ -107,7 +107,7 @@ impl Flags {
                 said: wiring.namespaces.peek(namespace).as_ref(),
                 is_excluded: wiring.rules.excluded.contains(namespace),
             }
-            .done(swept, plans.remove(namespace), site.term.holds())
+            .done(swept, plans.get(namespace), !site.term.holds())
         });
         let rows: Vec<_> = rows.collect();
         let summary = done(&rows, &wiring.cluster.server);
@@ -120,7 +120,8 @@ impl Flags {
         let wiring = &site.wiring;
         let writer = &wiring.writer(&wiring.cluster.refresher);
         let refresher = wiring.refresher(None);
-        let names = plans(&refresher, self.sweep(self.all)).into_keys();
+        let names = refresher.preview(self.sweep(self.all)).into_iter();
+        let names = names.map(|(namespace, _)| namespace);
         let looked = site.each(names.collect(), async |namespace: &Namespace| {
             let known = wiring.secrets.get(namespace);
             let is_unverified =
@@ -133,7 +134,7 @@ impl Flags {
             Row::good(namespace.clone(), "looked")
         });
         let looked = looked.await;
-        let mut plans = plans(&refresher, self.sweep(self.all));
+        let plans = plans(&refresher, self.sweep(self.all));
         let now = wiring.clock.now();
         let rows = looked.into_iter().filter_map(|row| {
             if !row.is_good {
@@ -148,8 +149,7 @@ impl Flags {
                 said: said.as_ref(),
                 is_excluded: wiring.rules.excluded.contains(&row.namespace),
             };
-            let plan = plans.remove(&row.namespace).flatten();
-            seen.would(&row.namespace, plan, now)
+            seen.would(&row.namespace, plans.get(&row.namespace), now)
         });
         let rows: Vec<_> = rows.collect();
         let summary = would(&rows, &wiring.cluster.server);
@@ -182,8 +182,12 @@ impl Flags {
     }
 }
 
-fn plans(refresher: &Refresher, sweep: Sweep) -> HashMap<Namespace, Option<Plan>> {
-    refresher.preview(sweep).into_iter().collect()
+/// What there is to do for each namespace, now or later.
+fn plans(refresher: &Refresher, sweep: Sweep) -> HashMap<Namespace, Plan> {
+    let plans = refresher.preview(sweep).into_iter();
+    plans
+        .filter_map(|(namespace, plan)| Some((namespace, plan?)))
+        .collect()
 }
 
 /// What is known of a namespace.
@@ -197,7 +201,7 @@ struct Seen<'a> {
 
 impl Seen<'_> {
     /// What a sweep did for it. Nothing, if it is none of our business.
-    fn done(&self, swept: &Swept, plan: Option<Option<Plan>>, is_whole: bool) -> Option<Row> {
+    fn done(&self, swept: &Swept, plan: Option<&Plan>, is_interrupted: bool) -> Option<Row> {
         let namespace = &swept.namespace;
         if !self.is_our_business() {
             return None;
@@ -208,7 +212,7 @@ impl Seen<'_> {
         let state = self.after.and_then(Knowledge::claims);
         let had = self.before.and_then(Knowledge::claims);
         let is_good = swept.error.is_none() && swept.is_done;
-        let row = if !is_good && swept.error.is_none() && !is_whole {
+        let row = if !is_good && swept.error.is_none() && is_interrupted {
             once::interrupted(namespace.clone())
         } else if !is_good {
             let still_due = || "something is still due; the log says why".to_owned();
@@ -226,14 +230,14 @@ impl Seen<'_> {
             };
             Row::good(namespace.clone(), result)
         };
-        Some(self.with_state(row, plan.flatten().as_ref()))
+        Some(self.with_state(row, plan))
     }
 
     /// What a sweep would do for it.
     fn would(
         &self,
         namespace: &Namespace,
-        plan: Option<Plan>,
+        plan: Option<&Plan>,
         now: jiff::Timestamp,
     ) -> Option<Row> {
         if !self.is_our_business() {
@@ -243,7 +247,7 @@ impl Seen<'_> {
             return Some(row);
         }
         let state = self.after.and_then(Knowledge::claims);
-        let due = plan.as_ref().filter(|plan| plan.at <= now);
+        let due = plan.filter(|plan| plan.at <= now);
         let (result, message) = match due.map(|plan| &plan.action) {
             None => match state {
                 None => ("none", None),
@@ -271,7 +275,7 @@ impl Seen<'_> {
             message,
             ..Row::good(namespace.clone(), result)
         };
-        Some(self.with_state(row, plan.as_ref()))
+        Some(self.with_state(row, plan))
     }
 
     /// Whether the namespace is opted in, or has or had a pull secret of ours.
@@ -301,7 +305,7 @@ impl Seen<'_> {
         let hosts = state.into_iter().flat_map(|state| state.hosts.keys());
         Row {
             hosts: hosts.cloned().collect(),
-            expires_at: state.and_then(|state| state.expires_at()),
+            expires_at: state.and_then(State::expires_at),
             due_at: plan.map(|plan| plan.at),
             ..row
         }
@@ -380,11 +384,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        identity::Identity,
-        pull_secret::state::{HostState, State},
-        refresher::schedule::Class,
-        registry::Host,
-        token::Lifetime,
+        identity::Identity, pull_secret::state::HostState, refresher::schedule::Class,
+        registry::Host, token::Lifetime,
     };
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -427,7 +428,7 @@ mod tests {
         (before, after): (Option<&Knowledge>, Option<&Knowledge>),
         said: Option<&OptedIn>,
         swept: &Swept,
-        is_whole: bool,
+        is_interrupted: bool,
     ) -> Option<Row> {
         let is_excluded = false;
         let seen = Seen {
@@ -436,10 +437,11 @@ mod tests {
             said,
             is_excluded,
         };
-        seen.done(swept, None, is_whole)
+        seen.done(swept, None, is_interrupted)
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn a_row_says_what_was_done_and_whether_it_is_well() {
         let said = OptedIn::default();
         let going = OptedIn {
@@ -451,48 +453,47 @@ mod tests {
         let (idle, wrote) = (swept(false, None, true), swept(true, None, true));
         let stuck = swept(true, Some("AWS refused"), false);
         let (left_over, in_error) = (swept(false, None, false), swept(false, Some("x"), true));
-        for (known, said, swept, is_whole, expected) in [
+        for (known, said, swept, is_interrupted, expected) in [
             (
                 (Some(secret), Some(secret)),
                 Some(&said),
                 &idle,
-                true,
+                false,
                 Some(("fresh", true)),
             ),
-            ((None, None), Some(&said), &idle, true, Some(("none", true))),
+            (
+                (None, None),
+                Some(&said),
+                &idle,
+                false,
+                Some(("none", true)),
+            ),
             (
                 (None, Some(secret)),
                 Some(&said),
                 &wrote,
-                true,
+                false,
                 Some(("created", true)),
             ),
             (
                 (Some(secret), Some(secret)),
                 Some(&said),
                 &wrote,
-                false,
+                true,
                 Some(("renewed", true)),
             ),
             (
                 (Some(secret), Some(secret)),
                 Some(&said),
                 &stuck,
-                true,
+                false,
                 Some(("failed", false)),
             ),
             (
                 (Some(secret), Some(secret)),
                 Some(&said),
                 &in_error,
-                true,
-                Some(("failed", false)),
-            ),
-            (
-                (Some(secret), Some(secret)),
-                Some(&said),
-                &left_over,
-                true,
+                false,
                 Some(("failed", false)),
             ),
             (
@@ -500,47 +501,54 @@ mod tests {
                 Some(&said),
                 &left_over,
                 false,
+                Some(("failed", false)),
+            ),
+            (
+                (Some(secret), Some(secret)),
+                Some(&said),
+                &left_over,
+                true,
                 Some(("interrupted", false)),
             ),
             (
                 (Some(theirs), Some(theirs)),
                 Some(&said),
                 &idle,
-                true,
+                false,
                 Some(("left", false)),
             ),
-            ((Some(theirs), Some(theirs)), None, &idle, true, None),
+            ((Some(theirs), Some(theirs)), None, &idle, false, None),
             (
                 (Some(secret), Some(secret)),
                 Some(&going),
                 &idle,
-                true,
+                false,
                 Some(("left", true)),
             ),
             (
                 (Some(secret), Some(retired)),
                 None,
                 &wrote,
-                true,
+                false,
                 Some(("retired", true)),
             ),
             (
                 (Some(retired), Some(retired)),
                 None,
                 &idle,
-                true,
+                false,
                 Some(("let go", true)),
             ),
             (
                 (Some(retired), None),
                 None,
                 &wrote,
-                true,
+                false,
                 Some(("removed", true)),
             ),
-            ((None, None), None, &idle, true, None),
+            ((None, None), None, &idle, false, None),
         ] {
-            let row = done_to(known, said, swept, is_whole);
+            let row = done_to(known, said, swept, is_interrupted);
             let seen = row.as_ref().map(|row| (row.result, row.is_good));
             assert_eq!(seen, expected, "{known:?} {swept:?}");
         }
@@ -561,7 +569,7 @@ mod tests {
             action: Action::Look,
         };
         for (plan, expected) in [(ask(NOW), "would look"), (ask(later(3)), "fresh")] {
-            let row = seen.would(&team(), Some(plan.clone()), NOW).expect("a row");
+            let row = seen.would(&team(), Some(&plan), NOW).expect("a row");
             assert_eq!((row.result, row.due_at), (expected, Some(plan.at)));
             assert_eq!((row.hosts.len(), row.expires_at), (1, Some(later(12))));
         }
