@@ -1,6 +1,9 @@
 //! Logs: to standard output, as text for people or JSON for machines; beside a command's own output, to standard error.
 
-use std::io::{IsTerminal as _, stderr, stdout};
+use std::{
+    env,
+    io::{IsTerminal as _, stderr, stdout},
+};
 
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
@@ -53,9 +56,10 @@ pub fn start_beside_output<W>(filter: &str, writer: W) -> Result<(), ParseError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
+    let wants_none = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let layer = fmt::layer()
         .with_writer(writer)
-        .with_ansi(stderr().is_terminal());
+        .with_ansi(stderr().is_terminal() && !wants_none);
     // As above.
     let _ = filtered(filter)?.with(layer).try_init();
     Ok(())

@@ -740,6 +740,32 @@ async fn every_missing_right_is_named_at_once() {
         .ended(0);
 }
 
+/// Then each call tells by itself.
+#[tokio::test]
+async fn where_rights_can_not_be_asked_it_goes_on() {
+    let (ground, aws) = (Ground::start().await, FakeAws::start());
+    let due = ground.opted_in("unasked", 1).await;
+    make_due(&ground.admin, &due, &[host("eu-west-1")]).await;
+    let ours = ground.ours().await;
+    let everybody = ["delete", "clusterrolebinding", "system:basic-user"];
+    assert!(ground.plane.kubectl(&everybody).await.status.success());
+    let ran = eventually("nobody may ask", SOON, async || {
+        let ran = run(&ours, &aws, &refresh(&due, &["--dry-run"])).await;
+        ran.stderr.contains("can't be asked").then_some(ran)
+    })
+    .await;
+    ran.ended(0);
+    let ran = run(&ours, &aws, &refresh(&due, &[])).await;
+    ran.ended(0);
+    assert_eq!(ran.results(), each(&due, "renewed"));
+    assert_eq!(
+        ran.stderr.matches("can't be asked").count(),
+        1,
+        "{}",
+        ran.stderr
+    );
+}
+
 #[tokio::test]
 async fn a_right_in_one_namespace_is_enough_for_that_one() {
     let (ground, aws) = (Ground::shared().await, FakeAws::start());

@@ -21,7 +21,8 @@ use crate::{
 const LONG_ABOUT: &str = "\
 Remove the pull secrets that ecr-injector made, also where no namespace is opted in any more.
 
-A Secret of the same name that isn't ours is left alone, and so is one that somebody changes meanwhile.";
+A Secret of the same name that isn't ours is left alone. Each is removed as it was read: what somebody makes of it \
+meanwhile is read again.";
 const AFTER_HELP: &str = "\
 Standard output has what was done alone; logs, progress and the summary go to standard error.
 

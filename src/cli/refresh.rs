@@ -339,7 +339,7 @@ fn done(rows: &[Row], server: &str) -> String {
             count(rows.len(), "namespace")
         ),
     };
-    format!("{text} ({server}){}", next(rows))
+    format!("{text}, in {server}{}", next(rows))
 }
 
 /// The summary of what would be done.
@@ -360,7 +360,7 @@ fn would(rows: &[Row], server: &str) -> String {
             format!("something would be done in {due} of {all}{bad}")
         }
     };
-    format!("{text} ({server}){}", next(rows))
+    format!("{text}, in {server}{}", next(rows))
 }
 
 fn bad(rows: &[Row]) -> usize {
@@ -589,26 +589,26 @@ mod tests {
         let next = "\nthe next is due at 1970-01-01T03:00:00Z (team)";
         assert_eq!(
             done(&[row("fresh")], "x"),
-            format!("nothing to do: all is fresh in 1 namespace (x){next}")
+            format!("nothing to do: all is fresh in 1 namespace, in x{next}")
         );
         let failed = Row::bad(team(), "failed", "why".to_owned());
         assert_eq!(
             done(&[row("renewed"), failed.clone()], "x"),
             format!(
-                "1 pull secret brought up to date; 1 of 2 namespaces not as it should be, see above (x){next}"
+                "1 pull secret brought up to date; 1 of 2 namespaces not as it should be, see above, in x{next}"
             )
         );
         assert_eq!(
             done(&[], "x"),
-            "no namespace is opted in or has a pull secret of ours (x)"
+            "no namespace is opted in or has a pull secret of ours, in x"
         );
         assert_eq!(
             would(&[row("would renew"), failed], "x"),
-            "something would be done in 1 of 2 namespaces; 1 can't be brought up to date, see above (x)"
+            "something would be done in 1 of 2 namespaces; 1 can't be brought up to date, see above, in x"
         );
         assert_eq!(
             would(&[row("fresh")], "x"),
-            format!("nothing would be done: all is fresh in 1 namespace (x){next}")
+            format!("nothing would be done: all is fresh in 1 namespace, in x{next}")
         );
     }
 }

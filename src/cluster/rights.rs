@@ -50,6 +50,9 @@ pub struct Missing {
 /// Why it isn't known what this account may do.
 #[derive(Debug, Error)]
 pub enum RightsError {
+    /// This account may not even ask.
+    #[error("the API server refuses the question: {0}")]
+    Refused(String),
     /// There was no answer.
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
@@ -122,9 +125,16 @@ pub async fn missing(client: &Client, rights: &[Right]) -> Result<Vec<Missing>, 
         .map(|right| lacks(client, right))
         .buffered(AT_ONCE)
         .try_concat();
-    timeout(TIMEOUT, answers)
+    let missing = timeout(TIMEOUT, answers)
         .await
-        .map_err(|_| RightsError::Timeout)?
+        .map_err(|_| RightsError::Timeout)?;
+    match missing {
+        Err(RightsError::Refused(message)) => {
+            tracing::warn!(%message, "what this account may do can't be asked; it will show");
+            Ok(Vec::new())
+        }
+        missing => missing,
+    }
 }
 
 /// As whom we call, as far as the API server says so.
@@ -170,9 +180,7 @@ async fn is_allowed(client: &Client, missing: &Missing) -> Result<bool, RightsEr
             Err(RightsError::Unauthorized(status.message.clone()))
         }
         Err(kube::Error::Api(status)) if (400..500).contains(&status.code) => {
-            let message = &status.message;
-            tracing::warn!(%message, "what this account may do can't be asked; it will show");
-            Ok(true)
+            Err(RightsError::Refused(status.message.clone()))
         }
         Err(error) => Err(RightsError::Call(Box::new(error))),
     }
