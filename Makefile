@@ -53,6 +53,10 @@ sabotage: ## Take each guard out of the code and see its test turn red
 bench: ## Compare the handler with a bare one, in requests per second and CPU per request
 	$(CARGO) bench --locked --bench handler
 
+.PHONY: scale
+scale: control-plane ## Measure the leader with 100, 1,000 and 10,000 real namespaces (about 15 minutes)
+	$(CARGO) bench --locked --bench scale
+
 .PHONY: fmt
 fmt: ## Format the code
 	$(CARGO) fmt

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text::encode},
     metrics::{
@@ -48,6 +49,8 @@ pub struct Metrics {
     /// 1 while this replica leads.
     pub leader: Gauge,
     lease_transitions: Family<TransitionLabels, Counter>,
+    certificate_reloads: Family<OutcomeLabels, Counter>,
+    certificate_expiry: Family<KindLabels, Gauge>,
     /// Events that were not written because too many waited.
     pub events_dropped: Counter,
     earliest_expiry: Reading,
@@ -104,6 +107,16 @@ struct ApiLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -180,6 +193,8 @@ impl Default for Metrics {
             pull_secrets: Gauge::default(),
             leader: Gauge::default(),
             lease_transitions: Family::default(),
+            certificate_reloads: Family::default(),
+            certificate_expiry: Family::default(),
             events_dropped: Counter::default(),
             earliest_expiry: Reading::default(),
             identity_expiries: Family::default(),
@@ -270,6 +285,16 @@ impl Default for Metrics {
             "leader",
             "1 while this replica leads",
             metrics.leader.clone(),
+        );
+        registry.register(
+            "certificate_reloads",
+            "Changed serving certificates that were taken or refused",
+            metrics.certificate_reloads.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the serving certificate (leaf) ends, in seconds since 1970",
+            metrics.certificate_expiry.clone(),
         );
         registry.register(
             "lease_transitions",
@@ -401,6 +426,20 @@ impl Metrics {
         self.connection_failures
             .get_or_create(&ReasonLabels { reason })
             .inc();
+    }
+
+    /// One changed certificate was taken, or refused.
+    pub fn certificate_reload(&self, outcome: &'static str) {
+        self.certificate_reloads
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
+    }
+
+    /// When what is served, or what signed it, ends.
+    pub fn certificate_expiry(&self, kind: &'static str, at: Timestamp) {
+        self.certificate_expiry
+            .get_or_create(&KindLabels { kind })
+            .set(at.as_second());
     }
 
     /// One term as the leader began, or ended.

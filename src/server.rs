@@ -31,6 +31,8 @@ pub const PATH: &str = "/mutate";
 pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// All bodies in flight together.
 pub const BODY_BUDGET_BYTES: usize = 64 * 1024 * 1024;
+/// Reviews in hand at the same time. One more is answered at once, and its Pod let in without a pull secret.
+pub const MAX_IN_HAND: usize = 512;
 /// The budget is counted in these.
 const BUDGET_UNIT_BYTES: usize = 1024;
 /// What is set aside for a body before its first byte is there. A length that a client announces costs it nothing, so
@@ -52,6 +54,7 @@ pub struct Admission {
     webhook: Webhook,
     metrics: Arc<Metrics>,
     budget: Semaphore,
+    places: Semaphore,
 }
 
 /// Why a request is not answered with a review: its status, and the reason as a metric's label and as a text.
@@ -65,6 +68,7 @@ impl Admission {
             webhook,
             metrics,
             budget: Semaphore::new(BODY_BUDGET_BYTES / BUDGET_UNIT_BYTES),
+            places: Semaphore::new(MAX_IN_HAND),
         }
     }
 
@@ -83,9 +87,14 @@ impl Admission {
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", text));
         }
         let (_permit, body) = self.read(request, started, deadline).await?;
-        let review = AssertUnwindSafe(self.webhook.review(&body, started, deadline))
-            .catch_unwind()
-            .await;
+        let place = self.places.try_acquire();
+        let review = async {
+            match &place {
+                Ok(_) => self.webhook.review(&body, started, deadline).await,
+                Err(_) => self.webhook.turn_away(&body, started),
+            }
+        };
+        let review = AssertUnwindSafe(review).catch_unwind().await;
         match review {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     admission::{
-        Request, Response, ReviewError,
+        Operation, Request, Response, ReviewError,
         decide::{
             Decision, Demand, Facts, Injection, OnFailure, Reason, Rules, SecretFacts, decide,
             demand, warning_for,
@@ -29,6 +29,8 @@ use crate::{
 
 /// The HTTP status of a refusal under `onFailure: deny`: try again later.
 const REFUSED: u16 = 503;
+/// The same where there are too many Pods at a time.
+const TOO_MANY: u16 = 429;
 
 /// What a log line takes of a name that came with a request, in bytes: no object's is longer, but a stranger's may be.
 const MAX_LOGGED_BYTES: usize = 253;
@@ -98,6 +100,34 @@ impl Webhook {
         };
         self.report(&request, &outcome, started.elapsed());
         Ok(outcome.response.to_json(&request))
+    }
+
+    /// Answers a review at once, because too many others are in hand: whoever needs nothing of us is let in as ever, the
+    /// others without a pull secret, or not at all under `onFailure: deny`.
+    pub fn turn_away(&self, body: &[u8], started: Instant) -> Result<Vec<u8>, ReviewError> {
+        let request = Request::parse(body)?;
+        let outcome = match demand(&request, &self.rules) {
+            Err(reason) => self.leave_alone(reason),
+            Ok(_) if self.refuses(&request) => {
+                let message = "ecr-injector: too many Pods are created at this moment; try again";
+                Outcome {
+                    response: Response {
+                        refusal: Some((TOO_MANY, message.to_owned())),
+                        ..Response::default()
+                    },
+                    decision: "refuse",
+                    ..self.leave_alone(Reason::Overloaded)
+                }
+            }
+            Ok(_) => self.leave_alone(Reason::Overloaded),
+        };
+        self.report(&request, &outcome, started.elapsed());
+        Ok(outcome.response.to_json(&request))
+    }
+
+    /// Whether a Pod is refused whose pull secret isn't ready. An UPDATE never is: that would block a running Pod.
+    fn refuses(&self, request: &Request<'_>) -> bool {
+        self.rules.on_failure == OnFailure::Deny && request.operation == Operation::Create
     }
 
     async fn answer(&self, request: &Request<'_>, demand: Demand, deadline: Instant) -> Outcome {
@@ -199,7 +229,7 @@ impl Webhook {
         }
     }
 
-    /// The pull secret does not have what the Pod needs. An UPDATE is never refused: that would block a running Pod.
+    /// The pull secret does not have what the Pod needs.
     fn fail(
         &self,
         request: &Request<'_>,
@@ -207,9 +237,9 @@ impl Webhook {
         missing: &BTreeMap<Host, TokenKey>,
         error: EnsureError,
     ) -> Outcome {
-        let is_creation = request.operation == crate::admission::Operation::Create;
+        let is_creation = request.operation == Operation::Create;
         let label = error.as_str();
-        if self.rules.on_failure == OnFailure::Deny && is_creation {
+        if self.refuses(request) {
             let message = format!(
                 "ecr-injector: pull secret {} is not ready: {error}",
                 self.rules.secret_name

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
-use ecr_injector::server::MAX_BODY_BYTES;
+use ecr_injector::server::{MAX_BODY_BYTES, MAX_IN_HAND};
 use futures::StreamExt as _;
 use futures::stream;
 use http::{Method, Request, StatusCode, header};
@@ -431,4 +431,41 @@ async fn a_hanging_api_server_costs_the_pod_no_more_than_the_time_that_is_left()
     assert_eq!(status, StatusCode::OK);
     assert!(started.elapsed() < Duration::from_secs(5));
     assert_eq!(response(&body), json!({"uid": "u", "allowed": true}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_so_many_reviews_in_hand_one_more_is_answered_at_once() {
+    let webhook = InProcess::new();
+    webhook.mint.set_hangs(true);
+    let mut waiting = futures::stream::FuturesUnordered::new();
+    for number in 0..MAX_IN_HAND {
+        let (webhook, uid) = (&webhook, format!("u-{number}"));
+        waiting.push(async move { post(webhook, review(&uid, IMAGE)).await });
+    }
+    let first = timeout(Duration::from_millis(10), waiting.next());
+    assert!(first.await.is_err(), "they wait for ECR");
+
+    let started = Instant::now();
+    let (status, body) = post(&webhook, review("late", IMAGE)).await;
+    assert_eq!(started.elapsed(), Duration::ZERO);
+    assert_eq!(status, StatusCode::OK);
+    let answer = response(&body);
+    assert_eq!(
+        (&answer["uid"], &answer["allowed"]),
+        (&json!("late"), &json!(true))
+    );
+    assert_eq!(answer["patch"], Value::Null, "{body}");
+    let warning = answer["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("too many Pods"), "{warning}");
+    // Whoever needs nothing of us doesn't notice.
+    let (_, body) = post(&webhook, review("plain", "nginx")).await;
+    assert_eq!(response(&body)["warnings"], Value::Null, "{body}");
+
+    while let Some((status, body)) = waiting.next().await {
+        assert_eq!(status, StatusCode::OK, "{body}");
+    }
+    webhook.mint.set_hangs(false);
+    sleep(Duration::from_secs(30)).await;
+    let (_, body) = post(&webhook, review("after", IMAGE)).await;
+    assert_eq!(response(&body)["patchType"], "JSONPatch", "{body}");
 }

@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,7 +10,9 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
-use ecr_injector::tls::{self, MinVersion};
+use ecr_injector::clock::SystemClock;
+use ecr_injector::tls::files::Files;
+use ecr_injector::tls::{self, MinVersion, Serving};
 use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt as _;
 use hyper::server::conn::http1;
@@ -28,7 +29,12 @@ pub fn run(arguments: &[&str]) {
         panic!("expected an address, a certificate, a key and an answer");
     };
     tls::install_crypto_provider();
-    let config = tls::server_config(Path::new(certificate), Path::new(key), MinVersion::Tls13);
+    let files = Files {
+        certificate: certificate.into(),
+        key: key.into(),
+    };
+    let (pair, _) = files.load(&SystemClock).unwrap();
+    let config = tls::server_config(Serving::new(pair), MinVersion::Tls13);
     let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
     let answer = Bytes::from(fs::read(answer).unwrap());
     let router = Router::new().route(

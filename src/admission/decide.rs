@@ -127,6 +127,8 @@ pub enum Reason {
     NoIdentity(Refusal),
     /// The Secret of our name belongs to somebody else.
     Foreign(Foreign),
+    /// Too many other Pods are in hand.
+    Overloaded,
 }
 
 /// What a Pod asks for, before anything is known about its namespace.
@@ -292,6 +294,9 @@ pub fn warning_for(reason: Reason, rules: &Rules) -> Option<String> {
             "the configuration's allow list has none of this Pod's ECR registries",
         )),
         Reason::NoIdentity(why) => Some(warning(&why.to_string())),
+        Reason::Overloaded => Some(warning(
+            "too many Pods are created at this moment, so this one got no pull secret",
+        )),
         _ => None,
     }
 }
@@ -384,6 +389,7 @@ impl Reason {
             Self::NotAllowed => "not_allowed",
             Self::NoIdentity(why) => why.as_str(),
             Self::Foreign(_) => "foreign",
+            Self::Overloaded => "overloaded",
         }
     }
 }

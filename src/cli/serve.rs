@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::wiring::{Wiring, WiringFlags, instance};
 use crate::{
+    clock::SystemClock,
     events::Events,
     leader::{Elector, Settings},
     metrics::Metrics,
@@ -30,11 +31,14 @@ use crate::{
     },
     shutdown::Signals,
     telemetry,
-    tls::{self, MinVersion},
+    tls::{
+        self, MinVersion, Serving,
+        files::{self, Files},
+    },
     webhook::Webhook,
 };
 
-/// The Lease's name, and its namespace where this isn't a Pod.
+/// The name of the Lease and the Service, and their namespace where this isn't a Pod.
 const LEASE: &str = "ecr-injector";
 
 /// How long requests under way may take to end, and background work after them.
@@ -70,6 +74,9 @@ pub struct Flags {
     /// The serving certificate's private key (PEM)
     #[arg(long, env = "ECR_INJECTOR_TLS_KEY", value_name = "FILE")]
     tls_key: PathBuf,
+    /// The DNS name by which the API server calls us; by default ecr-injector.NAMESPACE.svc
+    #[arg(long, env = "ECR_INJECTOR_SERVICE_NAME", value_name = "NAME")]
+    service_name: Option<String>,
     /// The oldest TLS version to accept
     #[arg(
         long,
@@ -161,7 +168,11 @@ impl Flags {
         reason = "the one place where the parts are put together, in the order in which they start and end"
     )]
     async fn serve(self) -> anyhow::Result<ExitCode> {
-        let tls = tls::server_config(&self.tls_cert, &self.tls_key, self.tls_min_version)?;
+        let files = Files {
+            certificate: self.tls_cert.clone(),
+            key: self.tls_key.clone(),
+        };
+        let (pair, files) = files.load(&SystemClock)?;
         let mut signals = Signals::listen().context("listening for signals")?;
         let socket = bind(self.listen, "--listen").await?;
         let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
@@ -173,6 +184,22 @@ impl Flags {
             wiring.stop.clone(),
         );
 
+        let service = self.service_name.clone().unwrap_or_else(|| {
+            let own = wiring.cluster.own_namespace.as_ref();
+            format!("{LEASE}.{}.svc", own.map_or(LEASE, Namespace::as_str))
+        });
+        if !pair.covers(&service) {
+            tracing::warn!(%service, names = pair.names.join(","), "the certificate is not for the Service's name: the API server will refuse it");
+        }
+        metrics.certificate_expiry("leaf", pair.not_after);
+        let serving_pair = Serving::new(pair);
+        let tls = tls::server_config(serving_pair.clone(), self.tls_min_version)?;
+        wiring.spawn(files.follow(
+            serving_pair,
+            wiring.clock.clone(),
+            metrics.clone(),
+            files::PERIOD,
+        ));
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
         let serving = readiness.condition("serving");

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use ecr_injector::tls::{MinVersion, server_config};
+use ecr_injector::clock::SystemClock;
+use ecr_injector::tls::files::Files;
+use ecr_injector::tls::{MinVersion, Serving, server_config};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -26,7 +28,12 @@ impl Tls {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("the test's CA");
         let files = authority.serving(&[NAME], folder.path(), "tls");
-        let config = server_config(&files.certificate, &files.key, min).unwrap();
+        let files = Files {
+            certificate: files.certificate,
+            key: files.key,
+        };
+        let (pair, _) = files.load(&SystemClock).unwrap();
+        let config = server_config(Serving::new(pair), min).unwrap();
         let mut roots = RootCertStore::empty();
         let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
         roots.add(root).unwrap();

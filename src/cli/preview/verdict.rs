@@ -168,7 +168,8 @@ impl Verdict {
             | Reason::OtherOperation
             | Reason::Deleting
             | Reason::SameImages
-            | Reason::Foreign(_) => reason.as_str().into(),
+            | Reason::Foreign(_)
+            | Reason::Overloaded => reason.as_str().into(),
         }
     }
 

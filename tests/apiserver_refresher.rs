@@ -1,0 +1,326 @@
+//! The leader's work seen from a real API server, with no Pod that would ask for it: pull secrets are there before the
+//! first Pod, come back when they are deleted, are put right, and go out of use with their namespace.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that can't go on panics, and reads the clock itself"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use support::bed::{create, hosts, image, registry};
+use support::due::minted_ago;
+use support::installation::{NAME, OPT_IN, PULL_SECRET, USER};
+use support::pods::{pod, pull_secrets};
+use support::{Bed, Behaviour, ControlPlane, FakeAws, Installation, Webhook, eventually};
+use tokio::sync::OnceCell;
+use tokio::time::sleep;
+
+const SOON: Duration = Duration::from_secs(8);
+const WARM: &str = "eu-central-1";
+
+async fn bed() -> &'static Bed {
+    static BED: OnceCell<Bed> = OnceCell::const_new();
+    BED.get_or_init(|| async {
+        let warm = registry(123_456_789_012, WARM);
+        let config = format!("prewarm: [{warm}]\noptOutGrace: 6s\n");
+        Bed::start(&config, "debug").await
+    })
+    .await
+}
+
+impl Bed {
+    async fn secrets(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.plane.admin().await, namespace)
+    }
+
+    /// Waits until the pull secret has these hosts and no other.
+    async fn until_has(&self, namespace: &str, regions: &[&str]) -> Secret {
+        let mut wanted: Vec<String> = regions
+            .iter()
+            .map(|region| registry(123_456_789_012, region))
+            .collect();
+        wanted.sort();
+        let what = format!("the pull secret of {namespace} has {regions:?}");
+        eventually(&what, SOON, async || {
+            let secret = self.pull_secret(namespace).await?;
+            (hosts(&secret) == wanted).then_some(secret)
+        })
+        .await
+    }
+
+    /// Waits for an Event of this reason, and tells its note.
+    async fn note(&self, namespace: &str, reason: &str) -> String {
+        let events: Api<Event> = Api::namespaced(self.plane.admin().await, namespace);
+        eventually(&format!("an Event {reason}"), SOON, async || {
+            let told = events.list(&ListParams::default()).await.unwrap();
+            let fits = |event: &Event| event.reason.as_deref() == Some(reason);
+            told.into_iter().find(fits)?.note
+        })
+        .await
+    }
+
+    async fn label(&self, namespace: &str, value: Option<&str>) {
+        let namespaces: Api<Namespace> = Api::all(self.plane.admin().await);
+        let change = json!({"metadata": {"labels": {OPT_IN.0: value}}});
+        let params = PatchParams::default();
+        namespaces
+            .patch(namespace, &params, &Patch::Merge(change))
+            .await
+            .unwrap();
+    }
+
+    async fn change(&self, namespace: &str, change: Value) -> Secret {
+        let secrets = self.secrets(namespace).await;
+        let params = PatchParams::default();
+        secrets
+            .patch(PULL_SECRET, &params, &Patch::Merge(change))
+            .await
+            .unwrap()
+    }
+}
+
+fn state(secret: &Secret) -> Value {
+    let text = &secret.metadata.annotations.as_ref().unwrap()["ecr-injector.dev/state"];
+    serde_json::from_str(text).unwrap()
+}
+
+#[tokio::test]
+async fn an_opted_in_namespace_is_warm_before_its_first_pod_and_told_so() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("warm").await;
+    bed.until_has(&namespace, &[WARM]).await;
+    let note = bed.note(&namespace, "OptedIn").await;
+    let command = format!("kubectl rollout restart deployment -n {namespace}");
+    assert!(note.contains(&command), "{note}");
+}
+
+#[tokio::test]
+async fn a_deleted_secret_comes_back_with_the_hosts_it_had() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("deleted").await;
+    let client = bed.plane.pod_creator().await;
+    let object = pod("web", &image("eu-west-2"));
+    create(&client, &namespace, &object, false).await.unwrap();
+    let before = bed.until_has(&namespace, &[WARM, "eu-west-2"]).await;
+    let secrets = bed.secrets(&namespace).await;
+    secrets
+        .delete(PULL_SECRET, &DeleteParams::default())
+        .await
+        .unwrap();
+    let after = bed.until_has(&namespace, &[WARM, "eu-west-2"]).await;
+    assert_ne!(after.metadata.uid, before.metadata.uid);
+    let note = bed.note(&namespace, "PullSecretHealed").await;
+    assert!(note.contains("deleted"), "{note}");
+}
+
+#[tokio::test]
+async fn whatever_is_changed_on_a_secret_is_put_right_without_a_pod() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("changed").await;
+    let before = bed.until_has(&namespace, &[WARM]).await;
+    let later = (jiff::Timestamp::now() + SignedDuration::from_mins(725)).to_string();
+    let mut forged = state(&before);
+    forged["hosts"][registry(123_456_789_012, WARM)]["expiresAt"] = json!(later);
+    let docker = r#"{"auths":{"evil.example":{"auth":"eDp5"}}}"#;
+    for change in [
+        json!({"stringData": {".dockerconfigjson": docker}}),
+        json!({"metadata": {"annotations": {"ecr-injector.dev/state": forged.to_string()}}}),
+        json!({"metadata": {"annotations": {"ecr-injector.dev/state": null}}}),
+    ] {
+        let good = state(&bed.until_has(&namespace, &[WARM]).await);
+        bed.change(&namespace, change.clone()).await;
+        let what = format!("{change} is put right");
+        let after = eventually(&what, Duration::from_secs(20), async || {
+            let secret = bed.pull_secret(&namespace).await?;
+            let text = &secret.metadata.annotations.as_ref()?;
+            text.get("ecr-injector.dev/state")?;
+            let right = state(&secret)["hosts"] == good["hosts"]
+                && hosts(&secret) == [registry(123_456_789_012, WARM)];
+            right.then_some(secret)
+        })
+        .await;
+        assert_eq!(after.metadata.uid, before.metadata.uid, "made again");
+    }
+    let note = bed.note(&namespace, "PullSecretHealed").await;
+    assert!(note.contains("changed"), "{note}");
+}
+
+#[tokio::test]
+async fn an_opted_out_namespace_keeps_its_secret_and_it_goes_out_of_use_after_the_grace() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("leaving").await;
+    let before = bed.until_has(&namespace, &[WARM]).await;
+    bed.label(&namespace, None).await;
+    eventually("it is marked", SOON, async || {
+        let secret = bed.pull_secret(&namespace).await.unwrap();
+        state(&secret)["optedOutAt"].is_string().then_some(())
+    })
+    .await;
+    bed.note(&namespace, "OptedOut").await;
+    let retired = eventually("it is retired", 2 * SOON, async || {
+        let secret = bed.pull_secret(&namespace).await.unwrap();
+        (state(&secret)["retired"] == true).then_some(secret)
+    })
+    .await;
+    assert_eq!(retired.data, before.data, "its credentials stay");
+    bed.note(&namespace, "PullSecretRetired").await;
+
+    bed.label(&namespace, Some(OPT_IN.1)).await;
+    eventually("it is in use again", SOON, async || {
+        let state = state(&bed.pull_secret(&namespace).await.unwrap());
+        (state["retired"].is_null() && state["optedOutAt"].is_null()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_old_secret_is_renewed_and_its_hosts_cost_one_write() {
+    let bed = bed().await;
+    let namespace = bed.plane.namespace("old", &[]).await;
+    let regions = [WARM, "ap-south-1", "eu-north-1"];
+    let old = regions.map(|region| registry(123_456_789_012, region));
+    let secret = minted_ago(&namespace, &old, SignedDuration::from_hours(5));
+    let secrets = bed.secrets(&namespace).await;
+    secrets
+        .create(&PostParams::default(), &secret)
+        .await
+        .unwrap();
+    bed.label(&namespace, Some(OPT_IN.1)).await;
+    eventually("it is renewed", SOON, async || {
+        let secret = bed.pull_secret(&namespace).await.unwrap();
+        (secret.data != minted_data(&secret, &old)).then_some(())
+    })
+    .await;
+    sleep(Duration::from_secs(1)).await;
+    let events = bed.plane.audit_events_of(USER);
+    let writes: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["objectRef"]["namespace"] == *namespace && event["verb"] == "patch")
+        .collect();
+    assert_eq!(writes.len(), 1, "{writes:?}");
+    let agent = writes[0]["userAgent"].as_str().unwrap();
+    assert!(agent.ends_with(" refresher"), "{agent}");
+}
+
+/// The data that it would have if nobody had renewed it: old tokens are marked.
+fn minted_data(
+    secret: &Secret,
+    hosts: &[String],
+) -> Option<std::collections::BTreeMap<String, k8s_openapi::ByteString>> {
+    let config = &secret.data.as_ref().unwrap()[".dockerconfigjson"].0;
+    let config: Value = serde_json::from_slice(config).unwrap();
+    let is_old = hosts.iter().any(|host| {
+        use base64::Engine as _;
+        let auth = config["auths"][host]["auth"].as_str().unwrap_or_default();
+        let text = base64::engine::general_purpose::STANDARD
+            .decode(auth)
+            .unwrap();
+        text.starts_with(b"AWS:old-")
+    });
+    is_old.then(|| secret.data.clone().unwrap())
+}
+
+#[tokio::test]
+async fn an_intent_is_completed_however_long_aws_was_away() {
+    let bed = bed().await;
+    let region = "me-south-1";
+    bed.aws
+        .tune_ecr_in(region, |knobs| knobs.behaviour = Behaviour::Throttle);
+    let namespace = bed.opted_in("waiting").await;
+    let client = bed.plane.pod_creator().await;
+    let object = pod("web", &image(region));
+    create(&client, &namespace, &object, false).await.unwrap();
+    // Past the time that the replica which admitted the Pod goes on by itself.
+    sleep(Duration::from_secs(12)).await;
+    bed.aws
+        .tune_ecr_in(region, |knobs| knobs.behaviour = Behaviour::Answer);
+    let host = registry(123_456_789_012, region);
+    eventually("it is completed", Duration::from_secs(30), async || {
+        let secret = bed.pull_secret(&namespace).await.unwrap();
+        hosts(&secret).contains(&host).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_foreign_secret_is_left_alone_and_reported() {
+    let bed = bed().await;
+    let namespace = bed.plane.namespace("foreign", &[]).await;
+    let secrets = bed.secrets(&namespace).await;
+    let theirs = json!({"metadata": {"name": PULL_SECRET}, "stringData": {"a": "b"}});
+    let theirs: Secret = serde_json::from_value(theirs).unwrap();
+    let made = secrets
+        .create(&PostParams::default(), &theirs)
+        .await
+        .unwrap();
+    bed.label(&namespace, Some(OPT_IN.1)).await;
+    bed.note(&namespace, "ForeignSecret").await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(secrets.get(PULL_SECRET).await.unwrap(), made);
+}
+
+#[tokio::test]
+async fn a_deleted_namespace_is_not_written_to() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("doomed").await;
+    bed.until_has(&namespace, &[WARM]).await;
+    let namespaces: Api<Namespace> = Api::all(bed.plane.admin().await);
+    namespaces
+        .delete(&namespace, &DeleteParams::default())
+        .await
+        .unwrap();
+    let secrets = bed.secrets(&namespace).await;
+    // As the namespace controller does.
+    secrets
+        .delete(PULL_SECRET, &DeleteParams::default())
+        .await
+        .unwrap();
+    sleep(Duration::from_secs(3)).await;
+    let events = bed.plane.audit_events_of(USER);
+    let refused: Vec<&Value> = events
+        .iter()
+        .filter(|event| {
+            event["objectRef"]["namespace"] == *namespace
+                && event["responseStatus"]["code"] == 403
+                && event["objectRef"]["resource"] == "secrets"
+        })
+        .collect();
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn without_a_right_to_the_lease_it_says_so_and_still_admits() {
+    support::crypto();
+    let plane = ControlPlane::start().await;
+    let aws = FakeAws::start();
+    let installation = Installation::apply(&plane).await;
+    let bindings: Api<RoleBinding> = Api::namespaced(plane.admin().await, NAME);
+    bindings
+        .delete(NAME, &DeleteParams::default())
+        .await
+        .unwrap();
+    let options = installation.webhook(&plane, &aws).await;
+    let webhook = Webhook::start(options).await;
+    installation.register(&plane).await;
+    let namespace = plane.namespace("unled", &[OPT_IN]).await;
+    let client = plane.pod_creator().await;
+    let object = pod("web", &image("eu-west-1"));
+    let admitted = create(&client, &namespace, &object, false).await.unwrap();
+    assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+    let said = "the API server refuses the Lease, so nothing is refreshed by this replica";
+    eventually("it says so", SOON, async || {
+        webhook.log().contains(said).then_some(())
+    })
+    .await;
+    assert!(webhook.metric("ecr_injector_leader").await < 0.5);
+}
