@@ -1,7 +1,12 @@
 //! The command line: one file a subcommand, each from raw flags to one call.
 
+pub mod cleanup;
 pub mod identity;
+mod once;
 pub mod preview;
+mod progress;
+pub mod refresh;
+mod report;
 pub mod serve;
 mod wiring;
 
@@ -39,6 +44,8 @@ enum Command {
     Serve(serve::Flags),
     Preview(preview::Flags),
     Identity(identity::Flags),
+    Refresh(refresh::Flags),
+    Cleanup(cleanup::Flags),
 }
 
 /// How AWS is reached, for the commands that ask it.
@@ -57,6 +64,18 @@ impl AwsFlags {
 
 fn namespace(text: &str) -> Result<Namespace, &'static str> {
     Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
+}
+
+/// `| head` has seen enough when it closes the pipe: no error.
+fn write_out(output: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(output.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// An empty variable is like none: a manifest that has a place for a value and no value leaves it so.
@@ -89,6 +108,8 @@ impl Cli {
             Command::Serve(flags) => flags.run(),
             Command::Preview(flags) => flags.run(),
             Command::Identity(flags) => flags.run(),
+            Command::Refresh(flags) => flags.run(),
+            Command::Cleanup(flags) => flags.run(),
         };
         result.unwrap_or_else(|error| {
             // If nobody reads the error, there is nobody left to tell.

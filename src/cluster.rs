@@ -1,5 +1,6 @@
 //! How we reach the API server: its client, with no retry and no wait that we did not ask for.
 
+pub mod rights;
 pub mod watch;
 
 use std::path::Path;
@@ -31,6 +32,8 @@ pub struct Cluster {
     pub refresher: Client,
     /// The namespace that we run in, when in a cluster.
     pub own_namespace: Option<Namespace>,
+    /// The API server's URL and what named it, for people.
+    pub server: String,
 }
 
 /// Why there is no client.
@@ -59,6 +62,11 @@ impl Cluster {
     pub async fn connect(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
         let in_cluster = kubeconfig.is_none() && std::env::var_os(IN_CLUSTER_VARIABLE).is_some();
         let options = KubeConfigOptions::default();
+        let origin = match kubeconfig {
+            Some(path) => format!("kubeconfig {}", path.display()),
+            None if in_cluster => "the Pod's service account".to_owned(),
+            None => "KUBECONFIG or ~/.kube/config".to_owned(),
+        };
         let config = match kubeconfig {
             Some(path) => {
                 let wrong = |source| ClusterError::Kubeconfig {
@@ -81,18 +89,30 @@ impl Cluster {
         let own_namespace = in_cluster
             .then(|| Namespace::parse(&config.default_namespace))
             .flatten();
+        let cluster = Self::of(config, Patience::default())?;
         Ok(Self {
             own_namespace,
-            ..Self::of(config, Patience::default())?
+            server: format!("{} ({origin})", cluster.server),
+            ..cluster
         })
     }
 
     /// Connects by this configuration, in a namespace that it doesn't tell.
     pub fn of(config: Config, patience: Patience) -> Result<Self, ClusterError> {
+        // Without what may stand before an @.
+        let url = &config.cluster_url;
+        let port = url.port().map(|port| format!(":{port}"));
+        let server = format!(
+            "{}://{}{}",
+            url.scheme_str().unwrap_or("https"),
+            url.host().unwrap_or_default(),
+            port.unwrap_or_default()
+        );
         Ok(Self {
             client: client(config.clone(), patience, AGENT)?,
             refresher: client(config, patience, REFRESHER)?,
             own_namespace: None,
+            server,
         })
     }
 }

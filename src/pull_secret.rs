@@ -88,6 +88,16 @@ impl Knowledge {
             Self::Foreign(_) => None,
         }
     }
+
+    /// What a Secret that is there says it has, true or not.
+    #[must_use]
+    pub fn claims(&self) -> Option<&State> {
+        match self {
+            Self::Ours(state) => Some(state),
+            Self::Unverified { claims, .. } => claims.as_ref(),
+            Self::Foreign(_) | Self::Gone(_) => None,
+        }
+    }
 }
 
 /// How a pull secret came to be unverified.

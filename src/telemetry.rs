@@ -1,13 +1,17 @@
-//! Logs: to standard output, as text for people or JSON for machines.
+//! Logs: to standard output, as text for people or JSON for machines; beside a command's own output, to standard error.
 
-use std::io::{IsTerminal as _, stdout};
+use std::{
+    env,
+    io::{IsTerminal as _, stderr, stdout},
+};
 
-use tracing::{Level, Metadata};
+use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter,
     filter::{ParseError, filter_fn},
-    fmt,
+    fmt::{self, MakeWriter},
     layer::SubscriberExt as _,
+    registry::LookupSpan,
     util::SubscriberInitExt as _,
 };
 
@@ -34,9 +38,7 @@ pub enum Format {
 
 /// Starts logging. `filter` is in the form of `RUST_LOG`.
 pub fn start(format: Format, filter: &str) -> Result<(), ParseError> {
-    let registry = tracing_subscriber::registry()
-        .with(filter.parse::<EnvFilter>()?)
-        .with(filter_fn(is_safe));
+    let registry = filtered(filter)?;
     // Where a subscriber is set already (a test's), its owner's choice stands.
     let _ = match format {
         Format::Text => registry
@@ -47,6 +49,29 @@ pub fn start(format: Format, filter: &str) -> Result<(), ParseError> {
             .try_init(),
     };
     Ok(())
+}
+
+/// Starts logging as text to a writer that ends on standard error: standard output is the command's own.
+pub fn start_beside_output<W>(filter: &str, writer: W) -> Result<(), ParseError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let wants_none = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let layer = fmt::layer()
+        .with_writer(writer)
+        .with_ansi(stderr().is_terminal() && !wants_none);
+    // As above.
+    let _ = filtered(filter)?.with(layer).try_init();
+    Ok(())
+}
+
+fn filtered(
+    filter: &str,
+) -> Result<impl Subscriber + for<'a> LookupSpan<'a> + Send + Sync, ParseError> {
+    let filter = filter.parse::<EnvFilter>()?;
+    Ok(tracing_subscriber::registry()
+        .with(filter)
+        .with(filter_fn(is_safe)))
 }
 
 /// A directive of the filter can't cap: a more specific one of the user's would win over it.

@@ -139,23 +139,11 @@ impl Flags {
             Output::Json => json(documents)?,
             Output::Patch => changes,
         };
-        let written = write(&output);
+        let written = super::write_out(&output);
         // What there is to say is said even if nobody reads the objects any more; to whom should a failure be told?
         let _ = io::stderr().write_all(report.finish(&config.opt_in).as_bytes());
         written.context("writing to standard output")?;
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// `| head` has seen enough when it closes the pipe: no error.
-fn write(output: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    let written = stdout
-        .write_all(output.as_bytes())
-        .and_then(|()| stdout.flush());
-    match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     aws::Surroundings,
     clock::{Clock, SystemClock},
     cluster::Cluster,
-    config::{Config, Refresh},
+    config::{Config, OptIn, Refresh},
     events::{self, Events},
     metrics::Metrics,
     namespace::{changes::Changes, store::Namespaces},
@@ -38,10 +38,17 @@ pub(super) struct WiringFlags {
     aws: AwsFlags,
 }
 
+impl WiringFlags {
+    pub(super) fn has_config(&self) -> bool {
+        self.config.is_some()
+    }
+}
+
 /// The parts.
 pub(super) struct Wiring {
     pub(super) cluster: Cluster,
     pub(super) rules: Arc<Rules>,
+    pub(super) opt_in: OptIn,
     pub(super) refresh: Refresh,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
@@ -72,7 +79,7 @@ impl Wiring {
         let changes = Changes::default();
         let namespaces = Namespaces::new(
             cluster.client.clone(),
-            config.opt_in,
+            config.opt_in.clone(),
             changes.clone(),
             metrics.clone(),
         );
@@ -80,6 +87,7 @@ impl Wiring {
         Ok(Self {
             cluster,
             rules: Arc::new(config.rules),
+            opt_in: config.opt_in,
             refresh: config.refresh,
             metrics,
             clock,

@@ -270,6 +270,10 @@ impl<'a> Work<'a> {
         let known = entry.as_deref().map(Entry::knowledge);
         let policy = &self.parts.policy;
         let mut planned = plan(namespace, said.as_ref(), known, policy, now)?;
+        let is_forced = self.forced.contains(namespace);
+        if is_forced && planned.action == Action::AskNamespace {
+            planned.at = now;
+        }
         if planned.action == Action::AskNamespace
             && planned.at <= now
             && let Some((said, at)) = self.answers.get(namespace)
@@ -277,8 +281,9 @@ impl<'a> Work<'a> {
         {
             planned = leaving(namespace, said, known.and_then(claimed)?, policy, now)?;
         }
-        if self.forced.contains(namespace)
+        if is_forced
             && let Action::Write(target) = &mut planned.action
+            && !matches!(target.terms, Terms::Whole { retired: true, .. })
         {
             target.due = target.keys.keys().cloned().collect();
             planned.at = now;
@@ -704,10 +709,10 @@ impl<'a> Work<'a> {
     }
 
     fn failed(&mut self, namespace: &Namespace, error: &EnsureError) {
-        self.result(namespace, |swept| swept.error = Some(error.to_string()));
         if matches!(error, EnsureError::NotLeading) {
             return;
         }
+        self.result(namespace, |swept| swept.error = Some(error.to_string()));
         let times = self.trouble(namespace);
         self.telling.failed(namespace, error, times);
     }

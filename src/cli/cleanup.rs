@@ -1,0 +1,237 @@
+//! `ecr-injector cleanup`: removes the pull secrets that we made.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{
+    once::{self, Command, OnceFlags, Site},
+    report::{Report, Row, count},
+};
+use crate::{
+    namespace::{Namespace, store::Look},
+    pull_secret::{
+        Foreign, Knowledge,
+        state::State,
+        store::Entry,
+        write::{EnsureError, Writer},
+    },
+};
+
+const LONG_ABOUT: &str = "\
+Remove the pull secrets that ecr-injector made, also where no namespace is opted in any more.
+
+A Secret of the same name that isn't ours is left alone. Each is removed as it was read: what somebody makes of it \
+meanwhile is read again.";
+const AFTER_HELP: &str = "\
+Standard output has what was done alone; logs, progress and the summary go to standard error.
+
+Exit codes:
+  0    nothing of ours is left where it was looked; a dry run: it could be looked
+  1    something is left, a right is missing, or the cluster could not be reached
+  2    wrong usage
+  130  interrupted: what was under way has ended, and the output says what was done
+
+Examples:
+  ecr-injector cleanup --all --dry-run
+  ecr-injector cleanup --namespace team-a --namespace team-b";
+
+const COMMAND: Command = Command {
+    doing: "removing",
+    verbs: &["delete"],
+};
+/// Namespaces that a warning names.
+const NAMED: usize = 5;
+/// Removals of one pull secret that is written at the same time.
+const ATTEMPTS: u32 = 4;
+
+/// Remove the pull secrets that ecr-injector made.
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+pub struct Flags {
+    /// In all namespaces
+    #[arg(
+        long,
+        required_unless_present = "namespaces",
+        conflicts_with = "namespaces"
+    )]
+    all: bool,
+    #[command(flatten)]
+    once: OnceFlags,
+}
+
+impl Flags {
+    /// Removes, and fails if something of ours is left.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        self.once.run(&COMMAND, async |site| self.clean(site).await)
+    }
+
+    async fn clean(&self, site: &Site) -> anyhow::Result<Report> {
+        let mut names = if self.all {
+            site.wiring.secrets.names()
+        } else {
+            let looks = site.look_at(&self.once.namespaces).await?;
+            let absent = looks.iter().filter(|(_, look)| *look == Look::Absent);
+            let absent: Vec<_> = absent.map(|(name, _)| name.as_str()).collect();
+            anyhow::ensure!(
+                absent.is_empty(),
+                "there is no namespace {}; nothing was removed",
+                absent.join(", ")
+            );
+            looks.into_iter().map(|(namespace, _)| namespace).collect()
+        };
+        names.sort_unstable();
+        names.dedup();
+        if let Some(warning) = self.warning(site, &names) {
+            site.progress.say(&warning);
+        }
+        let writer = &site.wiring.writer(&site.wiring.cluster.refresher);
+        let rows = site.each(names, async |namespace: &Namespace| {
+            let before = site.wiring.secrets.get(namespace);
+            if before.as_deref().is_none_or(|entry| !entry.is_there()) {
+                return Row::good(namespace.clone(), "none");
+            }
+            if let Some(Knowledge::Foreign(why)) = before.as_deref().map(Entry::knowledge) {
+                return left(namespace, *why);
+            }
+            let row = if self.once.dry_run {
+                let looked = writer.look(namespace, once::deadline()).await;
+                let after = site.wiring.secrets.get(namespace);
+                match (looked, after.as_deref().map(Entry::knowledge)) {
+                    (Err(error), _) => failed(namespace, &error),
+                    (Ok(()), Some(Knowledge::Foreign(why))) => left(namespace, *why),
+                    (Ok(()), None | Some(Knowledge::Gone(_))) => {
+                        Row::good(namespace.clone(), "none")
+                    }
+                    (Ok(()), Some(_)) => Row::good(namespace.clone(), "would remove"),
+                }
+            } else {
+                match remove(site, writer, namespace).await {
+                    Ok(()) => Row::good(namespace.clone(), "removed"),
+                    Err(EnsureError::Foreign(why)) => left(namespace, why),
+                    Err(EnsureError::NotLeading) => once::interrupted(namespace.clone()),
+                    Err(error) => failed(namespace, &error),
+                }
+            };
+            let state = before
+                .as_deref()
+                .and_then(|entry| entry.knowledge().claims());
+            let hosts = state.into_iter().flat_map(|state| state.hosts.keys());
+            Row {
+                hosts: hosts.cloned().collect(),
+                expires_at: state.and_then(State::expires_at),
+                ..row
+            }
+        });
+        let rows = rows.await;
+        let summary = summary(&rows, &site.wiring.cluster.server);
+        Ok(Report { rows, summary })
+    }
+
+    /// What is removed where a webhook runs comes again.
+    fn warning(&self, site: &Site, names: &[Namespace]) -> Option<String> {
+        let is_ours = |name: &&Namespace| {
+            let known = site.wiring.secrets.get(name);
+            known.is_some_and(|entry| {
+                entry.is_there() && !matches!(entry.knowledge(), Knowledge::Foreign(_))
+            })
+        };
+        let opted_in: Vec<_> = names
+            .iter()
+            .filter(|name| site.wiring.namespaces.peek(name).is_some())
+            .filter(is_ours)
+            .map(Namespace::as_str)
+            .collect();
+        if opted_in.is_empty() {
+            return None;
+        }
+        let mut list = opted_in[..opted_in.len().min(NAMED)].join(", ");
+        if let Some(more @ 1..) = opted_in.len().checked_sub(NAMED) {
+            list = format!("{list} and {more} more");
+        }
+        let would = if self.once.dry_run { "would be" } else { "is" };
+        let label = &site.wiring.opt_in.label;
+        Some(format!(
+            "warning: opted in: {list}. What {would} removed there comes again while a webhook runs; to opt out: kubectl \
+             label namespace {} {label}-",
+            opted_in[0]
+        ))
+    }
+}
+
+/// Whoever writes it at the same moment wins, but not for ever.
+async fn remove(site: &Site, writer: &Writer, namespace: &Namespace) -> Result<(), EnsureError> {
+    let deadline = once::deadline();
+    for _ in 1..ATTEMPTS {
+        let removed = writer.remove(namespace, &site.term, deadline).await;
+        if !matches!(removed, Err(EnsureError::Contended)) {
+            return removed;
+        }
+    }
+    writer.remove(namespace, &site.term, deadline).await
+}
+
+fn left(namespace: &Namespace, why: Foreign) -> Row {
+    Row {
+        message: Some(format!("not ours: {why}")),
+        ..Row::good(namespace.clone(), "left")
+    }
+}
+
+fn failed(namespace: &Namespace, error: &EnsureError) -> Row {
+    Row::bad(namespace.clone(), "failed", error.to_string())
+}
+
+fn summary(rows: &[Row], server: &str) -> String {
+    let number = |result| rows.iter().filter(|row| row.result == result).count();
+    let secrets = |number| count(number, "pull secret");
+    let mut parts = Vec::new();
+    match (number("removed"), number("would remove")) {
+        (0, 0) => parts.push("nothing to remove".to_owned()),
+        (removed, 0) => parts.push(format!("{} removed", secrets(removed))),
+        (_, would) => parts.push(format!("{} would be removed", secrets(would))),
+    }
+    let foreign = number("left");
+    if foreign > 0 {
+        parts.push(format!("{} of others left alone", count(foreign, "Secret")));
+    }
+    let bad = rows.iter().filter(|row| !row.is_good).count();
+    if bad > 0 {
+        parts.push(format!("{} not removed", secrets(bad)));
+        if parts[0] == "nothing to remove" {
+            parts.remove(0);
+        }
+    }
+    format!("{} in {server}", parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_counts_what_was_done_and_what_is_left() {
+        let name = || Namespace::parse("team").expect("valid");
+        let removed = Row::good(name(), "removed");
+        let would = Row::good(name(), "would remove");
+        let none = Row::good(name(), "none");
+        let foreign = left(&name(), Foreign::Label);
+        let bad = failed(&name(), &EnsureError::Contended);
+        for (rows, expected) in [
+            (vec![], "nothing to remove in x"),
+            (vec![none.clone()], "nothing to remove in x"),
+            (vec![removed.clone(), none], "1 pull secret removed in x"),
+            (
+                vec![would.clone(), would],
+                "2 pull secrets would be removed in x",
+            ),
+            (
+                vec![removed, foreign, bad.clone()],
+                "1 pull secret removed, 1 Secret of others left alone, 1 pull secret not removed in x",
+            ),
+            (vec![bad], "1 pull secret not removed in x"),
+        ] {
+            assert_eq!(summary(&rows, "x"), expected);
+        }
+    }
+}
