@@ -48,24 +48,24 @@ impl fmt::Display for MinVersion {
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// A file can't be read.
-    #[error("reading {what} from {path}: {source}; check the path and its permissions")]
+    #[error("reading {what} from {path}: {cause}; check the path and its permissions")]
     File {
         /// The certificate or the key.
         what: &'static str,
         /// The file.
         path: String,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file isn't PEM.
-    #[error("reading {what} from {path}: {source}")]
+    #[error("reading {what} from {path}: {cause}")]
     NotPem {
         /// The certificate or the key.
         what: &'static str,
         /// The file.
         path: String,
         /// What is wrong.
-        source: rustls::pki_types::pem::Error,
+        cause: rustls::pki_types::pem::Error,
     },
     /// There is no certificate in the file.
     #[error("{0} holds no certificate: expected one or more PEM blocks, the server's own first")]
@@ -86,14 +86,14 @@ pub enum TlsError {
         not_after: Timestamp,
     },
     /// They can't be used together.
-    #[error("the certificate in {certificate} and the key in {key} can't be served: {source}")]
+    #[error("the certificate in {certificate} and the key in {key} can't be served: {cause}")]
     Pair {
         /// The certificate's file.
         certificate: String,
         /// The key's file.
         key: String,
         /// What is wrong.
-        source: rustls::Error,
+        cause: rustls::Error,
     },
 }
 

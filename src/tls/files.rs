@@ -58,10 +58,10 @@ impl Files {
 
     fn read(&self) -> Result<Bytes, TlsError> {
         let read = |what: &'static str, path: &Path| {
-            std::fs::read(path).map_err(|source| TlsError::File {
+            std::fs::read(path).map_err(|cause| TlsError::File {
                 what,
                 path: path.display().to_string(),
-                source,
+                cause,
             })
         };
         Ok(Bytes {

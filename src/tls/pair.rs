@@ -43,7 +43,7 @@ impl Pair {
     ) -> Result<Self, TlsError> {
         let not_pem = |what: &'static str, path: &str| {
             let path = path.to_owned();
-            move |source| TlsError::NotPem { what, path, source }
+            move |cause| TlsError::NotPem { what, path, cause }
         };
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate)
             .collect::<Result<_, _>>()
@@ -60,14 +60,13 @@ impl Pair {
         let private_key =
             PrivateKeyDer::from_pem_slice(key).map_err(not_pem("the key", named.key))?;
         let provider = Arc::new(ring::default_provider());
-        let certified =
-            CertifiedKey::from_der(chain, private_key, &provider).map_err(|source| {
-                TlsError::Pair {
-                    certificate: named.certificate.to_owned(),
-                    key: named.key.to_owned(),
-                    source,
-                }
-            })?;
+        let certified = CertifiedKey::from_der(chain, private_key, &provider).map_err(|cause| {
+            TlsError::Pair {
+                certificate: named.certificate.to_owned(),
+                key: named.key.to_owned(),
+                cause,
+            }
+        })?;
         if now < not_before || now > not_after {
             return Err(TlsError::NotGoodNow {
                 certificate: named.certificate.to_owned(),
