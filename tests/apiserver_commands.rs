@@ -853,7 +853,9 @@ async fn what_to_work_on_has_to_be_said() {
     let ran = run(&ours, &aws, &["refresh"]).await;
     ran.ended(2);
     ran.says("`ecr-injector serve`");
-    run(&ours, &aws, &["cleanup"]).await.ended(2);
+    let ran = run(&ours, &aws, &["cleanup"]).await;
+    ran.ended(2);
+    ran.says("name namespaces by --namespace, or say --all");
     run(&ours, &aws, &["cleanup", "--all", "-n", "team"])
         .await
         .ended(2);

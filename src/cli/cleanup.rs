@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, error::ErrorKind};
 
 use super::{
     once::{self, Command, OnceFlags, Site},
@@ -36,6 +36,10 @@ Examples:
   ecr-injector cleanup --all --dry-run
   ecr-injector cleanup --namespace team-a --namespace team-b";
 
+const NO_SCOPE: &str = "\
+where to remove pull secrets is missing: name namespaces by --namespace, or say --all. What it would be: --dry-run.
+";
+
 const COMMAND: Command = Command {
     doing: "removing",
     verbs: &["delete"],
@@ -50,11 +54,7 @@ const ATTEMPTS: u32 = 4;
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 pub struct Flags {
     /// In all namespaces
-    #[arg(
-        long,
-        required_unless_present = "namespaces",
-        conflicts_with = "namespaces"
-    )]
+    #[arg(long, conflicts_with = "namespaces")]
     all: bool,
     #[command(flatten)]
     once: OnceFlags,
@@ -63,6 +63,9 @@ pub struct Flags {
 impl Flags {
     /// Removes, and fails if something of ours is left.
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        if !self.all && self.once.namespaces.is_empty() {
+            clap::Error::raw(ErrorKind::MissingRequiredArgument, NO_SCOPE).exit();
+        }
         self.once.run(&COMMAND, async |site| self.clean(site).await)
     }
 
