@@ -17,9 +17,11 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{
     Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::Resettable,
 };
+use tokio::runtime::Runtime;
 
 use crate::{
     aws::{SurroundingsError, Trust},
@@ -76,6 +78,10 @@ fn write_out(output: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    Runtime::new().context("starting threads")
 }
 
 /// An empty variable is like none: a manifest that has a place for a value and no value leaves it so.

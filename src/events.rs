@@ -27,7 +27,12 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{clock::Clock, metrics::Metrics, namespace::Namespace, pull_secret::Foreign};
+use crate::{
+    clock::Clock,
+    metrics::Metrics,
+    namespace::Namespace,
+    pull_secret::{Damage, Foreign},
+};
 
 /// Who every Event says that it is from; the guard lets our account write no other.
 pub const REPORTER: &str = "ecr-injector";
@@ -100,15 +105,6 @@ pub enum Happening {
     },
     /// That while is over: the pull secret is refreshed no more.
     Retired,
-}
-
-/// What had been done to a pull secret.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Damage {
-    /// It was gone.
-    Deleted,
-    /// Its data, its labels or its state were not what we had written.
-    Changed,
 }
 
 /// How a happening looks as an Event.

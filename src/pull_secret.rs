@@ -111,6 +111,26 @@ pub enum Unverified {
     Tampered,
 }
 
+/// What somebody did to a pull secret that is put right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// It is gone.
+    Deleted,
+    /// Its data or its state are not what we had written.
+    Changed,
+}
+
+impl Damage {
+    /// As a metric's label and a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Changed => "changed",
+        }
+    }
+}
+
 /// A pull secret as it was read: what a write must be merged with.
 #[derive(Debug)]
 pub struct Existing {
@@ -381,10 +401,7 @@ impl PullSecret {
     ) -> Secret {
         let mut annotations = BTreeMap::from([(STATE_ANNOTATION.to_owned(), self.state.to_text())]);
         if let Some(expires_at) = self.state.expires_at() {
-            annotations.insert(
-                EXPIRES_AT_ANNOTATION.to_owned(),
-                expires_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            );
+            annotations.insert(EXPIRES_AT_ANNOTATION.to_owned(), to_the_second(expires_at));
         }
         Secret {
             metadata: ObjectMeta {
@@ -410,6 +427,12 @@ impl PullSecret {
             ..Secret::default()
         }
     }
+}
+
+/// A time for people: RFC 3339, to the second.
+#[must_use]
+pub fn to_the_second(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// Makes room: the expired hosts that nobody wants now go first, the longest expired before the others.

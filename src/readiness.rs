@@ -41,6 +41,13 @@ impl Condition {
     }
 }
 
+/// Waits until all of them have held, each at its time.
+pub async fn all_held(conditions: &[Condition]) {
+    for condition in conditions {
+        condition.held().await;
+    }
+}
+
 impl Readiness {
     /// A new condition, which doesn't hold yet.
     pub fn condition(&mut self, name: &'static str) -> Condition {

@@ -10,7 +10,7 @@ pub mod store;
 mod telling;
 mod work;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -28,6 +28,9 @@ use crate::{
     pull_secret::write::Fence,
     token::cache::TokenCache,
 };
+
+/// How long the work for one namespace may take, all its calls together.
+pub const WORK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the refresher works with.
 pub struct Parts {

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ecr_injector::clock::SystemClock;
-use ecr_injector::events::{Damage, Events, Happening, Parts};
+use ecr_injector::events::{Events, Happening, Parts};
 use ecr_injector::leader::{Elector, Settings};
 use ecr_injector::metrics::Metrics;
 use ecr_injector::namespace::Namespace;
-use ecr_injector::pull_secret::Foreign;
 use ecr_injector::pull_secret::guard::{Verdict, test_guard};
+use ecr_injector::pull_secret::{Damage, Foreign};
 use serde_json::{Value, json};
 use support::control_plane::Options;
 use support::installation::{NAME as OURS, OPT_IN, PULL_SECRET};

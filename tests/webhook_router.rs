@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::body::Body;
 use ecr_injector::server::{MAX_BODY_BYTES, MAX_IN_HAND};
 use futures::StreamExt as _;
-use futures::stream;
+use futures::stream::{self, FuturesUnordered};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Bytes;
@@ -433,15 +433,19 @@ async fn a_hanging_api_server_costs_the_pod_no_more_than_the_time_that_is_left()
     assert_eq!(response(&body), json!({"uid": "u", "allowed": true}));
 }
 
+/// So many reviews that wait for ECR that no more can be in hand.
+fn full(webhook: &InProcess) -> FuturesUnordered<impl Future<Output = (StatusCode, String)>> {
+    webhook.mint.set_hangs(true);
+    let reviews = 0..MAX_IN_HAND;
+    reviews
+        .map(async |number| post(webhook, review(&format!("u-{number}"), IMAGE)).await)
+        .collect()
+}
+
 #[tokio::test(start_paused = true)]
 async fn past_so_many_reviews_in_hand_one_more_is_answered_at_once() {
     let webhook = InProcess::new();
-    webhook.mint.set_hangs(true);
-    let mut waiting = futures::stream::FuturesUnordered::new();
-    for number in 0..MAX_IN_HAND {
-        let (webhook, uid) = (&webhook, format!("u-{number}"));
-        waiting.push(async move { post(webhook, review(&uid, IMAGE)).await });
-    }
+    let mut waiting = full(&webhook);
     let first = timeout(Duration::from_millis(10), waiting.next());
     assert!(first.await.is_err(), "they wait for ECR");
 
@@ -468,4 +472,24 @@ async fn past_so_many_reviews_in_hand_one_more_is_answered_at_once() {
     sleep(Duration::from_secs(30)).await;
     let (_, body) = post(&webhook, review("after", IMAGE)).await;
     assert_eq!(response(&body)["patchType"], "JSONPatch", "{body}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn past_so_many_reviews_in_hand_a_pod_is_refused_if_the_configuration_denies() {
+    let webhook = InProcess::with_config("onFailure: deny");
+    let mut waiting = full(&webhook);
+    let first = timeout(Duration::from_millis(10), waiting.next());
+    assert!(first.await.is_err(), "they wait for ECR");
+
+    let (status, body) = post(&webhook, review("late", IMAGE)).await;
+    assert_eq!(status, StatusCode::OK);
+    let answer = response(&body);
+    assert_eq!(
+        (&answer["allowed"], &answer["status"]["code"]),
+        (&json!(false), &json!(429)),
+        "{body}"
+    );
+    // Whoever needs nothing of us doesn't notice.
+    let (_, body) = post(&webhook, review("plain", "nginx")).await;
+    assert_eq!(response(&body)["allowed"], true, "{body}");
 }

@@ -1,6 +1,5 @@
 //! A server under measurement, and what the kernel knows of its process.
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -8,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::proc;
+
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// `/proc` counts CPU time in these, on every Linux (`getconf CLK_TCK`).
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A running server; it is killed when dropped.
 pub struct Server {
@@ -72,24 +71,12 @@ impl Server {
 
     /// User and system time of all its threads so far.
     pub fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // The second field is the command in parentheses; the 14th and 15th are the times.
-        let (_, fields) = stat.rsplit_once(") ").unwrap();
-        let fields: Vec<&str> = fields.split(' ').collect();
-        let ticks: f64 = fields[11..13]
-            .iter()
-            .map(|text| text.parse::<f64>().unwrap())
-            .sum();
-        Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
+        proc::cpu_time(self.child.id())
     }
 
     /// A line of `/proc/<pid>/status`.
     pub fn mebibytes(&self, field: &str) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let mut lines = status.lines().filter_map(|line| line.split_once(':'));
-        let (_, value) = lines.find(|(name, _)| *name == field).unwrap();
-        let kilobytes: f64 = value.trim().trim_end_matches(" kB").parse().unwrap();
-        kilobytes / 1024.0
+        proc::mebibytes(self.child.id(), field)
     }
 
     fn get(&self, path: &str) -> String {

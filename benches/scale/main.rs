@@ -15,7 +15,6 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use std::fs;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -27,6 +26,7 @@ use support::bed::{create, image, registry};
 use support::due::minted_ago;
 use support::installation::OPT_IN;
 use support::pods::pod;
+use support::proc;
 use support::webhook::Options;
 use support::{ControlPlane, FakeAws, Installation, Webhook};
 use tokio::time::{Instant, sleep};
@@ -38,8 +38,6 @@ const AT_A_TIME: usize = 16;
 const IDLE: Duration = Duration::from_mins(1);
 /// Pods that are created for one figure of latency, one after the other.
 const PODS: usize = 200;
-/// `/proc` counts CPU time in these a second, on every Linux (`getconf CLK_TCK`).
-const TICKS: f64 = 100.0;
 const PLAIN: &str = "refresh: {writesPerSecond: 100, sessionCap: none}\n";
 /// Under this everything belongs to another identity, and so everything is due.
 const CHANGED: &str = r#"
@@ -215,23 +213,12 @@ async fn latency(creator: &Client, namespaces: &[String]) -> (f64, f64) {
 
 /// Seconds of CPU so far.
 fn cpu(webhook: &Webhook) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", webhook.pid())).unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .unwrap()
-        .1
-        .split_whitespace()
-        .collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    ticks / TICKS
+    proc::cpu_time(webhook.pid()).as_secs_f64()
 }
 
 /// A line of `/proc/<pid>/status`.
 fn mebibytes(webhook: &Webhook, line: &str) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", webhook.pid())).unwrap();
-    let line = status.lines().find(|text| text.starts_with(line)).unwrap();
-    let kibibytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kibibytes / 1024.0
+    proc::mebibytes(webhook.pid(), line)
 }
 
 fn print(rows: &[Row]) {

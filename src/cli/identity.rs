@@ -113,7 +113,7 @@ impl Flags {
             Ok(identity) if self.mint => {
                 telemetry::start(telemetry::Format::Text, "off")?;
                 tls::install_crypto_provider();
-                let runtime = tokio::runtime::Runtime::new().context("starting threads")?;
+                let runtime = super::runtime()?;
                 let key = TokenKey::new(identity.clone(), &registry);
                 let minted = runtime.block_on(async {
                     let metrics = Arc::new(Metrics::default());

@@ -27,15 +27,14 @@ use crate::{
     },
     leader::Leadership,
     namespace::{Namespace, store::Look},
-    readiness::Readiness,
+    readiness::{self, Readiness},
+    refresher::WORK_TIMEOUT,
     shutdown::Signals,
     telemetry, tls,
 };
 
 /// How long the API server may take to list what there is.
 const SYNC_TIMEOUT: Duration = Duration::from_mins(1);
-/// How long the work for one namespace may take, all its calls together.
-const WORK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Namespaces that are worked on at the same time.
 const AT_ONCE: usize = 16;
 /// How long a namespace that was labelled a moment ago may be unknown to the watch.
@@ -93,10 +92,7 @@ impl OnceFlags {
         telemetry::start_beside_output(&self.log, move || log.clone())
             .with_context(|| format!("--log {:?}", self.log))?;
         tls::install_crypto_provider();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("starting threads")?;
+        let runtime = super::runtime()?;
         let code = runtime.block_on(self.run_until_signal(command, progress, work));
         // What still waits for an answer that nobody wants any more is left behind.
         runtime.shutdown_background();
@@ -165,12 +161,7 @@ impl OnceFlags {
         self.demand_rights(command, &wiring).await?;
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
-        let wait = async {
-            for condition in &synced {
-                condition.held().await;
-            }
-        };
-        timeout(SYNC_TIMEOUT, wait).await.ok().with_context(|| {
+        timeout(SYNC_TIMEOUT, readiness::all_held(&synced)).await.ok().with_context(|| {
             format!(
                 "{} did not list its namespaces and the Secrets named {} within {} s; the log above says why, --log debug \
                  says more",

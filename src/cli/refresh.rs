@@ -6,11 +6,11 @@ use clap::{Args, error::ErrorKind};
 
 use super::{
     once::{self, Command, OnceFlags, Site},
-    report::{Report, Row, count, second},
+    report::{Report, Row, count},
 };
 use crate::{
     namespace::{Namespace, OptedIn, store::Look},
-    pull_secret::{Foreign, Knowledge, Terms, state::State, store::Entry},
+    pull_secret::{Foreign, Knowledge, Terms, state::State, store::Entry, to_the_second},
     refresher::{
         Refresher, Sweep, Swept,
         schedule::{Action, Plan},
@@ -374,7 +374,7 @@ fn next(rows: &[Row]) -> String {
         .filter(|row| row.is_good && !row.result.starts_with("would"));
     let due = later.filter_map(|row| Some((row.due_at?, &row.namespace)));
     due.min().map_or_else(String::new, |(at, namespace)| {
-        format!("\nthe next is due at {} ({namespace})", second(at))
+        format!("\nthe next is due at {} ({namespace})", to_the_second(at))
     })
 }
 

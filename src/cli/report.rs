@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{namespace::Namespace, registry::Host};
+use crate::{namespace::Namespace, pull_secret::to_the_second, registry::Host};
 
 /// How a report is written.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -113,7 +113,7 @@ impl Report {
 }
 
 fn cells(row: &Row) -> [String; 6] {
-    let when = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), second);
+    let when = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), to_the_second);
     // One line a namespace, whatever an API server or AWS says.
     let message = row.message.as_deref().unwrap_or_default();
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -134,15 +134,10 @@ fn object(row: &Row) -> Value {
         "result": row.result,
         "ok": row.is_good,
         "hosts": hosts,
-        "expiresAt": row.expires_at.map(second),
-        "dueAt": row.due_at.map(second),
+        "expiresAt": row.expires_at.map(to_the_second),
+        "dueAt": row.due_at.map(to_the_second),
         "message": row.message,
     })
-}
-
-/// RFC 3339, to the second.
-pub(super) fn second(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// `1 namespace`, `2 namespaces`.

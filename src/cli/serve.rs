@@ -23,7 +23,7 @@ use crate::{
         ensure::{Ensurer, Parts},
         gauges, guard,
     },
-    readiness::{Condition, Readiness},
+    readiness::{self, Condition, Readiness},
     server::{
         Admission,
         accept::{Connection, Listener, MAX_CONNECTIONS},
@@ -156,11 +156,7 @@ impl Flags {
         telemetry::start(self.log_format, &self.log)
             .with_context(|| format!("--log {:?}", self.log))?;
         tls::install_crypto_provider();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("starting threads")?;
-        runtime.block_on(self.serve())
+        super::runtime()?.block_on(self.serve())
     }
 
     #[allow(
@@ -311,9 +307,7 @@ fn test_guard(wiring: &Wiring, synced: [Condition; 2]) {
     );
     let (name, metrics) = (wiring.rules.secret_name.clone(), wiring.metrics.clone());
     wiring.spawn(async move {
-        for condition in synced {
-            condition.held().await;
-        }
+        readiness::all_held(&synced).await;
         guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &metrics).await;
     });
 }
@@ -334,12 +328,8 @@ fn lead(
     )?;
     let (refresher, stop) = (wiring.refresher(Some(events)), wiring.stop.clone());
     Ok(tokio::spawn(async move {
-        let wait = async {
-            for condition in synced {
-                condition.held().await;
-            }
-        };
-        if stop.run_until_cancelled(wait).await.is_none() {
+        let known = stop.run_until_cancelled(readiness::all_held(&synced));
+        if known.await.is_none() {
             return;
         }
         let lead = |term| {

@@ -60,6 +60,12 @@ impl Changes {
         }
     }
 
+    /// Takes one namespace out, if it has changed: whoever looks at it anyway need not be told.
+    #[must_use]
+    pub fn take(&self, namespace: &Namespace) -> bool {
+        self.changed().remove(namespace)
+    }
+
     fn changed(&self) -> MutexGuard<'_, HashSet<Namespace>> {
         self.0
             .changed

@@ -91,7 +91,12 @@ impl Worth {
                 since: Unverified::Tampered,
                 ..
             } => Self::Tampered,
-            known => said(known).map_or(Self::Unverified, |state| Self::of_state(state, now)),
+            // At its word where nobody looked at it yet: a replica that doesn't lead looks at none but those that admissions
+            // need, and the leader at all.
+            known => {
+                let claims = known.claims();
+                claims.map_or(Self::Unverified, |state| Self::of_state(state, now))
+            }
         })
     }
 
@@ -111,20 +116,6 @@ impl Worth {
             None => Self::Intent,
         });
         worths.max().unwrap_or(Self::Empty)
-    }
-}
-
-/// The state that a pull secret has, at its word where nobody looked at it yet: a replica that doesn't lead looks at none
-/// but those that admissions need, and the leader at all.
-fn said(known: &Knowledge) -> Option<&State> {
-    match known {
-        Knowledge::Ours(state) => Some(state),
-        Knowledge::Unverified {
-            since: Unverified::Listed | Unverified::Changed,
-            claims,
-            ..
-        } => claims.as_ref(),
-        _ => None,
     }
 }
 
@@ -163,7 +154,8 @@ pub fn measure<'a>(
             continue;
         };
         *by_worth.entry(worth).or_default() += 1;
-        let state = said(known).filter(|state| is_served && !state.retired);
+        let counts = is_served && !matches!(worth, Worth::Tampered | Worth::Retired);
+        let state = known.claims().filter(|_| counts);
         for (host, entry) in state.iter().flat_map(|state| state.hosts.iter()) {
             if let Some(life) = entry.lifetime {
                 let first = first.entry((entry.identity, host));

@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     admission::decide::Rules,
     namespace::{Namespace, OptedIn},
-    pull_secret::{Knowledge, Terms, Unverified, is_public, state::State},
+    pull_secret::{Damage, Knowledge, Terms, Unverified, is_public, state::State},
     registry::Host,
     token::{Freshness, Lifetime, MIN_LEFT, TokenKey},
 };
@@ -105,16 +105,7 @@ pub struct Target {
     /// Whether there is something to write even if no token is new.
     pub must_write: bool,
     /// What is put right by it, if anything.
-    pub heals: Option<Healing>,
-}
-
-/// What somebody did to a pull secret that is put right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Healing {
-    /// Deleted it.
-    Deleted,
-    /// Changed its data or its state.
-    Changed,
+    pub heals: Option<Damage>,
 }
 
 /// What is to be done for a namespace, given what it says (if it is opted in) and what is known of its pull secret.
@@ -158,7 +149,7 @@ pub fn plan(
             (!target.keys.is_empty()).then_some(())?;
             target.due = target.keys.keys().cloned().collect();
             target.must_write = true;
-            target.heals = Some(Healing::Deleted);
+            target.heals = Some(Damage::Deleted);
             soon(Class::Changed, Action::Write(target))
         }
         Some(Knowledge::Foreign(_)) => None,
@@ -171,7 +162,7 @@ pub fn plan(
             let mut target = policy.target(namespace, said, Some(&had), staying, now);
             target.due = target.keys.keys().cloned().collect();
             target.must_write = true;
-            target.heals = Some(Healing::Changed);
+            target.heals = Some(Damage::Changed);
             soon(Class::Changed, Action::Write(target))
         }
         Some(Knowledge::Unverified {
@@ -716,11 +707,11 @@ mod tests {
             before: Some(Box::new(had)),
             since: Unverified::Tampered,
         };
-        for (known, healing) in [(gone, Healing::Deleted), (tampered, Healing::Changed)] {
+        for (known, damage) in [(gone, Damage::Deleted), (tampered, Damage::Changed)] {
             let plan = planned(Some(&known), &policy("")).expect("a plan");
             assert_eq!((plan.class, plan.at), (Class::Changed, NOW));
             let target = target(plan);
-            assert_eq!(target.heals, Some(healing));
+            assert_eq!(target.heals, Some(damage));
             assert!(target.due.contains(&host()) && target.must_write);
         }
         assert_eq!(planned(Some(&Knowledge::Gone(None)), &policy("")), None);

@@ -3,11 +3,11 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use crate::{
-    events::{Damage, Events, Happening},
+    events::{Events, Happening},
     metrics::Metrics,
     namespace::{Namespace, store::ReadError},
     pull_secret::{Foreign, write::EnsureError},
-    refresher::schedule::{Healing, Target},
+    refresher::schedule::Target,
     token::{TokenKey, cache::MintError},
 };
 
@@ -44,13 +44,9 @@ impl Telling {
         self.metrics.refreshed(reason);
         let hosts = target.due.len();
         tracing::debug!(%namespace, reason, hosts, "a pull secret was written");
-        if let Some(healing) = target.heals {
-            let (label, what) = match healing {
-                Healing::Deleted => ("deleted", Damage::Deleted),
-                Healing::Changed => ("changed", Damage::Changed),
-            };
-            self.metrics.healed(label);
-            tracing::warn!(%namespace, what = label, "a pull secret was put right");
+        if let Some(what) = target.heals {
+            self.metrics.healed(what.as_str());
+            tracing::warn!(%namespace, what = what.as_str(), "a pull secret was put right");
             self.tell(namespace, &Happening::Healed { what });
         }
     }
@@ -61,6 +57,11 @@ impl Telling {
             tracing::info!(%namespace, "after failures, the pull secret has what it should have");
             self.tell(namespace, &Happening::Refreshed);
         }
+    }
+
+    /// A namespace is gone, or has nothing of ours any more: nobody waits to be told.
+    pub(super) fn forget(&mut self, namespace: &Namespace) {
+        self.complained.remove(namespace);
     }
 
     /// A namespace was opted in.

@@ -18,12 +18,11 @@ use tokio::{
 };
 
 use super::{
-    Parts, Sweep, Swept,
+    Parts, Sweep, Swept, WORK_TIMEOUT,
     keys::{Keys, Retries, Standing},
     pace::Pace,
     schedule::{
-        Action, Class, Healing, Plan, Schedule, TOGETHER_FROM_PERCENT, Target, backoff, leaving,
-        plan,
+        Action, Class, Plan, Schedule, TOGETHER_FROM_PERCENT, Target, backoff, leaving, plan,
     },
     telling::Telling,
 };
@@ -34,7 +33,7 @@ use crate::{
         store::{Look, ReadError},
     },
     pull_secret::{
-        Knowledge, Terms, Unverified, Want,
+        Damage, Knowledge, Terms, Unverified, Want,
         state::State,
         store::Entry,
         write::{EnsureError, Manner, Written},
@@ -48,8 +47,6 @@ use crate::{
 
 /// Calls to the API server under way at the same time.
 const MAX_UNDER_WAY: usize = 16;
-/// How long the work for one namespace may take, all its calls together.
-const WORK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest sleep: after a suspend or a step of the clock it takes no longer to notice.
 const MAX_SLEEP: Duration = Duration::from_secs(10);
 /// The clocks differ by more than this only if the machine slept or its clock was set.
@@ -224,7 +221,9 @@ impl<'a> Work<'a> {
             }
         }
         // The fence lets nothing more out, so this is the wait for answers.
-        while self.tasks.join_next().await.is_some() {}
+        while let Some(done) = self.tasks.join_next().await {
+            self.finished_all(done.ok());
+        }
         self.telling.backlog(0, 0, Duration::ZERO);
     }
 
@@ -250,6 +249,13 @@ impl<'a> Work<'a> {
 
     /// The watches saw something.
     fn changed(&mut self, namespace: &Namespace) {
+        self.see_whether_opted_in(namespace);
+        // What it asks for, it asks for now.
+        self.intents.remove(namespace);
+        self.consider(namespace);
+    }
+
+    fn see_whether_opted_in(&mut self, namespace: &Namespace) {
         let is_opted_in = self.parts.store.said(namespace).is_some();
         if !is_opted_in {
             self.opted_in.remove(namespace);
@@ -258,9 +264,6 @@ impl<'a> Work<'a> {
             self.answers.remove(namespace);
             self.telling.opted_in(namespace);
         }
-        // What it asks for, it asks for now.
-        self.intents.remove(namespace);
-        self.consider(namespace);
     }
 
     /// What is to be done for a namespace.
@@ -352,6 +355,9 @@ impl<'a> Work<'a> {
         self.reads.remove(namespace);
         self.troubles.remove(namespace);
         self.intents.remove(namespace);
+        if !self.opted_in.contains(namespace) {
+            self.telling.forget(namespace);
+        }
     }
 
     /// Begins as much of what is due as may be under way, at its pace.
@@ -417,7 +423,7 @@ impl<'a> Work<'a> {
                 async move {
                     let manner = Manner {
                         terms: target.terms,
-                        replaces_tampered: target.heals == Some(Healing::Changed),
+                        replaces_tampered: target.heals == Some(Damage::Changed),
                         fence: &term,
                     };
                     let written = parts.store.write(&name, &wanted, manner, deadline).await;
@@ -608,6 +614,10 @@ impl<'a> Work<'a> {
                 None
             }
         };
+        // Our own call's news among others: it is planned anew here, once.
+        if self.parts.changes.take(namespace) {
+            self.see_whether_opted_in(namespace);
+        }
         let now = self.parts.clock.now();
         let planned = self.plan(namespace, now);
         let due = planned.as_ref().filter(|plan| plan.at <= now);
@@ -658,19 +668,20 @@ impl<'a> Work<'a> {
         };
         self.telling.wrote(namespace, target, reason);
         self.result(namespace, |swept| swept.written = true);
-        match target.terms {
-            Terms::Whole { retired: true, .. } => self.telling.retired(namespace),
-            Terms::Whole {
-                opted_out_at: Some(since),
-                ..
-            } if self.answers.get(namespace).is_some_and(|_| {
-                self.parts.clock.now().duration_since(since) < SignedDuration::from_mins(1)
-            }) =>
-            {
+        match (target.terms, class) {
+            (Terms::Whole { retired: true, .. }, _) => self.telling.retired(namespace),
+            // The mark itself; what is renewed after it is merely due.
+            (
+                Terms::Whole {
+                    opted_out_at: Some(_),
+                    ..
+                },
+                Class::Changed,
+            ) => {
                 let grace = Duration::try_from(self.parts.policy.grace).unwrap_or_default();
                 self.telling.opted_out(namespace, grace);
             }
-            Terms::Whole { .. } | Terms::Add => {}
+            _ => {}
         }
         if target.heals.is_some() {
             self.healed(namespace);

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use ecr_injector::leader::Leadership;
 use ecr_injector::pull_secret::{Foreign, Knowledge};
 use ecr_injector::refresher::{Sweep, Swept};
 use jiff::SignedDuration;
+use tokio::time::sleep;
 
 use super::support::sim::{Fault, Obstacle, Sim, most_in_a_second};
 use super::{IDENTITIES, IRELAND, VIRGINIA};
@@ -38,6 +40,29 @@ async fn it_does_what_is_due_and_leaves_the_rest() {
         assert!(result.is_done && result.error.is_none(), "{result:?}");
     }
     assert_eq!(progress.lock().unwrap().last(), Some(&(60, 60)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_under_way_when_it_was_ended_counts_as_done() {
+    let sim = Sim::new("");
+    sim.teams("due", 3, &[IRELAND], Some(SignedDuration::from_hours(5)));
+    let term = Leadership::unlimited();
+    let refresher = sim.refresher();
+    let sweep = refresher.sweep(Sweep::default(), term.clone(), &|_, _| {});
+    let end_in_a_write = async {
+        while sim.cluster.calls().0 == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        term.end();
+    };
+    let (results, ()) = tokio::join!(sweep, end_in_a_write);
+    let written = sim.cluster.take_writes();
+    assert_eq!(written.len(), 1, "the fence let another one out");
+    for result in results {
+        let was_written = result.namespace == written[0].namespace;
+        assert_eq!(result.written, was_written, "{result:?}");
+        assert_eq!(result.is_done, was_written, "{result:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -79,10 +79,20 @@ impl InProcess {
 
     /// One more replica over the same API server.
     pub fn over(api: FakeApi) -> Self {
+        Self::configured(api, Config::default())
+    }
+
+    /// One whose configuration has this text.
+    pub fn with_config(text: &str) -> Self {
+        let api = FakeApi::opted_in(&[NAMESPACE]);
+        Self::configured(api, Config::parse(text, "config").unwrap())
+    }
+
+    fn configured(api: FakeApi, config: Config) -> Self {
         let mint = Arc::new(FakeMint::default());
         let clock = Arc::new(FixedClock::default());
         let metrics = Arc::new(Metrics::default());
-        let router = router(&api, &mint, &clock, &metrics);
+        let router = router(&api, config, &mint, &clock, &metrics);
         Self {
             api,
             mint,
@@ -165,11 +175,11 @@ impl Listening {
 
 fn router(
     api: &FakeApi,
+    config: Config,
     mint: &Arc<FakeMint>,
     clock: &Arc<FixedClock>,
     metrics: &Arc<Metrics>,
 ) -> Router {
-    let config = Config::default();
     // Only the decision's clock panics: the rest is to go on.
     let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
     let tasks = TaskTracker::new();

@@ -19,6 +19,7 @@
 //! | [`certificates`] | cert-manager |
 //! | [`rewriter`] | another mutating webhook |
 //! | [`pods`] | the Pods that users write |
+//! | [`proc`] | what the kernel knows of a process |
 //! | [`caller`] | anybody who calls the API server |
 //! | [`child`], [`own_runtime`] | what lets the others outlive one test and never the test process |
 #![allow(
@@ -53,6 +54,7 @@ pub mod in_process;
 pub mod installation;
 pub mod own_runtime;
 pub mod pods;
+pub mod proc;
 pub mod rewriter;
 pub mod sim;
 pub mod tls;
