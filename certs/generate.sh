@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes a serving certificate for the webhook's Service by hand, where there is no cert-manager: tls.crt and tls.key in
 # this folder (or the one named). With --apply it also hands both to the cluster of the current kubectl context: the
-# Secret that deploy/deployment.yaml mounts, and the caBundle of the registration.
+# Secret ecr-injector-tls, to be served by --tls-secret=ecr-injector-tls, and the caBundle of the registration. By default
+# none of this is needed: docs/certificates.md.
 set -euo pipefail
 
 usage() {
@@ -40,7 +41,7 @@ if [[ $apply == yes ]]; then
   kubectl -n "$namespace" create secret tls ecr-injector-tls --cert "$folder/tls.crt" --key "$folder/tls.key" \
     --dry-run=client -o yaml | kubectl apply -f -
   bundle=$(openssl base64 -A -in "$folder/tls.crt")
-  kubectl patch mutatingwebhookconfiguration ecr-injector --type json -p "[
+  kubectl patch mutatingwebhookconfiguration zz-ecr-injector --type json -p "[
     {\"op\": \"add\", \"path\": \"/webhooks/0/clientConfig/caBundle\", \"value\": \"$bundle\"},
     {\"op\": \"add\", \"path\": \"/webhooks/1/clientConfig/caBundle\", \"value\": \"$bundle\"}]"
 fi

@@ -278,7 +278,7 @@ async fn options(
         config: String::new(),
         listen: installation.service_address(),
         admin_listen: (plane.private_address(), 8080).into(),
-        certificate: installation.certificate().clone(),
+        certificate: Some(installation.certificate().clone()),
         kubeconfig: installation.kubeconfig(plane).await,
         environment: aws.environment(),
     }

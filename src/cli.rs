@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, each from raw flags to one call.
 
+mod certificates;
 pub mod cleanup;
 pub mod identity;
 mod once;
@@ -15,6 +16,7 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -43,7 +45,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Flags),
+    Serve(Box<serve::Flags>),
     Preview(preview::Flags),
     Identity(identity::Flags),
     Refresh(refresh::Flags),
@@ -66,6 +68,13 @@ impl AwsFlags {
 
 fn namespace(text: &str) -> Result<Namespace, &'static str> {
     Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
+}
+
+/// A time that is not negative.
+fn span(text: &str) -> Result<Duration, &'static str> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok();
+    let span = parsed.and_then(|span| Duration::try_from(span).ok());
+    span.ok_or("expected a time such as 15s or 400ms")
 }
 
 /// `| head` has seen enough when it closes the pipe: no error.

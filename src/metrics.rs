@@ -51,6 +51,8 @@ pub struct Metrics {
     lease_transitions: Family<TransitionLabels, Counter>,
     certificate_reloads: Family<OutcomeLabels, Counter>,
     certificate_expiry: Family<KindLabels, Gauge>,
+    authority_steps: Family<StepLabels, Counter>,
+    registration_trust: Gauge,
     /// Events that were not written because too many waited.
     pub events_dropped: Counter,
     earliest_expiry: Reading,
@@ -117,6 +119,11 @@ struct OutcomeLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabels {
+    step: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -195,6 +202,8 @@ impl Default for Metrics {
             lease_transitions: Family::default(),
             certificate_reloads: Family::default(),
             certificate_expiry: Family::default(),
+            authority_steps: Family::default(),
+            registration_trust: Gauge::default(),
             events_dropped: Counter::default(),
             earliest_expiry: Reading::default(),
             identity_expiries: Family::default(),
@@ -293,8 +302,18 @@ impl Default for Metrics {
         );
         registry.register(
             "certificate_expiry_timestamp_seconds",
-            "When the serving certificate (leaf) ends, in seconds since 1970",
+            "When the serving certificate (leaf), or the authority that signs it (ca), ends, in seconds since 1970",
             metrics.certificate_expiry.clone(),
+        );
+        registry.register(
+            "certificate_authority_steps",
+            "What this replica did to the self-managed certificate authority",
+            metrics.authority_steps.clone(),
+        );
+        registry.register(
+            "registration_trusts_us",
+            "1 while every entry of our registration trusts the self-managed authority that signs",
+            metrics.registration_trust.clone(),
         );
         registry.register(
             "lease_transitions",
@@ -440,6 +459,18 @@ impl Metrics {
         self.certificate_expiry
             .get_or_create(&KindLabels { kind })
             .set(at.as_second());
+    }
+
+    /// The self-managed authority was written: made, or one step further.
+    pub fn authority_step(&self, step: &'static str) {
+        self.authority_steps
+            .get_or_create(&StepLabels { step })
+            .inc();
+    }
+
+    /// Whether the registration trusts the authority that signs.
+    pub fn registration_trusts_us(&self, trusts: bool) {
+        self.registration_trust.set(i64::from(trusts));
     }
 
     /// One term as the leader began, or ended.

@@ -2,12 +2,17 @@
 //!
 //! HTTP/1.1 is all that the API server speaks to webhooks, so it is all that is offered.
 
+pub mod authority;
 pub mod files;
 pub mod pair;
+pub mod rotation;
+pub mod secret;
+pub mod self_managed;
 
 use std::{fmt, io, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use rustls::{
     ServerConfig,
@@ -19,6 +24,7 @@ use rustls::{
 use thiserror::Error;
 
 use self::pair::Pair;
+use crate::{metrics::Metrics, readiness::Condition};
 
 /// The one protocol that is offered.
 const ALPN: &[u8] = b"http/1.1";
@@ -102,26 +108,86 @@ pub fn install_crypto_provider() {
     let _ = ring::default_provider().install_default();
 }
 
+/// Where the serving certificate comes from.
+pub trait Source: Send {
+    /// Keeps what is served good, until the future is dropped.
+    fn run(self: Box<Self>, served: Served) -> BoxFuture<'static, ()>;
+}
+
 /// The certificate that is served. Each handshake takes the one of its moment; connections that are open keep theirs.
-#[derive(Debug)]
-pub struct Serving(ArcSwap<CertifiedKey>);
+/// Before there is one, handshakes fail.
+#[derive(Debug, Default)]
+pub struct Serving(ArcSwapOption<CertifiedKey>);
 
 impl Serving {
-    /// Serves this pair.
+    /// Serves this one from the beginning.
     #[must_use]
-    pub fn new(pair: Pair) -> Arc<Self> {
-        Arc::new(Self(ArcSwap::new(pair.certified)))
-    }
-
-    /// Serves this one from the next handshake on.
-    pub fn replace(&self, pair: Pair) {
-        self.0.store(pair.certified);
+    pub fn of(pair: Pair) -> Arc<Self> {
+        Arc::new(Self(ArcSwapOption::new(Some(pair.certified))))
     }
 }
 
 impl ResolvesServerCert for Serving {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        self.0.load_full()
+    }
+}
+
+/// What a source has to do with what is served: it offers what is good, and says why something isn't. What was served
+/// last stays until there is something better.
+pub struct Served {
+    serving: Arc<Serving>,
+    service: String,
+    condition: Condition,
+    metrics: Arc<Metrics>,
+    complaint: Option<String>,
+}
+
+impl Served {
+    /// What is served as this Service, by its DNS name. The condition holds once there is a certificate.
+    #[must_use]
+    pub fn new(
+        serving: Arc<Serving>,
+        service: String,
+        condition: Condition,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            serving,
+            service,
+            condition,
+            metrics,
+            complaint: None,
+        }
+    }
+
+    /// From the next handshake on this one is served. `origin` is where it came from, for people.
+    pub fn offer(&mut self, pair: Pair, origin: &str) {
+        if !pair.covers(&self.service) {
+            let (service, names) = (&self.service, pair.names.join(","));
+            tracing::warn!(origin, %service, names, "the certificate is not for the Service's name: the API server will refuse it");
+        }
+        tracing::info!(origin, not_after = %pair.life.not_after, "a certificate is served");
+        self.metrics.certificate_reload("ok");
+        self.metrics.certificate_expiry("leaf", pair.life.not_after);
+        self.serving.0.store(Some(pair.certified));
+        self.condition.hold();
+        self.complaint = None;
+    }
+
+    /// There was something that can't be served. The same is told once.
+    pub fn refuse(&mut self, why: &dyn fmt::Display) {
+        let complaint = why.to_string();
+        if self.complaint.as_ref() != Some(&complaint) {
+            tracing::warn!(error = %complaint, "a certificate is not served; the last good one stays");
+            self.metrics.certificate_reload("refused");
+            self.complaint = Some(complaint);
+        }
+    }
+
+    /// What was wrong is so no more.
+    pub fn settled(&mut self) {
+        self.complaint = None;
     }
 }
 

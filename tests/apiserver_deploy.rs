@@ -18,7 +18,7 @@ use base64::prelude::BASE64_STANDARD;
 use http::Request;
 use kube::client::Body;
 use serde_json::{Value, json};
-use support::installation::{NAME, OPT_IN};
+use support::installation::{NAME, OPT_IN, REGISTRATION};
 use support::{Authority, Caller, ControlPlane, eventually};
 use tokio::sync::OnceCell;
 
@@ -50,7 +50,7 @@ async fn has_pods_that_meet_the_restricted_standard() {
 #[tokio::test]
 async fn keeps_the_ca_bundle_when_the_registration_is_applied_again() {
     let (plane, admin) = ready().await;
-    let path = format!("{REGISTRATIONS}/{NAME}");
+    let path = format!("{REGISTRATIONS}/{REGISTRATION}");
     let mut filled = admin.get(&path).await.allowed();
     let authority = Authority::new("test-webhook");
     let ca_bundle = BASE64_STANDARD.encode(authority.pem());

@@ -10,9 +10,13 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use ecr_injector::clock::SystemClock;
 use ecr_injector::events::{Events, Happening, Parts};
 use ecr_injector::leader::{Elector, Settings};
@@ -23,7 +27,7 @@ use ecr_injector::pull_secret::{Damage, Foreign};
 use serde_json::{Value, json};
 use support::control_plane::Options;
 use support::installation::{NAME as OURS, OPT_IN, PULL_SECRET};
-use support::{Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
+use support::{Authority, Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
 use tokio::sync::{Mutex, OnceCell, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -43,7 +47,8 @@ const OUR_LABEL: &str = "only pull Secrets with the label app.kubernetes.io/mana
 const OPTED_IN: &str = "only in a namespace with the label ecr-injector.dev/inject=enabled";
 const ONLY_OURS: &str = "updates only one that has its label already";
 const ONE_KEY: &str = "adds no data to a pull Secret but .dockerconfigjson";
-const NOTHING_ELSE: &str = "writes Secrets, its own Lease and new Events, and does nothing else";
+const NOTHING_ELSE: &str =
+    "writes Secrets, its own Lease, new Events and the caBundle of its registration";
 const ONE_AT_A_TIME: &str = "deletes no Secret but ecr-pull-secret, one at a time";
 const DELETES_OURS: &str = "deletes only pull Secrets with the label app.kubernetes.io/managed-by";
 const DELETES_LATE: &str = "deletes no pull Secret in a namespace with the label";
@@ -444,6 +449,103 @@ async fn keeps_a_place_for_its_own_ca() {
     us.apply(&path, &ca).await.allowed();
     let change = json!({"data": {"tls.crt": "eQ==", "next.crt": "eQ=="}});
     us.apply(&path, &with(&ca, &change)).await.allowed();
+}
+
+#[tokio::test]
+async fn changes_nothing_of_its_registration_but_whom_its_entries_trust() {
+    let (_, us, admin) = ready().await;
+    let registrations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/registration.yaml");
+    let text = fs::read_to_string(manifests).unwrap();
+    let mut registration: Value = serde_saphyr::from_str(&text).unwrap();
+    for entry in registration["webhooks"].as_array_mut().unwrap() {
+        // It is about no Pod of another test.
+        entry["objectSelector"] = json!({"matchLabels": {"no-such": "pod"}});
+    }
+    admin.post(registrations, &registration).await.allowed();
+    let path = format!("{registrations}/zz-ecr-injector");
+    let set = |path: &str, value: Value| json!([{"op": "add", "path": path, "value": value}]);
+    let bundle = BASE64_STANDARD.encode(Authority::new("any").pem());
+    let trust = set("/webhooks/0/clientConfig/caBundle", json!(bundle));
+    eventually("RBAC and the guard let us", SOON, async || {
+        us.json_patch(&path, &trust).await.0.ok()
+    })
+    .await;
+    let entry = registration["webhooks"][0].clone();
+    for (change, refusal) in [
+        (
+            set("/webhooks/0/name", json!("other.ecr-injector.dev")),
+            "renames and moves no entry",
+        ),
+        (
+            set("/webhooks/0/clientConfig/service/name", json!("other")),
+            "doesn't change whom it calls",
+        ),
+        (
+            set("/webhooks/0/clientConfig/service/path", json!("/other")),
+            "doesn't change whom it calls",
+        ),
+        (
+            set(
+                "/webhooks/0/clientConfig",
+                json!({"url": "https://192.0.2.1/"}),
+            ),
+            "doesn't change whom it calls",
+        ),
+        (
+            set(
+                "/webhooks/-",
+                with(&entry, &json!({"name": "more.ecr-injector.dev"})),
+            ),
+            "adds, renames",
+        ),
+        (
+            json!([{"op": "remove", "path": "/webhooks/1"}]),
+            "adds, renames",
+        ),
+        (
+            set("/webhooks/0/namespaceSelector", json!({})),
+            "what its registration is about",
+        ),
+        (
+            set("/webhooks/0/objectSelector", json!({})),
+            "what its registration is about",
+        ),
+        (
+            set("/webhooks/0/rules/0/resources", json!(["*"])),
+            "what its registration is about",
+        ),
+        (
+            json!([{"op": "remove", "path": "/webhooks/1/matchConditions"}]),
+            "what its registration is about",
+        ),
+        (
+            set("/webhooks/0/failurePolicy", json!("Fail")),
+            "how its registration is called",
+        ),
+        (
+            set("/webhooks/0/timeoutSeconds", json!(30)),
+            "how its registration is called",
+        ),
+        (
+            set("/metadata/labels/x", json!("x")),
+            "no label, annotation",
+        ),
+        (
+            set("/metadata/annotations", json!({"x": "x"})),
+            "no label, annotation",
+        ),
+        (
+            set("/metadata/finalizers", json!(["example.com/x"])),
+            "no label, annotation",
+        ),
+    ] {
+        us.json_patch(&path, &change).await.denied(refusal);
+    }
+    us.delete(&path).await.forbidden();
+    us.get(&path).await.forbidden();
+    us.post(registrations, &registration).await.forbidden();
+    admin.delete(&path).await.allowed();
 }
 
 /// The tests that write our one Lease take turns.
@@ -939,19 +1041,33 @@ async fn has_the_rights_that_the_docs_list_and_no_other() {
         "apiGroups": ["events.k8s.io"],
         "resources": ["events"],
     });
-    let listed = [secrets, events, namespaces].map(|rule| rule.to_string());
+    let registrations = json!({
+        "verbs": ["list", "watch", "patch"],
+        "apiGroups": ["admissionregistration.k8s.io"],
+        "resources": ["mutatingwebhookconfigurations"],
+        "resourceNames": ["zz-ecr-injector"],
+    });
+    let listed = [secrets, events, namespaces, registrations].map(|rule| rule.to_string());
     let sorted: BTreeSet<String> = listed.into();
     assert_eq!(ours.into_iter().collect::<BTreeSet<_>>(), sorted);
 
-    // In our own namespace one more. Other tests have made others there meanwhile.
+    // In our own namespace two more. Other tests have made others there meanwhile.
     let lease = json!({
         "verbs": ["get", "create", "update"],
         "apiGroups": ["coordination.k8s.io"],
         "resources": ["leases"],
         "resourceNames": [OURS],
     });
+    let authority = json!({
+        "verbs": ["list", "watch", "create", "patch"],
+        "apiGroups": [""],
+        "resources": ["secrets"],
+        "resourceNames": ["ecr-injector-ca"],
+    });
     let there = us.rights_in(OURS).await;
-    assert!(there.contains(&lease.to_string()), "{there:?}");
+    for rule in [lease, authority] {
+        assert!(there.contains(&rule.to_string()), "{there:?}");
+    }
 }
 
 /// The control plane that the tests share, with `deploy/` in force; our own account; and the admin.

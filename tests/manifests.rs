@@ -65,22 +65,44 @@ fn the_guards_policies_are_known_by_their_names() {
 }
 
 #[test]
-fn the_role_is_narrowed_to_the_pull_secrets_name() {
-    let role = documents("rbac.yaml")
-        .into_iter()
-        .find(|document| document["kind"] == "ClusterRole")
+fn each_role_is_narrowed_to_the_names_of_what_is_ours() {
+    let rules = |kind: &str| -> Vec<Value> {
+        let roles = documents("rbac.yaml");
+        let role = roles.into_iter().find(|role| role["kind"] == kind).unwrap();
+        role["rules"].as_array().unwrap().clone()
+    };
+    let names = |rules: &[Value], resource: &str| -> Vec<Value> {
+        let of = rules
+            .iter()
+            .filter(|rule| rule["resources"] == json!([resource]));
+        of.map(|rule| rule["resourceNames"].clone()).collect()
+    };
+    let cluster = rules("ClusterRole");
+    let pull_secret = json!([Config::default().rules.secret_name]);
+    assert_eq!(names(&cluster, "secrets"), [pull_secret]);
+    let registration = &documents("registration.yaml")[0]["metadata"]["name"];
+    let narrowed = names(&cluster, "mutatingwebhookconfigurations");
+    assert_eq!(narrowed, [json!([registration])]);
+    assert_eq!(
+        names(&rules("Role"), "secrets"),
+        [json!(["ecr-injector-ca"])]
+    );
+}
+
+#[test]
+fn the_defaults_of_serve_are_what_is_installed() {
+    let arguments = ["ecr-injector", "serve", "--help"];
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+        .args(&arguments[1..])
+        .output()
         .unwrap();
-    for rule in role["rules"].as_array().unwrap() {
-        if rule["resources"]
-            .as_array()
-            .unwrap()
-            .contains(&json!("secrets"))
-        {
-            assert_eq!(
-                rule["resourceNames"],
-                json!([Config::default().rules.secret_name])
-            );
-        }
+    let help = String::from_utf8(help.stdout).unwrap();
+    let registration = &documents("registration.yaml")[0]["metadata"]["name"];
+    for name in [registration.as_str().unwrap(), "ecr-injector-ca"] {
+        assert!(
+            help.contains(&format!("[default: {name}]")),
+            "{name}: {help}"
+        );
     }
 }
 

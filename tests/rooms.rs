@@ -22,12 +22,13 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 41] = [
+const ROOMS: [(&str, Kind); 44] = [
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
     ("webhook", Acts),
     ("refresher", Acts),
+    ("tls/self_managed", Acts),
     ("leader", Acts),
     ("events", Acts),
     ("pull_secret/ensure", Acts),
@@ -42,6 +43,7 @@ const ROOMS: [(&str, Kind); 41] = [
     ("token/reason", Acts),
     ("token/cache", Acts),
     ("aws", Acts),
+    ("tls/secret", Acts),
     ("cluster", Acts),
     ("config", Acts),
     ("telemetry", Acts),
@@ -49,6 +51,7 @@ const ROOMS: [(&str, Kind); 41] = [
     ("readiness", Acts),
     ("shutdown", Acts),
     ("refresher/schedule", Pure),
+    ("tls/rotation", Pure),
     ("admission/decide", Pure),
     ("admission/patch", Pure),
     ("admission", Pure),

@@ -33,8 +33,8 @@ pub fn run(arguments: &[&str]) {
         certificate: certificate.into(),
         key: key.into(),
     };
-    let (pair, _) = files.load(&SystemClock).unwrap();
-    let config = tls::server_config(Serving::new(pair), MinVersion::Tls13);
+    let pair = files.pair(&SystemClock).unwrap();
+    let config = tls::server_config(Serving::of(pair), MinVersion::Tls13);
     let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
     let answer = Bytes::from(fs::read(answer).unwrap());
     let router = Router::new().route(

@@ -1,6 +1,6 @@
 //! `ecr-injector serve`: the webhook.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -12,11 +12,14 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::wiring::{Wiring, WiringFlags, instance};
+use super::{
+    certificates::CertificateFlags,
+    span,
+    wiring::{Wiring, WiringFlags, instance},
+};
 use crate::{
-    clock::SystemClock,
     events::Events,
-    leader::{Elector, Settings},
+    leader::{Elector, Leadership, Settings},
     metrics::Metrics,
     namespace::Namespace,
     pull_secret::{
@@ -31,10 +34,7 @@ use crate::{
     },
     shutdown::Signals,
     telemetry,
-    tls::{
-        self, MinVersion, Serving,
-        files::{self, Files},
-    },
+    tls::{self, Served, Serving, Source, self_managed::SelfManaged},
     webhook::Webhook,
 };
 
@@ -68,23 +68,11 @@ pub struct Flags {
         default_value = "[::]:8080"
     )]
     admin_listen: SocketAddr,
-    /// The serving certificate with its chain (PEM)
-    #[arg(long, env = "ECR_INJECTOR_TLS_CERT", value_name = "FILE")]
-    tls_cert: PathBuf,
-    /// The serving certificate's private key (PEM)
-    #[arg(long, env = "ECR_INJECTOR_TLS_KEY", value_name = "FILE")]
-    tls_key: PathBuf,
     /// The DNS name by which the API server calls us; by default ecr-injector.NAMESPACE.svc
     #[arg(long, env = "ECR_INJECTOR_SERVICE_NAME", value_name = "NAME")]
     service_name: Option<String>,
-    /// The oldest TLS version to accept
-    #[arg(
-        long,
-        env = "ECR_INJECTOR_TLS_MIN_VERSION",
-        value_name = "VERSION",
-        default_value_t
-    )]
-    tls_min_version: MinVersion,
+    #[command(flatten)]
+    certificates: CertificateFlags,
     /// How to write logs
     #[arg(long, env = "ECR_INJECTOR_LOG_FORMAT", value_enum, default_value_t)]
     log_format: telemetry::Format,
@@ -128,17 +116,15 @@ struct LeaseFlags {
     retry_period: Duration,
 }
 
-fn span(text: &str) -> Result<Duration, &'static str> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok();
-    let span = parsed.and_then(|span| Duration::try_from(span).ok());
-    span.ok_or("expected a time such as 15s or 400ms")
-}
-
 impl LeaseFlags {
-    fn settings(&self, own: Option<Namespace>) -> anyhow::Result<Settings> {
+    /// Where we run, or are to be taken to run.
+    fn home(&self, own: Option<Namespace>) -> anyhow::Result<Namespace> {
         let named = self.namespace.clone().or(own);
         let namespace = named.or_else(|| Namespace::parse(LEASE));
-        let namespace = namespace.context("the Lease has no namespace")?;
+        namespace.context("the Lease has no namespace")
+    }
+
+    fn settings(&self, namespace: Namespace) -> anyhow::Result<Settings> {
         let settings = Settings {
             duration: self.duration,
             renew_deadline: self.renew_deadline,
@@ -164,40 +150,31 @@ impl Flags {
         reason = "the one place where the parts are put together, in the order in which they start and end"
     )]
     async fn serve(self) -> anyhow::Result<ExitCode> {
-        let files = Files {
-            certificate: self.tls_cert.clone(),
-            key: self.tls_key.clone(),
-        };
-        let (pair, files) = files.load(&SystemClock)?;
         let mut signals = Signals::listen().context("listening for signals")?;
         let socket = bind(self.listen, "--listen").await?;
         let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
         let wiring = Wiring::new(&self.wiring).await?;
-        let settings = self.lease.settings(wiring.cluster.own_namespace.clone())?;
+        let home = self.lease.home(wiring.cluster.own_namespace.clone())?;
+        let service = self.service_name.clone();
+        let service = service.unwrap_or_else(|| format!("{LEASE}.{}.svc", home.as_str()));
+        let certificates = self.certificates.source(&wiring, &home, &service)?;
+        let settings = self.lease.settings(home)?;
         let (metrics, tasks, stop) = (
             wiring.metrics.clone(),
             wiring.tasks.clone(),
             wiring.stop.clone(),
         );
 
-        let service = self.service_name.clone().unwrap_or_else(|| {
-            let own = wiring.cluster.own_namespace.as_ref();
-            format!("{LEASE}.{}.svc", own.map_or(LEASE, Namespace::as_str))
-        });
-        if !pair.covers(&service) {
-            tracing::warn!(%service, names = pair.names.join(","), "the certificate is not for the Service's name: the API server will refuse it");
-        }
-        metrics.certificate_expiry("leaf", pair.not_after);
-        let serving_pair = Serving::new(pair);
-        let tls = tls::server_config(serving_pair.clone(), self.tls_min_version)?;
-        wiring.spawn(files.follow(
-            serving_pair,
-            wiring.clock.clone(),
-            metrics.clone(),
-            files::PERIOD,
-        ));
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
+        let tls = serve_certificate(&wiring, &mut readiness, certificates.source, service);
+        let tls = tls::server_config(tls, self.certificates.tls_min_version)?;
+        let authority = certificates.authority;
+        if let Some(authority) = authority.clone() {
+            let condition = readiness.condition("ca-in-registration");
+            wiring.spawn(authority.clone().report(condition));
+            wiring.spawn(authority.watch());
+        }
         let serving = readiness.condition("serving");
         let surroundings = wiring.surroundings.clone();
         wiring.spawn(async move { surroundings.look_for_credentials().await });
@@ -210,7 +187,7 @@ impl Flags {
         );
         test_guard(&wiring, synced.clone());
         let events = wiring.events();
-        let leading = lead(&wiring, settings, events.clone(), synced)?;
+        let leading = lead(&wiring, settings, events.clone(), authority, synced)?;
         let webhook = webhook(&wiring, events);
         let draining = CancellationToken::new();
         let admission = Listener {
@@ -299,6 +276,22 @@ fn webhook(wiring: &Wiring, events: Events) -> Webhook {
     .telling(events)
 }
 
+/// Serves what the source brings. The condition holds once there is a certificate.
+fn serve_certificate(
+    wiring: &Wiring,
+    readiness: &mut Readiness,
+    source: Box<dyn Source>,
+    service: String,
+) -> Arc<Serving> {
+    let (serving, condition) = (
+        Arc::<Serving>::default(),
+        readiness.condition("certificate"),
+    );
+    let served = Served::new(serving.clone(), service, condition, wiring.metrics.clone());
+    wiring.spawn(source.run(served));
+    serving
+}
+
 /// Once it is known what there is, tries whether the guard refuses what it must.
 fn test_guard(wiring: &Wiring, synced: [Condition; 2]) {
     let (client, own) = (
@@ -318,6 +311,7 @@ fn lead(
     wiring: &Wiring,
     settings: Settings,
     events: Events,
+    authority: Option<SelfManaged>,
     synced: [Condition; 2],
 ) -> anyhow::Result<JoinHandle<()>> {
     let elector = Elector::new(
@@ -332,9 +326,16 @@ fn lead(
         if known.await.is_none() {
             return;
         }
-        let lead = |term| {
-            let refresher = refresher.clone();
-            async move { refresher.lead(term).await }
+        let lead = |term: Leadership| {
+            let (refresher, authority) = (refresher.clone(), authority.clone());
+            async move {
+                let keep = async {
+                    if let Some(authority) = authority {
+                        authority.keep(term.clone()).await;
+                    }
+                };
+                tokio::join!(refresher.lead(term.clone()), keep);
+            }
         };
         elector.run(stop, lead).await;
     }))

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::time::sleep;
 
 use super::{
-    Serving, TlsError,
+    Served, Source, TlsError,
     pair::{Named, Pair},
 };
-use crate::{clock::Clock, metrics::Metrics};
+use crate::clock::Clock;
 
 /// How often the files are compared with what is served.
 pub const PERIOD: Duration = Duration::from_secs(5);
@@ -39,21 +40,30 @@ struct Bytes {
 /// Files that are watched, from what they held last.
 pub struct Watched {
     files: Files,
-    last: Option<Bytes>,
-    complaint: Option<String>,
+    last: Bytes,
+    /// What they held at first.
+    first: Option<Pair>,
+    clock: Arc<dyn Clock>,
+    period: Duration,
 }
 
 impl Files {
-    /// Reads both, and what is to be served at first.
-    pub fn load(self, clock: &dyn Clock) -> Result<(Pair, Watched), TlsError> {
-        let bytes = self.read()?;
-        let pair = self.check(&bytes, clock)?;
-        let watched = Watched {
+    /// What they hold now.
+    pub fn pair(&self, clock: &dyn Clock) -> Result<Pair, TlsError> {
+        self.check(&self.read()?, clock)
+    }
+
+    /// Reads both. They are read again each period.
+    pub fn load(self, clock: Arc<dyn Clock>, period: Duration) -> Result<Watched, TlsError> {
+        let last = self.read()?;
+        let first = Some(self.check(&last, &*clock)?);
+        Ok(Watched {
             files: self,
-            last: Some(bytes),
-            complaint: None,
-        };
-        Ok((pair, watched))
+            last,
+            first,
+            clock,
+            period,
+        })
     }
 
     fn read(&self) -> Result<Bytes, TlsError> {
@@ -83,52 +93,38 @@ impl Files {
     }
 }
 
-impl Watched {
-    /// Serves what the files hold whenever that changes and is good, until the future is dropped. What isn't good is
-    /// refused with the reason, and the last good pair stays.
-    pub async fn follow(
-        mut self,
-        serving: Arc<Serving>,
-        clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
-        period: Duration,
-    ) {
-        loop {
-            sleep(period).await;
-            self.look(&serving, &*clock, &metrics);
-        }
-    }
-
-    fn look(&mut self, serving: &Serving, clock: &dyn Clock, metrics: &Metrics) {
-        let looked = self.files.read().and_then(|bytes| {
-            if self.last.as_ref() == Some(&bytes) {
-                return Ok(None);
+impl Source for Watched {
+    fn run(mut self: Box<Self>, mut served: Served) -> BoxFuture<'static, ()> {
+        async move {
+            let certificate = self.files.certificate.display().to_string();
+            if let Some(first) = self.first.take() {
+                served.offer(first, &certificate);
             }
-            // A half of a pair may be followed by the other: it is looked at again until it is good.
-            let pair = self.files.check(&bytes, clock)?;
-            self.last = Some(bytes);
-            Ok(Some(pair))
-        });
-        match looked {
-            Ok(None) => self.complaint = None,
-            Ok(Some(pair)) => {
-                self.complaint = None;
-                let certificate = self.files.certificate.display();
-                tracing::info!(%certificate, not_after = %pair.not_after, "a new certificate is served");
-                metrics.certificate_reload("ok");
-                metrics.certificate_expiry("leaf", pair.not_after);
-                serving.replace(pair);
-            }
-            Err(error) => {
-                let complaint = error.to_string();
-                // A half-written pair is whole at the next look, most likely.
-                if self.complaint.as_ref() != Some(&complaint) {
-                    tracing::warn!(%error, "a changed certificate is not served; the last good one stays");
-                    metrics.certificate_reload("refused");
-                    self.complaint = Some(complaint);
+            loop {
+                sleep(self.period).await;
+                match self.look() {
+                    Ok(None) => served.settled(),
+                    Ok(Some(pair)) => served.offer(pair, &certificate),
+                    // A half-written pair is whole at the next look, most likely.
+                    Err(error) => served.refuse(&error),
                 }
             }
         }
+        .boxed()
+    }
+}
+
+impl Watched {
+    /// What the files hold, if that has changed.
+    fn look(&mut self) -> Result<Option<Pair>, TlsError> {
+        let bytes = self.files.read()?;
+        if self.last == bytes {
+            return Ok(None);
+        }
+        // A half of a pair may be followed by the other: it is looked at again until it is good.
+        let pair = self.files.check(&bytes, &*self.clock)?;
+        self.last = bytes;
+        Ok(Some(pair))
     }
 }
 
@@ -138,7 +134,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::clock::SystemClock;
+    use crate::{clock::SystemClock, metrics::Metrics, readiness::Readiness, tls::Serving};
 
     fn pair() -> (String, String) {
         let made = rcgen::generate_simple_self_signed(["ecr-injector.ecr-injector.svc".to_owned()])
@@ -167,8 +163,20 @@ mod tests {
     }
 
     fn serves(serving: &Serving, certificate: &str) -> bool {
-        let served = serving.0.load().cert[0].clone();
-        served == CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate")
+        let served = serving.0.load().as_ref().map(|key| key.cert[0].clone());
+        served.expect("one is served")
+            == CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate")
+    }
+
+    /// Serves what the files hold, from the next moment on.
+    fn serve(folder: &TempDir) -> (Arc<Serving>, Arc<Metrics>) {
+        let watched = files(folder).load(Arc::new(SystemClock), PERIOD);
+        let (serving, metrics) = (Arc::new(Serving::default()), Arc::new(Metrics::default()));
+        let condition = Readiness::default().condition("certificate");
+        let service = "ecr-injector.ecr-injector.svc".to_owned();
+        let served = Served::new(serving.clone(), service, condition, metrics.clone());
+        tokio::spawn(Box::new(watched.expect("good")).run(served));
+        (serving, metrics)
     }
 
     /// Lets the follower look once more.
@@ -181,10 +189,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (first, second) = (pair(), pair());
         write(&folder, &first.0, &first.1);
-        let (loaded, watched) = files(&folder).load(&SystemClock).expect("good");
-        let (serving, metrics) = (Serving::new(loaded), Arc::new(Metrics::default()));
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        tokio::spawn(watched.follow(serving.clone(), clock, metrics.clone(), PERIOD));
+        let (serving, metrics) = serve(&folder);
         a_period_later().await;
 
         let out_of_date = expired();
@@ -226,10 +231,8 @@ mod tests {
             let target = Path::new("..data").join(name);
             std::os::unix::fs::symlink(target, of(name)).expect("linked");
         }
-        let (loaded, watched) = files(&folder).load(&SystemClock).expect("good");
-        let serving = Serving::new(loaded);
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        tokio::spawn(watched.follow(serving.clone(), clock, Arc::default(), PERIOD));
+        let (serving, _) = serve(&folder);
+        a_period_later().await;
         std::os::unix::fs::symlink("..2", of("..tmp")).expect("linked");
         std::fs::rename(of("..tmp"), of("..data")).expect("swapped");
         a_period_later().await;
@@ -240,7 +243,7 @@ mod tests {
     fn what_cant_be_served_at_the_start_is_an_error_that_names_the_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let error = |folder: &TempDir| {
-            let loaded = files(folder).load(&SystemClock);
+            let loaded = files(folder).load(Arc::new(SystemClock), PERIOD);
             loaded.err().expect("refused").to_string()
         };
         let missing = error(&folder);

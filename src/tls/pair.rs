@@ -9,16 +9,14 @@ use rustls::{
 use std::sync::Arc;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
-use super::TlsError;
+use super::{TlsError, rotation::Life};
 
 /// A certificate that can be served.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pair {
     pub(super) certified: Arc<CertifiedKey>,
-    /// Before then clients refuse it.
-    pub not_before: Timestamp,
-    /// After then clients refuse it.
-    pub not_after: Timestamp,
+    /// When it is good.
+    pub life: Life,
     /// The DNS names that it is for.
     pub names: Vec<String>,
 }
@@ -51,11 +49,7 @@ impl Pair {
         let Some(first) = chain.first() else {
             return Err(TlsError::NoCertificate(named.certificate.to_owned()));
         };
-        let Leaf {
-            not_before,
-            not_after,
-            names,
-        } = Leaf::read(first)
+        let Read { life, names, .. } = Read::of(first)
             .ok_or_else(|| TlsError::NotACertificate(named.certificate.to_owned()))?;
         let private_key =
             PrivateKeyDer::from_pem_slice(key).map_err(not_pem("the key", named.key))?;
@@ -67,19 +61,24 @@ impl Pair {
                 cause,
             }
         })?;
-        if now < not_before || now > not_after {
+        if !life.contains(now) {
             return Err(TlsError::NotGoodNow {
                 certificate: named.certificate.to_owned(),
-                not_before,
-                not_after,
+                not_before: life.not_before,
+                not_after: life.not_after,
             });
         }
         Ok(Self {
             certified: Arc::new(certified),
-            not_before,
-            not_after,
+            life,
             names,
         })
+    }
+
+    /// The server's own certificate.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.certified.cert.first()
     }
 
     /// Whether clients that ask for this name take it.
@@ -95,15 +94,18 @@ impl Pair {
     }
 }
 
-/// What the server's own certificate says.
-struct Leaf {
-    not_before: Timestamp,
-    not_after: Timestamp,
-    names: Vec<String>,
+/// What a certificate says.
+pub(super) struct Read {
+    pub(super) life: Life,
+    pub(super) names: Vec<String>,
+    /// Whether it may sign others.
+    pub(super) is_authority: bool,
+    /// The `SubjectPublicKeyInfo`, in DER.
+    pub(super) public_key: Vec<u8>,
 }
 
-impl Leaf {
-    fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
+impl Read {
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, parsed) =
             x509_parser::certificate::X509Certificate::from_der(certificate.as_ref()).ok()?;
         let validity = parsed.validity();
@@ -111,14 +113,18 @@ impl Leaf {
         let names = parsed.subject_alternative_name().ok().flatten();
         let names = names.iter().flat_map(|names| &names.value.general_names);
         Some(Self {
-            not_before: at(&validity.not_before)?,
-            not_after: at(&validity.not_after)?,
+            life: Life {
+                not_before: at(&validity.not_before)?,
+                not_after: at(&validity.not_after)?,
+            },
             names: names
                 .filter_map(|name| match name {
                     GeneralName::DNSName(name) => Some((*name).to_owned()),
                     _ => None,
                 })
                 .collect(),
+            is_authority: parsed.is_ca(),
+            public_key: parsed.public_key().raw.to_vec(),
         })
     }
 }
@@ -154,7 +160,7 @@ mod tests {
     fn a_good_pair_says_until_when_and_for_whom() {
         let (certificate, key) = made(&["ecr-injector.ecr-injector.svc", "*.example.com"]);
         let pair = read(&certificate, &key, NOW).expect("good");
-        assert!(pair.not_before < NOW && NOW < pair.not_after);
+        assert!(pair.life.contains(NOW));
         for (name, covered) in [
             ("ecr-injector.ecr-injector.svc", true),
             ("ECR-injector.ecr-injector.svc", true),

@@ -18,10 +18,12 @@ use super::control_plane::ControlPlane;
 use super::fake_aws::{ACCOUNT, FakeAws};
 use super::{eventually, pods, webhook};
 
-/// The namespace, the `ServiceAccount`, the Service and the registration all have this name.
+/// The namespace, the `ServiceAccount` and the Service have this name.
 pub const NAME: &str = "ecr-injector";
 /// Opts a namespace in.
 pub const OPT_IN: (&str, &str) = ("ecr-injector.dev/inject", "enabled");
+/// What the registration is called.
+pub const REGISTRATION: &str = "zz-ecr-injector";
 pub const PULL_SECRET: &str = "ecr-pull-secret";
 /// What the API server and the audit log call us.
 pub const USER: &str = "system:serviceaccount:ecr-injector:ecr-injector";
@@ -91,7 +93,7 @@ impl Installation {
             config: String::new(),
             listen: self.service,
             admin_listen: (plane.private_address(), 9443).into(),
-            certificate: self.certificate.clone(),
+            certificate: Some(self.certificate.clone()),
             kubeconfig: self.kubeconfig(plane).await,
             environment: aws.environment(),
         }
@@ -107,15 +109,7 @@ impl Installation {
 
     /// Registers the webhook with our CA, and waits until a Pod comes out patched: it has to run by then.
     pub async fn register(&self, plane: &ControlPlane) {
-        let mut registration = documents("registration.yaml").remove(0);
-        let webhooks = registration["webhooks"].as_array_mut().unwrap();
-        for webhook in &mut *webhooks {
-            webhook["clientConfig"]["service"]["port"] = json!(self.service.port());
-        }
-        let count = webhooks.len();
-        plane.apply(&registration.to_string()).await;
-
-        // As its comment says. The file has no caBundle, so that applying it again leaves ours.
+        let count = self.apply_registration(plane).await;
         let ca_bundle = BASE64_STANDARD.encode(self.authority.pem());
         let patch: Vec<Value> = (0..count)
             .map(|index| {
@@ -126,10 +120,36 @@ impl Installation {
         let patch = serde_json::from_value(Value::Array(patch)).unwrap();
         let registrations: Api<MutatingWebhookConfiguration> = Api::all(plane.admin().await);
         registrations
-            .patch(NAME, &PatchParams::default(), &Patch::<()>::Json(patch))
+            .patch(
+                REGISTRATION,
+                &PatchParams::default(),
+                &Patch::<()>::Json(patch),
+            )
             .await
             .unwrap();
         wait_until_patched(plane).await;
+    }
+
+    /// Registers the webhook and leaves it to the webhook to make the API server trust it, and waits until it does.
+    pub async fn register_self_managed(&self, plane: &ControlPlane) {
+        self.apply_registration(plane).await;
+        wait_until_patched(plane).await;
+    }
+
+    /// Applies the registration, which has no caBundle, and tells how many entries it has.
+    pub async fn apply_registration(&self, plane: &ControlPlane) -> usize {
+        let registration = self.registration();
+        plane.apply(&registration.to_string()).await;
+        registration["webhooks"].as_array().unwrap().len()
+    }
+
+    /// What `deploy/` registers.
+    pub fn registration(&self) -> Value {
+        let mut registration = documents("registration.yaml").remove(0);
+        for webhook in registration["webhooks"].as_array_mut().unwrap() {
+            webhook["clientConfig"]["service"]["port"] = json!(self.service.port());
+        }
+        registration
     }
 }
 
@@ -170,7 +190,7 @@ async fn wait_until_guarded(plane: &ControlPlane) {
         is_guarded(refusal(answer))
     })
     .await;
-    // The last policy of the file.
+    // The last policy of the file but one; the last is about what isn't there yet.
     let events: Api<Event> = Api::namespaced(secrets.into_client(), "default");
     let forged = json!({
         "metadata": {"generateName": "forged-"},

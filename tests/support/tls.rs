@@ -32,8 +32,8 @@ impl Tls {
             certificate: files.certificate,
             key: files.key,
         };
-        let (pair, _) = files.load(&SystemClock).unwrap();
-        let config = server_config(Serving::new(pair), min).unwrap();
+        let pair = files.pair(&SystemClock).unwrap();
+        let config = server_config(Serving::of(pair), min).unwrap();
         let mut roots = RootCertStore::empty();
         let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
         roots.add(root).unwrap();

@@ -1,6 +1,7 @@
 //! Processes of the binary under test: `ecr-injector serve`, in a clean environment, with its output kept for the test to
 //! read.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,7 +34,8 @@ pub struct Options {
     pub config: String,
     pub listen: SocketAddr,
     pub admin_listen: SocketAddr,
-    pub certificate: ServingCertificate,
+    /// Absent: it manages its own.
+    pub certificate: Option<ServingCertificate>,
     pub kubeconfig: PathBuf,
     /// All that the process has, beside PATH.
     pub environment: Vec<(String, String)>,
@@ -61,7 +63,7 @@ impl Webhook {
         let folder = GuardedFolder::create();
         let config = folder.path().join("config.yaml");
         fs::write(&config, options.config).unwrap();
-        let arguments = [
+        let mut arguments: Vec<OsString> = vec![
             "serve".into(),
             "--config".into(),
             config.into_os_string(),
@@ -69,15 +71,15 @@ impl Webhook {
             options.listen.to_string().into(),
             "--admin-listen".into(),
             options.admin_listen.to_string().into(),
-            "--tls-cert".into(),
-            options.certificate.certificate.into_os_string(),
-            "--tls-key".into(),
-            options.certificate.key.into_os_string(),
             "--kubeconfig".into(),
             options.kubeconfig.into_os_string(),
             "--log-format".into(),
             "json".into(),
         ];
+        if let Some(files) = options.certificate {
+            arguments.extend(["--tls-cert".into(), files.certificate.into_os_string()]);
+            arguments.extend(["--tls-key".into(), files.key.into_os_string()]);
+        }
         let mut environment = options.environment;
         if let Ok(path) = std::env::var("PATH") {
             environment.push(("PATH".to_owned(), path));

@@ -1,0 +1,151 @@
+//! Where the serving certificate comes from: flags in, a source out.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use jiff::SignedDuration;
+
+use super::{span, wiring::Wiring};
+use crate::{
+    clock::Clock,
+    namespace::Namespace,
+    tls::{
+        MinVersion, Source,
+        files::{self, Files},
+        rotation::Lifetimes,
+        secret::NamedSecret,
+        self_managed::{self, SelfManaged},
+    },
+};
+
+/// The shortest lives that leave time to renew what ends.
+const MIN_LIFE: Duration = Duration::from_secs(20);
+
+/// The serving certificate. By default ecr-injector signs its own, under an authority that it keeps in a Secret and makes
+/// the API server trust.
+#[derive(Debug, Args)]
+pub(super) struct CertificateFlags {
+    /// Serve this certificate with its chain (PEM), read again when it changes
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert (PEM)
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
+    tls_key: Option<PathBuf>,
+    /// Serve the certificate of this Secret of type kubernetes.io/tls in our namespace
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_TLS_SECRET",
+        value_name = "NAME",
+        conflicts_with = "tls_cert"
+    )]
+    tls_secret: Option<String>,
+    /// Self-managed: the Secret of the certificate authority, in our namespace
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_CA_SECRET",
+        value_name = "NAME",
+        default_value = "ecr-injector-ca"
+    )]
+    ca_secret: String,
+    /// Self-managed: the registration (a `MutatingWebhookConfiguration`) that is to trust us
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_REGISTRATION",
+        value_name = "NAME",
+        default_value = "zz-ecr-injector"
+    )]
+    registration: String,
+    /// Self-managed: how long an authority lives; the next one follows after two thirds of that
+    #[arg(long, env = "ECR_INJECTOR_CA_LIFETIME", value_name = "TIME", default_value = "8760h", value_parser = span)]
+    ca_lifetime: Duration,
+    /// Self-managed: how long a serving certificate lives; the next one follows after two thirds of that
+    #[arg(long, env = "ECR_INJECTOR_CERTIFICATE_LIFETIME", value_name = "TIME", default_value = "168h", value_parser = span)]
+    certificate_lifetime: Duration,
+    /// Self-managed: how long the API server has to have been told of a new authority before it signs
+    #[arg(long, env = "ECR_INJECTOR_CA_PUBLICATION", value_name = "TIME", default_value = "2m", value_parser = span)]
+    ca_publication: Duration,
+    /// The oldest TLS version to accept
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_TLS_MIN_VERSION",
+        value_name = "VERSION",
+        default_value_t
+    )]
+    pub(super) tls_min_version: MinVersion,
+}
+
+/// Where the certificate comes from, and what the leader has to do for it.
+pub(super) struct Certificates {
+    pub(super) source: Box<dyn Source>,
+    pub(super) authority: Option<SelfManaged>,
+}
+
+impl CertificateFlags {
+    /// The source, which has read nothing but files so far.
+    pub(super) fn source(
+        &self,
+        wiring: &Wiring,
+        home: &Namespace,
+        service: &str,
+    ) -> anyhow::Result<Certificates> {
+        let clock: Arc<dyn Clock> = wiring.clock.clone();
+        if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            let files = Files {
+                certificate: certificate.clone(),
+                key: key.clone(),
+            };
+            return Ok(Certificates {
+                source: Box::new(files.load(clock, files::PERIOD)?),
+                authority: None,
+            });
+        }
+        let client = wiring.cluster.client.clone();
+        if let Some(name) = &self.tls_secret {
+            let secret = NamedSecret::new(client, home, name.clone(), clock);
+            return Ok(Certificates {
+                source: Box::new(secret),
+                authority: None,
+            });
+        }
+        let authority = SelfManaged::new(self_managed::Parts {
+            client,
+            namespace: home.clone(),
+            secret: self.ca_secret.clone(),
+            registration: self.registration.clone(),
+            service: service.to_owned(),
+            lifetimes: self.lifetimes()?,
+            clock,
+            metrics: wiring.metrics.clone(),
+        });
+        Ok(Certificates {
+            source: Box::new(authority.clone()),
+            authority: Some(authority),
+        })
+    }
+
+    fn lifetimes(&self) -> anyhow::Result<Lifetimes> {
+        let (ca, leaf) = (self.ca_lifetime, self.certificate_lifetime);
+        anyhow::ensure!(
+            leaf >= MIN_LIFE && self.ca_publication < ca / 6 && leaf <= ca / 3,
+            "--certificate-lifetime has to be {} s at least and a third of --ca-lifetime at most, and --ca-publication less than a sixth of it",
+            MIN_LIFE.as_secs()
+        );
+        let signed = |span| SignedDuration::try_from(span).context("the lifetimes of certificates");
+        Ok(Lifetimes {
+            authority: signed(ca)?,
+            leaf: signed(leaf)?,
+            publication: signed(self.ca_publication)?,
+        })
+    }
+}

@@ -1,0 +1,572 @@
+//! The self-managed authority: what the CA Secret holds, and the certificates that are signed under it.
+//!
+//! All replicas share one Secret. It holds the authority that signs, the next one while there is a change, and the
+//! certificates of those before. Each replica signs its own serving certificate and keeps that key in memory.
+
+use std::{collections::BTreeMap, fmt};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Secret;
+use pem::{EncodeConfig, LineEnding, Pem};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _,
+};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::{
+    TlsError,
+    pair::{Named, Pair, Read},
+    rotation::{Life, Lifetimes, Stage, Step},
+};
+
+/// The Secret's type, and the guard allows no other.
+pub const SECRET_TYPE: &str = "kubernetes.io/tls";
+/// What a person puts on the Secret, with any value, to have a new authority made. Another value asks again.
+pub const ROTATE: &str = "ecr-injector.dev/rotate-ca";
+/// The last value of [`ROTATE`] that was followed.
+const ROTATED: &str = "ecr-injector.dev/rotated-ca";
+/// Since when the authority signs.
+const PROMOTED_AT: &str = "ecr-injector.dev/promoted-at";
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
+const NEXT_CERTIFICATE: &str = "next.crt";
+const NEXT_KEY: &str = "next.key";
+/// All that is to be trusted. cert-manager's cainjector looks for it under this key.
+const BUNDLE: &str = "ca.crt";
+
+/// Why what a CA Secret holds is no authority. Nothing of it is quoted.
+#[derive(Debug, Error)]
+pub enum AuthorityError {
+    /// It has another type, which can't be changed.
+    #[error("it is of type {0:?} instead of {SECRET_TYPE}; delete it, and it is made anew")]
+    Type(String),
+    /// A key is missing.
+    #[error("it has no {0}")]
+    Missing(&'static str),
+    /// A certificate can't be read.
+    #[error("{0}: not a certificate in PEM")]
+    NotACertificate(&'static str),
+    /// A certificate may not sign others.
+    #[error("{0}: not a certificate of an authority")]
+    NotAnAuthority(&'static str),
+    /// A private key can't be read.
+    #[error("{0}: not an ECDSA P-256 key in PEM")]
+    NotAKey(&'static str),
+    /// They don't belong together.
+    #[error("{certificate} and {key} don't belong together")]
+    Mismatch {
+        /// The certificate's name in the Secret.
+        certificate: &'static str,
+        /// The key's.
+        key: &'static str,
+    },
+    /// Making or signing failed.
+    #[error("making a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    /// What was signed can't be served.
+    #[error("a certificate that was signed can't be served: {0}")]
+    Unusable(#[from] TlsError),
+}
+
+/// A certificate that clients are to trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Trusted {
+    pem: String,
+    life: Life,
+}
+
+/// An authority that can sign.
+#[derive(Clone, PartialEq, Eq)]
+struct Signer {
+    trusted: Trusted,
+    key: Zeroizing<String>,
+}
+
+/// What the CA Secret holds.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Authority {
+    active: Signer,
+    next: Option<Signer>,
+    old: Vec<Trusted>,
+    promoted_at: Option<Timestamp>,
+    rotate: Option<String>,
+    rotated: Option<String>,
+    lifetimes: Lifetimes,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("stage", &self.stage())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// A first one.
+    pub fn new(now: Timestamp, lifetimes: Lifetimes) -> Result<Self, AuthorityError> {
+        Ok(Self {
+            active: Signer::new(now, lifetimes)?,
+            next: None,
+            old: Vec::new(),
+            promoted_at: None,
+            rotate: None,
+            rotated: None,
+            lifetimes,
+        })
+    }
+
+    /// Reads a Secret.
+    pub fn of(secret: &Secret, lifetimes: Lifetimes) -> Result<Self, AuthorityError> {
+        let kind = secret.type_.as_deref().unwrap_or_default();
+        if kind != SECRET_TYPE {
+            return Err(AuthorityError::Type(kind.chars().take(64).collect()));
+        }
+        let text = |key: &'static str| {
+            let bytes = &secret.data.as_ref()?.get(key)?.0;
+            let text = std::str::from_utf8(bytes).ok()?;
+            (!text.trim().is_empty()).then(|| Zeroizing::new(text.to_owned()))
+        };
+        let required = |key| text(key).ok_or(AuthorityError::Missing(key));
+        let active = Signer::read(
+            (CERTIFICATE, &required(CERTIFICATE)?),
+            (KEY, &required(KEY)?),
+        )?;
+        let next = match (text(NEXT_CERTIFICATE), text(NEXT_KEY)) {
+            (Some(certificate), Some(key)) => {
+                let signer = Signer::read((NEXT_CERTIFICATE, &certificate), (NEXT_KEY, &key))?;
+                Some(signer)
+            }
+            _ => None,
+        };
+        let bundle = text(BUNDLE).unwrap_or_default();
+        let mut old: Vec<Trusted> = CertificateDer::pem_slice_iter(bundle.as_bytes())
+            .map(|der| Trusted::of(&der.ok()?))
+            .collect::<Option<_>>()
+            .ok_or(AuthorityError::NotACertificate(BUNDLE))?;
+        old.retain(|old| {
+            *old != active.trusted && next.as_ref().is_none_or(|next| *old != next.trusted)
+        });
+        let annotation = |key: &str| secret.metadata.annotations.as_ref()?.get(key).cloned();
+        Ok(Self {
+            active,
+            next,
+            old,
+            promoted_at: annotation(PROMOTED_AT).and_then(|at| at.parse().ok()),
+            rotate: annotation(ROTATE),
+            rotated: annotation(ROTATED),
+            lifetimes,
+        })
+    }
+
+    /// What the Secret is to hold.
+    #[must_use]
+    pub fn data(&self) -> BTreeMap<&'static str, Zeroizing<String>> {
+        let mut data = BTreeMap::from([
+            (CERTIFICATE, self.active.trusted.pem.clone().into()),
+            (KEY, self.active.key.clone()),
+            (BUNDLE, self.bundle().into()),
+        ]);
+        if let Some(next) = &self.next {
+            data.insert(NEXT_CERTIFICATE, next.trusted.pem.clone().into());
+            data.insert(NEXT_KEY, next.key.clone());
+        }
+        data
+    }
+
+    /// How it is to be annotated.
+    #[must_use]
+    pub fn annotations(&self) -> BTreeMap<&'static str, String> {
+        let promoted_at = self.promoted_at.map(|at| (PROMOTED_AT, at.to_string()));
+        let rotated = self.rotated.clone().map(|value| (ROTATED, value));
+        promoted_at.into_iter().chain(rotated).collect()
+    }
+
+    /// Whether that is what it holds.
+    #[must_use]
+    pub fn is_in(&self, secret: &Secret) -> bool {
+        let data = self.data();
+        let held = secret.data.as_ref();
+        held.is_some_and(|held| {
+            held.len() == data.len()
+                && data.iter().all(|(key, value)| {
+                    held.get(*key)
+                        .is_some_and(|held| held.0 == value.as_bytes())
+                })
+        })
+    }
+
+    /// All certificates that clients are to trust, as PEM: the one that signs, the next one, those before.
+    #[must_use]
+    pub fn bundle(&self) -> String {
+        let next = self.next.as_ref().map(|next| &next.trusted);
+        let trusted = [&self.active.trusted]
+            .into_iter()
+            .chain(next)
+            .chain(&self.old);
+        trusted.map(|trusted| trusted.pem.as_str()).collect()
+    }
+
+    /// Where a change of authorities stands.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        Stage {
+            active: self.active.trusted.life,
+            next: self.next.as_ref().map(|next| next.trusted.life),
+            old: self.old.iter().map(|old| old.life).collect(),
+            promoted_at: self.promoted_at,
+            asked: self.rotate.is_some() && self.rotate != self.rotated,
+            lifetimes: self.lifetimes,
+        }
+    }
+
+    /// The authority after a step.
+    pub fn after(&self, step: Step, now: Timestamp) -> Result<Self, AuthorityError> {
+        let mut after = self.clone();
+        match step {
+            Step::Prepare(_) => {
+                after.next = Some(Signer::new(now, self.lifetimes)?);
+                after.rotated.clone_from(&after.rotate);
+            }
+            Step::Promote | Step::Replace(_) => {
+                let next = match after.next.take() {
+                    Some(next) if step == Step::Promote => next,
+                    _ => Signer::new(now, self.lifetimes)?,
+                };
+                let before = std::mem::replace(&mut after.active, next);
+                after.old.insert(0, before.trusted);
+                after.old.retain(|old| old.life.contains(now));
+                after.promoted_at = Some(now);
+            }
+            Step::Retire => after.old.clear(),
+        }
+        Ok(after)
+    }
+
+    /// The certificate of the one that signs, as PEM.
+    #[must_use]
+    pub fn signer(&self) -> &str {
+        &self.active.trusted.pem
+    }
+
+    /// Until when the one that signs is good.
+    #[must_use]
+    pub fn not_after(&self) -> Timestamp {
+        self.active.trusted.life.not_after
+    }
+
+    /// Whether this pair was signed by the one that signs now.
+    #[must_use]
+    pub fn signed(&self, leaf: &Leaf) -> bool {
+        leaf.issuer == self.active.trusted.pem
+    }
+
+    /// Signs a serving certificate for a DNS name, with a new key.
+    pub fn sign(&self, name: &str, now: Timestamp) -> Result<Leaf, AuthorityError> {
+        let life = Life::from(now, self.lifetimes.leaf);
+        let authority = self.active.trusted.life;
+        let life = Life {
+            not_before: life.not_before.max(authority.not_before),
+            not_after: life.not_after.min(authority.not_after),
+        };
+        let mut params = params("ecr-injector", life);
+        params.subject_alt_names = CertificateParams::new([name.to_owned()])?.subject_alt_names;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let issuer = Issuer::from_ca_cert_pem(&self.active.trusted.pem, self.active.key_pair()?)?;
+        let certificate = params.signed_by(&key, &issuer)?;
+        let key = Zeroizing::new(key.serialize_pem());
+        let named = Named {
+            certificate: "what was signed",
+            key: "its key",
+        };
+        let pair = Pair::read(certificate.pem().as_bytes(), key.as_bytes(), named, now)?;
+        Ok(Leaf {
+            pair,
+            issuer: self.active.trusted.pem.clone(),
+        })
+    }
+}
+
+/// A serving certificate, and under which authority it was signed.
+#[derive(Debug)]
+pub struct Leaf {
+    /// What is served.
+    pub pair: Pair,
+    issuer: String,
+}
+
+impl Signer {
+    fn new(now: Timestamp, lifetimes: Lifetimes) -> Result<Self, AuthorityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let life = Life::from(now, lifetimes.authority);
+        // Two authorities have two names, so that no client takes one for the other.
+        let mut params = params(&format!("ecr-injector CA {}", now.as_second()), life);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key)?;
+        let pem = Zeroizing::new(key.serialize_pem());
+        Self::read((CERTIFICATE, &certificate.pem()), (KEY, &pem))
+    }
+
+    fn read(
+        (certificate_name, certificate): (&'static str, &str),
+        (key_name, key): (&'static str, &str),
+    ) -> Result<Self, AuthorityError> {
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|_| AuthorityError::NotACertificate(certificate_name))?;
+        let read = Read::of(&der).ok_or(AuthorityError::NotACertificate(certificate_name))?;
+        if !read.is_authority {
+            return Err(AuthorityError::NotAnAuthority(certificate_name));
+        }
+        let signer = Self {
+            trusted: Trusted::new(&der, &read),
+            key: Zeroizing::new(key.to_owned()),
+        };
+        let key = signer
+            .key_pair()
+            .map_err(|_| AuthorityError::NotAKey(key_name))?;
+        if key.subject_public_key_info() != read.public_key {
+            return Err(AuthorityError::Mismatch {
+                certificate: certificate_name,
+                key: key_name,
+            });
+        }
+        Ok(signer)
+    }
+
+    fn key_pair(&self) -> Result<KeyPair, rcgen::Error> {
+        KeyPair::from_pkcs8_pem_and_sign_algo(&self.key, &PKCS_ECDSA_P256_SHA256)
+    }
+}
+
+impl Trusted {
+    fn of(der: &CertificateDer<'_>) -> Option<Self> {
+        Some(Self::new(der, &Read::of(der)?))
+    }
+
+    /// In one form, whatever form it came in: what is published is compared.
+    fn new(der: &CertificateDer<'_>, read: &Read) -> Self {
+        Self {
+            pem: pem(der),
+            life: read.life,
+        }
+    }
+}
+
+fn pem(der: &CertificateDer<'_>) -> String {
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new("CERTIFICATE", der.to_vec()), config)
+}
+
+fn params(common_name: &str, life: Life) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
+    // The one way to a date that rcgen's interface offers without another crate.
+    let at = |at: Timestamp| {
+        let since = at.duration_since(Timestamp::UNIX_EPOCH);
+        rcgen::date_time_ymd(1970, 1, 1)
+            + std::time::Duration::try_from(SignedDuration::from_secs(since.as_secs()))
+                .unwrap_or_default()
+    };
+    (params.not_before, params.not_after) = (at(life.not_before), at(life.not_after));
+    params
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+    use rustls::{
+        RootCertStore,
+        client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
+        crypto::ring,
+        pki_types::{ServerName, UnixTime},
+    };
+
+    use super::*;
+    use crate::tls::rotation::Renewal;
+
+    const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+    const SERVICE: &str = "ecr-injector.ecr-injector.svc";
+
+    fn authority() -> Authority {
+        Authority::new(NOW, Lifetimes::default()).expect("made")
+    }
+
+    /// The Secret as it is written.
+    fn secret(authority: &Authority) -> Secret {
+        let data = authority.data().into_iter();
+        let mut secret = Secret {
+            type_: Some(SECRET_TYPE.to_owned()),
+            data: Some(
+                data.map(|(key, text)| (key.to_owned(), ByteString(text.as_bytes().to_vec())))
+                    .collect(),
+            ),
+            ..Secret::default()
+        };
+        let annotations = authority.annotations().into_iter();
+        secret.metadata.annotations = Some(
+            annotations
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+        );
+        secret
+    }
+
+    fn read(secret: &Secret) -> Result<Authority, AuthorityError> {
+        Authority::of(secret, Lifetimes::default())
+    }
+
+    /// Whether a client that trusts this bundle accepts this leaf.
+    fn accepts(bundle: &str, leaf: &Leaf, name: &str, now: Timestamp) -> bool {
+        let mut roots = RootCertStore::empty();
+        for root in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
+            roots.add(root.expect("PEM")).expect("a root");
+        }
+        let provider = std::sync::Arc::new(ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider)
+            .build()
+            .expect("a verifier");
+        let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            now.as_second().unsigned_abs(),
+        ));
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        verifier
+            .verify_server_cert(&leaf.pair.certified.cert[0], &[], &name, &[], at)
+            .is_ok()
+    }
+
+    #[test]
+    fn what_it_signs_is_accepted_by_those_who_trust_it_and_for_the_one_name() {
+        let (ours, other) = (authority(), authority());
+        let leaf = ours.sign(SERVICE, NOW).expect("signed");
+        let bundle = ours.bundle();
+        assert!(accepts(&bundle, &leaf, SERVICE, NOW));
+        assert!(!accepts(&bundle, &leaf, "other.ecr-injector.svc", NOW));
+        assert!(!accepts(&other.bundle(), &leaf, SERVICE, NOW));
+        let late = NOW + SignedDuration::from_hours(7 * 24 + 1);
+        assert!(!accepts(&bundle, &leaf, SERVICE, late));
+        assert_eq!(leaf.pair.names, [SERVICE]);
+        assert!(ours.signed(&leaf) && !other.signed(&leaf));
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_it_was_at_each_stage() {
+        let mut stage = authority();
+        for step in [
+            Step::Prepare(Renewal::Worn),
+            Step::Promote,
+            Step::Prepare(Renewal::Asked),
+            Step::Promote,
+            Step::Retire,
+        ] {
+            stage = stage.after(step, NOW).expect("a step");
+            let secret = secret(&stage);
+            assert!(stage.is_in(&secret));
+            let same = read(&secret).expect("whole");
+            assert!(same == stage, "{step:?}: {same:?} is not {stage:?}");
+            let bundle = stage.bundle();
+            let signed = stage.sign(SERVICE, NOW).expect("signed");
+            assert!(accepts(&bundle, &signed, SERVICE, NOW), "{step:?}");
+        }
+        assert!(stage.stage().old.is_empty());
+    }
+
+    #[test]
+    fn a_change_publishes_the_next_one_before_it_signs_and_the_old_one_after() {
+        let first = authority();
+        let prepared = first
+            .after(Step::Prepare(Renewal::Worn), NOW)
+            .expect("prepared");
+        assert_eq!(prepared.signer(), first.signer());
+        let promoted = prepared.after(Step::Promote, NOW).expect("promoted");
+        assert_ne!(promoted.signer(), first.signer());
+        for authority in [&prepared, &promoted] {
+            let bundle = authority.bundle();
+            assert!(bundle.contains(first.signer()) && bundle.contains(promoted.signer()));
+        }
+        let retired = promoted.after(Step::Retire, NOW).expect("retired");
+        assert_eq!(retired.bundle(), promoted.signer());
+    }
+
+    #[test]
+    fn what_a_person_asks_for_is_done_once() {
+        let mut secret = secret(&authority());
+        secret
+            .metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(ROTATE.to_owned(), "yes".to_owned());
+        let asked = read(&secret).expect("whole");
+        assert!(asked.stage().asked);
+        let prepared = asked
+            .after(Step::Prepare(Renewal::Asked), NOW)
+            .expect("prepared");
+        assert!(!prepared.stage().asked);
+        assert!(prepared.annotations().values().any(|value| value == "yes"));
+    }
+
+    #[test]
+    fn what_is_no_authority_is_refused_and_never_shown() {
+        let (good, other) = (secret(&authority()), secret(&authority()));
+        let leaf = rcgen::generate_simple_self_signed([SERVICE.to_owned()]).expect("a pair");
+        let of = |secret: &Secret, key: &str| secret.data.as_ref().expect("data")[key].clone();
+        let with = |key: &str, value: Option<ByteString>| {
+            let mut secret = good.clone();
+            let data = secret.data.as_mut().expect("data");
+            match value {
+                Some(value) => data.insert(key.to_owned(), value),
+                None => data.remove(key),
+            };
+            secret
+        };
+        let text = |text: String| Some(ByteString(text.into_bytes()));
+        let key = of(&good, KEY);
+        let half = ByteString(key.0[..key.0.len() / 2].to_vec());
+        for (secret, expected) in [
+            (with(KEY, None), "it has no tls.key"),
+            (with(CERTIFICATE, None), "it has no tls.crt"),
+            (with(KEY, Some(of(&other, KEY))), "don't belong together"),
+            (with(KEY, Some(half)), "tls.key: not an ECDSA P-256 key"),
+            (
+                with(CERTIFICATE, text(leaf.cert.pem())),
+                "tls.crt: not a certificate of an authority",
+            ),
+            (
+                with(CERTIFICATE, text("x".to_owned())),
+                "tls.crt: not a certificate",
+            ),
+            (
+                with(
+                    BUNDLE,
+                    text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into()),
+                ),
+                "ca.crt: not a certificate",
+            ),
+            (
+                Secret {
+                    type_: Some("Opaque".to_owned()),
+                    ..good.clone()
+                },
+                "delete it",
+            ),
+        ] {
+            let error = read(&secret).expect_err("refused").to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(!error.contains("BEGIN"), "{error}");
+        }
+        let shown = format!("{:?}", read(&good).expect("whole"));
+        assert!(!shown.contains("BEGIN"), "{shown}");
+        // Without a bundle it is whole but for what can be written again.
+        let bare = with(BUNDLE, None);
+        assert!(!read(&bare).expect("whole").is_in(&bare));
+    }
+}

@@ -1,0 +1,282 @@
+//! The leader's part: the CA Secret is put right, its authority follows the last one in time, and the registration trusts it.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    Inner,
+    ca_secret::{Content, Held, WriteError},
+    registration::{Entries, Seen},
+};
+use crate::{
+    leader::Leadership,
+    tls::{authority::Authority, rotation::Step},
+};
+
+/// The pause after the first failure; it doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_mins(5);
+/// The longest sleep: a machine that was suspended, or a clock that was set, is noticed by then.
+const MAX_SLEEP: Duration = Duration::from_secs(30);
+/// What is put right again within this time, and the pause before it, was put wrong by the same hand.
+const ROW: Duration = Duration::from_mins(1);
+
+/// What the leader remembers in its term.
+pub(super) struct Keeper<'a> {
+    inner: &'a Inner,
+    term: Leadership,
+    /// Since when the registration has trusted all of the bundle without a break.
+    published: Option<Moment>,
+    /// Before then nothing is written, after a failure.
+    secret: Pauses,
+    registration: Pauses,
+    complaint: String,
+}
+
+/// One moment by both clocks.
+struct Moment {
+    monotonic: Instant,
+    wall: Timestamp,
+}
+
+impl Moment {
+    /// When it was, by the clock that says it is less long ago: what has to last a while is not to be cut short by a
+    /// clock that was set.
+    fn as_seen(&self, now: Timestamp) -> Timestamp {
+        let elapsed = SignedDuration::try_from(self.monotonic.elapsed()).unwrap_or_default();
+        self.wall.max(now - elapsed)
+    }
+}
+
+/// When what goes wrong, or is put wrong, again and again may be tried again.
+#[derive(Default)]
+struct Pauses {
+    pause: Duration,
+    last: Option<Instant>,
+}
+
+impl Pauses {
+    fn may_at(&self) -> Option<Instant> {
+        self.last.map(|last| last + self.pause)
+    }
+
+    fn may(&self) -> bool {
+        self.may_at().is_none_or(|at| at <= Instant::now())
+    }
+
+    /// It is done once more. The first time has no pause after it: what is put wrong once is put right at once.
+    fn did(&mut self) {
+        let now = Instant::now();
+        let is_row = self
+            .last
+            .is_some_and(|last| now.duration_since(last) < self.pause * 2 + ROW);
+        self.pause = if is_row {
+            (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE)
+        } else {
+            Duration::ZERO
+        };
+        self.last = Some(now);
+    }
+
+    /// It failed.
+    fn failed(&mut self) {
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
+        self.last = Some(Instant::now());
+    }
+}
+
+impl<'a> Keeper<'a> {
+    pub(super) fn new(inner: &'a Inner, term: Leadership) -> Self {
+        Self {
+            inner,
+            term,
+            published: None,
+            secret: Pauses::default(),
+            registration: Pauses::default(),
+            complaint: String::new(),
+        }
+    }
+
+    /// Until the term is over.
+    pub(super) async fn run(mut self) {
+        let mut held = self.inner.secret.subscribe();
+        let mut seen = self.inner.registration.subscribe();
+        let term = self.term.clone();
+        loop {
+            let (secret, registration) = (
+                held.borrow_and_update().clone(),
+                seen.borrow_and_update().clone(),
+            );
+            let look = self.look(&secret, &registration).await;
+            let by = look.min(Instant::now() + MAX_SLEEP);
+            tokio::select! {
+                biased;
+                () = term.lost() => return,
+                // An error would say that the sender is gone, and it is ours.
+                _ = held.changed() => {}
+                _ = seen.changed() => {}
+                () = sleep_until(by) => {}
+            }
+        }
+    }
+
+    /// Does what is to be done, and says when to look again if nothing changes.
+    async fn look(&mut self, held: &Held, seen: &Seen) -> Instant {
+        let now = self.inner.clock.now();
+        let authority = match &held.now {
+            Content::Good {
+                authority,
+                is_whole: true,
+            } => authority,
+            Content::Unknown => return Instant::now() + MAX_SLEEP,
+            broken => return self.mend(broken, held.last.as_deref(), now).await,
+        };
+        let bundle = authority.bundle();
+        let looked = self.publish(seen, &bundle, now).await;
+        let since = self.published.as_ref().map(|at| at.as_seen(now));
+        let stage = authority.stage();
+        let Some(step) = stage.step(since, now) else {
+            let wait = stage.next_look(since, now).duration_since(now);
+            let wait = Duration::try_from(wait).unwrap_or_default();
+            return looked.min(Instant::now() + wait.min(MAX_SLEEP));
+        };
+        if !self.secret.may() {
+            return self.secret.may_at().unwrap_or_else(Instant::now);
+        }
+        match authority.after(step, now) {
+            Ok(after) => self.write(&after, label(step)).await,
+            Err(error) => {
+                self.complain(&format!("making a certificate authority: {error}"));
+                self.secret.failed();
+            }
+        }
+        self.secret.may_at().unwrap_or_else(Instant::now)
+    }
+
+    /// Makes the Secret what it has to be: the last authority that was known, or a new one if nobody knows one.
+    async fn mend(
+        &mut self,
+        broken: &Content,
+        last: Option<&Authority>,
+        now: Timestamp,
+    ) -> Instant {
+        if let Content::Bad {
+            why,
+            is_ours: false,
+        } = broken
+        {
+            let path = self.inner.secret.path();
+            self.complain(&format!("the Secret {path} isn't ours and can't be used: {why}; delete it, or name another by --ca-secret"));
+            return Instant::now() + MAX_SLEEP;
+        }
+        if !self.secret.may() {
+            return self.secret.may_at().unwrap_or_else(Instant::now);
+        }
+        let known = match broken {
+            Content::Good { authority, .. } => Some(&**authority),
+            _ => last,
+        };
+        let (authority, what) = match known {
+            Some(known) => (Ok(known.clone()), "restored"),
+            None => (Authority::new(now, self.inner.lifetimes), "created"),
+        };
+        match authority {
+            Ok(authority) => self.write(&authority, what).await,
+            Err(error) => {
+                self.complain(&format!("making a certificate authority: {error}"));
+                self.secret.failed();
+            }
+        }
+        self.secret.may_at().unwrap_or_else(Instant::now)
+    }
+
+    async fn write(&mut self, authority: &Authority, what: &'static str) {
+        let path = self.inner.secret.path();
+        match self.inner.secret.write(authority, Some(&self.term)).await {
+            Ok(()) => {
+                tracing::info!(secret = path, what, "the certificate authority was written");
+                self.inner.metrics.authority_step(what);
+                self.secret.did();
+                self.complaint.clear();
+            }
+            // The watch brings what is there now.
+            Err(WriteError::Conflict | WriteError::NotLeading) => self.secret.failed(),
+            Err(WriteError::Failed(why)) => {
+                self.complain(&format!("writing the Secret {path}: {why}"));
+                self.secret.failed();
+            }
+        }
+    }
+
+    /// Makes the registration trust the bundle, and keeps account of since when it does.
+    async fn publish(&mut self, seen: &Seen, bundle: &str, now: Timestamp) -> Instant {
+        let later = Instant::now() + MAX_SLEEP;
+        let Seen::There(entries) = seen else {
+            self.published = None;
+            return later;
+        };
+        let is_published = if entries.is_injected {
+            entries.trust(bundle)
+        } else {
+            entries.hold(bundle)
+        };
+        if is_published {
+            self.published.get_or_insert_with(|| Moment {
+                monotonic: Instant::now(),
+                wall: now,
+            });
+            return later;
+        }
+        self.published = None;
+        if entries.is_injected {
+            self.complain("the registration doesn't trust our authority yet; filling in its caBundle is left to cert-manager, as its annotation says");
+            return later;
+        }
+        if self.registration.may() {
+            self.patch(entries, bundle).await;
+        }
+        self.registration.may_at().unwrap_or(later)
+    }
+
+    async fn patch(&mut self, entries: &Entries, bundle: &str) {
+        let registration = &self.inner.registration;
+        match registration.publish(entries, bundle, &self.term).await {
+            Ok(()) => {
+                tracing::info!(
+                    registration = registration.name(),
+                    "the registration's caBundle was written"
+                );
+                self.registration.did();
+                self.complaint.clear();
+            }
+            // What it is now is brought by the watch.
+            Err(WriteError::Conflict | WriteError::NotLeading) => self.registration.failed(),
+            Err(WriteError::Failed(why)) => {
+                let name = registration.name();
+                self.complain(&format!(
+                    "writing the caBundle of the MutatingWebhookConfiguration {name}: {why}"
+                ));
+                self.registration.failed();
+            }
+        }
+    }
+
+    /// Once for each thing that is wrong, not once for each time it is tried.
+    fn complain(&mut self, complaint: &str) {
+        if self.complaint != complaint {
+            tracing::warn!("{complaint}");
+            complaint.clone_into(&mut self.complaint);
+        }
+    }
+}
+
+fn label(step: Step) -> &'static str {
+    match step {
+        Step::Prepare(_) => "prepared",
+        Step::Promote => "promoted",
+        Step::Retire => "retired",
+        Step::Replace(_) => "replaced",
+    }
+}
