@@ -3,6 +3,7 @@
 //! HTTP/1.1 is all that the API server speaks to webhooks, so it is all that is offered.
 
 pub mod authority;
+pub mod clients;
 pub mod files;
 pub mod pair;
 pub mod rotation;
@@ -23,7 +24,7 @@ use rustls::{
 };
 use thiserror::Error;
 
-use self::pair::Pair;
+use self::{clients::Clients, pair::Pair};
 use crate::{metrics::Metrics, readiness::Condition};
 
 /// The one protocol that is offered.
@@ -191,19 +192,23 @@ impl Served {
     }
 }
 
-/// A configuration that serves what is [`Serving`].
+/// A configuration that serves what is [`Serving`], to these clients alone if there are any.
 pub fn server_config(
     serving: Arc<Serving>,
     min: MinVersion,
+    clients: Option<Arc<Clients>>,
 ) -> Result<ServerConfig, rustls::Error> {
     let versions = match min {
         MinVersion::Tls12 => &[&TLS13, &TLS12][..],
         MinVersion::Tls13 => &[&TLS13][..],
     };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(versions)?
-        .with_no_client_auth()
-        .with_cert_resolver(serving);
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(versions)?;
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(clients),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(serving);
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
 }

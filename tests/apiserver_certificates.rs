@@ -30,8 +30,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
+use support::control_plane::WEBHOOK_CLIENT;
 use support::installation::{NAME, REGISTRATION};
-use support::{Authority, Caller, ControlPlane, Installation, eventually};
+use support::{Authority, Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -183,7 +185,7 @@ impl Replica {
 
 /// Whether a client that trusts this bundle gets through to what is served, and by which certificate.
 async fn handshake(serving: &Arc<Serving>, bundle: &str) -> Option<CertificateDer<'static>> {
-    let config = server_config(serving.clone(), MinVersion::Tls13).unwrap();
+    let config = server_config(serving.clone(), MinVersion::Tls13, None).unwrap();
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
         roots.add(root.unwrap()).unwrap();
@@ -428,6 +430,59 @@ async fn what_cert_manager_fills_in_is_left_to_it() {
     tokio::time::timeout(SOON, replica.trusted.held())
         .await
         .unwrap();
+}
+
+/// The whole of it, as it is installed, for clients with a certificate alone.
+#[tokio::test]
+async fn serves_as_installed_with_no_certificate_from_outside_and_to_the_api_server_alone() {
+    support::crypto();
+    let plane = ControlPlane::start().await;
+    let aws = FakeAws::start();
+    let installation = Installation::apply(&plane).await;
+    let mut options = installation.webhook(&plane, &aws).await;
+    options.certificate = None;
+    let authorities = plane.folder().join("ca.crt");
+    let options = options
+        .with_variable("ECR_INJECTOR_CLIENT_CA", authorities.to_str().unwrap())
+        .with_variable("ECR_INJECTOR_CLIENT_NAME", WEBHOOK_CLIENT);
+    let mut webhook = Webhook::spawn(options);
+    installation.register_self_managed(&plane).await;
+    webhook.wait_until_ready().await;
+    let failures = r#"ecr_injector_connection_failures_total{reason="handshake"}"#;
+    // Before it was trusted, the API server's own failed.
+    let before = webhook.metric(failures).await;
+
+    // A stranger has no certificate, and learns of that before anything is asked.
+    let ca = Caller(plane.admin().await).get(CA).await.allowed();
+    let bundle = decode(&ca["data"]["ca.crt"]);
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(bundle.as_bytes()).unwrap())
+        .unwrap();
+    let client = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = tokio::net::TcpStream::connect(webhook.address())
+        .await
+        .unwrap();
+    let name = ServerName::try_from(SERVICE).unwrap();
+    let connected = TlsConnector::from(Arc::new(client))
+        .connect(name, stream)
+        .await;
+    let answer = async {
+        let mut connection = connected?;
+        connection
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await?;
+        connection.read_u8().await
+    };
+    let error = answer.await.unwrap_err().to_string();
+    assert!(error.contains("CertificateRequired"), "{error}");
+    assert!(webhook.metric(failures).await > before + 0.5);
+    assert!(webhook.stop().await.success());
+    // What it made stays: the next replica goes on with it.
+    let again = Caller(plane.admin().await).get(CA).await.allowed();
+    assert_eq!(again["data"], ca["data"]);
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ pub fn run(arguments: &[&str]) {
         key: key.into(),
     };
     let pair = files.pair(&SystemClock).unwrap();
-    let config = tls::server_config(Serving::of(pair), MinVersion::Tls13);
+    let config = tls::server_config(Serving::of(pair), MinVersion::Tls13, None);
     let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
     let answer = Bytes::from(fs::read(answer).unwrap());
     let router = Router::new().route(

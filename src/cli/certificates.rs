@@ -5,13 +5,15 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 use jiff::SignedDuration;
+use rustls::ServerConfig;
 
 use super::{span, wiring::Wiring};
 use crate::{
     clock::Clock,
     namespace::Namespace,
     tls::{
-        MinVersion, Source,
+        self, MinVersion, Serving, Source,
+        clients::Clients,
         files::{self, Files},
         rotation::Lifetimes,
         secret::NamedSecret,
@@ -75,6 +77,18 @@ pub(super) struct CertificateFlags {
     /// Self-managed: how long the API server has to have been told of a new authority before it signs
     #[arg(long, env = "ECR_INJECTOR_CA_PUBLICATION", value_name = "TIME", default_value = "2m", value_parser = span)]
     ca_publication: Duration,
+    /// Let in only clients with a certificate of these authorities (PEM), read again when it changes
+    #[arg(long, env = "ECR_INJECTOR_CLIENT_CA", value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+    /// And only with this common name or DNS name; may be given several times
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_CLIENT_NAME",
+        value_name = "NAME",
+        value_delimiter = ',',
+        requires = "client_ca"
+    )]
+    client_name: Vec<String>,
     /// The oldest TLS version to accept
     #[arg(
         long,
@@ -82,7 +96,7 @@ pub(super) struct CertificateFlags {
         value_name = "VERSION",
         default_value_t
     )]
-    pub(super) tls_min_version: MinVersion,
+    tls_min_version: MinVersion,
 }
 
 /// Where the certificate comes from, and what the leader has to do for it.
@@ -132,6 +146,24 @@ impl CertificateFlags {
             source: Box::new(authority.clone()),
             authority: Some(authority),
         })
+    }
+
+    /// The listener's configuration.
+    pub(super) fn server_config(
+        &self,
+        wiring: &Wiring,
+        serving: Arc<Serving>,
+    ) -> anyhow::Result<ServerConfig> {
+        let clients = match &self.client_ca {
+            Some(path) => {
+                let clients = Clients::load(path.clone(), self.client_name.clone())?;
+                let metrics = wiring.metrics.clone();
+                wiring.spawn(clients.clone().follow(files::PERIOD, metrics));
+                Some(clients)
+            }
+            None => None,
+        };
+        Ok(tls::server_config(serving, self.tls_min_version, clients)?)
     }
 
     fn lifetimes(&self) -> anyhow::Result<Lifetimes> {

@@ -168,7 +168,7 @@ impl Flags {
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
         let tls = serve_certificate(&wiring, &mut readiness, certificates.source, service);
-        let tls = tls::server_config(tls, self.certificates.tls_min_version)?;
+        let tls = self.certificates.server_config(&wiring, tls)?;
         let authority = certificates.authority;
         if let Some(authority) = authority.clone() {
             let condition = readiness.condition("ca-in-registration");

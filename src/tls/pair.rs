@@ -98,6 +98,7 @@ impl Pair {
 pub(super) struct Read {
     pub(super) life: Life,
     pub(super) names: Vec<String>,
+    pub(super) common_name: Option<String>,
     /// Whether it may sign others.
     pub(super) is_authority: bool,
     /// The `SubjectPublicKeyInfo`, in DER.
@@ -123,6 +124,11 @@ impl Read {
                     _ => None,
                 })
                 .collect(),
+            common_name: parsed
+                .subject()
+                .iter_common_name()
+                .last()
+                .and_then(|name| name.as_str().ok().map(str::to_owned)),
             is_authority: parsed.is_ca(),
             public_key: parsed.public_key().raw.to_vec(),
         })

@@ -20,6 +20,7 @@ jobs=${SABOTAGE_JOBS:-2}
 work=$root/target/sabotage
 built=${CARGO_TARGET_DIR:-$root/target}/debug
 export CARGO_TERM_COLOR=never RUST_BACKTRACE=0
+export KUBEBUILDER_ASSETS=${KUBEBUILDER_ASSETS:-$root/target/control-plane/bin}
 unset CARGO_TARGET_DIR
 
 patches=()

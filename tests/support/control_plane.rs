@@ -41,6 +41,8 @@ use super::certificates::{self, Authority, Leaf};
 use super::child::{GuardedChild, GuardedFolder};
 use super::{crypto, eventually};
 
+/// The name in the certificate that the API server presents to webhooks.
+pub const WEBHOOK_CLIENT: &str = "kube-apiserver-webhooks";
 const START_LIMIT: Duration = Duration::from_mins(1);
 const CONTROLLERS: &[&str] = &[
     "deployment-controller",
@@ -522,6 +524,7 @@ struct Files {
     account_key: PathBuf,
     audit_policy: PathBuf,
     audit_log: PathBuf,
+    admission: PathBuf,
 }
 
 impl Files {
@@ -535,6 +538,7 @@ impl Files {
             account_key: folder.join("service-accounts.pub"),
             audit_policy: folder.join("audit-policy.json"),
             audit_log: folder.join("audit.log"),
+            admission: folder.join("admission.json"),
         };
         fs::write(&files.authority, authority.pem()).unwrap();
         let (private, public) = certificates::key_pair();
@@ -548,7 +552,36 @@ impl Files {
         });
         fs::write(&files.audit_policy, policy.to_string()).unwrap();
         fs::write(&files.audit_log, "").unwrap();
+        files.present_a_certificate_to_webhooks(&authority.client(WEBHOOK_CLIENT, "api-servers"));
         files
+    }
+}
+
+impl Files {
+    /// Webhooks that ask for a client's certificate get this one; the others notice nothing.
+    fn present_a_certificate_to_webhooks(&self, client: &Leaf) {
+        let kubeconfig = self.admission.with_file_name("webhooks.kubeconfig");
+        let user = json!({
+            "client-certificate-data": BASE64_STANDARD.encode(&client.certificate),
+            "client-key-data": BASE64_STANDARD.encode(&client.key),
+        });
+        let users = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "users": [{"name": "*", "user": user}],
+        });
+        certificates::write_private(&kubeconfig, &users.to_string());
+        let webhooks = json!({
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "WebhookAdmissionConfiguration",
+            "kubeConfigFile": kubeconfig,
+        });
+        let admission = json!({
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "AdmissionConfiguration",
+            "plugins": [{"name": "MutatingAdmissionWebhook", "configuration": webhooks}],
+        });
+        fs::write(&self.admission, admission.to_string()).unwrap();
     }
 }
 
@@ -584,6 +617,10 @@ fn api_server_arguments(
         format!("--tls-cert-file={}", files.certificate.display()),
         format!("--tls-private-key-file={}", files.key.display()),
         format!("--client-ca-file={}", files.authority.display()),
+        format!(
+            "--admission-control-config-file={}",
+            files.admission.display()
+        ),
         "--authorization-mode=RBAC".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--service-account-key-file={}", files.account_key.display()),

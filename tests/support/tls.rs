@@ -33,7 +33,7 @@ impl Tls {
             key: files.key,
         };
         let pair = files.pair(&SystemClock).unwrap();
-        let config = server_config(Serving::of(pair), min).unwrap();
+        let config = server_config(Serving::of(pair), min, None).unwrap();
         let mut roots = RootCertStore::empty();
         let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
         roots.add(root).unwrap();
