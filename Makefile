@@ -45,6 +45,11 @@ test-fast: ## Run the tests that need no control plane
 kill-rounds: control-plane ## Kill the leader in the middle of its work, 19 times with a short Lease and once with the usual
 	ECR_INJECTOR_KILL_ROUNDS=19 $(CARGO) test --locked --test apiserver_leader -- --nocapture
 
+.PHONY: soak
+soak: control-plane ## Change certificates, authorities, replicas and leaders under all the load that this machine makes
+	$(CARGO) build --locked --release
+	ECR_INJECTOR_SOAK_BINARY=$$PWD/target/release/ecr-injector $(CARGO) test --locked --test apiserver_soak -- --nocapture
+
 .PHONY: sabotage
 sabotage: ## Take each guard out of the code and see its test turn red
 	@tests/sabotage/run.sh

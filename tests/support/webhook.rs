@@ -165,6 +165,11 @@ impl Webhook {
         self.process.ended(STOP_LIMIT).await
     }
 
+    /// Waits for the end that something else has brought about.
+    pub async fn ended(&mut self) -> ExitStatus {
+        self.process.ended(STOP_LIMIT).await
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
