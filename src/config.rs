@@ -4,6 +4,7 @@
 //! a default, so an empty file serves.
 
 mod identities;
+pub mod live;
 mod refresh;
 
 use std::{collections::BTreeSet, path::Path};

@@ -205,7 +205,7 @@ impl Flags {
             &metrics,
             wiring.secrets.clone(),
             wiring.namespaces.clone(),
-            wiring.rules.clone(),
+            wiring.live.rules.clone(),
             wiring.clock.clone(),
         );
         test_guard(&wiring, synced.clone());
@@ -281,7 +281,6 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 fn webhook(wiring: &Wiring, events: Events) -> Webhook {
     let ensurer = Ensurer::new(Parts {
         writer: wiring.writer(&wiring.cluster.client),
-        rules: wiring.rules.clone(),
         namespaces: wiring.namespaces.clone(),
         tokens: wiring.tokens.clone(),
         metrics: wiring.metrics.clone(),
@@ -289,7 +288,7 @@ fn webhook(wiring: &Wiring, events: Events) -> Webhook {
         stop: wiring.stop.clone(),
     });
     Webhook::new(
-        wiring.rules.clone(),
+        wiring.live.rules.clone(),
         wiring.namespaces.clone(),
         wiring.secrets.clone(),
         ensurer,
@@ -305,7 +304,7 @@ fn test_guard(wiring: &Wiring, synced: [Condition; 2]) {
         wiring.cluster.client.clone(),
         wiring.cluster.own_namespace.clone(),
     );
-    let (name, metrics) = (wiring.rules.secret_name.clone(), wiring.metrics.clone());
+    let (name, metrics) = (wiring.secret_name(), wiring.metrics.clone());
     wiring.spawn(async move {
         readiness::all_held(&synced).await;
         guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &metrics).await;

@@ -7,21 +7,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::AwsFlags;
 use crate::{
-    admission::decide::Rules,
     aws::Surroundings,
     clock::{Clock, SystemClock},
     cluster::Cluster,
-    config::{Config, OptIn, Refresh},
+    config::{Config, live::Live},
     events::{self, Events},
     metrics::Metrics,
     namespace::{changes::Changes, store::Namespaces},
     pull_secret::{store::PullSecrets, write::Writer},
     readiness::{Condition, Readiness},
-    refresher::{
-        self, Refresher,
-        schedule::{AfterGrace, Policy},
-        store::Live,
-    },
+    refresher::{self, Refresher, store},
     token::{cache::TokenCache, ecr::Ecr},
 };
 
@@ -47,9 +42,7 @@ impl WiringFlags {
 /// The parts.
 pub(super) struct Wiring {
     pub(super) cluster: Cluster,
-    pub(super) rules: Arc<Rules>,
-    pub(super) opt_in: OptIn,
-    pub(super) refresh: Refresh,
+    pub(super) live: Live,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) surroundings: Surroundings,
@@ -73,8 +66,14 @@ impl Wiring {
         let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let surroundings = Surroundings::read(&trust, metrics.clone()).await;
-        let cap = config.session_cap;
-        let ecr = Ecr::new(surroundings.clone(), cap, clock.clone(), metrics.clone());
+        let live = Live::new(config);
+        let config = live.config();
+        let ecr = Ecr::new(
+            surroundings.clone(),
+            live.session_cap.clone(),
+            clock.clone(),
+            metrics.clone(),
+        );
         let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
         let changes = Changes::default();
         let namespaces = Namespaces::new(
@@ -86,9 +85,7 @@ impl Wiring {
         let secrets = PullSecrets::new(changes.clone(), metrics.clone());
         Ok(Self {
             cluster,
-            rules: Arc::new(config.rules),
-            opt_in: config.opt_in,
-            refresh: config.refresh,
+            live,
             metrics,
             clock,
             surroundings,
@@ -99,6 +96,11 @@ impl Wiring {
             stop: CancellationToken::new(),
             changes,
         })
+    }
+
+    /// The pull secret's name, which stays the same while the process runs.
+    pub(super) fn secret_name(&self) -> String {
+        self.live.config().rules.secret_name.clone()
     }
 
     /// Runs something in the background until everything stops.
@@ -116,7 +118,7 @@ impl Wiring {
         let (watched, condition) = (self.namespaces.clone(), namespaces_synced.clone());
         self.spawn(async move { watched.run(condition).await });
         let (watched, condition) = (self.secrets.clone(), secrets_synced.clone());
-        let (client, name) = (self.cluster.client.clone(), self.rules.secret_name.clone());
+        let (client, name) = (self.cluster.client.clone(), self.secret_name());
         self.spawn(async move { watched.run(client, &name, condition).await });
         [namespaces_synced, secrets_synced]
     }
@@ -125,7 +127,7 @@ impl Wiring {
     pub(super) fn writer(&self, client: &kube::Client) -> Writer {
         Writer::new(
             client.clone(),
-            self.rules.clone(),
+            self.secret_name(),
             self.secrets.clone(),
             self.clock.clone(),
             self.metrics.clone(),
@@ -136,7 +138,7 @@ impl Wiring {
     pub(super) fn events(&self) -> Events {
         Events::new(events::Parts {
             client: self.cluster.client.clone(),
-            secret_name: self.rules.secret_name.clone(),
+            secret_name: self.secret_name(),
             instance: instance(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
@@ -147,25 +149,14 @@ impl Wiring {
 
     /// Who keeps pull secrets fresh.
     pub(super) fn refresher(&self, events: Option<Events>) -> Refresher {
-        let after_grace = if self.refresh.removes {
-            AfterGrace::Remove
-        } else {
-            AfterGrace::Retire
-        };
         Refresher::new(refresher::Parts {
-            store: Arc::new(Live {
+            store: Arc::new(store::Live {
                 namespaces: self.namespaces.clone(),
                 secrets: self.secrets.clone(),
                 writer: self.writer(&self.cluster.refresher),
             }),
             tokens: self.tokens.clone(),
-            policy: Policy {
-                rules: self.rules.clone(),
-                prewarm: self.refresh.prewarm.clone(),
-                grace: self.refresh.grace,
-                after_grace,
-            },
-            writes_per_second: self.refresh.writes_per_second,
+            policy: self.live.policy.clone(),
             changes: self.changes.clone(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
