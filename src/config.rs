@@ -6,12 +6,14 @@
 mod identities;
 pub mod live;
 mod refresh;
+pub mod watched;
 
 use std::{collections::BTreeSet, path::Path};
 
 use jiff::SignedDuration;
 use serde::Deserialize;
 use thiserror::Error;
+use tracing_subscriber::EnvFilter;
 
 pub use self::refresh::Refresh;
 use self::{
@@ -48,6 +50,8 @@ pub struct Config {
     pub session_cap: SessionCap,
     /// How pull secrets are kept.
     pub refresh: Refresh,
+    /// What is logged, in the form of `RUST_LOG`, if the file says so.
+    pub log_filter: Option<String>,
 }
 
 /// The label that opts a namespace in. The registration's selector and the guard name the same.
@@ -110,6 +114,7 @@ struct File {
     prewarm: Option<Vec<String>>,
     opt_out_grace: Option<FileDuration>,
     opt_out_remove: Option<bool>,
+    log: Option<FileLog>,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +153,12 @@ struct FileLimits {
     registries_per_secret: Option<usize>,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileLog {
+    filter: Option<String>,
+}
+
 /// A wrong field and what is wrong with it, before the file's name is known.
 type Wrong = (String, String);
 
@@ -159,12 +170,7 @@ impl Config {
 
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: name.clone(),
-            source,
-        })?;
-        Self::parse(&text, &name)
+        Self::parse(&text_of(path)?, &path.display().to_string())
     }
 
     /// Checks a file's text; `path` is for the errors alone.
@@ -227,6 +233,7 @@ impl Default for Config {
             },
             session_cap: SessionCap::default(),
             refresh: Refresh::default(),
+            log_filter: None,
         }
     }
 }
@@ -268,6 +275,9 @@ impl File {
             self.default_identity,
             self.cluster_name.as_deref(),
         )?;
+        if let Some(filter) = self.log.and_then(|log| log.filter) {
+            config.log_filter = Some(log_filter(filter)?);
+        }
         let keeping = refresh::File {
             prewarm: self.prewarm,
             refresh: self.refresh,
@@ -296,6 +306,13 @@ impl File {
         }
         Ok(())
     }
+}
+
+fn text_of(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.display().to_string(),
+        source,
+    })
 }
 
 fn secret_name(name: String) -> Result<String, Wrong> {
@@ -400,6 +417,22 @@ fn check_cluster_name(name: &str) -> Result<(), Wrong> {
     }
     let message = format!("expected 1 to 100 letters, digits and any of _.-, got {name:?}");
     Err(("clusterName".into(), message))
+}
+
+/// What the subscriber of the logs takes. It takes an empty text too, and then logs nothing but errors.
+fn log_filter(text: String) -> Result<String, Wrong> {
+    let wrong = |why: String| {
+        let message =
+            format!("expected a filter such as info or info,ecr_injector=debug, got {text:?}{why}");
+        ("log.filter".to_owned(), message)
+    };
+    if text.trim().is_empty() {
+        return Err(wrong(String::new()));
+    }
+    EnvFilter::builder()
+        .parse(&text)
+        .map_err(|error| wrong(format!(": {error}")))?;
+    Ok(text)
 }
 
 /// A duration such as `90m`, `1h30m` or `24h`, in seconds.

@@ -172,7 +172,7 @@ impl Flags {
         let mut signals = Signals::listen().context("listening for signals")?;
         let socket = bind(self.listen, "--listen").await?;
         let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
-        let wiring = Wiring::new(&self.wiring).await?;
+        let mut wiring = Wiring::new(&self.wiring).await?;
         let settings = self.lease.settings(wiring.cluster.own_namespace.clone())?;
         let (metrics, tasks, stop) = (
             wiring.metrics.clone(),
@@ -196,6 +196,7 @@ impl Flags {
             metrics.clone(),
             files::PERIOD,
         ));
+        wiring.follow_file();
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
         let serving = readiness.condition("serving");

@@ -10,7 +10,11 @@ use crate::{
     aws::Surroundings,
     clock::{Clock, SystemClock},
     cluster::Cluster,
-    config::{Config, live::Live},
+    config::{
+        Config, ConfigError,
+        live::Live,
+        watched::{self, Watched},
+    },
     events::{self, Events},
     metrics::Metrics,
     namespace::{changes::Changes, store::Namespaces},
@@ -37,12 +41,22 @@ impl WiringFlags {
     pub(super) fn has_config(&self) -> bool {
         self.config.is_some()
     }
+
+    fn config(&self) -> Result<(Config, Option<Watched>), ConfigError> {
+        let Some(path) = &self.config else {
+            return Ok((Config::default(), None));
+        };
+        let (config, file) = Watched::load(path)?;
+        Ok((config, Some(file)))
+    }
 }
 
 /// The parts.
 pub(super) struct Wiring {
     pub(super) cluster: Cluster,
     pub(super) live: Live,
+    /// Where the configuration comes from, to be followed.
+    pub(super) file: Option<Watched>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) surroundings: Surroundings,
@@ -59,14 +73,14 @@ pub(super) struct Wiring {
 impl Wiring {
     /// Reads the configuration and makes the parts. No call leaves yet.
     pub(super) async fn new(flags: &WiringFlags) -> anyhow::Result<Self> {
-        let config = Config::of(flags.config.as_deref())?;
+        let (config, file) = flags.config()?;
         let trust = flags.aws.trust()?;
         let cluster = Cluster::connect(flags.kubeconfig.as_deref()).await?;
-        let config = config.excluding(cluster.own_namespace.clone());
         let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        metrics.config_applied(clock.now());
         let surroundings = Surroundings::read(&trust, metrics.clone()).await;
-        let live = Live::new(config);
+        let live = Live::new(config, cluster.own_namespace.clone());
         let config = live.config();
         let ecr = Ecr::new(
             surroundings.clone(),
@@ -86,6 +100,7 @@ impl Wiring {
         Ok(Self {
             cluster,
             live,
+            file,
             metrics,
             clock,
             surroundings,
@@ -109,6 +124,18 @@ impl Wiring {
         self.tasks.spawn(async move {
             stop.run_until_cancelled(work).await;
         });
+    }
+
+    /// Begins to follow the configuration's file, if there is one.
+    pub(super) fn follow_file(&mut self) {
+        if let Some(file) = self.file.take() {
+            self.spawn(file.follow(
+                self.live.clone(),
+                self.clock.clone(),
+                self.metrics.clone(),
+                watched::PERIOD,
+            ));
+        }
     }
 
     /// Starts both watches. The conditions hold once they have brought what there is.

@@ -6,6 +6,7 @@ use super::Config;
 use crate::{
     admission::decide::Rules,
     current::{Current, Follower},
+    namespace::Namespace,
     refresher::schedule::{AfterGrace, Policy},
     token::SessionCap,
 };
@@ -17,6 +18,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Live {
     config: Current<Config>,
+    /// The namespace that we run in: excluded whatever the file says.
+    own: Option<Namespace>,
     /// What admissions are decided by.
     pub rules: Current<Rules>,
     /// What the leader plans by.
@@ -26,15 +29,17 @@ pub struct Live {
 }
 
 impl Live {
-    /// Begins with a configuration.
+    /// Begins with a configuration, in a namespace of ours if this is a Pod.
     #[must_use]
-    pub fn new(config: Config) -> Self {
+    pub fn new(config: Config, own: Option<Namespace>) -> Self {
+        let config = config.excluding(own.clone());
         let rules = Arc::new(config.rules.clone());
         Self {
             policy: Current::new(policy(&config, rules.clone())),
             rules: Current::new(rules),
             session_cap: Current::new(config.session_cap),
             config: Current::new(config),
+            own,
         }
     }
 
@@ -56,7 +61,8 @@ impl Live {
     /// The watches select by the name and the label from their start, and the guard, RBAC and the registration name the
     /// same: a new name is a new set of Secrets, and whoever changes it has to change all four.
     #[must_use]
-    pub fn replace(&self, mut config: Config) -> Vec<&'static str> {
+    pub fn replace(&self, config: Config) -> Vec<&'static str> {
+        let mut config = config.excluding(self.own.clone());
         let running = self.config.get();
         let mut kept = Vec::new();
         for (field, is, wanted) in [

@@ -1,5 +1,6 @@
 //! A configuration that changes while a replica leads: the term goes on, and all is planned by the new one.
 
+use ecr_injector::config::watched::{PERIOD, Watched};
 use jiff::SignedDuration;
 
 use super::support::sim::{Sim, most_in_a_second, namespace};
@@ -45,6 +46,39 @@ async fn a_changed_identity_is_minted_anew_with_no_new_term_and_all_others_stay(
         );
     }
     assert!(!leader.work.is_finished());
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_follows_the_file_and_a_bad_one_changes_nothing() {
+    let sim = Sim::new("");
+    let teams = sim.teams("a", 3, &[IRELAND], Some(SignedDuration::ZERO));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yaml");
+    std::fs::write(&path, "").unwrap();
+    let (_, watched) = Watched::load(&path).unwrap();
+    let (live, clock, metrics) = (sim.live.clone(), sim.clock.clone(), sim.metrics.clone());
+    tokio::spawn(watched.follow(live, clock, metrics, PERIOD));
+    let leader = sim.lead();
+    for bad in [
+        format!("{IDENTITIES}secretNam: x"),
+        IDENTITIES.replace("arn:aws:", ""),
+    ] {
+        std::fs::write(&path, bad).unwrap();
+        sim.after(30.0).await;
+        assert_eq!(
+            (sim.cluster.take_writes().len(), sim.aws.total()),
+            (0, (0, 0))
+        );
+        assert_eq!(sim.count("ecr_injector_config_file_refused"), 1);
+    }
+    std::fs::write(&path, IDENTITIES).unwrap();
+    sim.after(8.0).await;
+    assert_eq!(sim.cluster.take_writes().len(), teams.len());
+    assert_eq!(
+        minted_by(&sim, "a-0", IRELAND),
+        Some(wanted_by(&sim, "a-0"))
+    );
     leader.stop().await;
 }
 

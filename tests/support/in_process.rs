@@ -95,7 +95,7 @@ impl InProcess {
         let mint = Arc::new(FakeMint::default());
         let clock = Arc::new(FixedClock::default());
         let metrics = Arc::new(Metrics::default());
-        let live = Live::new(config);
+        let live = Live::new(config, None);
         let router = router(&api, &live, &mint, &clock, &metrics);
         Self {
             api,

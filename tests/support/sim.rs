@@ -590,7 +590,7 @@ impl Sim {
             cluster,
             metrics: Arc::new(Metrics::default()),
             tokens,
-            live: Live::new(config),
+            live: Live::new(config, None),
         }
     }
 
