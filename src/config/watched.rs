@@ -121,7 +121,9 @@ impl Watched {
         };
         let before = self.refused.as_ref().map(|refused| &refused.complaint);
         if before != Some(&complaint) {
-            tracing::error!(error = %complaint, "a changed configuration is refused as a whole; the last good one stays in use");
+            // What the YAML parser shows of the file in further lines is for a terminal.
+            let error = complaint.lines().next().unwrap_or_default();
+            tracing::error!(%error, "a changed configuration is refused as a whole; the last good one stays in use");
             metrics.config_reload(Reload::Refused);
         }
         metrics.config_refused.set(1);
