@@ -1,7 +1,7 @@
 //! The configuration's file while the process runs: read again whenever it changes.
 //!
 //! It is read every few seconds and compared: a kubelet changes a mounted `ConfigMap` by swapping a symlink, and a notice of
-//! the file system tells of that only to who watches the right folder.
+//! the file system tells of that only to who watches the right folder. What is new is taken once it was read twice running.
 
 use std::{
     error::Error as _,
@@ -27,6 +27,8 @@ pub struct Watched {
     path: PathBuf,
     /// What is in use, as it was read.
     taken: String,
+    /// What was read last, if it was new then.
+    seen: Option<String>,
     refused: Option<Refused>,
 }
 
@@ -46,6 +48,7 @@ impl Watched {
         let watched = Self {
             path: path.to_owned(),
             taken,
+            seen: None,
             refused: None,
         };
         Ok((config, watched))
@@ -76,8 +79,15 @@ impl Watched {
             return;
         }
         if text == self.taken {
+            self.seen = None;
             return self.is_as_before(metrics);
         }
+        // Whoever writes a file in place empties it first, and the first half of a configuration is one too.
+        if self.seen.as_ref() != Some(&text) {
+            self.seen = Some(text);
+            return;
+        }
+        self.seen = None;
         match Config::parse(&text, &self.path.display().to_string()) {
             Ok(config) => {
                 let kept = live.replace(config);
@@ -172,10 +182,10 @@ mod tests {
             self.folder.path().join("config.yaml")
         }
 
-        /// Changes the file and lets the follower look.
+        /// Changes the file and lets the follower look at it.
         async fn write(&self, text: &str) {
             std::fs::write(self.path(), text).expect("written");
-            a_period_later().await;
+            two_periods_later().await;
         }
 
         /// Generation, applied, refused, whether the file is refused now, and whether a restart is needed.
@@ -207,10 +217,15 @@ mod tests {
         sleep(PERIOD + Duration::from_millis(10)).await;
     }
 
+    /// Lets it see that what is new stays.
+    async fn two_periods_later() {
+        sleep(2 * PERIOD + Duration::from_millis(10)).await;
+    }
+
     const DENY: &str = "onFailure: deny\n";
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_file_is_in_use_after_the_next_look() {
+    async fn a_changed_file_is_in_use_once_it_was_read_twice() {
         let bed = Bed::following("");
         let mut follower = bed.live.follow();
         a_period_later().await;
@@ -273,6 +288,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_half_written_is_neither_taken_nor_refused() {
+        let bed = Bed::following(DENY);
+        // The middle of each is a look.
+        for half in ["", "# to be continued", "allow: {accounts: ["] {
+            std::fs::write(bed.path(), half).expect("written");
+            a_period_later().await;
+            assert!(bed.denies(), "{half:?}");
+            assert_eq!(bed.counted(), [1, 0, 0, 0, 0], "{half:?}");
+        }
+        bed.write("onFailure: deny\nallow: {accounts: [\"123456789012\"]}")
+            .await;
+        assert_eq!(bed.counted(), [2, 1, 0, 0, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_cant_change_stays_and_the_rest_of_the_file_is_in_use() {
         let bed = Bed::following("");
         let other =
@@ -314,7 +344,7 @@ mod tests {
         let bed = Bed::over(folder);
         assert!(!bed.denies());
         std::fs::rename(tmp, data).expect("swapped");
-        a_period_later().await;
+        two_periods_later().await;
         assert!(bed.denies());
     }
 }

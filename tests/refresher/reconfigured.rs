@@ -73,7 +73,7 @@ async fn a_leader_follows_the_file_and_a_bad_one_changes_nothing() {
         assert_eq!(sim.count("ecr_injector_config_file_refused"), 1);
     }
     std::fs::write(&path, IDENTITIES).unwrap();
-    sim.after(8.0).await;
+    sim.after(15.0).await;
     assert_eq!(sim.cluster.take_writes().len(), teams.len());
     assert_eq!(
         minted_by(&sim, "a-0", IRELAND),
