@@ -38,7 +38,7 @@ test: control-plane ## Run every test that CI runs
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
-	$(CARGO) test --locked --lib --test rooms --test manifests --test admission_golden --test preview \
+	$(CARGO) test --locked --lib --test rooms --test manifests --test config_file --test admission_golden --test preview \
 		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test refresher --test watch
 
 .PHONY: kill-rounds
@@ -73,6 +73,10 @@ lint: ## Format check, clippy, one TLS provider, licences and bans
 	@tests/one-tls-provider.sh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): licences, bans and sources not checked"; fi
+
+.PHONY: schema
+schema: ## Write docs/config.schema.json, the JSON Schema of the configuration, anew
+	UPDATE=1 $(CARGO) test --locked --quiet --test config_file the_schema_in_docs
 
 .PHONY: docs
 docs: ## Build the API documentation, with warnings as errors

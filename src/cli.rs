@@ -2,6 +2,7 @@
 
 mod certificates;
 pub mod cleanup;
+pub mod config;
 pub mod identity;
 mod once;
 pub mod preview;
@@ -50,6 +51,7 @@ enum Command {
     Identity(identity::Flags),
     Refresh(refresh::Flags),
     Cleanup(cleanup::Flags),
+    Config(config::Flags),
 }
 
 /// How AWS is reached, for the commands that ask it.
@@ -125,6 +127,7 @@ impl Cli {
             Command::Identity(flags) => flags.run(),
             Command::Refresh(flags) => flags.run(),
             Command::Cleanup(flags) => flags.run(),
+            Command::Config(flags) => flags.run(),
         };
         result.unwrap_or_else(|error| {
             // If nobody reads the error, there is nobody left to tell.

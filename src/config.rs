@@ -4,13 +4,19 @@
 //! a default, so an empty file serves.
 
 mod identities;
+pub mod live;
 mod refresh;
+pub mod schema;
+mod shape;
+pub mod watched;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, fmt, path::Path};
 
 use jiff::SignedDuration;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use thiserror::Error;
+use tracing_subscriber::EnvFilter;
 
 pub use self::refresh::Refresh;
 use self::{
@@ -47,6 +53,8 @@ pub struct Config {
     pub session_cap: SessionCap,
     /// How pull secrets are kept.
     pub refresh: Refresh,
+    /// What is logged, in the form of `RUST_LOG`, if the file says so.
+    pub log_filter: Option<String>,
 }
 
 /// The label that opts a namespace in. The registration's selector and the guard name the same.
@@ -77,78 +85,170 @@ pub enum ConfigError {
         /// What the parser said.
         message: String,
     },
-    /// A field has a wrong value.
-    #[error("{path}: {field}: {message}")]
-    Field {
+    /// Fields have wrong values.
+    #[error("{path}: {}", listed(.wrong))]
+    Fields {
         /// The file.
         path: String,
-        /// The field, as a path from the document's root.
-        field: String,
-        /// What is wrong, and what would be right.
-        message: String,
+        /// Each of them, in the order of the checks; there is at least one.
+        wrong: Vec<Wrong>,
     },
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
-    api_version: Option<String>,
-    kind: Option<String>,
-    secret_name: Option<String>,
-    opt_in: Option<FileOptIn>,
-    on_failure: Option<FileOnFailure>,
-    allow: Option<FileAllow>,
-    aliases: Option<Vec<FileAlias>>,
-    limits: Option<FileLimits>,
-    public_ecr: Option<bool>,
-    cluster_name: Option<String>,
-    identities: Option<Vec<FileRule>>,
-    namespace_roles: Option<FileNamespaceRoles>,
-    default_identity: Option<FileDefaultIdentity>,
-    refresh: Option<FileRefresh>,
-    prewarm: Option<Vec<String>>,
-    opt_out_grace: Option<FileDuration>,
-    opt_out_remove: Option<bool>,
+/// A wrong field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    /// The field, as a path from the document's root.
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
 }
 
-#[derive(Deserialize)]
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+fn listed(wrong: &[Wrong]) -> String {
+    let lines: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}
+
+fn wrong(field: impl Into<String>, message: impl Into<String>) -> Wrong {
+    Wrong {
+        field: field.into(),
+        message: message.into(),
+    }
+}
+
+/// All that is wrong, as it is found: whoever puts a file right wants to hear of everything at once.
+#[derive(Debug, Default)]
+struct Wrongs(Vec<Wrong>);
+
+impl Wrongs {
+    /// The value, or what is wrong with it is kept.
+    fn take<T>(&mut self, checked: Result<T, Wrong>) -> Option<T> {
+        checked.map_err(|wrong| self.0.push(wrong)).ok()
+    }
+}
+
+/// Configuration of ecr-injector. Every value has a default, so an empty file serves.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "Config")]
+struct File {
+    /// The format's version.
+    #[schemars(extend("enum" = [API_VERSION, null]))]
+    api_version: Option<String>,
+    /// The format's name.
+    #[schemars(extend("enum" = [KIND, null]))]
+    kind: Option<String>,
+    /// The pull secret's name in every namespace. RBAC and the guard name it too; a change needs a restart.
+    #[schemars(extend("default" = DEFAULT_SECRET_NAME, "pattern" = schema::OBJECT_NAME, "maxLength" = 253))]
+    secret_name: Option<String>,
+    /// Which namespaces are served.
+    opt_in: Option<FileOptIn>,
+    /// What becomes of a Pod whose pull secret can't be made in time.
+    #[schemars(extend("default" = "admit"))]
+    on_failure: Option<FileOnFailure>,
+    /// Which registries are minted for; without it all.
+    allow: Option<FileAllow>,
+    /// Other host names (a CNAME, a mirror) that stand for ECR registries.
+    aliases: Option<Vec<FileAlias>>,
+    /// How many registries are served.
+    limits: Option<FileLimits>,
+    /// Whether public.ecr.aws gets credentials as well.
+    #[schemars(extend("default" = false))]
+    public_ecr: Option<bool>,
+    /// Stands in for {cluster} in identities and namespaceRoles.
+    #[schemars(extend("pattern" = schema::CLUSTER_NAME))]
+    cluster_name: Option<String>,
+    /// Rules of who mints; the first that matches wins.
+    identities: Option<Vec<FileRule>>,
+    /// Which roles namespaces may name by their annotation ecr-injector.dev/role-arn.
+    namespace_roles: Option<FileNamespaceRoles>,
+    /// Who mints where neither a rule nor an annotation says so.
+    #[schemars(extend("default" = "ambient"))]
+    default_identity: Option<FileDefaultIdentity>,
+    /// How pull secrets are kept fresh.
+    refresh: Option<FileRefresh>,
+    /// The hosts whose credentials every opted-in namespace gets before a Pod names them: of ECR registries, or of aliases.
+    #[schemars(with = "Option<schema::Hosts>")]
+    prewarm: Option<Vec<String>>,
+    /// How long a pull secret is kept fresh after its namespace was opted out: 0 to 30 days, in hours.
+    #[schemars(extend("default" = "24h"))]
+    opt_out_grace: Option<FileDuration>,
+    /// Whether the pull secret is removed then; else it stays, marked as retired.
+    #[schemars(extend("default" = false))]
+    opt_out_remove: Option<bool>,
+    /// What is logged.
+    log: Option<FileLog>,
+}
+
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileOptIn {
+    /// The label's key. The registration and the guard name it too; a change needs a restart.
+    #[schemars(extend("default" = DEFAULT_OPT_IN_LABEL, "pattern" = schema::LABEL_KEY))]
     label: Option<String>,
+    /// The label's value. The registration and the guard name it too; a change needs a restart.
+    #[schemars(extend("default" = DEFAULT_OPT_IN_VALUE, "pattern" = schema::LABEL_VALUE))]
     value: Option<String>,
+    /// Namespaces that are left alone whatever their labels say; the one that ecr-injector runs in always is.
+    #[schemars(with = "Option<schema::Namespaces>", extend("default" = DEFAULT_EXCLUDED))]
     exclude_namespaces: Option<Vec<String>>,
 }
 
-#[derive(Deserialize, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum FileOnFailure {
+    /// It is admitted with the reference and a warning; its pulls succeed once the Secret is there.
     Admit,
+    /// It is refused (503); its controller tries again.
     Deny,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileAllow {
+    /// The accounts, each in quotes; none: all.
+    #[schemars(with = "Option<schema::Accounts>")]
     accounts: Option<Vec<String>>,
+    /// The regions; none: all.
+    #[schemars(with = "Option<schema::Regions>")]
     regions: Option<Vec<String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileAlias {
+    /// The host that images name.
+    #[schemars(extend("pattern" = schema::HOST))]
     host: String,
+    /// The ECR registry that it stands for.
+    #[schemars(extend("pattern" = schema::HOST))]
     registry: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileLimits {
+    /// The most registries of one Pod; more are not served, and its creator is warned.
+    #[schemars(extend("default" = DEFAULT_REGISTRIES_PER_POD, "minimum" = 1, "maximum" = MAX_REGISTRIES_PER_SECRET))]
     registries_per_pod: Option<usize>,
+    /// The most registries in one pull secret.
+    #[schemars(extend("default" = DEFAULT_REGISTRIES_PER_SECRET, "minimum" = 1, "maximum" = MAX_REGISTRIES_PER_SECRET))]
     registries_per_secret: Option<usize>,
 }
 
-/// A wrong field and what is wrong with it, before the file's name is known.
-type Wrong = (String, String);
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileLog {
+    /// What is logged, in the form of RUST_LOG, such as info or `info,ecr_injector=debug`; without it what --log says.
+    #[schemars(extend("minLength" = 1))]
+    filter: Option<String>,
+}
 
 impl Config {
     /// The file's if one is named; without one every value has its default.
@@ -158,42 +258,23 @@ impl Config {
 
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: name.clone(),
-            source,
-        })?;
-        Self::parse(&text, &name)
+        Self::parse(&text_of(path)?, &path.display().to_string())
     }
 
     /// Checks a file's text; `path` is for the errors alone.
     pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
-        let field = |(field, message): Wrong| ConfigError::Field {
+        let value = value_of(text).map_err(|message| ConfigError::Yaml {
             path: path.to_owned(),
-            field,
             message,
-        };
-        let value: serde_json::Value = if text
-            .lines()
-            .all(|line| line.trim_start().is_empty() || line.trim_start().starts_with('#'))
-        {
-            serde_json::Value::Null
-        } else {
-            // Comments that are kept are counted, and the parser gives up at the 33rd line in a row.
-            let options = serde_saphyr::options! { emit_comments: false };
-            serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-                ConfigError::Yaml {
-                    path: path.to_owned(),
-                    message: error.to_string(),
-                }
-            })?
-        };
+        })?;
         if value.is_null() {
             return Ok(Self::default());
         }
-        let file: File = serde_path_to_error::deserialize(value)
-            .map_err(|error| field((error.path().to_string(), error.inner().to_string())))?;
-        file.check().map_err(field)
+        let checked = shape::file_of(value).and_then(File::check);
+        checked.map_err(|wrong| ConfigError::Fields {
+            path: path.to_owned(),
+            wrong,
+        })
     }
 
     /// Leaves one more namespace alone: the one that we run in.
@@ -202,6 +283,17 @@ impl Config {
         self.rules.excluded.extend(own);
         self
     }
+}
+
+/// What a text says, before anybody asks whether it may. `null` if it says nothing.
+fn value_of(text: &str) -> Result<serde_json::Value, String> {
+    let says_nothing = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    if text.lines().all(says_nothing) {
+        return Ok(serde_json::Value::Null);
+    }
+    // Comments that are kept are counted, and the parser gives up at the 33rd line in a row.
+    let options = serde_saphyr::options! { emit_comments: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
 }
 
 impl Default for Config {
@@ -226,19 +318,23 @@ impl Default for Config {
             },
             session_cap: SessionCap::default(),
             refresh: Refresh::default(),
+            log_filter: None,
         }
     }
 }
 
 impl File {
-    fn check(self) -> Result<Config, Wrong> {
-        self.check_header()?;
+    fn check(self) -> Result<Config, Vec<Wrong>> {
+        let mut wrongs = Wrongs::default();
+        self.check_header(&mut wrongs);
         let mut config = Config::default();
-        if let Some(name) = self.secret_name {
-            config.rules.secret_name = secret_name(name)?;
+        if let Some(name) = self.secret_name
+            && let Some(name) = wrongs.take(secret_name(name))
+        {
+            config.rules.secret_name = name;
         }
         if let Some(opt_in) = self.opt_in {
-            opt_in.check(&mut config)?;
+            opt_in.check(&mut config, &mut wrongs);
         }
         if let Some(on_failure) = self.on_failure {
             config.rules.on_failure = match on_failure {
@@ -247,101 +343,111 @@ impl File {
             };
         }
         if let Some(allow) = self.allow {
-            config.rules.allow = allow.check()?;
+            config.rules.allow = allow.check(&mut wrongs);
         }
+        let before = wrongs.0.len();
         if let Some(aliases) = self.aliases {
-            config.rules.aliases = check_aliases(aliases)?;
+            config.rules.aliases = check_aliases(aliases, &mut wrongs);
         }
         if self.public_ecr == Some(true) {
             config.rules.aliases = config.rules.aliases.with_public();
         }
         if let Some(limits) = self.limits {
-            limits.check(&mut config)?;
+            limits.check(&mut config, &mut wrongs);
         }
-        if let Some(name) = &self.cluster_name {
-            check_cluster_name(name)?;
+        // Whether a host can be warmed ahead hangs on both.
+        let prewarm = self.prewarm.filter(|_| wrongs.0.len() == before);
+        let name = self.cluster_name.as_deref();
+        if let Some(name) = name {
+            wrongs.take(check_cluster_name(name));
         }
+        // What is wrong with the name is not wrong with all that it stands in.
+        let name = name.map(|name| check_cluster_name(name).map_or("cluster", |()| name));
         config.rules.identities = identities::check(
             self.identities.unwrap_or_default(),
             self.namespace_roles,
             self.default_identity,
-            self.cluster_name.as_deref(),
-        )?;
+            name,
+            &mut wrongs,
+        );
         let keeping = refresh::File {
-            prewarm: self.prewarm,
+            prewarm,
             refresh: self.refresh,
             grace: self.opt_out_grace,
             removes: self.opt_out_remove,
         };
+        let most = config.rules.registries_per_secret;
         (config.refresh, config.session_cap) =
-            keeping.check(&config.rules.aliases, config.rules.registries_per_secret)?;
-        Ok(config)
+            keeping.check(&config.rules.aliases, most, &mut wrongs);
+        if let Some(filter) = self.log.and_then(|log| log.filter) {
+            config.log_filter = wrongs.take(log_filter(filter));
+        }
+        if wrongs.0.is_empty() {
+            Ok(config)
+        } else {
+            Err(wrongs.0)
+        }
     }
 
-    fn check_header(&self) -> Result<(), Wrong> {
+    fn check_header(&self, wrongs: &mut Wrongs) {
         for (field, given, expected) in [
             ("apiVersion", &self.api_version, API_VERSION),
             ("kind", &self.kind, KIND),
         ] {
-            if given.as_ref().is_some_and(|given| given != expected) {
-                return Err((
-                    field.into(),
-                    format!(
-                        "expected {expected}, got {:?}",
-                        given.as_deref().unwrap_or("")
-                    ),
-                ));
+            if let Some(given) = given.as_ref().filter(|given| *given != expected) {
+                let message = format!("expected {expected}, got {given:?}");
+                wrongs.0.push(wrong(field, message));
             }
         }
-        Ok(())
     }
+}
+
+fn text_of(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.display().to_string(),
+        source,
+    })
 }
 
 fn secret_name(name: String) -> Result<String, Wrong> {
     let valid = name.len() <= 253 && name.split('.').all(namespace::is_label);
     if valid {
-        Ok(name)
-    } else {
-        Err((
-            "secretName".into(),
-            format!("{name:?} can't be the name of a Secret"),
-        ))
+        return Ok(name);
     }
+    let message = format!("{name:?} can't be the name of a Secret");
+    Err(wrong("secretName", message))
 }
 
 impl FileOptIn {
-    fn check(self, config: &mut Config) -> Result<(), Wrong> {
+    fn check(self, config: &mut Config, wrongs: &mut Wrongs) {
         if let Some(label) = self.label {
             let (prefix, name) = label.rsplit_once('/').unwrap_or(("example.com", &label));
-            if !is_label_part(name)
-                || name.is_empty()
-                || !prefix.split('.').all(namespace::is_label)
+            if is_label_part(name) && !name.is_empty() && prefix.split('.').all(namespace::is_label)
             {
-                return Err((
-                    "optIn.label".into(),
-                    format!("{label:?} can't be a label's key"),
-                ));
+                config.opt_in.label = label;
+            } else {
+                let message = format!("{label:?} can't be a label's key");
+                wrongs.0.push(wrong("optIn.label", message));
             }
-            config.opt_in.label = label;
         }
         if let Some(value) = self.value {
-            if !is_label_part(&value) {
-                return Err((
-                    "optIn.value".into(),
-                    format!("{value:?} can't be a label's value"),
-                ));
+            if is_label_part(&value) {
+                config.opt_in.value = value;
+            } else {
+                let message = format!("{value:?} can't be a label's value");
+                wrongs.0.push(wrong("optIn.value", message));
             }
-            config.opt_in.value = value;
         }
         if let Some(names) = self.exclude_namespaces {
+            let field = "optIn.excludeNamespaces";
             config.rules.excluded = each(
-                "optIn.excludeNamespaces",
+                field,
                 &names,
                 "a namespace's name",
                 Namespace::parse,
-            )?;
+                wrongs,
+            );
         }
-        Ok(())
     }
 }
 
@@ -358,37 +464,51 @@ fn is_label_part(text: &str) -> bool {
 }
 
 impl FileAllow {
-    fn check(self) -> Result<Allow, Wrong> {
-        Ok(Allow {
-            accounts: each(
-                "allow.accounts",
-                &self.accounts.unwrap_or_default(),
-                "12 digits in quotes",
-                AccountId::parse,
-            )?,
-            regions: each(
-                "allow.regions",
-                &self.regions.unwrap_or_default(),
-                "a region such as eu-west-1",
-                Region::parse,
-            )?,
-        })
+    fn check(self, wrongs: &mut Wrongs) -> Allow {
+        Allow {
+            accounts: accounts("allow", self.accounts, wrongs),
+            regions: regions("allow", self.regions, wrongs),
+        }
     }
 }
 
-fn check_aliases(aliases: Vec<FileAlias>) -> Result<Aliases, Wrong> {
+fn accounts(field: &str, texts: Option<Vec<String>>, wrongs: &mut Wrongs) -> BTreeSet<AccountId> {
+    let (field, texts) = (format!("{field}.accounts"), texts.unwrap_or_default());
+    each(
+        &field,
+        &texts,
+        "12 digits in quotes",
+        AccountId::parse,
+        wrongs,
+    )
+}
+
+fn regions(field: &str, texts: Option<Vec<String>>, wrongs: &mut Wrongs) -> BTreeSet<Region> {
+    let (field, texts) = (format!("{field}.regions"), texts.unwrap_or_default());
+    let expected = "a region such as eu-west-1";
+    each(&field, &texts, expected, Region::parse, wrongs)
+}
+
+fn check_aliases(aliases: Vec<FileAlias>, wrongs: &mut Wrongs) -> Aliases {
     let mut pairs = Vec::with_capacity(aliases.len());
+    let mut good = Aliases::default();
     for (at, alias) in aliases.into_iter().enumerate() {
-        let registry: Registry = alias
-            .registry
-            .parse()
-            .map_err(|error| (format!("aliases[{at}].registry"), format!("{error}")))?;
+        let registry = alias.registry.parse::<Registry>();
+        let registry =
+            registry.map_err(|e| wrong(format!("aliases[{at}].registry"), e.to_string()));
+        let Some(registry) = wrongs.take(registry) else {
+            continue;
+        };
         pairs.push((alias.host, registry));
         // The whole list again for each entry: that is how an error knows which one it was.
-        Aliases::new(pairs.iter().cloned())
-            .map_err(|error| (format!("aliases[{at}].host"), error.to_string()))?;
+        let all = Aliases::new(pairs.iter().cloned());
+        let all = all.map_err(|e| wrong(format!("aliases[{at}].host"), e.to_string()));
+        match wrongs.take(all) {
+            Some(all) => good = all,
+            None => drop(pairs.pop()),
+        }
     }
-    Aliases::new(pairs).map_err(|error| ("aliases".into(), error.to_string()))
+    good
 }
 
 /// What EKS takes for a cluster's name, so that it fits wherever it is put in.
@@ -398,7 +518,23 @@ fn check_cluster_name(name: &str) -> Result<(), Wrong> {
         return Ok(());
     }
     let message = format!("expected 1 to 100 letters, digits and any of _.-, got {name:?}");
-    Err(("clusterName".into(), message))
+    Err(wrong("clusterName", message))
+}
+
+/// What the subscriber of the logs takes. It takes an empty text too, and then logs nothing but errors.
+fn log_filter(text: String) -> Result<String, Wrong> {
+    let refuse = |why: String| {
+        let message =
+            format!("expected a filter such as info or info,ecr_injector=debug, got {text:?}{why}");
+        Err(wrong("log.filter", message))
+    };
+    if text.trim().is_empty() {
+        return refuse(String::new());
+    }
+    match EnvFilter::builder().parse(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => refuse(format!(": {error}")),
+    }
 }
 
 /// A duration such as `90m`, `1h30m` or `24h`, in seconds.
@@ -408,35 +544,40 @@ fn seconds(field: &str, text: &str) -> Result<u32, Wrong> {
         .and_then(|duration| u32::try_from(duration.as_secs()).ok())
         .ok_or_else(|| {
             let message = format!("expected a duration such as 90m or 24h, got {text:?}");
-            (field.to_owned(), message)
+            wrong(field, message)
         })
 }
 
 impl FileLimits {
-    fn check(self, config: &mut Config) -> Result<(), Wrong> {
-        let bounded = |field: &str, value: usize| {
+    fn check(self, config: &mut Config, wrongs: &mut Wrongs) {
+        let before = wrongs.0.len();
+        let rules = &mut config.rules;
+        for (field, given, limit) in [
+            (
+                "limits.registriesPerPod",
+                self.registries_per_pod,
+                &mut rules.registries_per_pod,
+            ),
+            (
+                "limits.registriesPerSecret",
+                self.registries_per_secret,
+                &mut rules.registries_per_secret,
+            ),
+        ] {
+            let Some(value) = given else {
+                continue;
+            };
             if (1..=MAX_REGISTRIES_PER_SECRET).contains(&value) {
-                Ok(value)
+                *limit = value;
             } else {
-                Err((
-                    field.to_owned(),
-                    format!("expected 1 to {MAX_REGISTRIES_PER_SECRET}, got {value}"),
-                ))
+                let message = format!("expected 1 to {MAX_REGISTRIES_PER_SECRET}, got {value}");
+                wrongs.0.push(wrong(field, message));
             }
-        };
-        if let Some(value) = self.registries_per_pod {
-            config.rules.registries_per_pod = bounded("limits.registriesPerPod", value)?;
         }
-        if let Some(value) = self.registries_per_secret {
-            config.rules.registries_per_secret = bounded("limits.registriesPerSecret", value)?;
+        if wrongs.0.len() == before && rules.registries_per_pod > rules.registries_per_secret {
+            let message = "registriesPerPod can't exceed registriesPerSecret";
+            wrongs.0.push(wrong("limits", message));
         }
-        if config.rules.registries_per_pod > config.rules.registries_per_secret {
-            return Err((
-                "limits".into(),
-                "registriesPerPod can't exceed registriesPerSecret".into(),
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -445,14 +586,11 @@ fn each<T: Ord>(
     texts: &[String],
     expected: &str,
     parse: impl Fn(&str) -> Option<T>,
-) -> Result<BTreeSet<T>, Wrong> {
-    let parsed = texts.iter().enumerate().map(|(at, text)| {
-        parse(text).ok_or_else(|| {
-            (
-                format!("{field}[{at}]"),
-                format!("expected {expected}, got {text:?}"),
-            )
-        })
+    wrongs: &mut Wrongs,
+) -> BTreeSet<T> {
+    let parsed = texts.iter().enumerate().filter_map(|(at, text)| {
+        let message = || format!("expected {expected}, got {text:?}");
+        wrongs.take(parse(text).ok_or_else(|| wrong(format!("{field}[{at}]"), message())))
     });
     parsed.collect()
 }

@@ -33,4 +33,5 @@ pub mod pod;
 pub mod registry;
 
 pub mod clock;
+pub mod current;
 pub mod metrics;

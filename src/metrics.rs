@@ -53,6 +53,14 @@ pub struct Metrics {
     certificate_expiry: Family<KindLabels, Gauge>,
     authority_steps: Family<StepLabels, Counter>,
     registration_trust: Gauge,
+    /// How many configurations have been in use, with the one that is.
+    pub config_generation: Gauge,
+    config_reloads: Family<OutcomeLabels, Counter>,
+    config_last_applied: Gauge,
+    /// 1 while the file can't be used that is there now, and an older one is in use.
+    pub config_refused: Gauge,
+    /// 1 while the file has another value than is in use for what can't change without a restart.
+    pub config_restart_needed: Gauge,
     /// Events that were not written because too many waited.
     pub events_dropped: Counter,
     earliest_expiry: Reading,
@@ -69,6 +77,25 @@ pub struct Metrics {
     pub oldest_overdue: Gauge,
     /// 1 if the guard refused what it must refuse, 0 if it let it pass, -1 while that isn't known.
     pub guard: Gauge,
+}
+
+/// What became of a changed configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// It is in use.
+    Applied,
+    /// It is refused as a whole.
+    Refused,
+}
+
+impl Reload {
+    fn labels(self) -> OutcomeLabels {
+        let outcome = match self {
+            Self::Applied => "applied",
+            Self::Refused => "refused",
+        };
+        OutcomeLabels { outcome }
+    }
 }
 
 /// What is measured when somebody looks.
@@ -204,6 +231,11 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             authority_steps: Family::default(),
             registration_trust: Gauge::default(),
+            config_generation: Gauge::default(),
+            config_reloads: Family::default(),
+            config_last_applied: Gauge::default(),
+            config_refused: Gauge::default(),
+            config_restart_needed: Gauge::default(),
             events_dropped: Counter::default(),
             earliest_expiry: Reading::default(),
             identity_expiries: Family::default(),
@@ -219,6 +251,9 @@ impl Default for Metrics {
             registry: Registry::default(),
         };
         metrics.guard.set(-1);
+        for outcome in [Reload::Applied, Reload::Refused] {
+            drop(metrics.config_reloads.get_or_create(&outcome.labels()));
+        }
         registry.register(
             "build",
             "The running version",
@@ -314,6 +349,31 @@ impl Default for Metrics {
             "registration_trusts_us",
             "1 while every entry of our registration trusts the self-managed authority that signs",
             metrics.registration_trust.clone(),
+        );
+        registry.register(
+            "config_generation",
+            "How many configurations have been in use since the start, with the one that is",
+            metrics.config_generation.clone(),
+        );
+        registry.register(
+            "config_reloads",
+            "Changes of the configuration's file that were applied, or refused as a whole",
+            metrics.config_reloads.clone(),
+        );
+        registry.register(
+            "config_last_applied_timestamp_seconds",
+            "When the configuration that is in use was applied, in seconds since 1970",
+            metrics.config_last_applied.clone(),
+        );
+        registry.register(
+            "config_file_refused",
+            "1 while the configuration's file can't be used, and what it last said stays in use",
+            metrics.config_refused.clone(),
+        );
+        registry.register(
+            "config_restart_needed",
+            "1 while the configuration's file has another value than is in use for a field that only a restart changes",
+            metrics.config_restart_needed.clone(),
         );
         registry.register(
             "lease_transitions",
@@ -431,6 +491,17 @@ impl Metrics {
                 outcome,
             })
             .inc();
+    }
+
+    /// One change of the configuration's file.
+    pub fn config_reload(&self, outcome: Reload) {
+        self.config_reloads.get_or_create(&outcome.labels()).inc();
+    }
+
+    /// One more configuration is in use since `at`.
+    pub fn config_applied(&self, at: Timestamp) {
+        self.config_generation.inc();
+        self.config_last_applied.set(at.as_second());
     }
 
     /// One HTTP request that was not answered with a review.

@@ -21,6 +21,7 @@ use self::{
 };
 use crate::{
     clock::Clock,
+    current::Current,
     events::Events,
     leader::Leadership,
     metrics::Metrics,
@@ -39,9 +40,7 @@ pub struct Parts {
     /// Where tokens come from.
     pub tokens: TokenCache,
     /// What the configuration says.
-    pub policy: Policy,
-    /// How many pull secrets may be written a second; as many reads may leave beside them.
-    pub writes_per_second: u32,
+    pub policy: Current<Policy>,
     /// Tells of what the watches see.
     pub changes: Changes,
     /// The time.

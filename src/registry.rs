@@ -390,6 +390,18 @@ impl Aliases {
         }
     }
 
+    /// How many other names there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.registries.len()
+    }
+
+    /// Whether the public gallery is served.
+    #[must_use]
+    pub fn serve_public(&self) -> bool {
+        self.public
+    }
+
     /// What a host that an image names stands for: the host to write in the pull secret, and the registry that a token
     /// is asked from. `None` if it is neither an alias nor an ECR registry.
     #[must_use]

@@ -1,6 +1,6 @@
 //! One admission from bytes to bytes: the one place where what decides meets what acts.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -14,6 +14,7 @@ use crate::{
         patch, warning,
     },
     clock::Clock,
+    current::Current,
     events::{Events, Happening},
     identity::Refusal,
     metrics::Metrics,
@@ -24,7 +25,6 @@ use crate::{
         store::PullSecrets,
     },
     registry::Host,
-    token::TokenKey,
 };
 
 /// The HTTP status of a refusal under `onFailure: deny`: try again later.
@@ -37,7 +37,7 @@ const MAX_LOGGED_BYTES: usize = 253;
 
 /// Answers reviews.
 pub struct Webhook {
-    rules: Arc<Rules>,
+    rules: Current<Rules>,
     namespaces: Namespaces,
     secrets: PullSecrets,
     ensurer: Ensurer,
@@ -59,7 +59,7 @@ impl Webhook {
     /// Makes one of its parts.
     #[must_use]
     pub fn new(
-        rules: Arc<Rules>,
+        rules: Current<Rules>,
         namespaces: Namespaces,
         secrets: PullSecrets,
         ensurer: Ensurer,
@@ -94,9 +94,11 @@ impl Webhook {
         deadline: Instant,
     ) -> Result<Vec<u8>, ReviewError> {
         let request = Request::parse(body)?;
-        let outcome = match demand(&request, &self.rules) {
-            Ok(demand) => self.answer(&request, demand, deadline).await,
-            Err(reason) => self.leave_alone(reason),
+        // The rules of this admission from here to its end.
+        let rules = self.rules.get();
+        let outcome = match demand(&request, &rules) {
+            Ok(demand) => self.answer(&request, demand, &rules, deadline).await,
+            Err(reason) => self.leave_alone(reason, &rules),
         };
         self.report(&request, &outcome, started.elapsed());
         Ok(outcome.response.to_json(&request))
@@ -106,9 +108,10 @@ impl Webhook {
     /// others without a pull secret, or not at all under `onFailure: deny`.
     pub fn turn_away(&self, body: &[u8], started: Instant) -> Result<Vec<u8>, ReviewError> {
         let request = Request::parse(body)?;
-        let outcome = match demand(&request, &self.rules) {
-            Err(reason) => self.leave_alone(reason),
-            Ok(_) if self.refuses(&request) => {
+        let rules = self.rules.get();
+        let outcome = match demand(&request, &rules) {
+            Err(reason) => self.leave_alone(reason, &rules),
+            Ok(_) if refuses(&request, &rules) => {
                 let message = "ecr-injector: too many Pods are created at this moment; try again";
                 Outcome {
                     response: Response {
@@ -116,21 +119,22 @@ impl Webhook {
                         ..Response::default()
                     },
                     decision: "refuse",
-                    ..self.leave_alone(Reason::Overloaded)
+                    ..self.leave_alone(Reason::Overloaded, &rules)
                 }
             }
-            Ok(_) => self.leave_alone(Reason::Overloaded),
+            Ok(_) => self.leave_alone(Reason::Overloaded, &rules),
         };
         self.report(&request, &outcome, started.elapsed());
         Ok(outcome.response.to_json(&request))
     }
 
-    /// Whether a Pod is refused whose pull secret isn't ready. An UPDATE never is: that would block a running Pod.
-    fn refuses(&self, request: &Request<'_>) -> bool {
-        self.rules.on_failure == OnFailure::Deny && request.operation == Operation::Create
-    }
-
-    async fn answer(&self, request: &Request<'_>, demand: Demand, deadline: Instant) -> Outcome {
+    async fn answer(
+        &self,
+        request: &Request<'_>,
+        demand: Demand,
+        rules: &Arc<Rules>,
+        deadline: Instant,
+    ) -> Outcome {
         let namespace = demand.namespace().clone();
         let opted_in = self.namespaces.opted_in(&namespace, deadline).await;
         let entry = self.secrets.get(&namespace);
@@ -141,31 +145,29 @@ impl Webhook {
             opted_in: opted_in.as_ref(),
             secret,
         };
-        let decision = decide(demand, &self.rules, &facts, self.clock.now());
+        let decision = decide(demand, rules, &facts, self.clock.now());
         // A dry run has no side effect.
         if !request.dry_run {
             self.tell(&namespace, opted_in.as_ref(), &decision);
         }
         match decision {
-            Decision::LeaveAlone(reason) => self.leave_alone(reason),
+            Decision::LeaveAlone(reason) => self.leave_alone(reason, rules),
             Decision::Inject(injection) => {
                 if injection.due {
                     self.metrics.due.inc();
                 }
-                self.inject(
-                    injection,
-                    if request.dry_run { "dry_run" } else { "cached" },
-                )
+                let reason = if request.dry_run { "dry_run" } else { "cached" };
+                self.inject(injection, reason, rules)
             }
             Decision::InjectAfterEnsuring(injection, missing) => {
                 match self
                     .ensurer
-                    .ensure(&namespace, missing.clone(), deadline)
+                    .ensure(&namespace, missing.clone(), rules, deadline)
                     .await
                 {
-                    Ok(()) => self.inject(injection, "ensured"),
-                    Err(EnsureError::Foreign(why)) => self.leave_alone(Reason::Foreign(why)),
-                    Err(error) => self.fail(request, injection, &missing, error),
+                    Ok(()) => self.inject(injection, "ensured", rules),
+                    Err(EnsureError::Foreign(why)) => self.leave_alone(Reason::Foreign(why), rules),
+                    Err(error) => self.fail(request, injection, missing.len(), error, rules),
                 }
             }
         }
@@ -185,11 +187,11 @@ impl Webhook {
         }
     }
 
-    fn leave_alone(&self, reason: Reason) -> Outcome {
+    fn leave_alone(&self, reason: Reason, rules: &Rules) -> Outcome {
         if let Reason::NoIdentity(why) = reason {
             self.metrics.refused_identity(why.as_str());
         }
-        let warnings = warning_for(reason, &self.rules).into_iter().collect();
+        let warnings = warning_for(reason, rules).into_iter().collect();
         let response = Response {
             warnings,
             ..Response::default()
@@ -203,7 +205,7 @@ impl Webhook {
         }
     }
 
-    fn inject(&self, injection: Injection, reason: &'static str) -> Outcome {
+    fn inject(&self, injection: Injection, reason: &'static str, rules: &Rules) -> Outcome {
         let Injection {
             stands,
             hosts,
@@ -214,7 +216,7 @@ impl Webhook {
         if let Some(why) = refusal {
             self.metrics.refused_identity(why.as_str());
         }
-        let patch = patch::append(&self.rules.secret_name, stands);
+        let patch = patch::append(&rules.secret_name, stands);
         let response = Response {
             patch,
             warnings,
@@ -234,15 +236,16 @@ impl Webhook {
         &self,
         request: &Request<'_>,
         mut injection: Injection,
-        missing: &BTreeMap<Host, TokenKey>,
+        missing: usize,
         error: EnsureError,
+        rules: &Rules,
     ) -> Outcome {
         let is_creation = request.operation == Operation::Create;
         let label = error.as_str();
-        if self.refuses(request) {
+        if refuses(request, rules) {
             let message = format!(
                 "ecr-injector: pull secret {} is not ready: {error}",
-                self.rules.secret_name
+                rules.secret_name
             );
             let hosts = injection.hosts.into_iter().collect();
             let response = Response {
@@ -257,10 +260,13 @@ impl Webhook {
                 error: Some(error),
             };
         }
-        let count = missing.len();
-        let registries = if count == 1 { "registry" } else { "registries" };
+        let registries = if missing == 1 {
+            "registry"
+        } else {
+            "registries"
+        };
         injection.warnings.push(warning(&format!(
-            "no credential yet for {count} ECR {registries} ({label}); pulls may be late"
+            "no credential yet for {missing} ECR {registries} ({label}); pulls may be late"
         )));
         // A Pod that is stored has its list already; the decision says so by `Present`.
         debug_assert!(
@@ -270,7 +276,7 @@ impl Webhook {
         Outcome {
             error: Some(error),
             decision: "inject_unready",
-            ..self.inject(injection, label)
+            ..self.inject(injection, label, rules)
         }
     }
 
@@ -323,6 +329,11 @@ impl Webhook {
             ),
         }
     }
+}
+
+/// Whether a Pod is refused whose pull secret isn't ready. An UPDATE never is: that would block a running Pod.
+fn refuses(request: &Request<'_>, rules: &Rules) -> bool {
+    rules.on_failure == OnFailure::Deny && request.operation == Operation::Create
 }
 
 /// Only a role that the namespace named itself is its people's to put right.

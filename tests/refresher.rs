@@ -24,6 +24,8 @@ mod isolation;
 mod leaving;
 #[path = "refresher/obstacles.rs"]
 mod obstacles;
+#[path = "refresher/reconfigured.rs"]
+mod reconfigured;
 mod support;
 #[path = "refresher/sweep.rs"]
 mod sweep;

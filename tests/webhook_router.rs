@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
+use ecr_injector::config::Config;
 use ecr_injector::server::{MAX_BODY_BYTES, MAX_IN_HAND};
 use futures::StreamExt as _;
 use futures::stream::{self, FuturesUnordered};
@@ -492,4 +493,36 @@ async fn past_so_many_reviews_in_hand_a_pod_is_refused_if_the_configuration_deni
     // Whoever needs nothing of us doesn't notice.
     let (_, body) = post(&webhook, review("plain", "nginx")).await;
     assert_eq!(response(&body)["allowed"], true, "{body}");
+}
+
+#[tokio::test]
+async fn an_admission_follows_the_configuration_of_its_beginning_and_the_next_one_the_new() {
+    let webhook = InProcess::new();
+    let first = webhook.live.config();
+    webhook.mint.set_hangs(true);
+    let router = webhook.router.clone();
+    let pending = tokio::spawn(async move {
+        let request = request("/mutate?timeout=1s", review("u-1", IMAGE));
+        let answer = router.oneshot(request).await.unwrap().into_body();
+        answer.collect().await.unwrap().to_bytes()
+    });
+    while webhook.mint.calls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let denying = Config::parse("onFailure: deny\nallow: {regions: [us-east-1]}", "config");
+    assert!(webhook.live.replace(denying.unwrap()).is_empty());
+    // It began under `onFailure: admit`.
+    let body = String::from_utf8(pending.await.unwrap().to_vec()).unwrap();
+    assert_eq!(response(&body)["allowed"], true, "{body}");
+    assert_eq!(response(&body)["patchType"], "JSONPatch", "{body}");
+
+    webhook.mint.set_hangs(false);
+    let (_, body) = post(&webhook, review("u-2", IMAGE)).await;
+    let warnings = response(&body)["warnings"].to_string();
+    assert!(warnings.contains("allow list"), "{body}");
+    assert_eq!(response(&body)["patchType"], Value::Null, "{body}");
+
+    assert!(webhook.live.replace(Config::clone(&first)).is_empty());
+    let (_, body) = post(&webhook, review("u-3", IMAGE)).await;
+    assert_eq!(response(&body)["patchType"], "JSONPatch", "{body}");
 }

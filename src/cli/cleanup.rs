@@ -153,7 +153,7 @@ impl Flags {
             list = format!("{list} and {more} more");
         }
         let would = if self.once.dry_run { "would be" } else { "is" };
-        let label = &site.wiring.opt_in.label;
+        let label = &site.wiring.live.config().opt_in.label;
         Some(format!(
             "warning: opted in: {list}. What {would} removed there comes again while a webhook runs; to opt out: kubectl \
              label namespace {} {label}-",

@@ -16,6 +16,7 @@ use crate::{
     aws::Surroundings,
     clock::SystemClock,
     config::Config,
+    current::Current,
     identity::{Choice, Identity},
     metrics::Metrics,
     namespace::{Namespace, OptedIn},
@@ -121,7 +122,7 @@ impl Flags {
                     let clock = Arc::new(SystemClock);
                     let ecr = Ecr::new(
                         surroundings.clone(),
-                        config.session_cap,
+                        Current::new(config.session_cap),
                         clock,
                         metrics.clone(),
                     );

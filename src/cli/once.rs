@@ -166,7 +166,7 @@ impl OnceFlags {
                 "{} did not list its namespaces and the Secrets named {} within {} s; the log above says why, --log debug \
                  says more",
                 wiring.cluster.server,
-                wiring.rules.secret_name,
+                wiring.secret_name(),
                 SYNC_TIMEOUT.as_secs()
             )
         })?;
@@ -179,7 +179,7 @@ impl OnceFlags {
 
     async fn demand_rights(&self, command: &Command, wiring: &Wiring) -> anyhow::Result<()> {
         let client = &wiring.cluster.client;
-        let secret = On::Secrets(wiring.rules.secret_name.clone());
+        let secret = On::Secrets(wiring.secret_name());
         let rights = rights(command, self, &secret);
         let missing = rights::missing(client, &rights).await.with_context(|| {
             format!(
@@ -268,7 +268,8 @@ impl Site {
         work: impl AsyncFn(&Namespace) -> Row,
     ) -> Vec<Row> {
         let all = names.len();
-        let pace = interval(Duration::from_secs(1) / self.wiring.refresh.writes_per_second.max(1));
+        let per_second = self.wiring.live.config().refresh.writes_per_second;
+        let pace = interval(Duration::from_secs(1) / per_second.max(1));
         let pace = Mutex::new(pace);
         let mut rows = Vec::with_capacity(all);
         let one = async |namespace: Namespace| {

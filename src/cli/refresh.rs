@@ -90,7 +90,7 @@ impl Flags {
 
     async fn refresh(&self, site: &Site) -> anyhow::Result<Report> {
         self.check_names(site).await?;
-        let wiring = &site.wiring;
+        let (wiring, config) = (&site.wiring, site.wiring.live.config());
         let before: HashMap<Namespace, Arc<Entry>> = wiring.secrets.all().into_iter().collect();
         let refresher = wiring.refresher(None);
         let progress = |done, all| site.progress.tell(done, all);
@@ -105,7 +105,7 @@ impl Flags {
                 before: before.get(namespace).map(|entry| entry.knowledge()),
                 after: after.as_deref().map(Entry::knowledge),
                 said: wiring.namespaces.peek(namespace).as_ref(),
-                is_excluded: wiring.rules.excluded.contains(namespace),
+                is_excluded: config.rules.excluded.contains(namespace),
             }
             .done(swept, plans.get(namespace), !site.term.holds())
         });
@@ -117,7 +117,7 @@ impl Flags {
     /// Reads what isn't known, and does nothing else.
     async fn preview(&self, site: &Site) -> anyhow::Result<Report> {
         self.check_names(site).await?;
-        let wiring = &site.wiring;
+        let (wiring, config) = (&site.wiring, site.wiring.live.config());
         let writer = &wiring.writer(&wiring.cluster.refresher);
         let refresher = wiring.refresher(None);
         let names = refresher.preview(self.sweep(self.all)).into_iter();
@@ -147,7 +147,7 @@ impl Flags {
                 before: known,
                 after: known,
                 said: said.as_ref(),
-                is_excluded: wiring.rules.excluded.contains(&row.namespace),
+                is_excluded: config.rules.excluded.contains(&row.namespace),
             };
             seen.would(&row.namespace, plans.get(&row.namespace), now)
         });
@@ -158,12 +158,13 @@ impl Flags {
 
     /// A namespace that was named and isn't one to be refreshed is most likely a mistake: then nothing is done.
     async fn check_names(&self, site: &Site) -> anyhow::Result<()> {
-        let opt_in = &site.wiring.opt_in;
+        let config = site.wiring.live.config();
+        let opt_in = &config.opt_in;
         let mut wrong = Vec::new();
         for (name, look) in site.look_at(&self.scope.namespaces).await? {
             let label = format!("{}={}", opt_in.label, opt_in.value);
             match look {
-                _ if site.wiring.rules.excluded.contains(&name) => wrong.push(format!(
+                _ if config.rules.excluded.contains(&name) => wrong.push(format!(
                     "{name} is excluded: by the configuration, or as a namespace of the system or our own"
                 )),
                 Look::OptedIn(_) => {}

@@ -153,7 +153,7 @@ impl Flags {
         let mut signals = Signals::listen().context("listening for signals")?;
         let socket = bind(self.listen, "--listen").await?;
         let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
-        let wiring = Wiring::new(&self.wiring).await?;
+        let mut wiring = Wiring::new(&self.wiring).await?;
         let home = self.lease.home(wiring.cluster.own_namespace.clone())?;
         let service = self.service_name.clone();
         let service = service.unwrap_or_else(|| format!("{LEASE}.{}.svc", home.as_str()));
@@ -165,6 +165,7 @@ impl Flags {
             wiring.stop.clone(),
         );
 
+        wiring.follow_file();
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
         let tls = serve_certificate(&wiring, &mut readiness, certificates.source, service);
@@ -182,7 +183,7 @@ impl Flags {
             &metrics,
             wiring.secrets.clone(),
             wiring.namespaces.clone(),
-            wiring.rules.clone(),
+            wiring.live.rules.clone(),
             wiring.clock.clone(),
         );
         test_guard(&wiring, synced.clone());
@@ -258,7 +259,6 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 fn webhook(wiring: &Wiring, events: Events) -> Webhook {
     let ensurer = Ensurer::new(Parts {
         writer: wiring.writer(&wiring.cluster.client),
-        rules: wiring.rules.clone(),
         namespaces: wiring.namespaces.clone(),
         tokens: wiring.tokens.clone(),
         metrics: wiring.metrics.clone(),
@@ -266,7 +266,7 @@ fn webhook(wiring: &Wiring, events: Events) -> Webhook {
         stop: wiring.stop.clone(),
     });
     Webhook::new(
-        wiring.rules.clone(),
+        wiring.live.rules.clone(),
         wiring.namespaces.clone(),
         wiring.secrets.clone(),
         ensurer,
@@ -298,7 +298,7 @@ fn test_guard(wiring: &Wiring, synced: [Condition; 2]) {
         wiring.cluster.client.clone(),
         wiring.cluster.own_namespace.clone(),
     );
-    let (name, metrics) = (wiring.rules.secret_name.clone(), wiring.metrics.clone());
+    let (name, metrics) = (wiring.secret_name(), wiring.metrics.clone());
     wiring.spawn(async move {
         readiness::all_held(&synced).await;
         guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &metrics).await;

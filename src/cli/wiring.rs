@@ -7,21 +7,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::AwsFlags;
 use crate::{
-    admission::decide::Rules,
     aws::Surroundings,
     clock::{Clock, SystemClock},
     cluster::Cluster,
-    config::{Config, OptIn, Refresh},
+    config::{
+        Config, ConfigError,
+        live::Live,
+        watched::{self, Watched},
+    },
     events::{self, Events},
     metrics::Metrics,
     namespace::{changes::Changes, store::Namespaces},
     pull_secret::{store::PullSecrets, write::Writer},
     readiness::{Condition, Readiness},
-    refresher::{
-        self, Refresher,
-        schedule::{AfterGrace, Policy},
-        store::Live,
-    },
+    refresher::{self, Refresher, store},
     token::{cache::TokenCache, ecr::Ecr},
 };
 
@@ -42,14 +41,22 @@ impl WiringFlags {
     pub(super) fn has_config(&self) -> bool {
         self.config.is_some()
     }
+
+    fn config(&self) -> Result<(Config, Option<Watched>), ConfigError> {
+        let Some(path) = &self.config else {
+            return Ok((Config::default(), None));
+        };
+        let (config, file) = Watched::load(path)?;
+        Ok((config, Some(file)))
+    }
 }
 
 /// The parts.
 pub(super) struct Wiring {
     pub(super) cluster: Cluster,
-    pub(super) rules: Arc<Rules>,
-    pub(super) opt_in: OptIn,
-    pub(super) refresh: Refresh,
+    pub(super) live: Live,
+    /// Where the configuration comes from, to be followed.
+    pub(super) file: Option<Watched>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) surroundings: Surroundings,
@@ -66,15 +73,21 @@ pub(super) struct Wiring {
 impl Wiring {
     /// Reads the configuration and makes the parts. No call leaves yet.
     pub(super) async fn new(flags: &WiringFlags) -> anyhow::Result<Self> {
-        let config = Config::of(flags.config.as_deref())?;
+        let (config, file) = flags.config()?;
         let trust = flags.aws.trust()?;
         let cluster = Cluster::connect(flags.kubeconfig.as_deref()).await?;
-        let config = config.excluding(cluster.own_namespace.clone());
         let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        metrics.config_applied(clock.now());
         let surroundings = Surroundings::read(&trust, metrics.clone()).await;
-        let cap = config.session_cap;
-        let ecr = Ecr::new(surroundings.clone(), cap, clock.clone(), metrics.clone());
+        let live = Live::new(config, cluster.own_namespace.clone());
+        let config = live.config();
+        let ecr = Ecr::new(
+            surroundings.clone(),
+            live.session_cap.clone(),
+            clock.clone(),
+            metrics.clone(),
+        );
         let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
         let changes = Changes::default();
         let namespaces = Namespaces::new(
@@ -86,9 +99,8 @@ impl Wiring {
         let secrets = PullSecrets::new(changes.clone(), metrics.clone());
         Ok(Self {
             cluster,
-            rules: Arc::new(config.rules),
-            opt_in: config.opt_in,
-            refresh: config.refresh,
+            live,
+            file,
             metrics,
             clock,
             surroundings,
@@ -101,12 +113,29 @@ impl Wiring {
         })
     }
 
+    /// The pull secret's name, which stays the same while the process runs.
+    pub(super) fn secret_name(&self) -> String {
+        self.live.config().rules.secret_name.clone()
+    }
+
     /// Runs something in the background until everything stops.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             stop.run_until_cancelled(work).await;
         });
+    }
+
+    /// Begins to follow the configuration's file, if there is one.
+    pub(super) fn follow_file(&mut self) {
+        if let Some(file) = self.file.take() {
+            self.spawn(file.follow(
+                self.live.clone(),
+                self.clock.clone(),
+                self.metrics.clone(),
+                watched::PERIOD,
+            ));
+        }
     }
 
     /// Starts both watches. The conditions hold once they have brought what there is.
@@ -116,7 +145,7 @@ impl Wiring {
         let (watched, condition) = (self.namespaces.clone(), namespaces_synced.clone());
         self.spawn(async move { watched.run(condition).await });
         let (watched, condition) = (self.secrets.clone(), secrets_synced.clone());
-        let (client, name) = (self.cluster.client.clone(), self.rules.secret_name.clone());
+        let (client, name) = (self.cluster.client.clone(), self.secret_name());
         self.spawn(async move { watched.run(client, &name, condition).await });
         [namespaces_synced, secrets_synced]
     }
@@ -125,7 +154,7 @@ impl Wiring {
     pub(super) fn writer(&self, client: &kube::Client) -> Writer {
         Writer::new(
             client.clone(),
-            self.rules.clone(),
+            self.secret_name(),
             self.secrets.clone(),
             self.clock.clone(),
             self.metrics.clone(),
@@ -136,7 +165,7 @@ impl Wiring {
     pub(super) fn events(&self) -> Events {
         Events::new(events::Parts {
             client: self.cluster.client.clone(),
-            secret_name: self.rules.secret_name.clone(),
+            secret_name: self.secret_name(),
             instance: instance(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
@@ -147,25 +176,14 @@ impl Wiring {
 
     /// Who keeps pull secrets fresh.
     pub(super) fn refresher(&self, events: Option<Events>) -> Refresher {
-        let after_grace = if self.refresh.removes {
-            AfterGrace::Remove
-        } else {
-            AfterGrace::Retire
-        };
         Refresher::new(refresher::Parts {
-            store: Arc::new(Live {
+            store: Arc::new(store::Live {
                 namespaces: self.namespaces.clone(),
                 secrets: self.secrets.clone(),
                 writer: self.writer(&self.cluster.refresher),
             }),
             tokens: self.tokens.clone(),
-            policy: Policy {
-                rules: self.rules.clone(),
-                prewarm: self.refresh.prewarm.clone(),
-                grace: self.refresh.grace,
-                after_grace,
-            },
-            writes_per_second: self.refresh.writes_per_second,
+            policy: self.live.policy.clone(),
             changes: self.changes.clone(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Wrong, each, seconds};
+use super::{Wrong, Wrongs, accounts, regions, schema, seconds, wrong};
 use crate::{
     identity::{
         DEFAULT_SESSION_NAME, DefaultIdentity, Identities, Manner, NamespaceRoles, RoleArn,
         RoleTemplate, Rule,
         pattern::{NAMESPACE, Pattern, check_template},
     },
-    registry::{AccountId, Region},
+    registry::Region,
 };
 
 /// What stands for `clusterName`.
@@ -21,44 +22,80 @@ const DURATIONS: std::ops::RangeInclusive<u32> = 900..=43_200;
 /// The most tags that a session can have.
 const MAX_TAGS: usize = 50;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileRule {
+    /// The accounts whose registries it is for, each in quotes; none: all.
+    #[schemars(with = "Option<schema::Accounts>")]
     accounts: Option<Vec<String>>,
+    /// The regions whose registries it is for; none: all.
+    #[schemars(with = "Option<schema::Regions>")]
     regions: Option<Vec<String>>,
+    /// Patterns of the namespaces that it is for, such as team-a-*; none: all.
+    #[schemars(with = "Option<schema::Patterns>")]
     namespaces: Option<Vec<String>>,
+    /// The role that mints.
     assume_role: Option<FileRole>,
+    /// The process's own AWS credentials mint. Either this or assumeRole.
     ambient: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileRole {
+    /// The role; {namespace} and {cluster} may stand in it.
+    #[schemars(extend("pattern" = schema::ROLE_ARN))]
     role_arn: String,
+    /// The external id that the role's trust policy asks for; {namespace} and {cluster} may stand in it.
+    #[schemars(extend("minLength" = 2))]
     external_id: Option<String>,
+    /// The session's name, which AWS's logs show; {namespace} and {cluster} may stand in it.
     session_name: Option<String>,
+    /// The session's tags; {namespace} and {cluster} may stand in their values.
+    #[schemars(extend("maxProperties" = MAX_TAGS))]
     tags: Option<BTreeMap<String, String>>,
+    /// Whether the session may only pull, whatever the role may.
+    #[schemars(extend("default" = false))]
     pull_only: Option<bool>,
+    /// How long a session lasts, 15m to 12h.
+    #[schemars(extend("pattern" = schema::DURATION))]
     duration: Option<String>,
+    /// The region whose STS is asked; by default the registry's.
+    #[schemars(extend("pattern" = schema::REGION))]
     sts_region: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileNamespaceRoles {
+    /// Patterns of the roles' ARNs, such as `arn:aws:iam::*:role/ecr-pull-{namespace}`.
+    #[schemars(with = "schema::RolePatterns")]
     allow: Vec<String>,
+    /// The external id that the role's trust policy asks for; {namespace} and {cluster} may stand in it.
+    #[schemars(extend("minLength" = 2))]
     external_id: Option<String>,
+    /// The session's name, which AWS's logs show; {namespace} and {cluster} may stand in it.
     session_name: Option<String>,
+    /// The session's tags; {namespace} and {cluster} may stand in their values.
+    #[schemars(extend("maxProperties" = MAX_TAGS))]
     tags: Option<BTreeMap<String, String>>,
+    /// Whether the session may only pull, whatever the role may.
+    #[schemars(extend("default" = false))]
     pull_only: Option<bool>,
+    /// How long a session lasts, 15m to 12h.
+    #[schemars(extend("pattern" = schema::DURATION))]
     duration: Option<String>,
+    /// The region whose STS is asked; by default the registry's.
+    #[schemars(extend("pattern" = schema::REGION))]
     sts_region: Option<String>,
 }
 
-#[derive(Deserialize, Clone, Copy)]
+#[derive(Deserialize, JsonSchema, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum FileDefaultIdentity {
+    /// The process's own AWS credentials.
     Ambient,
+    /// Nobody.
     None,
 }
 
@@ -79,68 +116,59 @@ pub(super) fn check(
     namespace_roles: Option<FileNamespaceRoles>,
     default: Option<FileDefaultIdentity>,
     cluster: Option<&str>,
-) -> Result<Identities, Wrong> {
+    wrongs: &mut Wrongs,
+) -> Identities {
     let rules = rules
         .into_iter()
         .enumerate()
-        .map(|(at, rule)| rule.check(&format!("identities[{at}]"), cluster));
-    Ok(Identities {
-        rules: rules.collect::<Result<_, _>>()?,
+        .filter_map(|(at, rule)| rule.check(&format!("identities[{at}]"), cluster, wrongs));
+    Identities {
+        rules: rules.collect(),
         namespace_roles: namespace_roles
-            .map(|roles| roles.check(cluster))
-            .transpose()?
+            .map(|roles| roles.check(cluster, wrongs))
             .unwrap_or_default(),
         default: match default {
             None | Some(FileDefaultIdentity::Ambient) => DefaultIdentity::Ambient,
             Some(FileDefaultIdentity::None) => DefaultIdentity::None,
         },
-    })
+    }
 }
 
 impl FileRule {
-    fn check(self, field: &str, cluster: Option<&str>) -> Result<Rule, Wrong> {
+    fn check(self, field: &str, cluster: Option<&str>, wrongs: &mut Wrongs) -> Option<Rule> {
         let mints = match (self.assume_role, self.ambient) {
-            (Some(role), None | Some(false)) => {
-                Some(role.check(&format!("{field}.assumeRole"), cluster)?)
-            }
-            (None, Some(true)) => None,
+            (Some(role), None | Some(false)) => role
+                .check(&format!("{field}.assumeRole"), cluster, wrongs)
+                .map(Some),
+            (None, Some(true)) => Some(None),
             _ => {
                 let message = "expected one of the two: assumeRole, or ambient: true";
-                return Err((field.to_owned(), message.to_owned()));
+                wrongs.take(Err(wrong(field, message)))
             }
         };
-        Ok(Rule {
-            accounts: each(
-                &format!("{field}.accounts"),
-                &self.accounts.unwrap_or_default(),
-                "12 digits in quotes",
-                AccountId::parse,
-            )?,
-            regions: each(
-                &format!("{field}.regions"),
-                &self.regions.unwrap_or_default(),
-                "a region such as eu-west-1",
-                Region::parse,
-            )?,
+        let rule = Rule {
+            accounts: accounts(field, self.accounts, wrongs),
+            regions: regions(field, self.regions, wrongs),
             namespaces: patterns(
                 &format!("{field}.namespaces"),
                 &self.namespaces.unwrap_or_default(),
-            )?,
-            mints,
-        })
+                wrongs,
+            ),
+            mints: mints?,
+        };
+        Some(rule)
     }
 }
 
 impl FileRole {
-    fn check(self, field: &str, cluster: Option<&str>) -> Result<RoleTemplate, Wrong> {
-        let arn = template(&format!("{field}.roleArn"), &self.role_arn, cluster)?;
-        if RoleArn::parse(&arn.replace(NAMESPACE, "n")).is_none() {
-            let message = format!(
-                "expected arn:aws:iam::ACCOUNT:role/NAME (or another partition's), got {:?}",
-                self.role_arn
-            );
-            return Err((format!("{field}.roleArn"), message));
-        }
+    fn check(
+        self,
+        field: &str,
+        cluster: Option<&str>,
+        wrongs: &mut Wrongs,
+    ) -> Option<RoleTemplate> {
+        let arn = role_arn(&format!("{field}.roleArn"), &self.role_arn, cluster);
+        let arn = wrongs.take(arn);
         let manner = FileManner {
             external_id: self.external_id,
             session_name: self.session_name,
@@ -149,20 +177,35 @@ impl FileRole {
             duration: self.duration,
             sts_region: self.sts_region,
         };
-        Ok(RoleTemplate::new(arn, manner.check(field, cluster)?))
+        let manner = manner.check(field, cluster, wrongs);
+        Some(RoleTemplate::new(arn?, manner))
     }
 }
 
+fn role_arn(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Wrong> {
+    let arn = template(field, text, cluster)?;
+    if RoleArn::parse(&arn.replace(NAMESPACE, "n")).is_none() {
+        let message = format!(
+            "expected arn:aws:iam::ACCOUNT:role/NAME (or another partition's), got {text:?}"
+        );
+        return Err(wrong(field, message));
+    }
+    Ok(arn)
+}
+
 impl FileNamespaceRoles {
-    fn check(self, cluster: Option<&str>) -> Result<NamespaceRoles, Wrong> {
+    fn check(self, cluster: Option<&str>, wrongs: &mut Wrongs) -> NamespaceRoles {
         let field = "namespaceRoles";
-        let allow = patterns(&format!("{field}.allow"), &self.allow)?;
-        if let Some(at) = self.allow.iter().position(|text| !text.starts_with("arn:")) {
-            let message = format!(
-                "expected a pattern of role ARNs such as arn:aws:iam::*:role/ecr-pull-*, got {:?}",
-                self.allow[at]
-            );
-            return Err((format!("{field}.allow[{at}]"), message));
+        let allow = patterns(&format!("{field}.allow"), &self.allow, wrongs);
+        for (at, text) in self.allow.iter().enumerate() {
+            if !text.starts_with("arn:") {
+                let message = format!(
+                    "expected a pattern of role ARNs such as arn:aws:iam::*:role/ecr-pull-*, got {text:?}"
+                );
+                wrongs
+                    .0
+                    .push(wrong(format!("{field}.allow[{at}]"), message));
+            }
         }
         let manner = FileManner {
             external_id: self.external_id,
@@ -172,64 +215,82 @@ impl FileNamespaceRoles {
             duration: self.duration,
             sts_region: self.sts_region,
         };
-        Ok(NamespaceRoles {
+        NamespaceRoles {
             allow,
-            manner: manner.check(field, cluster)?,
-        })
+            manner: manner.check(field, cluster, wrongs),
+        }
     }
 }
 
 impl FileManner {
-    fn check(self, field: &str, cluster: Option<&str>) -> Result<Manner, Wrong> {
-        let wrong = |name: &str, message: String| (format!("{field}.{name}"), message);
+    fn check(self, field: &str, cluster: Option<&str>, wrongs: &mut Wrongs) -> Manner {
+        let of = |name: &str| format!("{field}.{name}");
         let mut manner = Manner::default();
         if let Some(text) = self.external_id {
-            let text = template(&format!("{field}.externalId"), &text, cluster)?;
-            let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-{}".contains(c);
-            if !(2..=1224).contains(&text.len()) || !text.chars().all(fits) {
-                let message = "expected 2 to 1,224 letters, digits and any of _+=,.@:/-";
-                return Err(wrong("externalId", message.to_owned()));
-            }
-            manner.external_id = Some(text);
+            manner.external_id = wrongs.take(external_id(&of("externalId"), &text, cluster));
         }
         let session_name = self
             .session_name
             .or_else(|| cluster.map(|_| format!("{DEFAULT_SESSION_NAME}-{CLUSTER}")));
-        if let Some(text) = session_name {
-            manner.session_name = template(&format!("{field}.sessionName"), &text, cluster)?;
+        if let Some(text) = session_name
+            && let Some(name) = wrongs.take(template(&of("sessionName"), &text, cluster))
+        {
+            manner.session_name = name;
         }
         let tags = self.tags.unwrap_or_default();
         if tags.len() > MAX_TAGS {
-            return Err(wrong("tags", format!("expected at most {MAX_TAGS}")));
+            let message = format!("expected at most {MAX_TAGS}");
+            wrongs.0.push(wrong(of("tags"), message));
         }
         for (key, value) in tags {
-            if !(1..=128).contains(&key.chars().count()) || value.chars().count() > 256 {
-                let message = "expected a key of 1 to 128 and a value of up to 256 characters";
-                return Err(wrong(&format!("tags.{key}"), message.to_owned()));
-            }
-            let value = template(&format!("{field}.tags.{key}"), &value, cluster)?;
-            manner.tags.insert(key, value);
+            let checked = tag(&of("tags"), &key, &value, cluster);
+            manner
+                .tags
+                .extend(wrongs.take(checked).map(|value| (key, value)));
         }
         manner.pull_only = self.pull_only.unwrap_or_default();
-        if let Some(text) = self.duration {
-            let duration = seconds(&format!("{field}.duration"), &text)?;
-            if !DURATIONS.contains(&duration) {
-                let message = format!("expected 15m to 12h, got {text:?}");
-                return Err(wrong("duration", message));
-            }
+        if let Some(text) = self.duration
+            && let Some(duration) = wrongs.take(duration(&of("duration"), &text))
+        {
             manner.duration_seconds = duration;
         }
         if let Some(text) = self.sts_region {
             let region = Region::parse(&text).ok_or_else(|| {
-                wrong(
-                    "stsRegion",
-                    format!("expected a region such as eu-west-1, got {text:?}"),
-                )
-            })?;
-            manner.sts_region = Some(region);
+                let message = format!("expected a region such as eu-west-1, got {text:?}");
+                wrong(of("stsRegion"), message)
+            });
+            manner.sts_region = wrongs.take(region);
         }
-        Ok(manner)
+        manner
     }
+}
+
+fn external_id(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Wrong> {
+    let text = template(field, text, cluster)?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-{}".contains(c);
+    if !(2..=1224).contains(&text.len()) || !text.chars().all(fits) {
+        let message = "expected 2 to 1,224 letters, digits and any of _+=,.@:/-";
+        return Err(wrong(field, message));
+    }
+    Ok(text)
+}
+
+fn tag(field: &str, key: &str, value: &str, cluster: Option<&str>) -> Result<String, Wrong> {
+    let field = format!("{field}.{key}");
+    if !(1..=128).contains(&key.chars().count()) || value.chars().count() > 256 {
+        let message = "expected a key of 1 to 128 and a value of up to 256 characters";
+        return Err(wrong(field, message));
+    }
+    template(&field, value, cluster)
+}
+
+fn duration(field: &str, text: &str) -> Result<u32, Wrong> {
+    let duration = seconds(field, text)?;
+    if !DURATIONS.contains(&duration) {
+        let message = format!("expected 15m to 12h, got {text:?}");
+        return Err(wrong(field, message));
+    }
+    Ok(duration)
 }
 
 /// Puts in the cluster's name, and checks that nothing else but the namespace's is asked for.
@@ -238,17 +299,18 @@ fn template(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Wr
         Some(name) => text.replace(CLUSTER, name),
         None if text.contains(CLUSTER) => {
             let message = format!("{CLUSTER} needs clusterName");
-            return Err((field.to_owned(), message));
+            return Err(wrong(field, message));
         }
         None => text.to_owned(),
     };
-    check_template(&text).map_err(|error| (field.to_owned(), error.to_string()))?;
+    check_template(&text).map_err(|error| wrong(field, error.to_string()))?;
     Ok(text)
 }
 
-fn patterns(field: &str, texts: &[String]) -> Result<Vec<Pattern>, Wrong> {
-    let parsed = texts.iter().enumerate().map(|(at, text)| {
-        Pattern::parse(text).map_err(|error| (format!("{field}[{at}]"), error.to_string()))
+fn patterns(field: &str, texts: &[String], wrongs: &mut Wrongs) -> Vec<Pattern> {
+    let parsed = texts.iter().enumerate().filter_map(|(at, text)| {
+        let pattern = Pattern::parse(text);
+        wrongs.take(pattern.map_err(|error| wrong(format!("{field}[{at}]"), error.to_string())))
     });
     parsed.collect()
 }

@@ -1,9 +1,10 @@
 //! The part of the file that says how pull secrets are kept: `refresh`, `prewarm`, `optOutGrace`, `optOutRemove`.
 
 use jiff::SignedDuration;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Wrong, seconds};
+use super::{Wrong, Wrongs, schema, seconds, wrong};
 use crate::{
     registry::{Aliases, Host, Registry},
     token::SessionCap,
@@ -42,10 +43,14 @@ impl Default for Refresh {
     }
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileRefresh {
+    /// What a token's life is cut to: auto, the end of the session of the role that minted it; none; or a duration such as 6h.
+    #[schemars(extend("default" = "auto", "pattern" = schema::SESSION_CAP))]
     session_cap: Option<String>,
+    /// How many pull secrets the leader writes in a second at most.
+    #[schemars(extend("default" = DEFAULT_WRITES_PER_SECOND, "minimum" = 1, "maximum" = MAX_WRITES_PER_SECOND))]
     writes_per_second: Option<u32>,
 }
 
@@ -71,50 +76,55 @@ impl File {
         self,
         aliases: &Aliases,
         registries_per_secret: usize,
-    ) -> Result<(Refresh, SessionCap), Wrong> {
+        wrongs: &mut Wrongs,
+    ) -> (Refresh, SessionCap) {
         let default = Refresh::default();
         let of_refresh = self.refresh.unwrap_or_default();
-        let session_cap = session_cap(of_refresh.session_cap.as_deref())?;
+        let session_cap = wrongs.take(session_cap(of_refresh.session_cap.as_deref()));
+        let pace = of_refresh.writes_per_second.map(writes_per_second);
+        let pace = pace.and_then(|checked| wrongs.take(checked));
+        let prewarm = prewarm(
+            &self.prewarm.unwrap_or_default(),
+            aliases,
+            registries_per_secret,
+            wrongs,
+        );
+        let grace = self.grace.map(grace);
+        let grace = grace.and_then(|checked| wrongs.take(checked));
         let refresh = Refresh {
-            prewarm: prewarm(
-                &self.prewarm.unwrap_or_default(),
-                aliases,
-                registries_per_secret,
-            )?,
-            writes_per_second: of_refresh
-                .writes_per_second
-                .map_or(Ok(default.writes_per_second), writes_per_second)?,
-            grace: self.grace.map_or(Ok(default.grace), grace)?,
+            prewarm,
+            writes_per_second: pace.unwrap_or(default.writes_per_second),
+            grace: grace.unwrap_or(default.grace),
             removes: self.removes.unwrap_or(default.removes),
         };
-        Ok((refresh, session_cap))
+        (refresh, session_cap.unwrap_or_default())
     }
 }
 
-fn prewarm(texts: &[String], aliases: &Aliases, most: usize) -> Result<Vec<Host>, Wrong> {
+fn prewarm(texts: &[String], aliases: &Aliases, most: usize, wrongs: &mut Wrongs) -> Vec<Host> {
     if texts.len() > most {
         let message = format!(
             "expected at most {most} hosts (limits.registriesPerSecret), got {}",
             texts.len()
         );
-        return Err(("prewarm".into(), message));
+        wrongs.0.push(wrong("prewarm", message));
     }
     let mut hosts = Vec::with_capacity(texts.len());
     for (at, text) in texts.iter().enumerate() {
-        let wrong = |message| Err((format!("prewarm[{at}]"), message));
-        let Some((host, _)) = aliases.resolve(text) else {
-            return wrong(if Registry::parse_public(text).is_some() {
+        let message = match aliases.resolve(text) {
+            Some((host, _)) if hosts.contains(&host) => format!("{text:?} is named twice"),
+            Some((host, _)) => {
+                hosts.push(host);
+                continue;
+            }
+            None if Registry::parse_public(text).is_some() => {
                 format!("{text:?} needs publicEcr: true")
-            } else {
-                format!("expected the host of an ECR registry or of an alias, got {text:?}")
-            });
+            }
+            None => format!("expected the host of an ECR registry or of an alias, got {text:?}"),
         };
-        if hosts.contains(&host) {
-            return wrong(format!("{text:?} is named twice"));
-        }
-        hosts.push(host);
+        wrongs.0.push(wrong(format!("prewarm[{at}]"), message));
     }
-    Ok(hosts)
+    hosts
 }
 
 fn writes_per_second(value: u32) -> Result<u32, Wrong> {
@@ -122,7 +132,7 @@ fn writes_per_second(value: u32) -> Result<u32, Wrong> {
         return Ok(value);
     }
     let message = format!("expected 1 to {MAX_WRITES_PER_SECOND}, got {value}");
-    Err(("refresh.writesPerSecond".into(), message))
+    Err(wrong("refresh.writesPerSecond", message))
 }
 
 fn grace(duration: FileDuration) -> Result<SignedDuration, Wrong> {
@@ -135,7 +145,7 @@ fn grace(duration: FileDuration) -> Result<SignedDuration, Wrong> {
     let grace = seconds(field, &text)?;
     if grace > MAX_GRACE_DAYS * 24 * 60 * 60 {
         let message = format!("expected at most {MAX_GRACE_DAYS} days, got {text:?}");
-        return Err((field.into(), message));
+        return Err(wrong(field, message));
     }
     Ok(SignedDuration::from_secs(grace.into()))
 }
@@ -147,9 +157,9 @@ fn session_cap(text: Option<&str>) -> Result<SessionCap, Wrong> {
         Some("none") => Ok(SessionCap::Off),
         Some(text) => {
             let cap = seconds(field, text)
-                .map_err(|(field, message)| (field, format!("{message}; or auto, or none")))?;
+                .map_err(|it| wrong(it.field, format!("{}; or auto, or none", it.message)))?;
             if cap < MIN_SESSION_CAP_SECONDS {
-                return Err((field.into(), format!("expected at least 15m, got {text:?}")));
+                return Err(wrong(field, format!("expected at least 15m, got {text:?}")));
             }
             Ok(SessionCap::After(cap))
         }

@@ -41,15 +41,20 @@ pub struct Ensurer(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
-    completing: Mutex<HashMap<Namespace, BTreeMap<Host, TokenKey>>>,
+    completing: Mutex<HashMap<Namespace, Pending>>,
+}
+
+/// What a namespace's failed admissions wanted, and the rules of the last of them.
+#[derive(Clone)]
+struct Pending {
+    hosts: BTreeMap<Host, TokenKey>,
+    rules: Arc<Rules>,
 }
 
 /// What the ensurer works with.
 pub struct Parts {
     /// Who writes.
     pub writer: Writer,
-    /// What the configuration says.
-    pub rules: Arc<Rules>,
     /// What namespaces say.
     pub namespaces: Namespaces,
     /// Where tokens come from.
@@ -73,15 +78,21 @@ impl Ensurer {
     }
 
     /// Ensures that the pull secret has a usable credential for each host. On an error that may pass, the Secret names
-    /// the hosts as wanted if it could be written at all, and the work goes on for some seconds in the background.
+    /// the hosts as wanted if it could be written at all, and the work goes on for some seconds in the background. The rules
+    /// are those that the admission was decided by.
     pub async fn ensure(
         &self,
         namespace: &Namespace,
         hosts: BTreeMap<Host, TokenKey>,
+        rules: &Arc<Rules>,
         deadline: Instant,
     ) -> Result<(), EnsureError> {
-        let this = self.clone();
-        let (name, wanted) = (namespace.clone(), hosts.clone());
+        let (this, name) = (self.clone(), namespace.clone());
+        let pending = Pending {
+            hosts,
+            rules: rules.clone(),
+        };
+        let wanted = pending.clone();
         let task = self
             .0
             .parts
@@ -93,7 +104,7 @@ impl Ensurer {
             Err(_) => Err(EnsureError::Deadline),
         };
         if result.as_ref().is_err_and(EnsureError::is_passing) {
-            self.complete_later(namespace, hosts);
+            self.complete_later(namespace, pending);
         }
         result
     }
@@ -102,19 +113,20 @@ impl Ensurer {
     async fn attempt(
         &self,
         namespace: &Namespace,
-        hosts: BTreeMap<Host, TokenKey>,
+        Pending { hosts, rules }: Pending,
         deadline: Instant,
     ) -> Result<(), EnsureError> {
         let (mut wanted, failed) = self.mint(hosts, deadline).await;
         let mut manner = Manner {
             terms: Terms::Add,
+            most: rules.registries_per_secret,
             replaces_tampered: false,
             fence: &NoFence,
         };
         let writer = &self.0.parts.writer;
         let written = writer.write(namespace, &wanted, manner, deadline).await?;
         if let Written::Tampered(claimed) = written {
-            self.restore(namespace, &claimed, &mut wanted, deadline)
+            self.restore(namespace, &claimed, &mut wanted, &rules, deadline)
                 .await;
             manner.replaces_tampered = true;
             writer.write(namespace, &wanted, manner, deadline).await?;
@@ -161,6 +173,7 @@ impl Ensurer {
         namespace: &Namespace,
         claimed: &[Host],
         wanted: &mut BTreeMap<Host, Want>,
+        rules: &Rules,
         deadline: Instant,
     ) {
         tracing::warn!(%namespace, "the pull secret was changed by somebody else and is put right");
@@ -168,7 +181,6 @@ impl Ensurer {
         let Some(said) = self.0.parts.namespaces.opted_in(namespace, deadline).await else {
             return;
         };
-        let rules = &self.0.parts.rules;
         let claimed = claimed
             .iter()
             .filter(|host| !wanted.contains_key(*host))
@@ -180,20 +192,21 @@ impl Ensurer {
     }
 
     /// Goes on trying for a few seconds, once per namespace, with all the hosts that failed there.
-    fn complete_later(&self, namespace: &Namespace, hosts: BTreeMap<Host, TokenKey>) {
+    fn complete_later(&self, namespace: &Namespace, wanted: Pending) {
         let mut completing = self
             .0
             .completing
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(pending) = completing.get_mut(namespace) {
-            pending.extend(hosts);
+            pending.hosts.extend(wanted.hosts);
+            pending.rules = wanted.rules;
             return;
         }
         if completing.len() >= MAX_COMPLETIONS || self.0.parts.stop.is_cancelled() {
             return;
         }
-        completing.insert(namespace.clone(), hosts);
+        completing.insert(namespace.clone(), wanted);
         let completion = Completion {
             ensurer: self.clone(),
             namespace: namespace.clone(),
@@ -216,13 +229,12 @@ impl Completion {
         let end = Instant::now() + COMPLETION_WINDOW;
         while Instant::now() < end {
             sleep(COMPLETION_PAUSE).await;
-            let hosts = self.hosts();
-            match self
-                .ensurer
-                .attempt(&self.namespace, hosts.clone(), end)
-                .await
-            {
-                Ok(()) if self.hosts() == hosts => {
+            let Some(pending) = self.pending() else {
+                return;
+            };
+            let hosts = pending.hosts.clone();
+            match self.ensurer.attempt(&self.namespace, pending, end).await {
+                Ok(()) if self.pending().is_none_or(|now| now.hosts == hosts) => {
                     tracing::info!(namespace = %self.namespace, "the pull secret was completed after a failed admission");
                     return;
                 }
@@ -233,14 +245,14 @@ impl Completion {
         tracing::warn!(namespace = %self.namespace, "the pull secret could not be completed; its next admission tries again");
     }
 
-    fn hosts(&self) -> BTreeMap<Host, TokenKey> {
+    fn pending(&self) -> Option<Pending> {
         let completing = self
             .ensurer
             .0
             .completing
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        completing.get(&self.namespace).cloned().unwrap_or_default()
+        completing.get(&self.namespace).cloned()
     }
 }
 

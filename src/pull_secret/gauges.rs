@@ -12,6 +12,7 @@ use super::{Knowledge, Unverified, is_public, state::State, store::PullSecrets};
 use crate::{
     admission::decide::Rules,
     clock::Clock,
+    current::Current,
     identity::IdentityHash,
     metrics::Metrics,
     namespace::store::Namespaces,
@@ -193,7 +194,7 @@ pub fn measure_at_each_scrape(
     metrics: &Metrics,
     secrets: PullSecrets,
     namespaces: Namespaces,
-    rules: Arc<Rules>,
+    rules: Current<Rules>,
     clock: Arc<dyn Clock>,
 ) {
     let measured = Mutex::new(None::<Timestamp>);
@@ -204,7 +205,7 @@ pub fn measure_at_each_scrape(
             return;
         }
         *measured = Some(now);
-        let all = secrets.all();
+        let (rules, all) = (rules.get(), secrets.all());
         let subjects = all.iter().map(|(namespace, entry)| Subject {
             known: entry.knowledge(),
             is_served: !rules.excluded.contains(namespace)
@@ -484,7 +485,7 @@ mod tests {
         let changes = Changes::default();
         let namespaces = Namespaces::new(client, config.opt_in, changes, metrics.clone());
         let clock = Arc::new(StoodClock(AtomicI64::new(0)));
-        let (rules, ticking) = (Arc::new(config.rules), clock.clone());
+        let (rules, ticking) = (Current::new(config.rules), clock.clone());
         measure_at_each_scrape(&metrics, secrets.clone(), namespaces, rules, ticking);
         for (millis, shown) in [(0, 1), (999, 1), (1000, 3), (1500, 3), (-1000, 5)] {
             clock.0.store(millis, SeqCst);

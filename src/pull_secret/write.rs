@@ -26,7 +26,6 @@ use super::{
     store::{Entry, PullSecrets},
 };
 use crate::{
-    admission::decide::Rules,
     clock::Clock,
     metrics::Metrics,
     namespace::Namespace,
@@ -141,6 +140,8 @@ impl Fence for NoFence {
 pub struct Manner<'a> {
     /// What it may change.
     pub terms: Terms,
+    /// How many hosts the pull secret may have, by the rules that the write follows from.
+    pub most: usize,
     /// Whether what somebody else wrote may be replaced: whoever says so has looked at what it claims to have.
     pub replaces_tampered: bool,
     /// Whether it may leave.
@@ -164,7 +165,7 @@ pub struct Writer(Arc<Inner>);
 
 struct Inner {
     client: Client,
-    rules: Arc<Rules>,
+    secret_name: String,
     secrets: PullSecrets,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -173,18 +174,18 @@ struct Inner {
 }
 
 impl Writer {
-    /// A writer through a client, to the store's knowledge.
+    /// A writer of the Secrets of a name through a client, to the store's knowledge.
     #[must_use]
     pub fn new(
         client: Client,
-        rules: Arc<Rules>,
+        secret_name: String,
         secrets: PullSecrets,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self(Arc::new(Inner {
             client,
-            rules,
+            secret_name,
             secrets,
             clock,
             metrics,
@@ -238,14 +239,14 @@ impl Writer {
                 existing.as_ref(),
                 wanted,
                 manner.terms,
-                self.0.rules.registries_per_secret,
+                manner.most,
                 self.0.clock.now(),
             )
             .map_err(EnsureError::TooManyHosts)?;
             let Some(merged) = merged else {
                 return Ok(Written::Unchanged);
             };
-            let object = merged.to_object(&self.0.rules.secret_name, namespace, existing.as_ref());
+            let object = merged.to_object(&self.0.secret_name, namespace, existing.as_ref());
             match self.apply(&api, &object, manner.fence, deadline).await {
                 Ok(written) => {
                     self.0.secrets.saw(namespace, &written);
@@ -296,7 +297,7 @@ impl Writer {
         if !fence.holds() {
             return Err(EnsureError::NotLeading);
         }
-        let call = api.delete(&self.0.rules.secret_name, &params);
+        let call = api.delete(&self.0.secret_name, &params);
         let (outcome, result) = match self.call(call, deadline).await {
             Some(Ok(_)) => ("ok", Ok(())),
             Some(Err(kube::Error::Api(status))) if status.is_not_found() => ("ok", Ok(())),
@@ -355,7 +356,7 @@ impl Writer {
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<Secret>, EnsureError> {
-        let call = api.get_opt(&self.0.rules.secret_name);
+        let call = api.get_opt(&self.0.secret_name);
         let (outcome, result) = match self.call(call, deadline).await {
             Some(Ok(secret)) => ("ok", Ok(secret)),
             Some(Err(error)) => ("error", Err(lost("read", &error))),
@@ -387,7 +388,7 @@ impl Writer {
         if !fence.holds() {
             return Err(Lost::ForGood(EnsureError::NotLeading));
         }
-        let call = api.patch(&self.0.rules.secret_name, &params, &patch);
+        let call = api.patch(&self.0.secret_name, &params, &patch);
         let (outcome, result) = match self.call(call, deadline).await {
             Some(Ok(secret)) => ("ok", Ok(secret)),
             Some(Err(error)) => {

@@ -15,9 +15,16 @@ impl Pace {
     /// So many a second, the first at once.
     pub(super) fn new(per_second: u32, now: Instant) -> Self {
         Self {
-            gap: Duration::from_secs(1) / per_second.max(1),
+            gap: gap(per_second),
             next: now,
         }
+    }
+
+    /// So many a second from now on.
+    pub(super) fn change(&mut self, per_second: u32, now: Instant) {
+        self.gap = gap(per_second);
+        // Whoever waits by a slower pace waits no longer than by the new one.
+        self.next = self.next.min(now + self.gap);
     }
 
     /// When the next one may leave.
@@ -29,4 +36,8 @@ impl Pace {
     pub(super) fn take(&mut self, now: Instant) {
         self.next = now + self.gap;
     }
+}
+
+fn gap(per_second: u32) -> Duration {
+    Duration::from_secs(1) / per_second.max(1)
 }

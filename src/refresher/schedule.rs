@@ -44,6 +44,8 @@ pub struct Policy {
     pub grace: SignedDuration,
     /// What becomes of it then.
     pub after_grace: AfterGrace,
+    /// How many pull secrets may be written a second; as many reads may leave beside them.
+    pub writes_per_second: u32,
 }
 
 /// What becomes of a pull secret whose namespace has been opted out for the time of grace.
@@ -602,6 +604,7 @@ mod tests {
             prewarm: vec![],
             grace: hours(24),
             after_grace: AfterGrace::Retire,
+            writes_per_second: 20,
         }
     }
 

@@ -22,11 +22,13 @@ use super::{
     keys::{Keys, Retries, Standing},
     pace::Pace,
     schedule::{
-        Action, Class, Plan, Schedule, TOGETHER_FROM_PERCENT, Target, backoff, leaving, plan,
+        Action, Class, Plan, Policy, Schedule, TOGETHER_FROM_PERCENT, Target, backoff, leaving,
+        plan,
     },
     telling::Telling,
 };
 use crate::{
+    current::Follower,
     leader::Leadership,
     namespace::{
         Namespace, OptedIn,
@@ -80,6 +82,9 @@ type Progress<'a> = &'a (dyn Fn(usize, usize) + Send + Sync);
 /// One term's work.
 pub(super) struct Work<'a> {
     parts: Arc<Parts>,
+    /// The configuration by which everything is planned until the next one is taken up.
+    policy: Arc<Policy>,
+    policies: Follower<Policy>,
     term: Leadership,
     scope: Scope,
     progress: Option<Progress<'a>>,
@@ -139,12 +144,14 @@ impl<'a> Work<'a> {
         progress: Option<Progress<'a>>,
     ) -> Self {
         let now = Instant::now();
+        let policies = parts.policy.follow();
+        let policy = parts.policy.get();
         let mut work = Self {
             telling: Telling::new(parts.metrics.clone(), parts.events.clone()),
             writes: Schedule::default(),
             reads: Schedule::default(),
-            write_pace: Pace::new(parts.writes_per_second, now),
-            read_pace: Pace::new(parts.writes_per_second, now),
+            write_pace: Pace::new(policy.writes_per_second, now),
+            read_pace: Pace::new(policy.writes_per_second, now),
             keys: Keys::new(match scope {
                 Scope::Everything => Retries::AfterAPause,
                 Scope::Once(_) => Retries::Never,
@@ -161,6 +168,8 @@ impl<'a> Work<'a> {
             mints: JoinSet::new(),
             clocks: (now, parts.clock.now()),
             counted: None,
+            policy,
+            policies,
             parts,
             term,
             scope,
@@ -215,6 +224,7 @@ impl<'a> Work<'a> {
                         self.changed(&namespace);
                     }
                 }
+                policy = self.policies.next() => self.reconfigure(policy),
                 Some(done) = self.tasks.join_next() => self.finished_all(done.ok()),
                 Some(Ok((key, minted))) = self.mints.join_next() => self.minted(&key, minted),
                 () = sleep_until(wake) => {}
@@ -247,6 +257,21 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// From now on another configuration counts. The term goes on: what is under way ends, and is looked at by it then.
+    fn reconfigure(&mut self, policy: Arc<Policy>) {
+        tracing::info!("all is planned anew by the new configuration");
+        let now = Instant::now();
+        self.write_pace.change(policy.writes_per_second, now);
+        self.read_pace.change(policy.writes_per_second, now);
+        self.policy = policy;
+        // What failed by the old one may go well now; a fight goes on by its own rules.
+        let heals = &self.heals;
+        let is_fought_over = |heals: &VecDeque<Instant>| heals.len() >= FIGHT_FROM;
+        self.troubles
+            .retain(|namespace, _| heals.get(namespace).is_some_and(is_fought_over));
+        self.consider_all();
+    }
+
     /// The watches saw something.
     fn changed(&mut self, namespace: &Namespace) {
         self.see_whether_opted_in(namespace);
@@ -271,7 +296,7 @@ impl<'a> Work<'a> {
         let said = self.parts.store.said(namespace);
         let entry = self.parts.store.secret(namespace);
         let known = entry.as_deref().map(Entry::knowledge);
-        let policy = &self.parts.policy;
+        let policy = &*self.policy;
         let mut planned = plan(namespace, said.as_ref(), known, policy, now)?;
         let is_forced = self.forced.contains(namespace);
         if is_forced && planned.action == Action::AskNamespace {
@@ -420,9 +445,11 @@ impl<'a> Work<'a> {
                     return;
                 };
                 let class = planned.class;
+                let most = self.policy.rules.registries_per_secret;
                 async move {
                     let manner = Manner {
                         terms: target.terms,
+                        most,
                         replaces_tampered: target.heals == Some(Damage::Changed),
                         fence: &term,
                     };
@@ -506,8 +533,10 @@ impl<'a> Work<'a> {
             self.keys.leave(namespace);
             return Some(wanted);
         }
-        let policy = &self.parts.policy;
-        if let Some(at) = policy.next_without(&lacking, namespace, target, state, now) {
+        if let Some(at) = self
+            .policy
+            .next_without(&lacking, namespace, target, state, now)
+        {
             self.writes.set(namespace, Class::Due, at);
         }
         self.keys.wait(namespace, lacking);
@@ -678,7 +707,7 @@ impl<'a> Work<'a> {
                 },
                 Class::Changed,
             ) => {
-                let grace = Duration::try_from(self.parts.policy.grace).unwrap_or_default();
+                let grace = Duration::try_from(self.policy.grace).unwrap_or_default();
                 self.telling.opted_out(namespace, grace);
             }
             _ => {}

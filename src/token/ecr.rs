@@ -18,6 +18,7 @@ use super::{
 use crate::{
     aws::Surroundings,
     clock::Clock,
+    current::Current,
     identity::Identity,
     metrics::Metrics,
     registry::{Endpoint, Region, Service},
@@ -32,7 +33,7 @@ pub struct Ecr {
     has_own_endpoint: bool,
     has_own_public_endpoint: bool,
     sessions: Sessions,
-    session_cap: SessionCap,
+    session_cap: Current<SessionCap>,
     clients: Cache<(Region, Endpoint), Client>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -56,7 +57,7 @@ impl Ecr {
     #[must_use]
     pub fn new(
         surroundings: Surroundings,
-        session_cap: SessionCap,
+        session_cap: Current<SessionCap>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -132,7 +133,7 @@ impl Ecr {
         let reply = within(ends, call.clone(), client.ask(call.clone(), session)).await;
         let now = self.clock.now();
         let token = reply.and_then(|reply| {
-            let cap = self.session_cap.ends_by(ends_by, now);
+            let cap = self.session_cap.get().ends_by(ends_by, now);
             Token::decode(reply.token.as_deref(), reply.expires_at, cap, now)
                 .map_err(|wrong| MintError::Unusable(call, wrong))
         });
@@ -284,7 +285,7 @@ mod tests {
         let surroundings = Surroundings::given(&config.build(), None);
         let ecr = Ecr::new(
             surroundings,
-            SessionCap::Session,
+            Current::new(SessionCap::Session),
             Arc::new(SystemClock),
             Arc::default(),
         );

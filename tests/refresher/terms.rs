@@ -88,7 +88,8 @@ async fn another_identity_mints_what_is_there_anew() {
     sim.until(1.0).await;
     leader.stop().await;
     sim.cluster.take_writes();
-    let sim = sim.restarted().configured(IDENTITIES);
+    let sim = sim.restarted();
+    sim.configure(IDENTITIES);
     sim.aws.fail(1.0..1.5, "role/a", Fault::Refused);
     let leader = sim.lead();
     sim.until(1.4).await;
@@ -114,7 +115,8 @@ async fn a_host_that_is_allowed_no_more_is_taken_out() {
     sim.until(1.0).await;
     leader.stop().await;
     sim.cluster.take_writes();
-    let sim = sim.restarted().configured("allow: {regions: [eu-west-1]}");
+    let sim = sim.restarted();
+    sim.configure("allow: {regions: [eu-west-1]}");
     let leader = sim.lead();
     sim.after(5.0).await;
     leader.stop().await;

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ecr_injector::clock::Clock;
 use ecr_injector::config::Config;
+use ecr_injector::config::live::Live;
 use ecr_injector::metrics::Metrics;
 use ecr_injector::namespace::changes::Changes;
 use ecr_injector::namespace::store::Namespaces;
@@ -46,6 +47,8 @@ pub struct InProcess {
     pub api: FakeApi,
     pub mint: Arc<FakeMint>,
     pub clock: Arc<FixedClock>,
+    /// Its configuration, which may be replaced.
+    pub live: Live,
     pub router: Router,
     pub metrics: Arc<Metrics>,
     /// Asks clients to connect anew, once it is cancelled.
@@ -92,11 +95,13 @@ impl InProcess {
         let mint = Arc::new(FakeMint::default());
         let clock = Arc::new(FixedClock::default());
         let metrics = Arc::new(Metrics::default());
-        let router = router(&api, config, &mint, &clock, &metrics);
+        let live = Live::new(config, None);
+        let router = router(&api, &live, &mint, &clock, &metrics);
         Self {
             api,
             mint,
             clock,
+            live,
             router,
             metrics,
             draining: CancellationToken::new(),
@@ -175,7 +180,7 @@ impl Listening {
 
 fn router(
     api: &FakeApi,
-    config: Config,
+    live: &Live,
     mint: &Arc<FakeMint>,
     clock: &Arc<FixedClock>,
     metrics: &Arc<Metrics>,
@@ -185,17 +190,21 @@ fn router(
     let tasks = TaskTracker::new();
     let changes = Changes::default();
     let secrets = PullSecrets::new(changes.clone(), metrics.clone());
-    let namespaces = Namespaces::new(api.client(), config.opt_in, changes, metrics.clone());
-    let rules = Arc::new(config.rules);
+    let running = live.config();
+    let namespaces = Namespaces::new(
+        api.client(),
+        running.opt_in.clone(),
+        changes,
+        metrics.clone(),
+    );
     let ensurer = Ensurer::new(Parts {
         writer: Writer::new(
             api.client(),
-            rules.clone(),
+            running.rules.secret_name.clone(),
             secrets.clone(),
             steady.clone(),
             metrics.clone(),
         ),
-        rules: rules.clone(),
         namespaces: namespaces.clone(),
         tokens: TokenCache::new(mint.clone(), steady, tasks.clone()),
         metrics: metrics.clone(),
@@ -203,7 +212,7 @@ fn router(
         stop: CancellationToken::new(),
     });
     let webhook = Webhook::new(
-        rules,
+        live.rules.clone(),
         namespaces,
         secrets,
         ensurer,

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ecr_injector::clock::Clock;
 use ecr_injector::config::Config;
+use ecr_injector::config::live::Live;
 use ecr_injector::leader::Leadership;
 use ecr_injector::metrics::Metrics;
 use ecr_injector::namespace::changes::Changes;
@@ -20,7 +21,6 @@ use ecr_injector::pull_secret::state::{HostState, State};
 use ecr_injector::pull_secret::store::Entry;
 use ecr_injector::pull_secret::write::{EnsureError, Fence, Manner, Written};
 use ecr_injector::pull_secret::{Knowledge, Terms, Unverified, Want, is_public};
-use ecr_injector::refresher::schedule::{AfterGrace, Policy};
 use ecr_injector::refresher::store::Store;
 use ecr_injector::refresher::{Parts, Refresher};
 use ecr_injector::registry::Host;
@@ -564,8 +564,7 @@ pub struct Sim {
     pub cluster: Arc<SimCluster>,
     pub metrics: Arc<Metrics>,
     pub tokens: TokenCache,
-    policy: Policy,
-    per_second: u32,
+    pub live: Live,
 }
 
 impl Sim {
@@ -585,41 +584,36 @@ impl Sim {
         });
         let cluster = SimCluster::new(clock.clone(), Changes::default());
         let tokens = TokenCache::new(aws.clone(), clock.clone(), TaskTracker::new());
-        let policy = Policy {
-            rules: Arc::new(config.rules),
-            prewarm: vec![],
-            grace: SignedDuration::from_hours(24),
-            after_grace: AfterGrace::Retire,
-        };
         Self {
             clock,
             aws,
             cluster,
             metrics: Arc::new(Metrics::default()),
             tokens,
-            policy,
-            per_second: 20,
+            live: Live::new(config, None),
         }
     }
 
     #[must_use]
-    pub fn prewarming(mut self, hosts: &[&str]) -> Self {
-        self.policy.prewarm = hosts
-            .iter()
-            .map(|host| Host::parse(host).unwrap())
-            .collect();
-        self
+    pub fn prewarming(self, hosts: &[&str]) -> Self {
+        let hosts = hosts.iter().map(|host| Host::parse(host).unwrap());
+        self.changed(|config| config.refresh.prewarm = hosts.collect())
     }
 
     #[must_use]
-    pub fn gracing(mut self, hours: i64) -> Self {
-        self.policy.grace = SignedDuration::from_hours(hours);
-        self
+    pub fn gracing(self, hours: i64) -> Self {
+        self.changed(|config| config.refresh.grace = SignedDuration::from_hours(hours))
     }
 
     #[must_use]
-    pub fn removing(mut self) -> Self {
-        self.policy.after_grace = AfterGrace::Remove;
+    pub fn removing(self) -> Self {
+        self.changed(|config| config.refresh.removes = true)
+    }
+
+    fn changed(self, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::clone(&self.live.config());
+        change(&mut config);
+        assert!(self.live.replace(config).is_empty(), "all live");
         self
     }
 
@@ -641,7 +635,12 @@ impl Sim {
     pub fn give_until(&self, namespace: &Namespace, hosts: &[&str], lifetime: Option<Lifetime>) {
         let said = OptedIn::default();
         let hosts = hosts.iter().map(|host| {
-            let (host, key) = self.policy.rules.key_for(host, namespace, &said).unwrap();
+            let (host, key) = self
+                .live
+                .rules
+                .get()
+                .key_for(host, namespace, &said)
+                .unwrap();
             let identity = key.identity.hash();
             (host, HostState { identity, lifetime })
         });
@@ -656,8 +655,7 @@ impl Sim {
         Refresher::new(Parts {
             store: self.cluster.clone(),
             tokens: self.tokens.clone(),
-            policy: self.policy.clone(),
-            writes_per_second: self.per_second,
+            policy: self.live.policy.clone(),
             changes: self.cluster.changes.clone(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
@@ -673,17 +671,21 @@ impl Sim {
         Leader { term, work }
     }
 
-    /// The same under another configuration.
-    #[must_use]
-    pub fn configured(mut self, config: &str) -> Self {
-        self.policy.rules = Arc::new(Config::parse(config, "config").unwrap().rules);
-        self
+    /// From now on it has another configuration, also for a leader who leads already.
+    pub fn configure(&self, config: &str) {
+        let config = Config::parse(config, "config").unwrap();
+        assert!(self.live.replace(config).is_empty(), "all live");
     }
 
     /// The key of the token that a namespace takes for a host.
     pub fn key(&self, namespace: &Namespace, host: &str) -> TokenKey {
         let said = OptedIn::default();
-        self.policy.rules.key_for(host, namespace, &said).unwrap().1
+        self.live
+            .rules
+            .get()
+            .key_for(host, namespace, &said)
+            .unwrap()
+            .1
     }
 
     /// So many opted-in namespaces whose pull secrets have credentials of this age for these hosts, or none.

@@ -1,0 +1,242 @@
+//! `ecr-injector config`: whether a configuration can be used, before it is. Offline.
+
+use std::{
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, Subcommand};
+
+use crate::{
+    config::{Config, ConfigError, schema},
+    identity::DefaultIdentity,
+    token::SessionCap,
+};
+
+/// Standard input, as a file's name.
+const STDIN: &str = "-";
+
+const CHECK_HELP: &str = "\
+Standard output says what each good file amounts to; standard error has all that is wrong, a line each, with the file and \
+the field's path.
+
+Exit codes:
+  0  every file can be used
+  1  one can't, or couldn't be read
+  2  wrong usage
+
+Examples:
+  ecr-injector config check config.yaml
+  kubectl -n ecr-injector get configmap ecr-injector -o jsonpath='{.data.config\\.yaml}' | ecr-injector config check -";
+
+/// Check configuration files, or print their JSON Schema.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub struct Flags {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check files as the webhook would, and say what they amount to
+    #[command(after_long_help = CHECK_HELP)]
+    Check {
+        /// A configuration file (YAML), or - for standard input; may be repeated
+        #[arg(required = true, value_name = "FILE|-")]
+        files: Vec<PathBuf>,
+    },
+    /// Print the JSON Schema of the file, for editors and other checks
+    Schema,
+}
+
+impl Flags {
+    /// Checks, or prints.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Check { files } => check(&files),
+            Command::Schema => {
+                super::write_out(&schema::text()).context("writing to standard output")?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn check(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    let is_stdin = |file: &&PathBuf| file.as_os_str() == STDIN;
+    ensure!(
+        files.iter().filter(is_stdin).count() < 2,
+        "standard input can be read once only"
+    );
+    let (mut good, mut bad, mut refused) = (String::new(), String::new(), 0);
+    for file in files {
+        match read(file) {
+            Ok(config) => {
+                good += &name(file);
+                good += ": good\n";
+                good += &summary(&config);
+            }
+            Err(error) => {
+                refused += 1;
+                bad += &complaints(&error);
+            }
+        }
+    }
+    super::write_out(&good).context("writing to standard output")?;
+    if refused == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // To whom should a failure be told?
+    let _ = io::stderr().write_all(bad.as_bytes());
+    anyhow::bail!("{refused} of {} can't be used", files.len());
+}
+
+fn name(file: &Path) -> String {
+    if file.as_os_str() == STDIN {
+        "standard input".to_owned()
+    } else {
+        file.display().to_string()
+    }
+}
+
+fn read(file: &Path) -> Result<Config, ConfigError> {
+    if file.as_os_str() != STDIN {
+        return Config::read(file);
+    }
+    let text = io::read_to_string(io::stdin()).map_err(|source| ConfigError::Read {
+        path: name(file),
+        source,
+    })?;
+    Config::parse(&text, &name(file))
+}
+
+/// A line for each thing that is wrong.
+fn complaints(error: &ConfigError) -> String {
+    match error {
+        ConfigError::Read { source, .. } => format!("{error}: {source}\n"),
+        ConfigError::Yaml { .. } => format!("{error}\n"),
+        ConfigError::Fields { path, wrong } => {
+            let lines = wrong.iter().map(|wrong| format!("{path}: {wrong}\n"));
+            lines.collect()
+        }
+    }
+}
+
+/// What a configuration amounts to.
+fn summary(config: &Config) -> String {
+    let (rules, opt_in, refresh) = (&config.rules, &config.opt_in, &config.refresh);
+    let excluded: Vec<String> = rules.excluded.iter().map(ToString::to_string).collect();
+    let identities = &rules.identities;
+    let default = match identities.default {
+        DefaultIdentity::Ambient => "the ambient identity",
+        DefaultIdentity::None => "nobody",
+    };
+    let cap = match config.session_cap {
+        SessionCap::Session => "with the role's session".to_owned(),
+        SessionCap::Off => "by ECR alone".to_owned(),
+        SessionCap::After(seconds) => format!("after {seconds} s"),
+    };
+    let lines = [
+        ("pull secret", rules.secret_name.clone()),
+        (
+            "namespaces",
+            format!(
+                "{}={}, without {}",
+                opt_in.label,
+                opt_in.value,
+                listed(&excluded)
+            ),
+        ),
+        (
+            "registries",
+            format!(
+                "of {} and {}; {}{}",
+                counted(rules.allow.accounts.len(), "account", "all accounts"),
+                counted(rules.allow.regions.len(), "region", "all regions"),
+                match rules.aliases.count() {
+                    0 => "no aliases".to_owned(),
+                    1 => "1 alias".to_owned(),
+                    count => format!("{count} aliases"),
+                },
+                if rules.aliases.serve_public() {
+                    "; ECR Public"
+                } else {
+                    ""
+                },
+            ),
+        ),
+        (
+            "identities",
+            format!(
+                "{}; {} of roles for annotations; else {default}",
+                counted(identities.rules.len(), "rule", "no rules"),
+                counted(
+                    identities.namespace_roles.allow.len(),
+                    "pattern",
+                    "no patterns"
+                ),
+            ),
+        ),
+        (
+            "kept",
+            format!(
+                "{} ahead of Pods; {} writes a second; tokens end {cap}",
+                counted(refresh.prewarm.len(), "host", "no hosts"),
+                refresh.writes_per_second
+            ),
+        ),
+        (
+            "opted out",
+            format!(
+                "kept fresh for {:#}, then {}",
+                refresh.grace,
+                if refresh.removes {
+                    "removed"
+                } else {
+                    "retired"
+                }
+            ),
+        ),
+        (
+            "limits",
+            format!(
+                "{} registries a Pod, {} a pull secret",
+                rules.registries_per_pod, rules.registries_per_secret
+            ),
+        ),
+        (
+            "on failure",
+            format!("{:?}", rules.on_failure).to_lowercase(),
+        ),
+        (
+            "log",
+            config
+                .log_filter
+                .clone()
+                .unwrap_or_else(|| "as the flag --log says".to_owned()),
+        ),
+    ];
+    let lines = lines
+        .iter()
+        .map(|(name, text)| format!("  {name:<12}{text}\n"));
+    lines.collect()
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        "exceptions".to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
+fn counted(count: usize, noun: &str, none: &str) -> String {
+    match count {
+        0 => none.to_owned(),
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
