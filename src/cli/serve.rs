@@ -198,7 +198,7 @@ impl Flags {
         ));
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
-        let serving = readiness.condition("serving");
+        let serving = readiness.condition("serving").waiting_for("its sockets");
         let surroundings = wiring.surroundings.clone();
         wiring.spawn(async move { surroundings.look_for_credentials().await });
         gauges::measure_at_each_scrape(
@@ -244,7 +244,7 @@ impl Flags {
             delay_seconds = self.shutdown_delay,
             "asked to end; serving on while traffic goes elsewhere"
         );
-        serving.fail();
+        serving.fail("stopping");
         draining.cancel();
         let ending = async {
             sleep(Duration::from_secs(self.shutdown_delay)).await;
