@@ -153,17 +153,17 @@ impl LeaseFlags {
 impl Flags {
     /// Serves until a signal.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        telemetry::start(self.log_format, &self.log)
+        let log = telemetry::start(self.log_format, &self.log)
             .with_context(|| format!("--log {:?}", self.log))?;
         tls::install_crypto_provider();
-        super::runtime()?.block_on(self.serve())
+        super::runtime()?.block_on(self.serve(log))
     }
 
     #[allow(
         clippy::too_many_lines,
         reason = "the one place where the parts are put together, in the order in which they start and end"
     )]
-    async fn serve(self) -> anyhow::Result<ExitCode> {
+    async fn serve(self, _log: telemetry::Filter) -> anyhow::Result<ExitCode> {
         let files = Files {
             certificate: self.tls_cert.clone(),
             key: self.tls_key.clone(),
