@@ -23,7 +23,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{metrics::Metrics, webhook::Webhook};
+use crate::{
+    metrics::{Metrics, Shed},
+    telemetry::line,
+    webhook::Webhook,
+};
 
 /// The path that the registration names.
 pub const PATH: &str = "/mutate";
@@ -80,6 +84,7 @@ impl Admission {
     }
 
     async fn handle(&self, request: Request) -> Result<Vec<u8>, Refusal> {
+        let _in_flight = InFlight::count(&self.metrics);
         let started = Instant::now();
         let deadline = started + allowed(timeout_of(request.uri()));
         if !is_json(request.headers()) {
@@ -89,9 +94,11 @@ impl Admission {
         let (_permit, body) = self.read(request, started, deadline).await?;
         let place = self.places.try_acquire();
         let review = async {
-            match &place {
-                Ok(_) => self.webhook.review(&body, started, deadline).await,
-                Err(_) => self.webhook.turn_away(&body, started),
+            if place.is_ok() {
+                self.webhook.review(&body, started, deadline).await
+            } else {
+                self.metrics.shed(Shed::Review);
+                self.webhook.turn_away(&body, started)
             }
         };
         let review = AssertUnwindSafe(review).catch_unwind().await;
@@ -151,6 +158,7 @@ impl Admission {
             let held = permit.as_ref().map_or(0, SemaphorePermit::num_permits);
             let more = u32::try_from(units - held).unwrap_or(u32::MAX);
             let Ok(Ok(more)) = timeout_at(deadline, self.budget.acquire_many(more)).await else {
+                self.metrics.shed(Shed::Body);
                 let text = "too many bodies in flight".to_owned();
                 return Err((StatusCode::SERVICE_UNAVAILABLE, "budget", text));
             };
@@ -160,6 +168,22 @@ impl Admission {
             }
             read.extend_from_slice(&data);
         }
+    }
+}
+
+/// Counts a request as in flight until it is dropped, also by a client that gives up.
+struct InFlight<'a>(&'a Metrics);
+
+impl<'a> InFlight<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
     }
 }
 
@@ -173,7 +197,8 @@ async fn mutate(State(admission): State<Arc<Admission>>, request: Request) -> Re
         Ok(answer) => ([(CONTENT_TYPE, "application/json")], Body::from(answer)).into_response(),
         Err((status, reason, text)) => {
             admission.metrics.refused_request(reason);
-            tracing::warn!(%status, reason, text, "a request was not answered with a review");
+            let shown = &*line(&text, text.len());
+            tracing::warn!(%status, reason, text = shown, "a request was not answered with a review");
             (status, text + "\n").into_response()
         }
     }
