@@ -43,7 +43,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Flags),
+    Serve(Box<serve::Flags>),
     Preview(preview::Flags),
     Identity(identity::Flags),
     Refresh(refresh::Flags),

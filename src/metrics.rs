@@ -40,6 +40,7 @@ pub struct Metrics {
     pub in_flight: Gauge,
     shed: Family<WhatLabels, Counter>,
     handshakes: Family<OutcomeLabels, Counter>,
+    spans: Family<OutcomeLabels, Counter>,
     aws_calls: Family<AwsLabels, Counter>,
     credentials_source: Family<SourceLabels, Gauge>,
     source: OnceLock<&'static str>,
@@ -128,6 +129,17 @@ pub enum Handshake {
     Failed,
     /// By its deadline.
     TimedOut,
+}
+
+/// What became of spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spans {
+    /// The collector has them.
+    Sent,
+    /// The collector didn't take them.
+    Failed,
+    /// Too many others waited to be sent.
+    Dropped,
 }
 
 /// What is measured when somebody looks.
@@ -279,6 +291,21 @@ impl Handshake {
     }
 }
 
+impl Spans {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sent, Self::Failed, Self::Dropped];
+
+    /// As a metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// From 50 µs, a warm answer, to 26 s, past every deadline.
 fn admission_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 20))
@@ -304,6 +331,7 @@ impl Default for Metrics {
             in_flight: Gauge::default(),
             shed: Family::default(),
             handshakes: Family::default(),
+            spans: Family::default(),
             aws_calls: Family::default(),
             credentials_source: Family::default(),
             source: OnceLock::new(),
@@ -345,6 +373,10 @@ impl Default for Metrics {
             let outcome = outcome.as_str();
             drop(metrics.handshakes.get_or_create(&OutcomeLabels { outcome }));
         }
+        for outcome in Spans::ALL {
+            let outcome = outcome.as_str();
+            drop(metrics.spans.get_or_create(&OutcomeLabels { outcome }));
+        }
         registry.register(
             "build",
             "The running version",
@@ -376,6 +408,11 @@ impl Default for Metrics {
             "handshakes",
             "TLS handshakes on the admission listener by outcome",
             metrics.handshakes.clone(),
+        );
+        registry.register(
+            "spans",
+            "Spans of traces by what became of them",
+            metrics.spans.clone(),
         );
         registry.register(
             "aws_calls",
@@ -552,6 +589,14 @@ impl Metrics {
         self.handshakes
             .get_or_create(&OutcomeLabels { outcome })
             .inc();
+    }
+
+    /// So many spans were sent, or were not.
+    pub fn spans(&self, outcome: Spans, count: usize) {
+        let outcome = outcome.as_str();
+        self.spans
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc_by(count as u64);
     }
 
     /// One call to ECR or STS.

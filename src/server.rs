@@ -26,6 +26,7 @@ use tokio::{
 use crate::{
     metrics::{Metrics, Shed},
     telemetry::line,
+    traces::Traces,
     webhook::Webhook,
 };
 
@@ -57,6 +58,7 @@ const MAX_COMPLAINT_CHARS: usize = 300;
 pub struct Admission {
     webhook: Webhook,
     metrics: Arc<Metrics>,
+    traces: Traces,
     budget: Semaphore,
     places: Semaphore,
 }
@@ -71,9 +73,16 @@ impl Admission {
         Self {
             webhook,
             metrics,
+            traces: Traces::default(),
             budget: Semaphore::new(BODY_BUDGET_BYTES / BUDGET_UNIT_BYTES),
             places: Semaphore::new(MAX_IN_HAND),
         }
+    }
+
+    /// The same, and each admission is a span of a trace.
+    #[must_use]
+    pub fn traced(self, traces: Traces) -> Self {
+        Self { traces, ..self }
     }
 
     /// The routes.
@@ -85,6 +94,7 @@ impl Admission {
 
     async fn handle(&self, request: Request) -> Result<Vec<u8>, Refusal> {
         let _in_flight = InFlight::count(&self.metrics);
+        let mut trace = self.traces.admission(request.headers());
         let started = Instant::now();
         let deadline = started + allowed(timeout_of(request.uri()));
         if !is_json(request.headers()) {
@@ -95,10 +105,12 @@ impl Admission {
         let place = self.places.try_acquire();
         let review = async {
             if place.is_ok() {
-                self.webhook.review(&body, started, deadline).await
+                self.webhook
+                    .review(&body, started, deadline, &mut trace)
+                    .await
             } else {
                 self.metrics.shed(Shed::Review);
-                self.webhook.turn_away(&body, started)
+                self.webhook.turn_away(&body, started, &mut trace)
             }
         };
         let review = AssertUnwindSafe(review).catch_unwind().await;

@@ -16,7 +16,7 @@ use crate::{
     clock::Clock,
     events::{Events, Happening},
     identity::Refusal,
-    metrics::{Metrics, Phase, Timed},
+    metrics::{Metrics, Phase},
     namespace::{Namespace, OptedIn, store::Namespaces},
     pod::{Pod, PullSecrets as Stands},
     pull_secret::{
@@ -26,6 +26,7 @@ use crate::{
     registry::Host,
     telemetry::line,
     token::TokenKey,
+    traces::{InPhase, Place, Span, Trace},
 };
 
 /// The HTTP status of a refusal under `onFailure: deny`: try again later.
@@ -127,30 +128,39 @@ impl Webhook {
         }
     }
 
-    /// Answers a review before `deadline`. `started` is when its first byte was read.
+    /// Answers a review before `deadline`. `started` is when its first byte was read; `trace` is its span.
     pub async fn review(
         &self,
         body: &[u8],
         started: Instant,
         deadline: Instant,
+        trace: &mut Trace,
     ) -> Result<Vec<u8>, ReviewError> {
-        let request = self.parse(body)?;
-        let deciding = self.metrics.time(Phase::Decide);
+        let request = self.parse(body, trace)?;
+        let deciding = trace.place.enter(&self.metrics, Phase::Decide);
         let outcome = match demand(&request, &self.rules) {
-            Ok(demand) => self.answer(&request, demand, deciding, deadline).await,
+            Ok(demand) => {
+                self.answer(&request, demand, deciding, deadline, &trace.place)
+                    .await
+            }
             Err(reason) => {
                 drop(deciding);
                 self.leave_alone(reason)
             }
         };
-        self.report(&request, &outcome, started.elapsed());
+        self.report(&request, &outcome, started.elapsed(), &mut trace.span);
         Ok(outcome.response.to_json(&request))
     }
 
     /// Answers a review at once, because too many others are in hand: whoever needs nothing of us is let in as ever, the
     /// others without a pull secret, or not at all under `onFailure: deny`.
-    pub fn turn_away(&self, body: &[u8], started: Instant) -> Result<Vec<u8>, ReviewError> {
-        let request = self.parse(body)?;
+    pub fn turn_away(
+        &self,
+        body: &[u8],
+        started: Instant,
+        trace: &mut Trace,
+    ) -> Result<Vec<u8>, ReviewError> {
+        let request = self.parse(body, trace)?;
         let outcome = match demand(&request, &self.rules) {
             Err(reason) => self.leave_alone(reason),
             Ok(_) if self.refuses(&request) => {
@@ -166,12 +176,12 @@ impl Webhook {
             }
             Ok(_) => self.leave_alone(Reason::Overloaded),
         };
-        self.report(&request, &outcome, started.elapsed());
+        self.report(&request, &outcome, started.elapsed(), &mut trace.span);
         Ok(outcome.response.to_json(&request))
     }
 
-    fn parse<'a>(&self, body: &'a [u8]) -> Result<Request<'a>, ReviewError> {
-        let _parsing = self.metrics.time(Phase::Parse);
+    fn parse<'a>(&self, body: &'a [u8], trace: &Trace) -> Result<Request<'a>, ReviewError> {
+        let _parsing = trace.place.enter(&self.metrics, Phase::Parse);
         Request::parse(body)
     }
 
@@ -184,8 +194,9 @@ impl Webhook {
         &self,
         request: &Request<'_>,
         demand: Demand,
-        deciding: Timed<'_>,
+        deciding: InPhase<'_>,
         deadline: Instant,
+        place: &Place,
     ) -> Outcome {
         let namespace = demand.namespace().clone();
         let opted_in = self.namespaces.opted_in(&namespace, deadline).await;
@@ -226,7 +237,7 @@ impl Webhook {
                     result,
                 } = self
                     .ensurer
-                    .ensure(&namespace, missing.clone(), deadline)
+                    .ensure(&namespace, missing.clone(), deadline, place)
                     .await;
                 let outcome = match result {
                     Ok(()) => self.inject(injection, "ensured"),
@@ -354,15 +365,19 @@ impl Webhook {
         }
     }
 
-    fn report(&self, request: &Request<'_>, outcome: &Outcome, took: Duration) {
+    fn report(&self, request: &Request<'_>, outcome: &Outcome, took: Duration, span: &mut Span) {
         self.metrics
             .admission(outcome.verdict.as_str(), outcome.reason, took);
         let is_written = match &outcome.error {
             None => tracing::enabled!(tracing::Level::INFO),
             Some(_) => tracing::enabled!(tracing::Level::WARN),
         };
-        if is_written {
-            Line::of(request, outcome, took).write();
+        if is_written || span.is_recording() {
+            let line = Line::of(request, outcome, took);
+            if is_written {
+                line.write();
+            }
+            line.mark(span);
         }
     }
 }
@@ -410,6 +425,33 @@ impl<'a> Line<'a> {
                 .error
                 .as_ref()
                 .map(|error| line(&error.to_string(), MAX_LOGGED_ERROR_BYTES).into_owned()),
+        }
+    }
+
+    /// The same on a span.
+    fn mark(self, span: &mut Span) {
+        if !span.is_recording() {
+            return;
+        }
+        for (key, value) in [
+            ("uid", self.uid),
+            ("namespace", self.namespace),
+            ("pod", self.pod),
+            ("owner_kind", self.owner_kind),
+            ("owner", self.owner),
+            ("operation", self.operation.into()),
+            ("decision", self.decision.into()),
+            ("reason", self.reason.into()),
+            ("registries", self.registries.into()),
+            ("token", self.token.into()),
+            ("secret", self.secret.into()),
+        ] {
+            span.set(key, value.into_owned());
+        }
+        span.set("dry_run", self.dry_run);
+        span.set("duration_ms", self.duration_ms);
+        if let Some(error) = self.error {
+            span.fail(error);
         }
     }
 

@@ -35,6 +35,7 @@ use crate::{
         self, MinVersion, Serving,
         files::{self, Files},
     },
+    traces::Traces,
     webhook::Webhook,
 };
 
@@ -43,6 +44,9 @@ const LEASE: &str = "ecr-injector";
 
 /// How long requests under way may take to end, and background work after them.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long the last traces may take to be sent.
+const LAST_TRACES: Duration = Duration::from_secs(3);
 
 /// Serve the webhook: answer the API server's reviews and keep pull secrets in the namespaces that opted in.
 ///
@@ -96,6 +100,9 @@ pub struct Flags {
         default_value = "info"
     )]
     log: String,
+    /// Where to send traces over OTLP (HTTP, protobuf): the collector's URL, without /v1/traces; by default nowhere
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// How long to go on serving after SIGTERM, in seconds: the API server's connections take a while to go elsewhere
     #[arg(
         long,
@@ -196,6 +203,8 @@ impl Flags {
             metrics.clone(),
             files::PERIOD,
         ));
+        let traces = Traces::start(self.otlp_endpoint.as_deref(), &instance(), metrics.clone());
+        let (traces, exporter) = traces.context("traces")?;
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
         let serving = readiness.condition("serving").waiting_for("its sockets");
@@ -218,7 +227,9 @@ impl Flags {
             limit: MAX_CONNECTIONS,
             connection: Connection {
                 tls: Some(TlsAcceptor::from(Arc::new(tls))),
-                router: Admission::new(webhook, metrics.clone()).router(),
+                router: Admission::new(webhook, metrics.clone())
+                    .traced(traces)
+                    .router(),
                 metrics: metrics.clone(),
                 draining: draining.clone(),
             },
@@ -257,7 +268,9 @@ impl Flags {
             stop_admin.cancel();
             let _ = serve_admin.await;
             tasks.close();
-            timeout(GRACE, tasks.wait()).await
+            let ended = timeout(GRACE, tasks.wait()).await;
+            exporter.finish(LAST_TRACES).await;
+            ended
         };
         tokio::select! {
             ended = ending => {

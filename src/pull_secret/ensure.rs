@@ -26,6 +26,7 @@ use crate::{
         TokenKey,
         cache::{Origin, TokenCache},
     },
+    traces::Place,
 };
 
 /// The part of the time that is kept for writing when minting takes long, as a divisor.
@@ -193,14 +194,15 @@ impl Ensurer {
         namespace: &Namespace,
         hosts: BTreeMap<Host, TokenKey>,
         deadline: Instant,
+        place: &Place,
     ) -> Ensured {
-        let this = self.clone();
+        let (this, place) = (self.clone(), place.clone());
         let (name, wanted) = (namespace.clone(), hosts.clone());
         let task = self
             .0
             .parts
             .tasks
-            .spawn(async move { this.attempt(&name, wanted, deadline).await });
+            .spawn(async move { this.attempt(&name, wanted, deadline, &place).await });
         let ensured = match timeout_at(deadline, task).await {
             Ok(Ok(ensured)) => ensured,
             Ok(Err(_)) => Ensured {
@@ -226,15 +228,16 @@ impl Ensurer {
         namespace: &Namespace,
         hosts: BTreeMap<Host, TokenKey>,
         deadline: Instant,
+        place: &Place,
     ) -> Ensured {
-        let minting = self.0.parts.metrics.time(Phase::Token);
+        let minting = place.enter(&self.0.parts.metrics, Phase::Token);
         let Minted {
             wanted,
             source: tokens,
             failed,
         } = self.mint(hosts, deadline).await;
         drop(minting);
-        let _writing = self.0.parts.metrics.time(Phase::Write);
+        let _writing = place.enter(&self.0.parts.metrics, Phase::Write);
         let (secret, result) = match self.write(namespace, wanted, deadline).await {
             Err(error @ EnsureError::Foreign(_)) => (SecretSource::Foreign, Err(error)),
             Err(error) => (SecretSource::Failed, Err(error)),
@@ -375,7 +378,7 @@ impl Completion {
             let hosts = self.hosts();
             match self
                 .ensurer
-                .attempt(&self.namespace, hosts.clone(), end)
+                .attempt(&self.namespace, hosts.clone(), end, &Place::default())
                 .await
                 .result
             {

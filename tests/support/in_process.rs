@@ -21,6 +21,7 @@ use ecr_injector::server::Admission;
 use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
 use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
 use ecr_injector::token::{Token, TokenKey};
+use ecr_injector::traces::Traces;
 use ecr_injector::webhook::Webhook;
 use futures::future::BoxFuture;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -82,6 +83,12 @@ impl InProcess {
         Self::configured(api, Config::default())
     }
 
+    /// One whose admissions are traced.
+    pub fn traced(traces: Traces, metrics: Arc<Metrics>) -> Self {
+        let api = FakeApi::opted_in(&[NAMESPACE]);
+        Self::made_of(api, Config::default(), traces, metrics)
+    }
+
     /// One whose configuration has this text.
     pub fn with_config(text: &str) -> Self {
         let api = FakeApi::opted_in(&[NAMESPACE]);
@@ -89,10 +96,14 @@ impl InProcess {
     }
 
     fn configured(api: FakeApi, config: Config) -> Self {
+        Self::made_of(api, config, Traces::default(), Arc::default())
+    }
+
+    fn made_of(api: FakeApi, config: Config, traces: Traces, metrics: Arc<Metrics>) -> Self {
         let mint = Arc::new(FakeMint::default());
         let clock = Arc::new(FixedClock::default());
-        let metrics = Arc::new(Metrics::default());
-        let router = router(&api, config, &mint, &clock, &metrics);
+        let admission = admission(&api, config, &mint, &clock, &metrics);
+        let router = admission.traced(traces).router();
         Self {
             api,
             mint,
@@ -173,13 +184,13 @@ impl Listening {
     }
 }
 
-fn router(
+fn admission(
     api: &FakeApi,
     config: Config,
     mint: &Arc<FakeMint>,
     clock: &Arc<FixedClock>,
     metrics: &Arc<Metrics>,
-) -> Router {
+) -> Admission {
     // Only the decision's clock panics: the rest is to go on.
     let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
     let tasks = TaskTracker::new();
@@ -210,7 +221,7 @@ fn router(
         clock.clone(),
         metrics.clone(),
     );
-    Admission::new(webhook, metrics.clone()).router()
+    Admission::new(webhook, metrics.clone())
 }
 
 impl FixedClock {
