@@ -68,7 +68,7 @@ const QUEUE: usize = 2048;
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// What an answer may hold, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
-/// How often it is said that the collector fails.
+/// How often it is said that the collector fails, at most.
 const COMPLAIN_EVERY: Duration = Duration::from_mins(5);
 /// What is said of its failure, in bytes.
 const MAX_COMPLAINT: usize = 300;
@@ -349,11 +349,11 @@ impl Complaint {
             Err(_) if said.is_some_and(|at| at.elapsed() < COMPLAIN_EVERY) => {}
             Err(error) => {
                 *said = Some(Instant::now());
-                let (error, again) = (error.to_string(), COMPLAIN_EVERY.as_secs());
+                let error = error.to_string();
                 let error = &*line(&error, MAX_COMPLAINT);
                 tracing::warn!(
                     error,
-                    "traces can't be sent and are dropped; admissions go on. It is said again after {again} s, if it is still so"
+                    "traces can't be sent and are dropped; admissions go on"
                 );
             }
         }

@@ -5,28 +5,21 @@
     reason = "a test that can't go on panics"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
-use axum::routing::post;
 use ecr_injector::metrics::Metrics;
 use ecr_injector::traces::{Exporter, Traces};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
-use hyper::body::Bytes;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::KeyValue;
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
-use prost::Message as _;
 use serde_json::json;
-use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 
 use support::InProcess;
+use support::collector::{collector, number, texts};
 use support::in_process::NAMESPACE;
 use support::wire::{review, review_of};
 
@@ -37,52 +30,6 @@ const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
 const THEIR_SPAN: u128 = 0x00f0_67aa_0ba9_02b7;
 /// The processor's queue, as `src/traces.rs` has it.
 const QUEUE: u64 = 2048;
-
-/// What a collector was sent.
-#[derive(Clone, Default)]
-struct Received(Arc<Mutex<Vec<Bytes>>>);
-
-impl Received {
-    fn requests(&self) -> Vec<ExportTraceServiceRequest> {
-        let bodies = self.0.lock().unwrap();
-        let decode = |body: &Bytes| ExportTraceServiceRequest::decode(body.clone()).unwrap();
-        bodies.iter().map(decode).collect()
-    }
-
-    fn spans(&self) -> Vec<Span> {
-        let requests = self.requests().into_iter();
-        let resources = requests.flat_map(|request| request.resource_spans);
-        let scopes = resources.flat_map(|spans| spans.scope_spans);
-        scopes.flat_map(|spans| spans.spans).collect()
-    }
-}
-
-/// A collector on a loopback port, which answers or never does.
-async fn collector(answers: bool) -> (String, Received) {
-    let received = Received::default();
-    let kept = received.clone();
-    let take = async move |body: Bytes| {
-        kept.0.lock().unwrap().push(body);
-        if !answers {
-            std::future::pending::<()>().await;
-        }
-        StatusCode::OK
-    };
-    let router = Router::new().route("/v1/traces", post(take));
-    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", socket.local_addr().unwrap());
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = socket.accept().await.unwrap();
-            let service = hyper_util::service::TowerToHyperService::new(router.clone());
-            let stream = hyper_util::rt::TokioIo::new(stream);
-            tokio::spawn(
-                hyper::server::conn::http1::Builder::new().serve_connection(stream, service),
-            );
-        }
-    });
-    (url, received)
-}
 
 fn traced(url: &str) -> (InProcess, Exporter) {
     support::crypto();
@@ -116,22 +63,6 @@ fn traceparent(flags: &str) -> (&'static str, String) {
         "traceparent",
         format!("00-{TRACE:032x}-{THEIR_SPAN:016x}-{flags}"),
     )
-}
-
-/// An id as the number that its hexadecimal form writes.
-fn number(id: &[u8]) -> u128 {
-    id.iter().fold(0, |sum, byte| sum << 8 | u128::from(*byte))
-}
-
-fn texts(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
-    let text = |attribute: &'_ KeyValue| match attribute.value.clone()?.value? {
-        Value::StringValue(text) => Some(text),
-        _ => None,
-    };
-    let texts = attributes
-        .iter()
-        .filter_map(|it| Some((&*it.key, text(it)?)));
-    texts.collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,8 +121,8 @@ async fn an_admission_continues_the_api_servers_trace_and_its_phases_hang_below_
     let about = texts(&resource);
     assert_eq!(about["service.name"], "ecr-injector");
     assert_eq!(about["service.instance.id"], "replica-1");
-    for body in received.0.lock().unwrap().iter() {
-        let text = String::from_utf8_lossy(body);
+    for body in received.bodies() {
+        let text = String::from_utf8_lossy(&body);
         for secret in ["token-1", "QVdTOnRva2VuLT", "hunter2", "PASSWORD", "app:v1"] {
             assert!(!text.contains(secret), "{secret}");
         }
@@ -253,7 +184,7 @@ async fn a_collector_that_never_answers_holds_up_nobody_and_what_waits_for_it_is
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_not_there_is_counted_and_costs_no_admission() {
-    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", socket.local_addr().unwrap());
     drop(socket);
     let (webhook, exporter) = traced(&url);
