@@ -452,8 +452,11 @@ fn show_admissions(webhook: &Webhook, before: (f64, f64), after: (f64, f64)) -> 
             "cached" => "answered from memory",
             other => other,
         };
-        let took = Duration::from_micros(line["took_us"].as_u64().unwrap_or_default());
-        println!("  {:>8}  {what}", milliseconds(took));
+        let took = line["duration_ms"].as_f64().unwrap_or_default() / 1000.0;
+        println!(
+            "  {:>8}  {what}",
+            milliseconds(Duration::from_secs_f64(took))
+        );
         reasons.push(reason.to_owned());
     }
     let (calls, sum) = (after.0 - before.0, after.1 - before.1);

@@ -52,6 +52,18 @@ pub enum Operation {
     Other,
 }
 
+impl Operation {
+    /// As a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// Why a body is not a review that can be answered.
 #[derive(Debug, Error)]
 pub enum ReviewError {

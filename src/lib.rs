@@ -20,6 +20,7 @@ pub mod readiness;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;
 
 pub mod admission;
 pub mod manifest;

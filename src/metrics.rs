@@ -1,5 +1,8 @@
 //! What is counted, timed and measured, for Prometheus. Every label is a closed set or, as identities are, cut to a number:
-//! no host, namespace or message is one.
+//! no host, namespace or message is one. What each means, and what to do about it, is in `docs/operations.md`.
+
+mod catalogue;
+mod process;
 
 use std::{
     fmt,
@@ -9,7 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text::encode},
+    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder},
     metrics::{
         MetricType,
         counter::Counter,
@@ -18,15 +21,26 @@ use prometheus_client::{
         histogram::{Histogram, exponential_buckets},
         info::Info,
     },
-    registry::{Registry, Unit},
+    registry::Unit,
 };
+use tokio::time::Instant;
+
+use self::{catalogue::Catalogue, process::Process};
+
+pub use self::catalogue::Family as Described;
 
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    registry: Catalogue,
     measures: Measures,
     admissions: Family<AdmissionLabels, Histogram>,
+    phases: [Histogram; Phase::ALL.len()],
+    /// Requests to the admission listener that are being read or answered.
+    pub in_flight: Gauge,
+    shed: Family<WhatLabels, Counter>,
+    handshakes: Family<OutcomeLabels, Counter>,
+    spans: Family<OutcomeLabels, Counter>,
     aws_calls: Family<AwsLabels, Counter>,
     credentials_source: Family<SourceLabels, Gauge>,
     source: OnceLock<&'static str>,
@@ -68,7 +82,7 @@ pub struct Metrics {
     by_state: Family<StateLabels, Gauge>,
     refreshes: Family<ReasonLabels, Counter>,
     refresh_failures: Family<ReasonLabels, Counter>,
-    heals: Family<HealLabels, Counter>,
+    heals: Family<WhatLabels, Counter>,
     /// Namespaces that are due now.
     pub queue_depth: Gauge,
     /// Namespaces that wait for a token that can't be had now.
@@ -98,6 +112,65 @@ impl Reload {
     }
 }
 
+/// A part of an admission that is timed by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The review is read out of its JSON.
+    Parse,
+    /// What the cluster is known to look like is looked up, and the verdict reached.
+    Decide,
+    /// Tokens are got, from memory or from AWS.
+    Token,
+    /// The pull secret is written.
+    Write,
+}
+
+/// What was not served because there was too much at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// A connection gave its place to a new one.
+    Connection,
+    /// A body found no room among those in flight.
+    Body,
+    /// A review was answered at once, because too many others were in hand.
+    Review,
+}
+
+/// A phase under way; it is counted when this is dropped, also by whoever gives up.
+#[derive(Debug)]
+pub struct Timed<'a> {
+    histogram: &'a Histogram,
+    since: Instant,
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.histogram.observe(self.since.elapsed().as_secs_f64());
+    }
+}
+
+/// How a TLS handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// With a connection.
+    Done,
+    /// With an error of ours or the client's.
+    Failed,
+    /// By its deadline.
+    TimedOut,
+}
+
+/// What became of spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spans {
+    /// The collector has them.
+    Sent,
+    /// The collector didn't take them.
+    Failed,
+    /// Too many others waited to be sent.
+    Dropped,
+}
+
 /// What is measured when somebody looks.
 #[derive(Default)]
 struct Measures(Mutex<Vec<Measure>>);
@@ -113,6 +186,11 @@ struct Reading(Arc<Mutex<Option<i64>>>);
 struct AdmissionLabels {
     decision: &'static str,
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -170,7 +248,7 @@ struct StateLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HealLabels {
+struct WhatLabels {
     what: &'static str,
 }
 
@@ -201,17 +279,93 @@ impl EncodeMetric for Reading {
     }
 }
 
+impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Parse, Self::Decide, Self::Token, Self::Write];
+
+    /// As a metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Parse => "parse",
+            Self::Decide => "decide",
+            Self::Token => "token",
+            Self::Write => "write",
+        }
+    }
+}
+
+impl Shed {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Connection, Self::Body, Self::Review];
+
+    /// As a metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Body => "body",
+            Self::Review => "review",
+        }
+    }
+}
+
+impl Handshake {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Done, Self::Failed, Self::TimedOut];
+
+    /// As a metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "ok",
+            Self::Failed => "failed",
+            Self::TimedOut => "timeout",
+        }
+    }
+}
+
+impl Spans {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sent, Self::Failed, Self::Dropped];
+
+    /// As a metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// From 50 µs, a warm answer, to 26 s, past every deadline.
 fn admission_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 20))
 }
 
+/// From 5 µs, a small review's parsing, to 5 s, past a slow write.
+fn phase_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_005, 4.0, 11))
+}
+
 impl Default for Metrics {
     #[allow(clippy::too_many_lines, reason = "a list of all metrics")]
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("ecr_injector");
+        let mut registry = Catalogue::with_prefix("ecr_injector");
+        let phases = Family::<PhaseLabels, _>::new_with_constructor(phase_buckets as fn() -> _);
         let metrics = Self {
             admissions: Family::new_with_constructor(admission_buckets),
+            // Found once, so that an admission looks none of them up.
+            phases: Phase::ALL.map(|phase| {
+                let phase = phase.as_str();
+                phases.get_or_create_owned(&PhaseLabels { phase })
+            }),
+            in_flight: Gauge::default(),
+            shed: Family::default(),
+            handshakes: Family::default(),
+            spans: Family::default(),
             aws_calls: Family::default(),
             credentials_source: Family::default(),
             source: OnceLock::new(),
@@ -248,11 +402,24 @@ impl Default for Metrics {
             oldest_overdue: Gauge::default(),
             guard: Gauge::default(),
             measures: Measures::default(),
-            registry: Registry::default(),
+            registry: Catalogue::default(),
         };
         metrics.guard.set(-1);
         for outcome in [Reload::Applied, Reload::Refused] {
             drop(metrics.config_reloads.get_or_create(&outcome.labels()));
+        }
+        // There from the start: an alert on what has not happened yet needs a zero to start from.
+        for what in Shed::ALL {
+            let what = what.as_str();
+            drop(metrics.shed.get_or_create(&WhatLabels { what }));
+        }
+        for outcome in Handshake::ALL {
+            let outcome = outcome.as_str();
+            drop(metrics.handshakes.get_or_create(&OutcomeLabels { outcome }));
+        }
+        for outcome in Spans::ALL {
+            let outcome = outcome.as_str();
+            drop(metrics.spans.get_or_create(&OutcomeLabels { outcome }));
         }
         registry.register(
             "build",
@@ -264,6 +431,32 @@ impl Default for Metrics {
             "Time from a review's first byte read to its answer",
             Unit::Seconds,
             metrics.admissions.clone(),
+        );
+        registry.register_with_unit(
+            "admission_phase_duration",
+            "Time that one phase of an admission took",
+            Unit::Seconds,
+            phases,
+        );
+        registry.register(
+            "requests_in_flight",
+            "Requests to the admission listener that are being read or answered",
+            metrics.in_flight.clone(),
+        );
+        registry.register(
+            "shed",
+            "What was not served because there was too much at a time",
+            metrics.shed.clone(),
+        );
+        registry.register(
+            "handshakes",
+            "TLS handshakes on the admission listener by outcome",
+            metrics.handshakes.clone(),
+        );
+        registry.register(
+            "spans",
+            "Spans of traces by what became of them",
+            metrics.spans.clone(),
         );
         registry.register(
             "aws_calls",
@@ -438,6 +631,7 @@ impl Default for Metrics {
             "1 if the guard refused at start what it must refuse, 0 if it let it pass, -1 while that isn't known",
             metrics.guard.clone(),
         );
+        registry.register_collector(Process, Process::families());
         Self {
             registry,
             ..metrics
@@ -451,6 +645,37 @@ impl Metrics {
         self.admissions
             .get_or_create(&AdmissionLabels { decision, reason })
             .observe(took.as_secs_f64());
+    }
+
+    /// Times a phase of an admission from now on, until what is returned is dropped.
+    #[must_use]
+    pub fn time(&self, phase: Phase) -> Timed<'_> {
+        Timed {
+            histogram: &self.phases[phase as usize],
+            since: Instant::now(),
+        }
+    }
+
+    /// Something was not served because there was too much at a time.
+    pub fn shed(&self, what: Shed) {
+        let what = what.as_str();
+        self.shed.get_or_create(&WhatLabels { what }).inc();
+    }
+
+    /// One TLS handshake on the admission listener.
+    pub fn handshake(&self, outcome: Handshake) {
+        let outcome = outcome.as_str();
+        self.handshakes
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
+    }
+
+    /// So many spans were sent, or were not.
+    pub fn spans(&self, outcome: Spans, count: usize) {
+        let outcome = outcome.as_str();
+        self.spans
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc_by(count as u64);
     }
 
     /// One call to ECR or STS.
@@ -565,7 +790,7 @@ impl Metrics {
 
     /// One pull secret that the leader put right.
     pub fn healed(&self, what: &'static str) {
-        self.heals.get_or_create(&HealLabels { what }).inc();
+        self.heals.get_or_create(&WhatLabels { what }).inc();
     }
 
     /// How many seconds are left of the credential that expires first, if there is any.
@@ -607,6 +832,12 @@ impl Metrics {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Every family, also those that have no series yet and so are in no scrape.
+    #[must_use]
+    pub fn families(&self) -> &[Described] {
+        self.registry.families()
+    }
+
     /// Everything, in the `OpenMetrics` text format.
     #[must_use]
     pub fn to_text(&self) -> String {
@@ -617,7 +848,7 @@ impl Metrics {
             measure(self);
         }
         // Writing to a String can't fail.
-        let _ = encode(&mut text, &self.registry);
+        let _ = self.registry.encode(&mut text);
         text
     }
 }

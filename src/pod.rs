@@ -48,9 +48,11 @@ struct Metadata<'a> {
     owner_references: Option<Vec<Owner<'a>>>,
 }
 
-/// The one of a Pod's owners that we name in logs.
+/// One of a Pod's owners.
 #[derive(Debug, Deserialize)]
 struct Owner<'a> {
+    #[serde(default)]
+    controller: Option<bool>,
     #[serde(borrow, default)]
     kind: Option<Text<'a>>,
     #[serde(borrow, default)]
@@ -213,14 +215,21 @@ impl<'a> Pod<'a> {
         }
     }
 
-    /// Kind and name of the first owner.
+    /// Kind and name of whom it belongs to: its controller, or itself if it has none.
     #[must_use]
-    pub fn owner(&self) -> Option<(&str, &str)> {
-        let owner = self.metadata.as_ref()?.owner_references.as_ref()?.first()?;
-        Some((
-            owner.kind.as_ref().map_or("", |t| &t.0),
-            owner.name.as_ref().map_or("", |t| &t.0),
-        ))
+    pub fn owner(&self) -> (&str, &str) {
+        let owners = self
+            .metadata
+            .as_ref()
+            .and_then(|metadata| metadata.owner_references.as_ref());
+        let mut owners = owners.into_iter().flatten();
+        let controller = owners.find(|owner| owner.controller == Some(true));
+        controller.map_or(("Pod", self.name()), |owner| {
+            (
+                owner.kind.as_ref().map_or("", |t| &*t.0),
+                owner.name.as_ref().map_or("", |t| &*t.0),
+            )
+        })
     }
 
     fn annotations(&self) -> Annotations {
@@ -281,7 +290,8 @@ mod tests {
         assert_eq!(pod.images().count(), 0);
         assert_eq!(pod.pull_secrets("x"), PullSecrets::NoList);
         let pod = parse(r#"{"metadata":{"annotations":null,"ownerReferences":null},"spec":null}"#);
-        assert!(!pod.is_disabled() && !pod.is_mirror() && pod.owner().is_none());
+        assert!(!pod.is_disabled() && !pod.is_mirror());
+        assert_eq!(pod.owner(), ("Pod", ""));
     }
 
     #[test]
@@ -335,5 +345,18 @@ mod tests {
             parse(r#"{"metadata":{"name":"web-1","generateName":"web-"}}"#).name(),
             "web-1"
         );
+    }
+
+    #[test]
+    fn a_pod_belongs_to_its_controller_and_without_one_to_itself() {
+        let pod = parse(
+            r#"{"metadata":{"generateName":"web-7f-","ownerReferences":[{"kind":"ConfigMap","name":"other"},
+                {"kind":"Node","name":"n","controller":false},{"kind":"ReplicaSet","name":"web-7f","controller":true}]}}"#,
+        );
+        assert_eq!(pod.owner(), ("ReplicaSet", "web-7f"));
+        let pod = parse(
+            r#"{"metadata":{"generateName":"web-","ownerReferences":[{"kind":"ConfigMap","name":"other","controller":null}]}}"#,
+        );
+        assert_eq!(pod.owner(), ("Pod", "web-"));
     }
 }

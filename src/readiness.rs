@@ -1,14 +1,27 @@
-//! Whether we are ready: a few named conditions, each of which either holds or not. AWS is none of them.
+//! Whether we are ready: a few named conditions, each of which either holds or has a reason why not. AWS is none of them.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{borrow::Cow, fmt::Write as _, sync::Arc};
 
 use tokio::sync::watch;
+
+/// What a reason may be long, in characters: it is a word to whoever asks, who may be anybody.
+const MAX_REASON_CHARS: usize = 120;
 
 /// One thing that readiness waits for; clones share it.
 #[derive(Debug, Clone)]
 pub struct Condition {
     name: &'static str,
-    holds: Arc<watch::Sender<bool>>,
+    state: Arc<watch::Sender<State>>,
+}
+
+/// Where a condition stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Holds,
+    /// It never did; what it waits for, if that was said.
+    NotYet(Option<Cow<'static, str>>),
+    /// It did, and why it doesn't.
+    Failed(Cow<'static, str>),
 }
 
 /// All conditions.
@@ -16,28 +29,49 @@ pub struct Condition {
 pub struct Readiness(Vec<Condition>);
 
 impl Condition {
+    /// The same, which says what it waits for. Such a reason holds no name of the cluster's: anybody may read it.
+    #[must_use]
+    pub fn waiting_for(self, what: impl Into<Cow<'static, str>>) -> Self {
+        self.state.send_if_modified(|state| {
+            if let State::NotYet(waits) = state {
+                *waits = Some(what.into());
+            }
+            false
+        });
+        self
+    }
+
     /// From now on it holds.
     pub fn hold(&self) {
-        if !self.holds.send_replace(true) {
+        if self.state.send_replace(State::Holds) != State::Holds {
             tracing::info!(condition = self.name, "a readiness condition holds");
         }
     }
 
-    /// From now on it doesn't.
-    pub fn fail(&self) {
-        self.holds.send_replace(false);
+    /// From now on it doesn't, and why. Such a reason holds no name of the cluster's: anybody may read it.
+    pub fn fail(&self, reason: impl Into<Cow<'static, str>>) {
+        let reason = reason.into();
+        let failed = State::Failed(reason.clone());
+        if self.state.send_replace(failed) == State::Holds {
+            tracing::info!(
+                condition = self.name,
+                reason = &*reason,
+                "a readiness condition holds no more"
+            );
+        }
     }
 
     /// Whether it holds.
     #[must_use]
     pub fn holds(&self) -> bool {
-        *self.holds.borrow()
+        *self.state.borrow() == State::Holds
     }
 
     /// Waits until it holds.
     pub async fn held(&self) {
         // An error would say that the sender is gone, and `self` has it.
-        let _ = self.holds.subscribe().wait_for(|holds| *holds).await;
+        let held = |state: &State| *state == State::Holds;
+        let _ = self.state.subscribe().wait_for(held).await;
     }
 }
 
@@ -53,7 +87,7 @@ impl Readiness {
     pub fn condition(&mut self, name: &'static str) -> Condition {
         let condition = Condition {
             name,
-            holds: Arc::new(watch::Sender::new(false)),
+            state: Arc::new(watch::Sender::new(State::NotYet(None))),
         };
         self.0.push(condition.clone());
         condition
@@ -70,13 +104,17 @@ impl Readiness {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for condition in &self.0 {
-            let (mark, word) = if condition.holds() {
-                ('+', "ok")
-            } else {
-                ('-', "not yet")
-            };
+            let state = condition.state.borrow().clone();
+            let name = condition.name;
             // Writing to a String can't fail.
-            let _ = writeln!(text, "[{mark}]{} {word}", condition.name);
+            let _ = match state {
+                State::Holds => writeln!(text, "[+]{name} ok"),
+                State::NotYet(None) => writeln!(text, "[-]{name} not yet"),
+                State::NotYet(Some(what)) => {
+                    writeln!(text, "[-]{name} not yet: waiting for {}", line(&what))
+                }
+                State::Failed(reason) => writeln!(text, "[-]{name} failed: {}", line(&reason)),
+            };
         }
         text.push_str(if self.is_ready() {
             "readyz check passed\n"
@@ -85,6 +123,12 @@ impl Readiness {
         });
         text
     }
+}
+
+/// A reason that stays on its line.
+fn line(reason: &str) -> String {
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    reason.chars().map(clean).take(MAX_REASON_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -107,8 +151,29 @@ mod tests {
         );
         b.hold();
         assert!(readiness.is_ready());
-        a.fail();
+        a.fail("stopping");
         assert!(!readiness.is_ready());
+        assert_eq!(
+            readiness.to_text(),
+            "[-]a failed: stopping\n[+]b ok\nreadyz check failed\n"
+        );
+    }
+
+    #[test]
+    fn what_does_not_hold_says_why_on_one_line_of_its_own() {
+        let mut readiness = Readiness::default();
+        let watch = readiness.condition("watch").waiting_for("the first list");
+        assert_eq!(
+            readiness.to_text(),
+            "[-]watch not yet: waiting for the first list\nreadyz check failed\n"
+        );
+        watch.hold();
+        let watch = watch.waiting_for("nothing any more");
+        assert!(watch.holds());
+        watch.fail(format!("a\n[+]forged ok\r{}", "x".repeat(1000)));
+        let text = readiness.to_text();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.len() < 200, "{text}");
     }
 
     #[tokio::test]
@@ -120,7 +185,7 @@ mod tests {
         condition.hold();
         assert!(poll!(&mut held).is_ready());
         assert!(poll!(pin!(condition.held())).is_ready(), "it holds already");
-        condition.fail();
+        condition.fail("gone");
         assert!(poll!(pin!(condition.held())).is_pending(), "it held once");
     }
 }

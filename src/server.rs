@@ -23,7 +23,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{metrics::Metrics, webhook::Webhook};
+use crate::{
+    metrics::{Metrics, Shed},
+    telemetry::line,
+    traces::Traces,
+    webhook::Webhook,
+};
 
 /// The path that the registration names.
 pub const PATH: &str = "/mutate";
@@ -53,6 +58,7 @@ const MAX_COMPLAINT_CHARS: usize = 300;
 pub struct Admission {
     webhook: Webhook,
     metrics: Arc<Metrics>,
+    traces: Traces,
     budget: Semaphore,
     places: Semaphore,
 }
@@ -67,9 +73,16 @@ impl Admission {
         Self {
             webhook,
             metrics,
+            traces: Traces::default(),
             budget: Semaphore::new(BODY_BUDGET_BYTES / BUDGET_UNIT_BYTES),
             places: Semaphore::new(MAX_IN_HAND),
         }
+    }
+
+    /// The same, and each admission is a span of a trace.
+    #[must_use]
+    pub fn traced(self, traces: Traces) -> Self {
+        Self { traces, ..self }
     }
 
     /// The routes.
@@ -80,6 +93,8 @@ impl Admission {
     }
 
     async fn handle(&self, request: Request) -> Result<Vec<u8>, Refusal> {
+        let _in_flight = InFlight::count(&self.metrics);
+        let mut trace = self.traces.admission(request.headers());
         let started = Instant::now();
         let deadline = started + allowed(timeout_of(request.uri()));
         if !is_json(request.headers()) {
@@ -89,9 +104,13 @@ impl Admission {
         let (_permit, body) = self.read(request, started, deadline).await?;
         let place = self.places.try_acquire();
         let review = async {
-            match &place {
-                Ok(_) => self.webhook.review(&body, started, deadline).await,
-                Err(_) => self.webhook.turn_away(&body, started),
+            if place.is_ok() {
+                self.webhook
+                    .review(&body, started, deadline, &mut trace)
+                    .await
+            } else {
+                self.metrics.shed(Shed::Review);
+                self.webhook.turn_away(&body, started, &mut trace)
             }
         };
         let review = AssertUnwindSafe(review).catch_unwind().await;
@@ -151,6 +170,7 @@ impl Admission {
             let held = permit.as_ref().map_or(0, SemaphorePermit::num_permits);
             let more = u32::try_from(units - held).unwrap_or(u32::MAX);
             let Ok(Ok(more)) = timeout_at(deadline, self.budget.acquire_many(more)).await else {
+                self.metrics.shed(Shed::Body);
                 let text = "too many bodies in flight".to_owned();
                 return Err((StatusCode::SERVICE_UNAVAILABLE, "budget", text));
             };
@@ -160,6 +180,22 @@ impl Admission {
             }
             read.extend_from_slice(&data);
         }
+    }
+}
+
+/// Counts a request as in flight until it is dropped, also by a client that gives up.
+struct InFlight<'a>(&'a Metrics);
+
+impl<'a> InFlight<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
     }
 }
 
@@ -173,7 +209,8 @@ async fn mutate(State(admission): State<Arc<Admission>>, request: Request) -> Re
         Ok(answer) => ([(CONTENT_TYPE, "application/json")], Body::from(answer)).into_response(),
         Err((status, reason, text)) => {
             admission.metrics.refused_request(reason);
-            tracing::warn!(%status, reason, text, "a request was not answered with a review");
+            let shown = &*line(&text, text.len());
+            tracing::warn!(%status, reason, text = shown, "a request was not answered with a review");
             (status, text + "\n").into_response()
         }
     }

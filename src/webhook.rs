@@ -1,6 +1,6 @@
 //! One admission from bytes to bytes: the one place where what decides meets what acts.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt::Write as _, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -17,14 +17,16 @@ use crate::{
     current::Current,
     events::{Events, Happening},
     identity::Refusal,
-    metrics::Metrics,
+    metrics::{Metrics, Phase},
     namespace::{Namespace, OptedIn, store::Namespaces},
-    pod::PullSecrets as Stands,
+    pod::{Pod, PullSecrets as Stands},
     pull_secret::{
-        ensure::{EnsureError, Ensurer},
+        ensure::{EnsureError, Ensured, Ensurer, SecretSource, TokenSource},
         store::PullSecrets,
     },
     registry::Host,
+    telemetry::line,
+    traces::{InPhase, Place, Span, Trace},
 };
 
 /// The HTTP status of a refusal under `onFailure: deny`: try again later.
@@ -34,6 +36,10 @@ const TOO_MANY: u16 = 429;
 
 /// What a log line takes of a name that came with a request, in bytes: no object's is longer, but a stranger's may be.
 const MAX_LOGGED_BYTES: usize = 253;
+/// What it takes of an error, in bytes.
+const MAX_LOGGED_ERROR_BYTES: usize = 600;
+/// The registries that it names; of the others it says how many there are.
+const MAX_LOGGED_HOSTS: usize = 16;
 
 /// Answers reviews.
 pub struct Webhook {
@@ -49,10 +55,46 @@ pub struct Webhook {
 /// What became of a review, for the log and the metrics.
 struct Outcome {
     response: Response,
-    decision: &'static str,
+    verdict: Verdict,
     reason: &'static str,
     hosts: Vec<Host>,
+    tokens: TokenSource,
+    secret: SecretSource,
     error: Option<EnsureError>,
+}
+
+/// What was answered, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The Pod has the reference, and the pull secret what it needs.
+    Inject,
+    /// The Pod has the reference, and the pull secret not yet what it needs.
+    InjectUnready,
+    /// Nothing was changed.
+    LeaveAlone,
+    /// The Pod was refused.
+    Refuse,
+}
+
+impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Inject,
+        Self::InjectUnready,
+        Self::LeaveAlone,
+        Self::Refuse,
+    ];
+
+    /// As a metric's label and a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inject => "inject",
+            Self::InjectUnready => "inject_unready",
+            Self::LeaveAlone => "leave_alone",
+            Self::Refuse => "refuse",
+        }
+    }
 }
 
 impl Webhook {
@@ -86,28 +128,46 @@ impl Webhook {
         }
     }
 
-    /// Answers a review before `deadline`. `started` is when its first byte was read.
+    /// Answers a review before `deadline`. `started` is when its first byte was read; `trace` is its span.
     pub async fn review(
         &self,
         body: &[u8],
         started: Instant,
         deadline: Instant,
+        trace: &mut Trace,
     ) -> Result<Vec<u8>, ReviewError> {
-        let request = Request::parse(body)?;
+        let request = self.parse(body, trace)?;
+        let deciding = trace.place.enter(&self.metrics, Phase::Decide);
         // The rules of this admission from here to its end.
         let rules = self.rules.get();
         let outcome = match demand(&request, &rules) {
-            Ok(demand) => self.answer(&request, demand, &rules, deadline).await,
-            Err(reason) => self.leave_alone(reason, &rules),
+            Ok(demand) => {
+                let admission = Admission {
+                    request: &request,
+                    rules: &rules,
+                    deadline,
+                    place: &trace.place,
+                };
+                self.answer(admission, demand, deciding).await
+            }
+            Err(reason) => {
+                drop(deciding);
+                self.leave_alone(reason, &rules)
+            }
         };
-        self.report(&request, &outcome, started.elapsed());
+        self.report(&request, &outcome, started.elapsed(), &mut trace.span);
         Ok(outcome.response.to_json(&request))
     }
 
     /// Answers a review at once, because too many others are in hand: whoever needs nothing of us is let in as ever, the
     /// others without a pull secret, or not at all under `onFailure: deny`.
-    pub fn turn_away(&self, body: &[u8], started: Instant) -> Result<Vec<u8>, ReviewError> {
-        let request = Request::parse(body)?;
+    pub fn turn_away(
+        &self,
+        body: &[u8],
+        started: Instant,
+        trace: &mut Trace,
+    ) -> Result<Vec<u8>, ReviewError> {
+        let request = self.parse(body, trace)?;
         let rules = self.rules.get();
         let outcome = match demand(&request, &rules) {
             Err(reason) => self.leave_alone(reason, &rules),
@@ -118,23 +178,33 @@ impl Webhook {
                         refusal: Some((TOO_MANY, message.to_owned())),
                         ..Response::default()
                     },
-                    decision: "refuse",
+                    verdict: Verdict::Refuse,
                     ..self.leave_alone(Reason::Overloaded, &rules)
                 }
             }
             Ok(_) => self.leave_alone(Reason::Overloaded, &rules),
         };
-        self.report(&request, &outcome, started.elapsed());
+        self.report(&request, &outcome, started.elapsed(), &mut trace.span);
         Ok(outcome.response.to_json(&request))
+    }
+
+    fn parse<'a>(&self, body: &'a [u8], trace: &Trace) -> Result<Request<'a>, ReviewError> {
+        let _parsing = trace.place.enter(&self.metrics, Phase::Parse);
+        Request::parse(body)
     }
 
     async fn answer(
         &self,
-        request: &Request<'_>,
+        admission: Admission<'_>,
         demand: Demand,
-        rules: &Arc<Rules>,
-        deadline: Instant,
+        deciding: InPhase<'_>,
     ) -> Outcome {
+        let Admission {
+            request,
+            rules,
+            deadline,
+            place,
+        } = admission;
         let namespace = demand.namespace().clone();
         let opted_in = self.namespaces.opted_in(&namespace, deadline).await;
         let entry = self.secrets.get(&namespace);
@@ -146,6 +216,7 @@ impl Webhook {
             secret,
         };
         let decision = decide(demand, rules, &facts, self.clock.now());
+        drop(deciding);
         // A dry run has no side effect.
         if !request.dry_run {
             self.tell(&namespace, opted_in.as_ref(), &decision);
@@ -156,18 +227,34 @@ impl Webhook {
                 if injection.due {
                     self.metrics.due.inc();
                 }
-                let reason = if request.dry_run { "dry_run" } else { "cached" };
-                self.inject(injection, reason, rules)
+                let (reason, secret) = if request.dry_run {
+                    ("dry_run", SecretSource::DryRun)
+                } else {
+                    ("cached", SecretSource::Known)
+                };
+                Outcome {
+                    secret,
+                    ..self.inject(injection, reason, rules)
+                }
             }
             Decision::InjectAfterEnsuring(injection, missing) => {
-                match self
+                let Ensured {
+                    tokens,
+                    secret,
+                    result,
+                } = self
                     .ensurer
-                    .ensure(&namespace, missing.clone(), rules, deadline)
-                    .await
-                {
+                    .ensure(&namespace, missing.clone(), rules, deadline, place)
+                    .await;
+                let outcome = match result {
                     Ok(()) => self.inject(injection, "ensured", rules),
                     Err(EnsureError::Foreign(why)) => self.leave_alone(Reason::Foreign(why), rules),
                     Err(error) => self.fail(request, injection, missing.len(), error, rules),
+                };
+                Outcome {
+                    tokens,
+                    secret,
+                    ..outcome
                 }
             }
         }
@@ -198,9 +285,14 @@ impl Webhook {
         };
         Outcome {
             response,
-            decision: "leave_alone",
+            verdict: Verdict::LeaveAlone,
             reason: reason.as_str(),
             hosts: vec![],
+            tokens: TokenSource::None,
+            secret: match reason {
+                Reason::Foreign(_) => SecretSource::Foreign,
+                _ => SecretSource::None,
+            },
             error: None,
         }
     }
@@ -224,9 +316,11 @@ impl Webhook {
         };
         Outcome {
             response,
-            decision: "inject",
+            verdict: Verdict::Inject,
             reason,
             hosts: hosts.into_iter().collect(),
+            tokens: TokenSource::None,
+            secret: SecretSource::None,
             error: None,
         }
     }
@@ -254,9 +348,11 @@ impl Webhook {
             };
             return Outcome {
                 response,
-                decision: "refuse",
+                verdict: Verdict::Refuse,
                 reason: label,
                 hosts,
+                tokens: TokenSource::None,
+                secret: SecretSource::None,
                 error: Some(error),
             };
         }
@@ -275,60 +371,34 @@ impl Webhook {
         );
         Outcome {
             error: Some(error),
-            decision: "inject_unready",
+            verdict: Verdict::InjectUnready,
             ..self.inject(injection, label, rules)
         }
     }
 
-    fn report(&self, request: &Request<'_>, outcome: &Outcome, took: Duration) {
+    fn report(&self, request: &Request<'_>, outcome: &Outcome, took: Duration, span: &mut Span) {
         self.metrics
-            .admission(outcome.decision, outcome.reason, took);
-        let pod = request.object.as_ref();
-        let (owner_kind, owner) = pod
-            .and_then(|pod| pod.owner())
-            .map(|(kind, name)| (logged(kind), logged(name)))
-            .unwrap_or_default();
-        let hosts = outcome
-            .hosts
-            .iter()
-            .map(Host::as_str)
-            .collect::<Vec<_>>()
-            .join(",");
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let fields = (
-            logged(request.uid()),
-            logged(&request.namespace.0),
-            logged(pod.map_or("", |pod| pod.name())),
-        );
-        match &outcome.error {
-            None => tracing::info!(
-                uid = fields.0,
-                namespace = fields.1,
-                pod = fields.2,
-                owner_kind,
-                owner,
-                dry_run = request.dry_run,
-                decision = outcome.decision,
-                reason = outcome.reason,
-                registries = hosts,
-                took_us,
-                "admission"
-            ),
-            Some(error) => tracing::warn!(
-                uid = fields.0,
-                namespace = fields.1,
-                pod = fields.2,
-                owner_kind,
-                owner,
-                decision = outcome.decision,
-                reason = outcome.reason,
-                registries = hosts,
-                took_us,
-                %error,
-                "admission without a ready pull secret"
-            ),
+            .admission(outcome.verdict.as_str(), outcome.reason, took);
+        let is_written = match &outcome.error {
+            None => tracing::enabled!(tracing::Level::INFO),
+            Some(_) => tracing::enabled!(tracing::Level::WARN),
+        };
+        if is_written || span.is_recording() {
+            let line = Line::of(request, outcome, took);
+            if is_written {
+                line.write();
+            }
+            line.mark(span);
         }
     }
+}
+
+/// One admission under way: what it goes by from beginning to end.
+struct Admission<'a> {
+    request: &'a Request<'a>,
+    rules: &'a Arc<Rules>,
+    deadline: Instant,
+    place: &'a Place,
 }
 
 /// Whether a Pod is refused whose pull secret isn't ready. An UPDATE never is: that would block a running Pod.
@@ -336,13 +406,129 @@ fn refuses(request: &Request<'_>, rules: &Rules) -> bool {
     rules.on_failure == OnFailure::Deny && request.operation == Operation::Create
 }
 
+/// What is told of one admission: nothing of the Pod's spec, no credential, and of each thing that came with the request
+/// so much that a stranger who sends it fills no disk and begins no line of his own.
+struct Line<'a> {
+    uid: Cow<'a, str>,
+    namespace: Cow<'a, str>,
+    pod: Cow<'a, str>,
+    owner_kind: Cow<'a, str>,
+    owner: Cow<'a, str>,
+    operation: &'static str,
+    dry_run: bool,
+    decision: &'static str,
+    reason: &'static str,
+    registries: String,
+    token: &'static str,
+    secret: &'static str,
+    duration_ms: f64,
+    error: Option<String>,
+}
+
+impl<'a> Line<'a> {
+    fn of(request: &'a Request<'_>, outcome: &Outcome, took: Duration) -> Self {
+        let name = |name: &'a str| line(name, MAX_LOGGED_BYTES);
+        let pod = request.object.as_ref();
+        let (owner_kind, owner) = pod.map_or(("", ""), Pod::owner);
+        let micros = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        Self {
+            uid: name(request.uid()),
+            namespace: name(&request.namespace.0),
+            pod: name(pod.map_or("", |pod| pod.name())),
+            owner_kind: name(owner_kind),
+            owner: name(owner),
+            operation: request.operation.as_str(),
+            dry_run: request.dry_run,
+            decision: outcome.verdict.as_str(),
+            reason: outcome.reason,
+            registries: listed(&outcome.hosts),
+            token: outcome.tokens.as_str(),
+            secret: outcome.secret.as_str(),
+            duration_ms: f64::from(micros) / 1000.0,
+            error: outcome
+                .error
+                .as_ref()
+                .map(|error| line(&error.to_string(), MAX_LOGGED_ERROR_BYTES).into_owned()),
+        }
+    }
+
+    /// The same on a span.
+    fn mark(self, span: &mut Span) {
+        if !span.is_recording() {
+            return;
+        }
+        for (key, value) in [
+            ("uid", self.uid),
+            ("namespace", self.namespace),
+            ("pod", self.pod),
+            ("owner_kind", self.owner_kind),
+            ("owner", self.owner),
+            ("operation", self.operation.into()),
+            ("decision", self.decision.into()),
+            ("reason", self.reason.into()),
+            ("registries", self.registries.into()),
+            ("token", self.token.into()),
+            ("secret", self.secret.into()),
+        ] {
+            span.set(key, value.into_owned());
+        }
+        span.set("dry_run", self.dry_run);
+        span.set("duration_ms", self.duration_ms);
+        if let Some(error) = self.error {
+            span.fail(error);
+        }
+    }
+
+    /// The fields stand here once; the two lines differ in their level, their message and the error.
+    fn write(&self) {
+        macro_rules! write {
+            ($level:ident, $($more:tt)+) => {
+                tracing::$level!(
+                    uid = &*self.uid,
+                    namespace = &*self.namespace,
+                    pod = &*self.pod,
+                    owner_kind = &*self.owner_kind,
+                    owner = &*self.owner,
+                    operation = self.operation,
+                    dry_run = self.dry_run,
+                    decision = self.decision,
+                    reason = self.reason,
+                    registries = self.registries,
+                    token = self.token,
+                    secret = self.secret,
+                    duration_ms = self.duration_ms,
+                    $($more)+
+                )
+            };
+        }
+        match &self.error {
+            None => write!(info, "admission"),
+            Some(error) => write!(warn, error, "admission without a ready pull secret"),
+        }
+    }
+}
+
+/// Hosts, with commas. There are as many as the configuration lets one Pod have.
+fn listed(hosts: &[Host]) -> String {
+    let shown = &hosts[..hosts.len().min(MAX_LOGGED_HOSTS)];
+    let length = shown.iter().map(|host| host.as_str().len() + 1).sum();
+    let mut list = String::with_capacity(length);
+    for host in shown {
+        let comma = if list.is_empty() { "" } else { "," };
+        list.push_str(comma);
+        list.push_str(host.as_str());
+    }
+    let more = hosts.len() - shown.len();
+    if more > 0 {
+        // Writing to a String can't fail.
+        let _ = std::write!(list, ",and {more} more");
+    }
+    list
+}
+
 /// Only a role that the namespace named itself is its people's to put right.
 fn refused(said: Option<&OptedIn>, why: Refusal) -> Option<Happening> {
     let role = said?.role.as_deref()?.to_owned();
     let why = why.to_string();
     Some(Happening::RoleRefused { role, why })
-}
-
-fn logged(name: &str) -> &str {
-    &name[..name.floor_char_boundary(MAX_LOGGED_BYTES)]
 }

@@ -107,6 +107,7 @@ impl World {
             self.now += seconds(pace);
             self.misfortune(pace);
             self.lead();
+            self.no_leaf_has_expired();
             self.serve();
             self.check();
         }
@@ -189,6 +190,14 @@ impl World {
         }
     }
 
+    /// Also a moment before they are renewed.
+    fn no_leaf_has_expired(&self) {
+        for replica in &self.replicas {
+            let (_, leaf) = &replica.leaf;
+            assert!(leaf.pair.life.contains(self.now), "an expired leaf");
+        }
+    }
+
     /// A client that trusts any bundle that was the published one within the last minute accepts each replica.
     fn check(&mut self) {
         let lately = self.now - seconds(CLIENT_LAG);
@@ -199,7 +208,6 @@ impl World {
         let bundles = self.published[first.unwrap_or(0)..].to_vec();
         for (number, replica) in self.replicas.iter().enumerate() {
             let (id, leaf) = &replica.leaf;
-            assert!(leaf.pair.life.contains(self.now), "an expired leaf");
             for (_, bundle) in &bundles {
                 let key = (*id, bundle.clone());
                 let now = self.now;

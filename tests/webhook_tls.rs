@@ -327,10 +327,10 @@ async fn the_admin_listener_tells_life_readiness_and_metrics() {
     assert_eq!(get("/readyz").await, (200, "ok\n".to_owned()));
     let verbose = get("/readyz?verbose").await.1;
     assert!(verbose.starts_with("[+]serving ok\n"), "{verbose}");
-    serving.fail();
+    serving.fail("stopping");
     let (status, why) = get("/readyz").await;
     assert_eq!(status, 503);
-    assert!(why.starts_with("[-]serving not yet\n"), "{why}");
+    assert!(why.starts_with("[-]serving failed: stopping\n"), "{why}");
     let (status, metrics) = get("/metrics").await;
     assert_eq!(status, 200);
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");

@@ -18,6 +18,7 @@ use super::{
     wiring::{Wiring, WiringFlags, instance},
 };
 use crate::{
+    config::Config,
     events::Events,
     leader::{Elector, Leadership, Settings},
     metrics::Metrics,
@@ -35,6 +36,7 @@ use crate::{
     shutdown::Signals,
     telemetry,
     tls::{self, Served, Serving, Source, self_managed::SelfManaged},
+    traces::Traces,
     webhook::Webhook,
 };
 
@@ -43,6 +45,9 @@ const LEASE: &str = "ecr-injector";
 
 /// How long requests under way may take to end, and background work after them.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long the last traces may take to be sent.
+const LAST_TRACES: Duration = Duration::from_secs(3);
 
 /// Serve the webhook: answer the API server's reviews and keep pull secrets in the namespaces that opted in.
 ///
@@ -84,6 +89,9 @@ pub struct Flags {
         default_value = "info"
     )]
     log: String,
+    /// Where to send traces over OTLP (HTTP, protobuf): the collector's URL, without /v1/traces; by default nowhere
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// How long to go on serving after SIGTERM, in seconds: the API server's connections take a while to go elsewhere
     #[arg(
         long,
@@ -139,17 +147,17 @@ impl LeaseFlags {
 impl Flags {
     /// Serves until a signal.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        telemetry::start(self.log_format, &self.log)
+        let log = telemetry::start(self.log_format, &self.log)
             .with_context(|| format!("--log {:?}", self.log))?;
         tls::install_crypto_provider();
-        super::runtime()?.block_on(self.serve())
+        super::runtime()?.block_on(self.serve(log))
     }
 
     #[allow(
         clippy::too_many_lines,
         reason = "the one place where the parts are put together, in the order in which they start and end"
     )]
-    async fn serve(self) -> anyhow::Result<ExitCode> {
+    async fn serve(self, log: telemetry::Filter) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
         let socket = bind(self.listen, "--listen").await?;
         let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
@@ -165,18 +173,23 @@ impl Flags {
             wiring.stop.clone(),
         );
 
+        follow_log_filter(&wiring, log, self.log.clone());
         wiring.follow_file();
+        let traces = Traces::start(self.otlp_endpoint.as_deref(), &instance(), metrics.clone());
+        let (traces, exporter) = traces.context("traces")?;
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
         let tls = serve_certificate(&wiring, &mut readiness, certificates.source, service);
         let tls = self.certificates.server_config(&wiring, tls)?;
         let authority = certificates.authority;
         if let Some(authority) = authority.clone() {
-            let condition = readiness.condition("ca-in-registration");
+            let condition = readiness
+                .condition("ca-in-registration")
+                .waiting_for("the registration to trust our authority");
             wiring.spawn(authority.clone().report(condition));
             wiring.spawn(authority.watch());
         }
-        let serving = readiness.condition("serving");
+        let serving = readiness.condition("serving").waiting_for("its sockets");
         let surroundings = wiring.surroundings.clone();
         wiring.spawn(async move { surroundings.look_for_credentials().await });
         gauges::measure_at_each_scrape(
@@ -196,7 +209,9 @@ impl Flags {
             limit: MAX_CONNECTIONS,
             connection: Connection {
                 tls: Some(TlsAcceptor::from(Arc::new(tls))),
-                router: Admission::new(webhook, metrics.clone()).router(),
+                router: Admission::new(webhook, metrics.clone())
+                    .traced(traces)
+                    .router(),
                 metrics: metrics.clone(),
                 draining: draining.clone(),
             },
@@ -222,7 +237,7 @@ impl Flags {
             delay_seconds = self.shutdown_delay,
             "asked to end; serving on while traffic goes elsewhere"
         );
-        serving.fail();
+        serving.fail("stopping");
         draining.cancel();
         let ending = async {
             sleep(Duration::from_secs(self.shutdown_delay)).await;
@@ -235,7 +250,9 @@ impl Flags {
             stop_admin.cancel();
             let _ = serve_admin.await;
             tasks.close();
-            timeout(GRACE, tasks.wait()).await
+            let ended = timeout(GRACE, tasks.wait()).await;
+            exporter.finish(LAST_TRACES).await;
+            ended
         };
         tokio::select! {
             ended = ending => {
@@ -276,6 +293,30 @@ fn webhook(wiring: &Wiring, events: Events) -> Webhook {
     .telling(events)
 }
 
+/// Logs what the configuration's file says, or else what the flag says, now and whenever that changes.
+fn follow_log_filter(wiring: &Wiring, log: telemetry::Filter, flag: String) {
+    let mut last = flag.clone();
+    let mut apply = move |config: &Config| {
+        let filter = config.log_filter.as_ref().unwrap_or(&flag);
+        if *filter == last {
+            return;
+        }
+        // The file's was checked with the rest of it, the flag's at the start.
+        if let Err(error) = log.set(filter) {
+            tracing::warn!(filter, %error, "the log's filter can't be used");
+        }
+        filter.clone_into(&mut last);
+    };
+    apply(&wiring.live.config());
+    let mut changes = wiring.live.follow();
+    wiring.spawn(async move {
+        loop {
+            let config = changes.next().await;
+            apply(&config);
+        }
+    });
+}
+
 /// Serves what the source brings. The condition holds once there is a certificate.
 fn serve_certificate(
     wiring: &Wiring,
@@ -285,7 +326,9 @@ fn serve_certificate(
 ) -> Arc<Serving> {
     let (serving, condition) = (
         Arc::<Serving>::default(),
-        readiness.condition("certificate"),
+        readiness
+            .condition("certificate")
+            .waiting_for("a certificate"),
     );
     let served = Served::new(serving.clone(), service, condition, wiring.metrics.clone());
     wiring.spawn(source.run(served));

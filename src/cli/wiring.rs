@@ -140,8 +140,12 @@ impl Wiring {
 
     /// Starts both watches. The conditions hold once they have brought what there is.
     pub(super) fn watch(&self, readiness: &mut Readiness) -> [Condition; 2] {
-        let namespaces_synced = readiness.condition("namespaces-synced");
-        let secrets_synced = readiness.condition("pull-secrets-synced");
+        let namespaces_synced = readiness
+            .condition("namespaces-synced")
+            .waiting_for("the first list of namespaces");
+        let secrets_synced = readiness
+            .condition("pull-secrets-synced")
+            .waiting_for("the first list of pull secrets");
         let (watched, condition) = (self.namespaces.clone(), namespaces_synced.clone());
         self.spawn(async move { watched.run(condition).await });
         let (watched, condition) = (self.secrets.clone(), secrets_synced.clone());

@@ -19,10 +19,14 @@ use super::{
 };
 use crate::{
     admission::decide::Rules,
-    metrics::Metrics,
+    metrics::{Metrics, Phase},
     namespace::{Namespace, store::Namespaces},
     registry::{Host, Service},
-    token::{TokenKey, cache::TokenCache},
+    token::{
+        TokenKey,
+        cache::{Origin, TokenCache},
+    },
+    traces::Place,
 };
 
 /// The part of the time that is kept for writing when minting takes long, as a divisor.
@@ -49,6 +53,117 @@ struct Inner {
 struct Pending {
     hosts: BTreeMap<Host, TokenKey>,
     rules: Arc<Rules>,
+}
+
+/// Where the tokens that an admission needed came from. Of several the worst counts, and the later is the worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TokenSource {
+    /// It needed none: the pull secret has them.
+    None,
+    /// All were in memory.
+    Memory,
+    /// At least one was asked of AWS.
+    Minted,
+    /// At least one could not be had.
+    Failed,
+    /// The deadline came first; the work goes on.
+    Pending,
+}
+
+/// How an admission came by its pull secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretSource {
+    /// It needed none.
+    None,
+    /// What is known of it has all that is needed.
+    Known,
+    /// A dry run: it was left as it is.
+    DryRun,
+    /// Another writer was first.
+    Unchanged,
+    /// It was written.
+    Written,
+    /// It was written, or stood already, as an intent: a host in it has no credential.
+    Intent,
+    /// It isn't ours.
+    Foreign,
+    /// It could not be read or written.
+    Failed,
+    /// The deadline came first; the work goes on.
+    Pending,
+}
+
+impl TokenSource {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::None,
+        Self::Memory,
+        Self::Minted,
+        Self::Failed,
+        Self::Pending,
+    ];
+
+    /// As a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Memory => "memory",
+            Self::Minted => "minted",
+            Self::Failed => "failed",
+            Self::Pending => "pending",
+        }
+    }
+}
+
+impl SecretSource {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::None,
+        Self::Known,
+        Self::DryRun,
+        Self::Unchanged,
+        Self::Written,
+        Self::Intent,
+        Self::Foreign,
+        Self::Failed,
+        Self::Pending,
+    ];
+
+    /// As a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Known => "known",
+            Self::DryRun => "dry_run",
+            Self::Unchanged => "unchanged",
+            Self::Written => "written",
+            Self::Intent => "intent",
+            Self::Foreign => "foreign",
+            Self::Failed => "failed",
+            Self::Pending => "pending",
+        }
+    }
+}
+
+/// What came of ensuring a pull secret.
+#[derive(Debug, Clone)]
+pub struct Ensured {
+    /// Where its tokens came from.
+    pub tokens: TokenSource,
+    /// What became of the Secret.
+    pub secret: SecretSource,
+    /// Whether it has a usable credential for each host.
+    pub result: Result<(), EnsureError>,
+}
+
+/// What came of minting.
+struct Minted {
+    wanted: BTreeMap<Host, Want>,
+    source: TokenSource,
+    /// The first that failed and matters.
+    failed: Option<EnsureError>,
 }
 
 /// What the ensurer works with.
@@ -86,8 +201,9 @@ impl Ensurer {
         hosts: BTreeMap<Host, TokenKey>,
         rules: &Arc<Rules>,
         deadline: Instant,
-    ) -> Result<(), EnsureError> {
-        let (this, name) = (self.clone(), namespace.clone());
+        place: &Place,
+    ) -> Ensured {
+        let (this, name, place) = (self.clone(), namespace.clone(), place.clone());
         let pending = Pending {
             hosts,
             rules: rules.clone(),
@@ -97,16 +213,24 @@ impl Ensurer {
             .0
             .parts
             .tasks
-            .spawn(async move { this.attempt(&name, wanted, deadline).await });
-        let result = match timeout_at(deadline, task).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(EnsureError::Crashed),
-            Err(_) => Err(EnsureError::Deadline),
+            .spawn(async move { this.attempt(&name, wanted, deadline, &place).await });
+        let ensured = match timeout_at(deadline, task).await {
+            Ok(Ok(ensured)) => ensured,
+            Ok(Err(_)) => Ensured {
+                tokens: TokenSource::Failed,
+                secret: SecretSource::Failed,
+                result: Err(EnsureError::Crashed),
+            },
+            Err(_) => Ensured {
+                tokens: TokenSource::Pending,
+                secret: SecretSource::Pending,
+                result: Err(EnsureError::Deadline),
+            },
         };
-        if result.as_ref().is_err_and(EnsureError::is_passing) {
+        if ensured.result.as_ref().is_err_and(EnsureError::is_passing) {
             self.complete_later(namespace, pending);
         }
-        result
+        ensured
     }
 
     /// One try: mint what is missing, then write it, and the intents for what could not be minted.
@@ -115,8 +239,39 @@ impl Ensurer {
         namespace: &Namespace,
         Pending { hosts, rules }: Pending,
         deadline: Instant,
-    ) -> Result<(), EnsureError> {
-        let (mut wanted, failed) = self.mint(hosts, deadline).await;
+        place: &Place,
+    ) -> Ensured {
+        let minting = place.enter(&self.0.parts.metrics, Phase::Token);
+        let Minted {
+            wanted,
+            source: tokens,
+            failed,
+        } = self.mint(hosts, deadline).await;
+        drop(minting);
+        let _writing = place.enter(&self.0.parts.metrics, Phase::Write);
+        let (secret, result) = match self.write(namespace, wanted, &rules, deadline).await {
+            Err(error @ EnsureError::Foreign(_)) => (SecretSource::Foreign, Err(error)),
+            Err(error) => (SecretSource::Failed, Err(error)),
+            Ok(written) => match (failed, written) {
+                (Some(error), _) => (SecretSource::Intent, Err(error)),
+                (None, Written::Done) => (SecretSource::Written, Ok(())),
+                (None, _) => (SecretSource::Unchanged, Ok(())),
+            },
+        };
+        Ensured {
+            tokens,
+            secret,
+            result,
+        }
+    }
+
+    async fn write(
+        &self,
+        namespace: &Namespace,
+        mut wanted: BTreeMap<Host, Want>,
+        rules: &Rules,
+        deadline: Instant,
+    ) -> Result<Written, EnsureError> {
         let mut manner = Manner {
             terms: Terms::Add,
             most: rules.registries_per_secret,
@@ -125,21 +280,17 @@ impl Ensurer {
         };
         let writer = &self.0.parts.writer;
         let written = writer.write(namespace, &wanted, manner, deadline).await?;
-        if let Written::Tampered(claimed) = written {
-            self.restore(namespace, &claimed, &mut wanted, &rules, deadline)
-                .await;
-            manner.replaces_tampered = true;
-            writer.write(namespace, &wanted, manner, deadline).await?;
-        }
-        failed.map_or(Ok(()), Err)
+        let Written::Tampered(claimed) = written else {
+            return Ok(written);
+        };
+        self.restore(namespace, &claimed, &mut wanted, rules, deadline)
+            .await;
+        manner.replaces_tampered = true;
+        writer.write(namespace, &wanted, manner, deadline).await
     }
 
     /// A host of the public gallery that can't be minted for is no failure: its images pull without.
-    async fn mint(
-        &self,
-        hosts: BTreeMap<Host, TokenKey>,
-        deadline: Instant,
-    ) -> (BTreeMap<Host, Want>, Option<EnsureError>) {
+    async fn mint(&self, hosts: BTreeMap<Host, TokenKey>, deadline: Instant) -> Minted {
         let left = deadline.saturating_duration_since(Instant::now());
         let deadline = deadline - left / WRITE_SHARE;
         let mints = hosts.into_iter().map(|(host, key)| async move {
@@ -148,6 +299,7 @@ impl Ensurer {
         });
         let mut failed = None;
         let mut wanted = BTreeMap::new();
+        let mut source = TokenSource::None;
         for (host, key, token) in join_all(mints).await {
             if let Err(error) = &token
                 && key.endpoint.service == Service::Private
@@ -157,13 +309,22 @@ impl Ensurer {
                     error: error.clone(),
                 });
             }
+            source = source.max(match &token {
+                Ok((_, Origin::Memory)) => TokenSource::Memory,
+                Ok((_, Origin::Minted)) => TokenSource::Minted,
+                Err(_) => TokenSource::Failed,
+            });
             let want = Want {
                 identity: key.identity.hash(),
-                token: token.ok(),
+                token: token.ok().map(|(token, _)| token),
             };
             wanted.insert(host, want);
         }
-        (wanted, failed)
+        Minted {
+            wanted,
+            source,
+            failed,
+        }
     }
 
     /// Somebody else changed the data or the state, so nothing in it can be trusted: every host that it claims to have
@@ -187,8 +348,7 @@ impl Ensurer {
             .filter_map(|host| rules.key_for(host.as_str(), namespace, &said))
             .take(rules.registries_per_secret.saturating_sub(wanted.len()))
             .collect();
-        let (claimed, _) = self.mint(claimed, deadline).await;
-        wanted.extend(claimed);
+        wanted.extend(self.mint(claimed, deadline).await.wanted);
     }
 
     /// Goes on trying for a few seconds, once per namespace, with all the hosts that failed there.
@@ -233,7 +393,12 @@ impl Completion {
                 return;
             };
             let hosts = pending.hosts.clone();
-            match self.ensurer.attempt(&self.namespace, pending, end).await {
+            match self
+                .ensurer
+                .attempt(&self.namespace, pending, end, &Place::default())
+                .await
+                .result
+            {
                 Ok(()) if self.pending().is_none_or(|now| now.hosts == hosts) => {
                     tracing::info!(namespace = %self.namespace, "the pull secret was completed after a failed admission");
                     return;

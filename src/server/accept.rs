@@ -34,7 +34,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Handshake, Metrics, Shed};
 
 /// Connections served at the same time. One more takes the place of the one that can best be spared.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -103,6 +103,7 @@ impl Listener {
                 let served = connection.serve_as(stream, watcher, seat.standing.clone());
                 if seat.given_up.run_until_cancelled(served).await.is_none() {
                     connection.metrics.connection_failure("shed");
+                    connection.metrics.shed(Shed::Connection);
                 }
             });
         }
@@ -135,12 +136,19 @@ impl Connection {
             return self.serve_http(stream, watcher, standing, head_by).await;
         };
         match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve_http(stream, watcher, standing, head_by).await,
+            Ok(Ok(stream)) => {
+                self.metrics.handshake(Handshake::Done);
+                self.serve_http(stream, watcher, standing, head_by).await;
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a TLS handshake failed");
+                self.metrics.handshake(Handshake::Failed);
                 self.metrics.connection_failure("handshake");
             }
-            Err(_) => self.metrics.connection_failure("handshake_timeout"),
+            Err(_) => {
+                self.metrics.handshake(Handshake::TimedOut);
+                self.metrics.connection_failure("handshake_timeout");
+            }
         }
     }
 

@@ -152,6 +152,15 @@ impl MintError {
     }
 }
 
+/// Where a token came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It was there.
+    Memory,
+    /// It was waited for.
+    Minted,
+}
+
 type Flight = Shared<BoxFuture<'static, Result<Arc<Token>, MintError>>>;
 
 /// A handle on the cache; clones share it.
@@ -230,7 +239,11 @@ impl TokenCache {
 
     /// A token that can be used now: from memory if there is one, else from the one flight for this key. Past
     /// `deadline` the caller gets an error and the flight goes on for the others.
-    pub async fn get(&self, key: &TokenKey, deadline: Instant) -> Result<Arc<Token>, MintError> {
+    pub async fn get(
+        &self,
+        key: &TokenKey,
+        deadline: Instant,
+    ) -> Result<(Arc<Token>, Origin), MintError> {
         let failure = self.0.failures.get(key).await;
         let is_pausing = |has_token| {
             failure
@@ -241,14 +254,14 @@ impl TokenCache {
             if token.lifetime().wants_renewal(self.0.clock.now()) && is_pausing(true).is_none() {
                 drop(self.flight(key));
             }
-            return Ok(token);
+            return Ok((token, Origin::Memory));
         }
         if let Some(failure) = is_pausing(false) {
             return Err(failure.error.clone());
         }
-        timeout_at(deadline, self.flight(key))
-            .await
-            .unwrap_or(Err(MintError::Deadline))
+        let minted = timeout_at(deadline, self.flight(key)).await;
+        let token = minted.unwrap_or(Err(MintError::Deadline))?;
+        Ok((token, Origin::Minted))
     }
 
     /// A token that can be used now, if there is one in memory. Nothing is minted.
@@ -448,7 +461,7 @@ mod tests {
         }
 
         async fn get_within(&self, time: Duration) -> Result<String, MintError> {
-            let token = self.cache.get(&key(), Instant::now() + time).await?;
+            let (token, _) = self.cache.get(&key(), Instant::now() + time).await?;
             let auth = STANDARD
                 .decode(token.auth().expose_secret())
                 .expect("base64");

@@ -78,6 +78,8 @@ pub struct Options {
     /// Runs kube-controller-manager too: Deployments make Pods, namespaces get their `default` account, deletions end.
     pub controllers: bool,
     pub audit: AuditLevel,
+    /// Traces every request, so that webhooks are told of which trace a review is. Nobody takes the traces.
+    pub traces: bool,
 }
 
 /// How much of each request the audit log holds.
@@ -118,9 +120,14 @@ impl ControlPlane {
             None,
             log("etcd"),
         );
+        let mut arguments =
+            api_server_arguments(&files, &etcd_url, api_server, &block.service_range());
+        if options.traces {
+            arguments.push(tracing_argument(folder.path()));
+        }
         let kube_apiserver = GuardedChild::spawn(
             &programs.join("kube-apiserver"),
-            api_server_arguments(&files, &etcd_url, api_server, &block.service_range()),
+            arguments,
             None,
             log("kube-apiserver"),
         );
@@ -635,6 +642,18 @@ fn api_server_arguments(
         "--allow-privileged=true".to_owned(),
         "--profiling=false".to_owned(),
     ]
+}
+
+fn tracing_argument(folder: &Path) -> String {
+    let path = folder.join("tracing.json");
+    let configuration = json!({
+        "apiVersion": "apiserver.config.k8s.io/v1beta1",
+        "kind": "TracingConfiguration",
+        "endpoint": "127.0.0.1:1",
+        "samplingRatePerMillion": 1_000_000,
+    });
+    fs::write(&path, configuration.to_string()).unwrap();
+    format!("--tracing-config-file={}", path.display())
 }
 
 fn controller_manager_arguments(files: &Files, kubeconfig: &Path) -> Vec<String> {

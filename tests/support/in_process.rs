@@ -22,6 +22,7 @@ use ecr_injector::server::Admission;
 use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
 use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
 use ecr_injector::token::{Token, TokenKey};
+use ecr_injector::traces::Traces;
 use ecr_injector::webhook::Webhook;
 use futures::future::BoxFuture;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -85,6 +86,12 @@ impl InProcess {
         Self::configured(api, Config::default())
     }
 
+    /// One whose admissions are traced.
+    pub fn traced(traces: Traces, metrics: Arc<Metrics>) -> Self {
+        let api = FakeApi::opted_in(&[NAMESPACE]);
+        Self::made_of(api, Config::default(), traces, metrics)
+    }
+
     /// One whose configuration has this text.
     pub fn with_config(text: &str) -> Self {
         let api = FakeApi::opted_in(&[NAMESPACE]);
@@ -92,11 +99,15 @@ impl InProcess {
     }
 
     fn configured(api: FakeApi, config: Config) -> Self {
+        Self::made_of(api, config, Traces::default(), Arc::default())
+    }
+
+    fn made_of(api: FakeApi, config: Config, traces: Traces, metrics: Arc<Metrics>) -> Self {
         let mint = Arc::new(FakeMint::default());
         let clock = Arc::new(FixedClock::default());
-        let metrics = Arc::new(Metrics::default());
         let live = Live::new(config, None);
-        let router = router(&api, &live, &mint, &clock, &metrics);
+        let admission = admission(&api, &live, &mint, &clock, &metrics);
+        let router = admission.traced(traces).router();
         Self {
             api,
             mint,
@@ -178,13 +189,13 @@ impl Listening {
     }
 }
 
-fn router(
+fn admission(
     api: &FakeApi,
     live: &Live,
     mint: &Arc<FakeMint>,
     clock: &Arc<FixedClock>,
     metrics: &Arc<Metrics>,
-) -> Router {
+) -> Admission {
     // Only the decision's clock panics: the rest is to go on.
     let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
     let tasks = TaskTracker::new();
@@ -219,7 +230,7 @@ fn router(
         clock.clone(),
         metrics.clone(),
     );
-    Admission::new(webhook, metrics.clone()).router()
+    Admission::new(webhook, metrics.clone())
 }
 
 impl FixedClock {

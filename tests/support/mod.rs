@@ -6,6 +6,7 @@
 //! | [`due`] | pull secrets as they are hours after they were written |
 //! | [`fake_aws`] | ECR, ECR Public and STS, and where a process finds its credentials |
 //! | [`connect_proxy`] | the HTTP proxy between a cluster and AWS |
+//! | [`collector`] | a collector of traces |
 //! | [`webhook`] | processes of the binary under test |
 //! | [`in_process`] | the webhook inside the test's own process, where time can be paused |
 //! | [`fake_api`] | an API server in memory, for [`in_process`] |
@@ -45,6 +46,7 @@ pub mod bed;
 pub mod caller;
 pub mod certificates;
 pub mod child;
+pub mod collector;
 pub mod connect_proxy;
 pub mod control_plane;
 pub mod due;
