@@ -489,6 +489,29 @@ async fn nobody_is_lost_while_certificates_authorities_leaders_and_replicas_chan
     })
     .await;
 
+    soak.under_load("the configuration changed, to a bad one too", async {
+        let generation = "ecr_injector_config_generation";
+        let before = soak.metric(generation).await;
+        for (text, series, count) in [
+            ("limits: {registriesPerPod: 4}", generation, before + 2.0),
+            (
+                "limits: {registriesPerPod: none}",
+                "ecr_injector_config_file_refused",
+                2.0,
+            ),
+            ("onFailure: deny", generation, before + 4.0),
+        ] {
+            for replica in &soak.replicas {
+                fs::write(replica.config(), text).unwrap();
+            }
+            eventually(text, SOON, async || {
+                (soak.metric(series).await >= count).then_some(())
+            })
+            .await;
+        }
+    })
+    .await;
+
     // As a rollout: another is ready before one is told to end, and the Service hears of that late.
     let options = soak.installation.replica(&soak.plane, &soak.aws).await;
     let options = Options {
