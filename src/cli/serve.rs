@@ -43,8 +43,15 @@ use crate::{
 /// The name of the Lease and the Service, and their namespace where this isn't a Pod.
 const LEASE: &str = "ecr-injector";
 
-/// How long requests under way may take to end, and background work after them.
+/// How long requests under way may take to end.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The same on the other listener, where nobody asks for anything that matters by then.
+const ADMIN_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the whole end may take, from when no more reviews are taken: requests, the Lease, background work. With the
+/// time before and the traces after it this has to fit what the kubelet waits before it kills.
+const ENDING: Duration = Duration::from_secs(20);
 
 /// How long the last traces may take to be sent.
 const LAST_TRACES: Duration = Duration::from_secs(3);
@@ -228,7 +235,7 @@ impl Flags {
         };
         let (stop_serving, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let serve = tokio::spawn(admission.run(stop_serving.clone(), tasks.clone(), GRACE));
-        let serve_admin = tokio::spawn(admin.run(stop_admin.clone(), tasks.clone(), GRACE));
+        let serve_admin = tokio::spawn(admin.run(stop_admin.clone(), tasks.clone(), ADMIN_GRACE));
         serving.hold();
         tracing::info!(listen = %self.listen, admin = %self.admin_listen, version = env!("CARGO_PKG_VERSION"), "serving");
 
@@ -242,15 +249,18 @@ impl Flags {
         let ending = async {
             sleep(Duration::from_secs(self.shutdown_delay)).await;
             stop_serving.cancel();
-            // A listener's own panic is in the log already.
-            let _ = serve.await;
-            stop.cancel();
-            // It lets go of the Lease, so that another replica can go on at once.
-            let _ = leading.await;
-            stop_admin.cancel();
-            let _ = serve_admin.await;
-            tasks.close();
-            let ended = timeout(GRACE, tasks.wait()).await;
+            let ended = timeout(ENDING, async {
+                // A listener's own panic is in the log already.
+                let _ = serve.await;
+                stop.cancel();
+                // It lets go of the Lease, so that another replica can go on at once.
+                let _ = leading.await;
+                stop_admin.cancel();
+                let _ = serve_admin.await;
+                tasks.close();
+                tasks.wait().await;
+            });
+            let ended = ended.await;
             exporter.finish(LAST_TRACES).await;
             ended
         };
