@@ -21,8 +21,13 @@ fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// The tests and the patches of each row. A test is what cargo has to be told: its target and its name.
-fn rows() -> Vec<(BTreeSet<(String, String)>, Vec<String>)> {
+/// A row's tests, each as what cargo has to be told, its target and its name; and its patches.
+struct Row {
+    tests: BTreeSet<(String, String)>,
+    patches: Vec<String>,
+}
+
+fn rows() -> Vec<Row> {
     let text = read(DOCUMENT);
     let lines = text.lines().filter(|line| line.starts_with('|')).skip(2);
     let row = |line: &str| {
@@ -38,18 +43,17 @@ fn rows() -> Vec<(BTreeSet<(String, String)>, Vec<String>)> {
                 format!("{last}::{name}")
             };
             name.rsplit_once("::").unwrap().0.clone_into(&mut last);
-            match name.strip_prefix("lib::") {
-                Some(name) => ("--lib".to_owned(), name.to_owned()),
-                None => {
-                    let (target, name) = name.split_once("::").unwrap();
-                    (format!("--test {target}"), name.to_owned())
-                }
+            if let Some(name) = name.strip_prefix("lib::") {
+                ("--lib".to_owned(), name.to_owned())
+            } else {
+                let (target, name) = name.split_once("::").unwrap();
+                (format!("--test {target}"), name.to_owned())
             }
         });
-        (
-            tests.collect(),
-            quoted(patches).map(str::to_owned).collect(),
-        )
+        Row {
+            tests: tests.collect(),
+            patches: quoted(patches).map(str::to_owned).collect(),
+        }
     };
     lines.map(row).collect()
 }
@@ -70,7 +74,7 @@ fn source(target: &str, name: &str) -> (String, String) {
 fn every_test_and_every_patch_of_the_table_exists_and_each_patch_is_of_its_row() {
     let rows = rows();
     assert!(rows.len() > 25, "{DOCUMENT} has {} rows", rows.len());
-    for (tests, patches) in rows {
+    for Row { tests, patches } in rows {
         assert!(!tests.is_empty(), "{DOCUMENT}: a promise without a test");
         for (target, name) in &tests {
             let (path, name) = source(target, name);
@@ -78,8 +82,8 @@ fn every_test_and_every_patch_of_the_table_exists_and_each_patch_is_of_its_row()
             assert!(is_there, "{path} has no test {name}");
         }
         for patch in patches {
-            let text = read(&format!("tests/sabotage/{patch}.patch"));
-            let test = text
+            let diff = read(&format!("tests/sabotage/{patch}.patch"));
+            let test = diff
                 .lines()
                 .nth(1)
                 .unwrap()
