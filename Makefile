@@ -40,7 +40,7 @@ test: control-plane ## Run every test that CI runs
 test-fast: ## Run the tests that need no control plane
 	$(CARGO) test --locked --lib --test rooms --test manifests --test config_file --test admission_golden --test preview \
 		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test refresher --test watch \
-		--test rotation --test operations --test traces
+		--test rotation --test operations --test traces --test faults
 
 .PHONY: kill-rounds
 kill-rounds: control-plane ## Kill the leader in the middle of its work, 19 times with a short Lease and once with the usual

@@ -16,6 +16,7 @@ pub mod refresher;
 pub mod aws;
 pub mod cluster;
 pub mod config;
+pub mod descriptors;
 pub mod readiness;
 pub mod shutdown;
 pub mod telemetry;

@@ -40,9 +40,9 @@ pub const BODY_BUDGET_BYTES: usize = 64 * 1024 * 1024;
 pub const MAX_IN_HAND: usize = 512;
 /// The budget is counted in these.
 const BUDGET_UNIT_BYTES: usize = 1024;
-/// What is set aside for a body before its first byte is there. A length that a client announces costs it nothing, so
-/// it reserves no more than this.
-const BODY_START_BYTES: usize = 64 * 1024;
+/// A body is kept in blocks of this size while it comes. It is also the most that is set aside before the first byte is
+/// there: a length that a client announces costs it nothing.
+const BLOCK_BYTES: usize = 64 * 1024;
 /// A body, from its head to its last byte.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the API server waits if the registration doesn't say; it always appends `?timeout=`.
@@ -142,7 +142,7 @@ impl Admission {
             return Err(too_large());
         }
         let body_by = deadline.min(started + BODY_TIMEOUT);
-        let mut read = Vec::with_capacity(length.unwrap_or_default().min(BODY_START_BYTES));
+        let mut read = Blocks::with_capacity(length.unwrap_or_default());
         let mut permit: Option<SemaphorePermit<'_>> = None;
         let mut body = request.into_body();
         loop {
@@ -152,7 +152,7 @@ impl Admission {
                     let text = "the body ended early".to_owned();
                     return Err((StatusCode::BAD_REQUEST, "broken_body", text));
                 }
-                Ok(None) => return Ok((permit, read)),
+                Ok(None) => return Ok((permit, read.into_whole())),
                 Err(_) => {
                     let text = "the body came too slowly".to_owned();
                     return Err((StatusCode::REQUEST_TIMEOUT, "slow_body", text));
@@ -178,8 +178,56 @@ impl Admission {
                 Some(permit) => permit.merge(more),
                 None => permit = Some(more),
             }
-            read.extend_from_slice(&data);
+            read.extend(&data);
         }
+    }
+}
+
+/// What has come of a body, in blocks of one size. A buffer that doubles leaves a trail of smaller ones, and one of the
+/// whole length from the beginning may be memory long before it is written to, where pages are huge: either way many
+/// bodies together would cost several times what they hold.
+struct Blocks {
+    full: Vec<Vec<u8>>,
+    last: Vec<u8>,
+}
+
+impl Blocks {
+    /// For a body of this length, if it comes.
+    fn with_capacity(length: usize) -> Self {
+        Self {
+            full: Vec::new(),
+            last: Vec::with_capacity(length.min(BLOCK_BYTES)),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.full.len() * BLOCK_BYTES + self.last.len()
+    }
+
+    fn extend(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            if self.last.len() == BLOCK_BYTES {
+                let next = Vec::with_capacity(BLOCK_BYTES);
+                self.full.push(std::mem::replace(&mut self.last, next));
+            }
+            let (now, later) = data.split_at(data.len().min(BLOCK_BYTES - self.last.len()));
+            self.last.extend_from_slice(now);
+            data = later;
+        }
+    }
+
+    /// All of it in one piece; most bodies are one already.
+    fn into_whole(self) -> Vec<u8> {
+        if self.full.is_empty() {
+            return self.last;
+        }
+        let mut whole = Vec::with_capacity(self.len());
+        // Each block goes as soon as it is copied.
+        for block in self.full {
+            whole.extend_from_slice(&block);
+        }
+        whole.extend_from_slice(&self.last);
+        whole
     }
 }
 
@@ -273,6 +321,31 @@ mod tests {
                 Duration::from_millis(milliseconds),
                 "{uri}"
             );
+        }
+    }
+
+    #[test]
+    fn a_body_in_blocks_is_whole_whatever_its_pieces() {
+        let bytes: Vec<u8> = (0..=250).cycle().take(3 * BLOCK_BYTES + 7).collect();
+        for length in [
+            0,
+            1,
+            BLOCK_BYTES - 1,
+            BLOCK_BYTES,
+            BLOCK_BYTES + 1,
+            bytes.len(),
+        ] {
+            for piece in [1_000, BLOCK_BYTES, BLOCK_BYTES + 1, bytes.len()] {
+                let mut blocks = Blocks::with_capacity(length);
+                for piece in bytes[..length].chunks(piece) {
+                    blocks.extend(piece);
+                }
+                assert_eq!(blocks.len(), length);
+                assert!(
+                    blocks.into_whole() == bytes[..length],
+                    "{length} by {piece}"
+                );
+            }
         }
     }
 

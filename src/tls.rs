@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use rustls::{
     ServerConfig,
     crypto::ring,
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
@@ -210,5 +210,9 @@ pub fn server_config(
     };
     let mut config = builder.with_cert_resolver(serving);
     config.alpn_protocols = vec![ALPN.to_vec()];
+    // A session that is resumed is not asked for its certificate again, whoever is trusted by then. API servers keep their
+    // connections, and resume nothing.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }

@@ -207,7 +207,13 @@ impl Webhook {
         } = admission;
         let namespace = demand.namespace().clone();
         let opted_in = self.namespaces.opted_in(&namespace, deadline).await;
-        let entry = self.secrets.get(&namespace);
+        let mut entry = self.secrets.get(&namespace);
+        let is_news = entry.as_ref().is_some_and(|entry| entry.is_news());
+        if is_news && opted_in.is_some() && !request.dry_run {
+            // Looked at before AWS is asked for what is there most likely: after a restart AWS may be away.
+            self.ensurer.look_once(&namespace, deadline).await;
+            entry = self.secrets.get(&namespace);
+        }
         let secret = entry
             .as_ref()
             .map_or(SecretFacts::Absent, |entry| entry.facts());

@@ -17,6 +17,7 @@ use serde_json::json;
 use support::bed::{change, create, hosts, image, post_review, registry, review, spec};
 use support::installation::{OPT_IN, PULL_SECRET, USER};
 use support::pods::{pod, pod_with, pull_secrets};
+use support::rewriter::Change;
 use support::{Bed, Rewriter, eventually};
 use tokio::sync::OnceCell;
 
@@ -621,4 +622,56 @@ async fn an_image_rewriter_before_and_one_after_us_are_both_followed() {
             "{name}"
         );
     }
+}
+
+#[tokio::test]
+async fn asked_again_after_another_hand_in_the_list_we_add_nothing_twice_and_change_nothing() {
+    let bed = bed().await;
+    let client = bed.plane.pod_creator().await;
+    // One before us adds our name by itself; one after us turns the list around, so that we are asked again.
+    let add_ours = |mut names: Vec<String>| {
+        names.retain(|name| name != PULL_SECRET);
+        names.push(PULL_SECRET.to_owned());
+        names
+    };
+    let turn_around = |names: Vec<String>| names.into_iter().rev().collect();
+    let changes: [(&str, Change, [&str; 2]); 2] = [
+        ("a-adds", add_ours, ["mine", PULL_SECRET]),
+        ("zzz-turns", turn_around, [PULL_SECRET, "mine"]),
+    ];
+    for (name, change, expected) in changes {
+        let _other = Rewriter::register_for_pull_secrets(&bed.plane, name, change).await;
+        let namespace = bed
+            .plane
+            .namespace(name, &[OPT_IN, ("rewrite", name)])
+            .await;
+        let mut own = spec(&image("us-east-1"));
+        own["imagePullSecrets"] = json!([{"name": "mine"}]);
+        let limit = Duration::from_secs(10);
+        eventually("the other webhook is asked", limit, async || {
+            let object = pod_with(&unique("web"), &own);
+            let admitted = create(&client, &namespace, &object, false).await.unwrap();
+            (pull_secrets(&admitted.pod) == expected).then_some(())
+        })
+        .await;
+    }
+    // What the API server says of the second time: we were asked, and the Pod stayed as it was.
+    let again = "mutation.webhook.admission.k8s.io/round_1_index_";
+    let limit = Duration::from_secs(10);
+    let said = eventually("the audit log has it", limit, async || {
+        let events = bed.plane.audit_events();
+        let annotations = events.iter().filter(|event| {
+            event["objectRef"]["namespace"]
+                .as_str()
+                .is_some_and(|namespace| namespace.starts_with("zzz-turns"))
+        });
+        annotations
+            .filter_map(|event| event["annotations"].as_object())
+            .flatten()
+            .filter(|(key, _)| key.starts_with(again))
+            .map(|(_, said)| said.as_str().unwrap().to_owned())
+            .find(|said| said.contains("zz-ecr-injector"))
+    })
+    .await;
+    assert!(said.contains(r#""mutated":false"#), "{said}");
 }

@@ -22,7 +22,7 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 46] = [
+const ROOMS: [(&str, Kind); 47] = [
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
@@ -51,6 +51,7 @@ const ROOMS: [(&str, Kind); 46] = [
     ("tls", Acts),
     ("readiness", Acts),
     ("shutdown", Acts),
+    ("descriptors", Acts),
     ("refresher/schedule", Pure),
     ("tls/rotation", Pure),
     ("admission/decide", Pure),

@@ -2,7 +2,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a test that can't go on panics"
+    clippy::print_stdout,
+    reason = "a test that can't go on panics, and one shows its figures"
 )]
 
 use std::convert::Infallible;
@@ -183,6 +184,44 @@ async fn a_body_that_is_no_review_is_a_bad_request() {
 }
 
 #[tokio::test]
+async fn what_is_no_creation_of_a_pod_is_let_in_by_its_uid_and_unchanged() {
+    let webhook = InProcess::new();
+    let whole = review("u-7", IMAGE);
+    let with = |from: &str, to: &str| {
+        let changed = whole.replace(from, to);
+        assert_ne!(changed, whole, "{from}");
+        changed
+    };
+    let object = |object: &str| {
+        let mut review: Value = serde_json::from_str(&whole).unwrap();
+        review["request"]["object"] = serde_json::from_str(object).unwrap();
+        review.to_string()
+    };
+    for body in [
+        with(r#""CREATE""#, r#""CONNECT""#),
+        with(r#""CREATE""#, r#""FROBNICATE""#),
+        with(r#""CREATE""#, r#""create""#),
+        with(r#""CREATE""#, "7"),
+        with(r#""operation""#, r#""operations""#),
+        with(r#""pods""#, r#""services""#),
+        with(r#""object""#, r#""objects""#),
+        object("null"),
+        object("[]"),
+        object("7"),
+        object(r#""a Pod""#),
+        object(r#"{"spec": 7}"#),
+        object(r#"{"spec": {"containers": {"image": "x"}}}"#),
+    ] {
+        let (status, text) = post(&webhook, body.clone()).await;
+        assert_eq!(status, StatusCode::OK, "{body}: {text}");
+        let expected = json!({"uid": "u-7", "allowed": true});
+        assert_eq!(response(&text), expected, "{body}");
+    }
+    assert_eq!(webhook.mint.calls(), 0);
+    assert_eq!(webhook.api.secret(NAMESPACE), None);
+}
+
+#[tokio::test]
 async fn v1beta1_is_a_bad_request_that_names_both_versions() {
     let webhook = InProcess::new();
     let body = review("u", IMAGE).replace("admission.k8s.io/v1", "admission.k8s.io/v1beta1");
@@ -337,7 +376,9 @@ async fn a_panic_is_that_requests_500_and_counted() {
 #[tokio::test]
 async fn hostile_json_is_answered_quickly() {
     let webhook = InProcess::new();
-    let limit = Duration::from_millis(if cfg!(debug_assertions) { 10_000 } else { 50 });
+    // What is wanted is 50 ms. The debug build takes many times as long (1.3 s for 50,000 registries), and other tests run
+    // beside this one; what grows with the square of its input takes minutes.
+    let limit = Duration::from_millis(if cfg!(debug_assertions) { 5_000 } else { 50 });
     let nested = |open: &str, close: &str| open.repeat(100_000) + &close.repeat(100_000);
     let inside = |object: &str| {
         review("u", IMAGE).replace(r#""object":{"#, &format!(r#""object":{object},"x":{{"#))
@@ -391,13 +432,14 @@ async fn hostile_json_is_answered_quickly() {
     ] {
         // The best of some: the machine may be busy with something else.
         let mut best = Duration::MAX;
-        for _ in 0..if cfg!(debug_assertions) { 1 } else { 5 } {
+        for _ in 0..if cfg!(debug_assertions) { 2 } else { 5 } {
             let started = Instant::now();
             let (status, text) = post(&webhook, body.clone()).await;
             best = best.min(started.elapsed());
             let start: String = text.chars().take(200).collect();
             assert_eq!(status.as_u16(), expected, "{what}: {start}");
         }
+        println!("{what}: {best:?}");
         assert!(best <= limit, "{what} took {best:?}");
     }
 }

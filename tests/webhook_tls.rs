@@ -6,6 +6,7 @@
 )]
 
 use std::io;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use ecr_injector::readiness::Readiness;
 use ecr_injector::server::accept::MAX_CONNECTIONS;
 use ecr_injector::server::admin;
 use ecr_injector::tls::MinVersion;
-use rustls::SupportedProtocolVersion;
 use rustls::version::{TLS12, TLS13};
-use tokio::io::AsyncWriteExt as _;
+use rustls::{HandshakeKind, SupportedProtocolVersion};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::client::TlsStream;
@@ -120,6 +121,131 @@ async fn http_1_1_is_the_only_protocol_on_offer() {
             "{protocols:?}: {error}"
         );
     }
+}
+
+#[tokio::test]
+async fn no_session_is_resumed_so_that_each_handshake_is_judged_anew() {
+    let bed = Bed::start(MinVersion::Tls12).await;
+    for version in [&TLS13, &TLS12] {
+        let config = bed.tls.trust.client(&[version], &["http/1.1"]);
+        for _ in 0..3 {
+            let stream = bed.tcp().await.stream;
+            let stream = support::tls::connect(config.clone(), stream).await.unwrap();
+            let mut wire = Wire::new(stream);
+            serves(&mut wire).await;
+            let (_, connection) = wire.stream.get_ref();
+            assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full));
+        }
+    }
+}
+
+/// The hello of a client that speaks no more than this version, as it was before there were extensions for that.
+fn old_hello(version: u8) -> Vec<u8> {
+    let mut body = vec![3, version];
+    body.extend([7; 32]); // random
+    body.push(0); // no session
+    let suites = [0xc0, 0x0a, 0xc0, 0x09, 0xc0, 0x14, 0xc0, 0x13, 0x00, 0x35];
+    body.extend([0, 10].into_iter().chain(suites));
+    body.extend([1, 0]); // no compression
+    let extensions = [
+        &[0, 10, 0, 6, 0, 4, 0, 29, 0, 23][..], // groups
+        &[0, 11, 0, 2, 1, 0],                   // points
+        &[0, 13, 0, 8, 0, 6, 4, 3, 2, 3, 2, 1], // signatures
+        &[0, 23, 0, 0],                         // extended master secret
+        &[0xff, 1, 0, 1, 0],                    // renegotiation
+    ]
+    .concat();
+    body.extend(u16::try_from(extensions.len()).unwrap().to_be_bytes());
+    body.extend(extensions);
+    let length = u16::try_from(body.len()).unwrap();
+    let mut record = vec![0x16, 3, 1];
+    record.extend((length + 4).to_be_bytes());
+    record.extend([1, 0]);
+    record.extend(length.to_be_bytes());
+    record.extend(body);
+    record
+}
+
+#[tokio::test]
+async fn tls_1_1_and_older_are_refused_whatever_the_flag_says() {
+    for min in [MinVersion::Tls13, MinVersion::Tls12] {
+        let bed = Bed::start(min).await;
+        for version in [0, 1, 2] {
+            let mut stream = bed.tcp().await.stream;
+            stream.write_all(&old_hello(version)).await.unwrap();
+            let mut answer = Vec::new();
+            let all = timeout(SLACK, stream.read_to_end(&mut answer)).await;
+            all.expect("closed").unwrap();
+            // One record: a fatal alert.
+            assert_eq!((answer[0], answer.len()), (0x15, 7), "{answer:?}");
+            assert_eq!(answer[5], 2, "{answer:?}");
+        }
+        bed.serves().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_of_tls_1_2_is_not_negotiated_anew() {
+    let bed = Bed::start(MinVersion::Tls12).await;
+    let mut client = tokio::process::Command::new("openssl")
+        .args(["s_client", "-tls1_2", "-connect"])
+        .arg(bed.listening.address.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the command openssl");
+    let mut input = client.stdin.take().unwrap();
+    let mut output = client.stdout.take().unwrap();
+    let mut errors = client.stderr.take().unwrap();
+    let mut shown = String::new();
+    let told = timeout(Duration::from_secs(10), async {
+        let mut bytes = [0; 1024];
+        while !shown.contains("Verify return code") {
+            let read = output.read(&mut bytes).await.unwrap();
+            assert!(read > 0, "{shown}");
+            shown.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+        // Its word for "negotiate anew".
+        input.write_all(b"R\n").await.unwrap();
+        let mut told = String::new();
+        errors.read_to_string(&mut told).await.unwrap();
+        told
+    });
+    let told = told.await.expect("refused");
+    assert!(shown.contains("TLSv1.2"), "{shown}");
+    assert!(
+        told.contains("RENEGOTIATING") && told.contains("no renegotiation"),
+        "{told}"
+    );
+    bed.serves().await;
+}
+
+#[tokio::test]
+async fn http_2_inside_tls_is_refused() {
+    let bed = Bed::start(MinVersion::default()).await;
+    for protocols in [&["http/1.1"][..], &[]] {
+        let mut wire = bed.connect_with(&[&TLS13], protocols).await.unwrap();
+        // The preface, empty settings, and a stream that is reset as soon as it is opened.
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        for stream in (1_u8..100).step_by(2) {
+            bytes.extend([0, 0, 1, 1, 5, 0, 0, 0, stream, 0x82]);
+            bytes.extend([0, 0, 4, 3, 0, 0, 0, 0, stream, 0, 0, 0, 8]);
+        }
+        wire.send(bytes).await;
+        if let Some(answer) = timeout(SLACK, wire.answer()).await.expect("at once") {
+            assert_eq!(answer.status, 400);
+        }
+        assert!(
+            timeout(SLACK, wire.answer())
+                .await
+                .expect("closed")
+                .is_none()
+        );
+    }
+    bed.serves().await;
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    descriptors::{self, Needs},
     events::Events,
     leader::{Elector, Leadership, Settings},
     metrics::Metrics,
@@ -29,7 +30,7 @@ use crate::{
     },
     readiness::{self, Condition, Readiness},
     server::{
-        Admission,
+        Admission, MAX_IN_HAND,
         accept::{Connection, Listener, MAX_CONNECTIONS},
         admin,
     },
@@ -43,8 +44,21 @@ use crate::{
 /// The name of the Lease and the Service, and their namespace where this isn't a Pod.
 const LEASE: &str = "ecr-injector";
 
-/// How long requests under way may take to end, and background work after them.
+/// How long requests under way may take to end.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The same on the other listener, where nobody asks for anything that matters by then.
+const ADMIN_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the whole end may take, from when no more reviews are taken: requests, the Lease, background work. With the
+/// time before and the traces after it this has to fit what the kubelet waits before it kills.
+const ENDING: Duration = Duration::from_secs(20);
+
+/// Connections of kubelets and of what reads metrics.
+const MAX_ADMIN_CONNECTIONS: usize = 64;
+
+/// File descriptors for what does not follow from connections: watches, the leader's calls, AWS, files.
+const OWN_FILES: usize = 64;
 
 /// How long the last traces may take to be sent.
 const LAST_TRACES: Duration = Duration::from_secs(3);
@@ -159,6 +173,7 @@ impl Flags {
     )]
     async fn serve(self, log: telemetry::Filter) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
+        let connections = connections();
         let socket = bind(self.listen, "--listen").await?;
         let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
         let mut wiring = Wiring::new(&self.wiring).await?;
@@ -206,7 +221,7 @@ impl Flags {
         let draining = CancellationToken::new();
         let admission = Listener {
             socket,
-            limit: MAX_CONNECTIONS,
+            limit: connections,
             connection: Connection {
                 tls: Some(TlsAcceptor::from(Arc::new(tls))),
                 router: Admission::new(webhook, metrics.clone())
@@ -218,7 +233,7 @@ impl Flags {
         };
         let admin = Listener {
             socket: admin_socket,
-            limit: MAX_CONNECTIONS,
+            limit: MAX_ADMIN_CONNECTIONS,
             connection: Connection {
                 tls: None,
                 router: admin::router(readiness, metrics.clone()),
@@ -228,7 +243,7 @@ impl Flags {
         };
         let (stop_serving, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let serve = tokio::spawn(admission.run(stop_serving.clone(), tasks.clone(), GRACE));
-        let serve_admin = tokio::spawn(admin.run(stop_admin.clone(), tasks.clone(), GRACE));
+        let serve_admin = tokio::spawn(admin.run(stop_admin.clone(), tasks.clone(), ADMIN_GRACE));
         serving.hold();
         tracing::info!(listen = %self.listen, admin = %self.admin_listen, version = env!("CARGO_PKG_VERSION"), "serving");
 
@@ -242,15 +257,18 @@ impl Flags {
         let ending = async {
             sleep(Duration::from_secs(self.shutdown_delay)).await;
             stop_serving.cancel();
-            // A listener's own panic is in the log already.
-            let _ = serve.await;
-            stop.cancel();
-            // It lets go of the Lease, so that another replica can go on at once.
-            let _ = leading.await;
-            stop_admin.cancel();
-            let _ = serve_admin.await;
-            tasks.close();
-            let ended = timeout(GRACE, tasks.wait()).await;
+            let ended = timeout(ENDING, async {
+                // A listener's own panic is in the log already.
+                let _ = serve.await;
+                stop.cancel();
+                // It lets go of the Lease, so that another replica can go on at once.
+                let _ = leading.await;
+                stop_admin.cancel();
+                let _ = serve_admin.await;
+                tasks.close();
+                tasks.wait().await;
+            });
+            let ended = ended.await;
             exporter.finish(LAST_TRACES).await;
             ended
         };
@@ -265,6 +283,25 @@ impl Flags {
             code = signals.next() => Ok(code),
         }
     }
+}
+
+/// How many connections reviews may come by: fewer where few files may be open.
+fn connections() -> usize {
+    let files = descriptors::raise_limit();
+    let needs = Needs {
+        connections: MAX_CONNECTIONS,
+        calls: MAX_IN_HAND,
+        others: MAX_ADMIN_CONNECTIONS + OWN_FILES,
+    };
+    let connections = needs.connections_with(files);
+    if connections < MAX_CONNECTIONS {
+        tracing::warn!(
+            files,
+            connections,
+            "few files may be open: fewer connections are served"
+        );
+    }
+    connections
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {

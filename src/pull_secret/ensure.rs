@@ -233,6 +233,14 @@ impl Ensurer {
         ensured
     }
 
+    /// Looks at a pull secret that somebody else wrote and nobody here has looked at. A failure shows when it is ensured.
+    pub async fn look_once(&self, namespace: &Namespace, deadline: Instant) {
+        let looked = self.0.parts.writer.look_once(namespace, deadline).await;
+        if let Err(error) = looked {
+            tracing::debug!(%namespace, %error, "a pull secret could not be looked at");
+        }
+    }
+
     /// One try: mint what is missing, then write it, and the intents for what could not be minted.
     async fn attempt(
         &self,

@@ -92,6 +92,12 @@ impl Entry {
         )
     }
 
+    /// Whether somebody else wrote it, and nobody here has looked since.
+    #[must_use]
+    pub fn is_news(&self) -> bool {
+        matches!(self.knowledge, Knowledge::Unverified { .. }) && !self.is_tampered()
+    }
+
     /// Whether there is such a Secret at all.
     #[must_use]
     pub fn is_there(&self) -> bool {

@@ -275,6 +275,25 @@ impl Writer {
         self.read(&api, namespace, deadline).await.map(|_| ())
     }
 
+    /// Looks at the whole Secret if somebody else wrote it and nobody here has looked since. One look does for all that
+    /// wait for it.
+    pub async fn look_once(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<(), EnsureError> {
+        let turn = self.turn(namespace);
+        let _turn = timeout_at(deadline, turn.0.lock())
+            .await
+            .map_err(|_| EnsureError::Deadline)?;
+        let known = self.0.secrets.get(namespace);
+        let is_news = known.is_some_and(|known| known.is_news());
+        if is_news {
+            self.look(namespace, deadline).await?;
+        }
+        Ok(())
+    }
+
     /// Removes the pull secret, if it is still the one that we know and is ours.
     pub async fn remove(
         &self,

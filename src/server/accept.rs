@@ -79,10 +79,11 @@ pub struct Connection {
 }
 
 impl Listener {
-    /// Accepts until `stop`, then lets the requests under way end, for at most `grace`.
+    /// Accepts until `stop`, then lets the requests under way end, for at most `grace`, and cuts off what is left.
     pub async fn run(self, stop: CancellationToken, tasks: TaskTracker, grace: Duration) {
         let seats = Arc::new(Seats::new(self.limit));
         let graceful = GracefulShutdown::new();
+        let cut_off = CancellationToken::new();
         while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
             let stream = match accepted {
                 Ok((stream, _)) => stream,
@@ -99,11 +100,16 @@ impl Listener {
                 break;
             };
             let (connection, watcher) = (self.connection.clone(), graceful.watcher());
+            let cut_off = cut_off.clone();
             tasks.spawn(async move {
                 let served = connection.serve_as(stream, watcher, seat.standing.clone());
-                if seat.given_up.run_until_cancelled(served).await.is_none() {
-                    connection.metrics.connection_failure("shed");
-                    connection.metrics.shed(Shed::Connection);
+                tokio::select! {
+                    () = served => {}
+                    () = seat.given_up.cancelled() => {
+                        connection.metrics.connection_failure("shed");
+                        connection.metrics.shed(Shed::Connection);
+                    }
+                    () = cut_off.cancelled() => {}
                 }
             });
         }
@@ -113,6 +119,7 @@ impl Listener {
                 seconds = grace.as_secs(),
                 "connections were still busy when their time to finish was over"
             );
+            cut_off.cancel();
         }
     }
 }

@@ -75,7 +75,7 @@ pub use fake_aws::{Behaviour, FakeAws, Garbage};
 pub use in_process::InProcess;
 pub use installation::Installation;
 pub use rewriter::Rewriter;
-pub use tls::Tls;
+pub use tls::{Tls, Trust};
 pub use watched_api::{Ends, Fault, WatchedApi};
 pub use webhook::Webhook;
 pub use wire::Wire;

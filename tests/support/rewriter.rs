@@ -1,4 +1,5 @@
-//! Another mutating webhook, as clusters have them: it moves images from one registry to another.
+//! Another mutating webhook, as clusters have them: it moves images from one registry to another, or has its own idea of
+//! `imagePullSecrets`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,16 +28,39 @@ pub struct Rewriter {
     _runtime: OwnRuntime,
 }
 
+/// What becomes of the names in `imagePullSecrets`.
+pub type Change = fn(Vec<String>) -> Vec<String>;
+
 #[derive(Clone)]
-struct Rule {
-    from: String,
-    to: String,
+enum Rule {
+    /// Images of one host get another.
+    Move { from: String, to: String },
+    /// The names of `imagePullSecrets` become others.
+    PullSecrets(Change),
 }
 
 impl Rewriter {
     /// Registers under `name` for the Pods of all namespaces with the label `rewrite: NAME`: images whose host is `from` get
     /// the host `to`.
     pub async fn register(plane: &ControlPlane, name: &str, from: &str, to: &str) -> Self {
+        let rule = Rule::Move {
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        Self::register_rule(plane, name, rule).await
+    }
+
+    /// Registers under `name` for the Pods of all namespaces with the label `rewrite: NAME`: the names of
+    /// `imagePullSecrets` become what `change` makes of them.
+    pub async fn register_for_pull_secrets(
+        plane: &ControlPlane,
+        name: &str,
+        change: Change,
+    ) -> Self {
+        Self::register_rule(plane, name, Rule::PullSecrets(change)).await
+    }
+
+    async fn register_rule(plane: &ControlPlane, name: &str, rule: Rule) -> Self {
         super::crypto();
         let authority = Authority::new(name);
         let certificate = authority.serving(&["127.0.0.1"], plane.folder(), name);
@@ -49,10 +73,6 @@ impl Rewriter {
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .unwrap();
-        let rule = Rule {
-            from: from.to_owned(),
-            to: to.to_owned(),
-        };
         let router = Router::new().route("/", post(rewrite)).with_state(rule);
         let runtime = OwnRuntime::start(name);
         let (listener, address) = runtime.listen("127.0.0.1:0");
@@ -97,18 +117,11 @@ fn registration(name: &str, address: SocketAddr, authority: &Authority) -> Value
 
 async fn rewrite(State(rule): State<Rule>, body: Bytes) -> Body {
     let review: Value = serde_json::from_slice(&body).unwrap();
-    let containers = review["request"]["object"]["spec"]["containers"]
-        .as_array()
-        .unwrap();
-    let patch: Vec<Value> = containers
-        .iter()
-        .enumerate()
-        .filter_map(|(at, container)| {
-            let path = container["image"].as_str()?.strip_prefix(&format!("{}/", rule.from))?;
-            let image = format!("{}/{path}", rule.to);
-            Some(json!({"op": "replace", "path": format!("/spec/containers/{at}/image"), "value": image}))
-        })
-        .collect();
+    let spec = &review["request"]["object"]["spec"];
+    let patch = match rule {
+        Rule::Move { from, to } => move_images(spec, &from, &to),
+        Rule::PullSecrets(change) => change_pull_secrets(spec, change),
+    };
     let patch = BASE64_STANDARD.encode(Value::from(patch).to_string());
     let answer = json!({
         "apiVersion": review["apiVersion"],
@@ -116,4 +129,30 @@ async fn rewrite(State(rule): State<Rule>, body: Bytes) -> Body {
         "response": {"uid": review["request"]["uid"], "allowed": true, "patchType": "JSONPatch", "patch": patch},
     });
     Body::from(answer.to_string())
+}
+
+fn move_images(spec: &Value, from: &str, to: &str) -> Vec<Value> {
+    let containers = spec["containers"].as_array().unwrap();
+    containers
+        .iter()
+        .enumerate()
+        .filter_map(|(at, container)| {
+            let path = container["image"].as_str()?.strip_prefix(&format!("{from}/"))?;
+            let image = format!("{to}/{path}");
+            Some(json!({"op": "replace", "path": format!("/spec/containers/{at}/image"), "value": image}))
+        })
+        .collect()
+}
+
+fn change_pull_secrets(spec: &Value, change: Change) -> Vec<Value> {
+    let list = spec["imagePullSecrets"].as_array();
+    let names = list
+        .into_iter()
+        .flatten()
+        .map(|entry| entry["name"].as_str().unwrap().to_owned());
+    let list: Vec<Value> = change(names.collect())
+        .into_iter()
+        .map(|name| json!({"name": name}))
+        .collect();
+    vec![json!({"op": "add", "path": "/spec/imagePullSecrets", "value": list})]
 }

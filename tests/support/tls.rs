@@ -19,8 +19,11 @@ const NAME: &str = "ecr-injector.ecr-injector.svc";
 /// A server's configuration and the root that its clients trust.
 pub struct Tls {
     pub acceptor: TlsAcceptor,
-    roots: Arc<RootCertStore>,
+    pub trust: Trust,
 }
+
+/// Clients that trust one authority, and call the webhook by its name.
+pub struct Trust(Arc<RootCertStore>);
 
 impl Tls {
     pub fn new(min: MinVersion) -> Self {
@@ -34,12 +37,9 @@ impl Tls {
         };
         let pair = files.pair(&SystemClock).unwrap();
         let config = server_config(Serving::of(pair), min, None).unwrap();
-        let mut roots = RootCertStore::empty();
-        let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
-        roots.add(root).unwrap();
         Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
-            roots: Arc::new(roots),
+            trust: Trust::of(&authority),
         }
     }
 
@@ -53,12 +53,52 @@ impl Tls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        self.trust.connect(stream, versions, protocols).await
+    }
+}
+
+impl Trust {
+    pub fn of(authority: &Authority) -> Self {
+        super::crypto();
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
+        roots.add(root).unwrap();
+        Self(Arc::new(roots))
+    }
+
+    /// Shakes hands as a client with these versions and these protocols.
+    pub async fn connect<S>(
+        &self,
+        stream: S,
+        versions: &[&'static SupportedProtocolVersion],
+        protocols: &[&str],
+    ) -> std::io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        connect(self.client(versions, protocols), stream).await
+    }
+
+    /// A client's configuration; connections that share one share their sessions, too.
+    pub fn client(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        protocols: &[&str],
+    ) -> Arc<ClientConfig> {
         let mut config = ClientConfig::builder_with_protocol_versions(versions)
-            .with_root_certificates(self.roots.clone())
+            .with_root_certificates(self.0.clone())
             .with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
-        TlsConnector::from(Arc::new(config))
-            .connect(ServerName::try_from(NAME).unwrap(), stream)
-            .await
+        Arc::new(config)
     }
+}
+
+/// Shakes hands as a client with this configuration.
+pub async fn connect<S>(config: Arc<ClientConfig>, stream: S) -> std::io::Result<TlsStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    TlsConnector::from(config)
+        .connect(ServerName::try_from(NAME).unwrap(), stream)
+        .await
 }

@@ -119,6 +119,11 @@ impl Webhook {
         self.listen
     }
 
+    /// Where it tells life, readiness and metrics.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_listen
+    }
+
     /// Its configuration file, for tests that change it under the running process.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("config.yaml")
