@@ -31,19 +31,23 @@ pub fn program() -> PathBuf {
     helm
 }
 
-/// Runs it with `values` in a file, in surroundings that have no plugins, repositories or cluster.
-pub fn helm(arguments: &[&str], values: &str) -> Output {
+/// Runs it in surroundings that have no plugins, repositories or cluster.
+pub fn run(arguments: &[&str]) -> Output {
     let home = tempfile::tempdir().unwrap();
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(values.as_bytes()).unwrap();
     Command::new(program())
         .env_clear()
         .env("HOME", home.path())
         .args(arguments)
-        .arg("--values")
-        .arg(file.path())
         .output()
         .unwrap()
+}
+
+/// The same, with `values` in a file.
+pub fn helm(arguments: &[&str], values: &str) -> Output {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(values.as_bytes()).unwrap();
+    let values = ["--values", file.path().to_str().unwrap()];
+    run(&[arguments, &values].concat())
 }
 
 /// What `helm template` writes for this release, or what it complains of.
