@@ -126,6 +126,35 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
 }
 
 #[tokio::test]
+async fn what_kubectl_applied_is_taken_over_by_helm() {
+    let plane = ControlPlane::start().await;
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let applied = plane
+        .kubectl(&["apply", "--validate=strict", "-k", deploy.to_str().unwrap()])
+        .await;
+    assert!(
+        applied.status.success() && applied.stderr.is_empty(),
+        "{applied:?}"
+    );
+    let (chart, kubeconfig) = (chart(), plane.kubeconfig_for_admin());
+    let (chart, kubeconfig) = (chart.to_str().unwrap(), kubeconfig.to_str().unwrap());
+    for more in [
+        &["install", "ecr-injector", "--take-ownership"][..],
+        &["upgrade", "ecr-injector"],
+    ] {
+        let here = [
+            chart,
+            "--namespace",
+            "ecr-injector",
+            "--kubeconfig",
+            kubeconfig,
+        ];
+        let output = helm(&[more, &here].concat(), "");
+        assert!(output.status.success(), "{more:?}: {output:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_upgrade_by_client_side_apply_as_helm_3_does_it_keeps_the_bundles_too() {
     let cluster = Cluster::start().await;
     let by_client = "--server-side=false";

@@ -574,6 +574,43 @@ fn each_mode_of_certificates_has_what_it_needs_and_no_more() {
 }
 
 #[test]
+fn values_in_the_documentation_are_good() {
+    let text = fs::read_to_string(of_repository("docs/install.md")).unwrap();
+    let mut tried = 0;
+    for block in text.split("```yaml\n").skip(1) {
+        let block: Value = serde_saphyr::from_str(block.split("\n```").next().unwrap()).unwrap();
+        let values = match block["kind"].as_str() {
+            Some("HelmRelease") => block["spec"]["values"].clone(),
+            Some(_) => continue,
+            None => block,
+        };
+        try_template(RELEASE, RELEASE, &values.to_string()).unwrap();
+        tried += 1;
+    }
+    assert_eq!(tried, 2);
+}
+
+#[test]
+fn a_chart_around_this_one_can_set_its_values_and_leave_it_out() {
+    let around = tempfile::tempdir().unwrap();
+    let manifest = "{apiVersion: v2, name: platform, version: 1.0.0, dependencies: \
+                    [{name: ecr-injector, version: '*', condition: ecr-injector.enabled}]}";
+    fs::write(around.path().join("Chart.yaml"), manifest).unwrap();
+    let inside = around.path().join("charts/ecr-injector");
+    fs::create_dir_all(&inside).unwrap();
+    copy(&chart(), &inside);
+    let render = |values: &str| {
+        let output = helm(&["template", "x", around.path().to_str().unwrap()], values);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{values}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let on = render("global: {imageRegistry: x}\necr-injector: {enabled: true, replicas: 7}");
+    assert!(on.contains("replicas: 7"));
+    assert_eq!(render("ecr-injector: {enabled: false}").trim(), "");
+}
+
+#[test]
 fn monitors_select_what_has_the_metrics() {
     let values = "metrics: {serviceMonitor: {enabled: true}, podMonitor: {enabled: true}}";
     let objects = objects(RELEASE, RELEASE, values);
@@ -661,6 +698,15 @@ fn table(values: &str) -> String {
         path.push((indent, key));
     }
     table
+}
+
+fn copy(from: &Path, to: &Path) {
+    let from = from.join(".");
+    let copied = std::process::Command::new("cp")
+        .arg("-R")
+        .args([&from, to])
+        .status();
+    assert!(copied.unwrap().success());
 }
 
 /// Fails when the file differs, and says what writes it; writes it itself with UPDATE=1.
