@@ -126,6 +126,50 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
 }
 
 #[tokio::test]
+async fn a_certificate_from_a_secret_and_names_of_ones_own_work_with_the_rights_that_are_rendered()
+{
+    let cluster = Cluster::start().await;
+    let authority = Authority::new("company");
+    let host = format!("{FULLNAME}.{NAMESPACE}.svc");
+    let files = authority.serving(&[&host], cluster.plane.folder(), "own");
+    let read = |path: &Path| BASE64_STANDARD.encode(fs::read(path).unwrap());
+    let data = json!({"tls.crt": read(&files.certificate), "tls.key": read(&files.key)});
+    let secret = json!({"metadata": {"name": "own"}, "type": "kubernetes.io/tls", "data": data});
+    let admin = cluster.admin().await;
+    let secrets = format!("/api/v1/namespaces/{NAMESPACE}/secrets");
+    admin.post(&secrets, &secret).await.allowed();
+
+    let values = format!(
+        "service: {{port: {}}}\ncertificates: {{mode: secret, secretName: own}}\n\
+         config: {{secretName: registry-credentials, optIn: {{label: example.com/registry, value: '1'}}}}",
+        usable_port(&cluster.plane)
+    );
+    cluster.helm(&["install", RELEASE], &values);
+    let bundle = BASE64_STANDARD.encode(authority.pem());
+    let trust = |entry: usize| {
+        let path = format!("/webhooks/{entry}/clientConfig/caBundle");
+        json!({"op": "add", "path": path, "value": bundle})
+    };
+    let path = format!("{REGISTRATIONS}/zz-{FULLNAME}");
+    let trusted = json!([trust(0), trust(1)]);
+    admin.json_patch(&path, &trusted).await.allowed();
+    let mut webhook = cluster.webhook().await;
+    webhook.wait_until_ready().await;
+    let team = cluster
+        .plane
+        .namespace("team", &[("example.com/registry", "1")])
+        .await;
+    cluster.pod_gets("registry-credentials", &team, ECR).await;
+    eventually("the guard is found to guard", SOON, async || {
+        (webhook.metric("ecr_injector_guard").await > 0.5).then_some(())
+    })
+    .await;
+    let other = cluster.plane.namespace("other", &[OPT_IN]).await;
+    let stored = admin.post(&pods(&other), &pod("web", ECR)).await.allowed();
+    assert!(stored["spec"]["imagePullSecrets"].is_null());
+}
+
+#[tokio::test]
 async fn what_kubectl_applied_is_taken_over_by_helm() {
     let plane = ControlPlane::start().await;
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
@@ -222,7 +266,16 @@ async fn the_api_server_passes_over_pods_without_an_ecr_image_and_over_no_other(
     // Besides what else Pods have: what is absent, or has no image, is no error.
     let bare = json!({"automountServiceAccountToken": false});
     let others = json!({"volumes": [{"name": "cache", "emptyDir": {}}], "initContainers": [], "ephemeralContainers": null});
+    // Far more than anybody has: an expression that cost too much would be an error.
+    let many: Vec<Value> = (0..1_000)
+        .map(|n| json!({"name": format!("c{n}"), "image": "registry.example.com/a/rather/long/name:1"}))
+        .collect();
     for (what, pod, called) in [
+        (
+            "a thousand containers",
+            with(json!({"containers": many})),
+            false,
+        ),
         ("init container", with(init(ECR)), true),
         ("image volume", with(image_volume(ECR)), true),
         ("other init container", with(init("busybox")), false),
@@ -402,18 +455,22 @@ impl Cluster {
     }
 
     async fn pod_is_mutated(&self, namespace: &str, image: &str) {
+        self.pod_gets(PULL_SECRET, namespace, image).await;
+    }
+
+    async fn pod_gets(&self, pull_secret: &str, namespace: &str, image: &str) {
         let admin = self.admin().await;
         let probe = json!({"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "main", "image": image}]}});
         eventually("a Pod gets the pull secret", SOON, async || {
             let pod = admin.post(&pods(namespace), &probe).await.allowed();
-            let ours = json!([{"name": PULL_SECRET}]);
+            let ours = json!([{"name": pull_secret}]);
             (pod["spec"]["imagePullSecrets"] == ours).then_some(())
         })
         .await;
         let host = image.split('/').next().unwrap();
         let secret = self
             .get(&format!(
-                "/api/v1/namespaces/{namespace}/secrets/{PULL_SECRET}"
+                "/api/v1/namespaces/{namespace}/secrets/{pull_secret}"
             ))
             .await;
         let state = secret["metadata"]["annotations"].to_string();
