@@ -162,6 +162,17 @@ fn two_renderings_are_the_same_to_the_byte() {
 }
 
 #[test]
+fn helm_itself_has_nothing_to_complain_of() {
+    let chart = chart();
+    for (name, values) in MATRIX {
+        let output = helm(&["lint", "--strict", chart.to_str().unwrap()], values);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{name}: {said}");
+        assert!(!said.contains("[WARNING]"), "{name}: {said}");
+    }
+}
+
+#[test]
 fn deploy_is_what_the_chart_renders() {
     let rendered = try_template(RELEASE, RELEASE, "").unwrap();
     let mut files = BTreeMap::<String, Vec<&str>>::new();
