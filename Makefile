@@ -2,6 +2,7 @@
 
 CARGO ?= cargo
 CONTROL_PLANE := tests/control-plane/build.sh
+HELM_BUILD := tests/helm/build.sh
 
 .DEFAULT_GOAL := help
 
@@ -22,6 +23,10 @@ release: ## Build the optimized binary (target/release/ecr-injector) and show it
 control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
 	@$(CONTROL_PLANE)
 
+.PHONY: helm
+helm: ## Build Helm, with which the chart is rendered and tested, once (about 2 minutes)
+	@$(HELM_BUILD)
+
 .PHONY: demo
 demo: control-plane ## Show the main job: one Deployment, two namespaces, one of them opted in
 	$(CARGO) build --locked --quiet --bin ecr-injector --example demo
@@ -33,7 +38,7 @@ demo-shell: control-plane ## The same, left running, with a KUBECONFIG to look a
 	@target/debug/examples/demo --shell
 
 .PHONY: test
-test: control-plane ## Run every test that CI runs
+test: control-plane helm ## Run every test that CI runs
 	$(CARGO) test --locked
 
 .PHONY: test-fast
@@ -52,7 +57,7 @@ soak: control-plane ## Change certificates, authorities, replicas and leaders un
 	ECR_INJECTOR_SOAK_BINARY=$$PWD/target/release/ecr-injector $(CARGO) test --locked --test apiserver_soak -- --nocapture
 
 .PHONY: sabotage
-sabotage: ## Take each guard out of the code and see its test turn red
+sabotage: helm ## Take each guard out of the code and see its test turn red
 	@tests/sabotage/run.sh
 
 .PHONY: bench
@@ -76,8 +81,13 @@ lint: ## Format check, clippy, one TLS provider, licences and bans
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): licences, bans and sources not checked"; fi
 
 .PHONY: schema
-schema: ## Write docs/config.schema.json, the JSON Schema of the configuration, anew
+schema: helm ## Write docs/config.schema.json, the JSON Schema of the configuration, anew, and the chart's copy of it
 	UPDATE=1 $(CARGO) test --locked --quiet --test config_file the_schema_in_docs
+	UPDATE=1 $(CARGO) test --locked --quiet --test chart the_schema_of_the_values
+
+.PHONY: deploy
+deploy: helm ## Render deploy/ from the chart, and the table in the chart's README from its values, anew
+	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what the_readme_has
 
 .PHONY: docs
 docs: ## Build the API documentation, with warnings as errors

@@ -280,6 +280,7 @@ async fn options(
         admin_listen: (plane.private_address(), 8080).into(),
         certificate: Some(installation.certificate().clone()),
         kubeconfig: installation.kubeconfig(plane).await,
+        arguments: Vec::new(),
         environment: aws.environment(),
     }
 }

@@ -25,6 +25,7 @@ use tokio::sync::OnceCell;
 const REGISTRATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const CREATE: &str = "create.ecr-injector.dev";
 const UPDATE: &str = "update.ecr-injector.dev";
+const IMAGE: &str = "123456789012.dkr.ecr.us-east-1.amazonaws.com/x:1";
 const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test]
@@ -87,7 +88,7 @@ async fn sends_our_calls_to_a_priority_level_where_pods_do_not_wait() {
 }
 
 #[tokio::test]
-async fn is_sent_each_new_pod_of_an_opted_in_namespace_whatever_its_images() {
+async fn is_sent_each_new_pod_of_an_opted_in_namespace_that_names_an_ecr_image() {
     let (_, admin) = ready().await;
     let probe = Probe::register(CREATE).await;
     let opted_in = probe.namespace(&[OPT_IN]).await;
@@ -140,7 +141,7 @@ async fn is_sent_an_update_that_brings_an_image() {
     let (_, admin) = ready().await;
     let probe = Probe::register(UPDATE).await;
     let namespace = probe.namespace(&[OPT_IN]).await;
-    let init = json!({"initContainers": [container("init", "x:1")]});
+    let init = json!({"initContainers": [container("init", IMAGE)]});
     for (name, more) in [("with-init", init), ("without-init", json!({}))] {
         admin
             .post(&pods(&namespace), &probe.pod(name, &more))
@@ -154,7 +155,7 @@ async fn is_sent_an_update_that_brings_an_image() {
                 .tried_to_call(UPDATE)
         );
         let debug = json!([
-            {"op": "add", "path": "/spec/ephemeralContainers", "value": [container("debug", "x:1")]},
+            {"op": "add", "path": "/spec/ephemeralContainers", "value": [container("debug", IMAGE)]},
         ]);
         let path = format!("{path}/ephemeralcontainers");
         assert!(admin.json_patch(&path, &debug).await.tried_to_call(UPDATE));
@@ -173,7 +174,7 @@ async fn is_sent_no_other_update() {
     let (_, admin) = ready().await;
     let probe = Probe::register(UPDATE).await;
     let namespace = probe.namespace(&[OPT_IN]).await;
-    let init = json!({"initContainers": [container("init", "x:1")]});
+    let init = json!({"initContainers": [container("init", IMAGE)]});
     let mut stuck = probe.pod("stuck", &init);
     stuck["metadata"]["finalizers"] = json!(["example.com/stuck"]);
     admin.post(&pods(&namespace), &stuck).await.allowed();
@@ -288,7 +289,7 @@ impl Probe {
             "metadata": {"name": name, "labels": {"probe": self.name}},
             "spec": {
                 "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-                "containers": [container("main", "x:1")],
+                "containers": [container("main", IMAGE)],
             },
         });
         json_patch::merge(&mut pod["spec"], more);
@@ -303,7 +304,7 @@ fn container(name: &str, image: &str) -> Value {
 
 fn other_image(list: &str) -> Value {
     let path = format!("/spec/{list}/0/image");
-    json!([{"op": "replace", "path": path, "value": "x:2"}])
+    json!([{"op": "replace", "path": path, "value": format!("{IMAGE}.1")}])
 }
 
 fn pods(namespace: &str) -> String {

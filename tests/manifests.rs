@@ -65,6 +65,32 @@ fn the_guards_policies_are_known_by_their_names() {
 }
 
 #[test]
+fn the_iam_policies_allow_pulls_and_nothing_else() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/iam");
+    let read = |name: &str| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap()
+    };
+    let pulls = json!([
+        "ecr:BatchCheckLayerAvailability",
+        "ecr:BatchGetImage",
+        "ecr:GetDownloadUrlForLayer"
+    ]);
+    for partition in ["aws", "aws-cn", "aws-us-gov", "aws-eusc"] {
+        let policy = read(&format!("policy-{partition}.json"));
+        let statements = policy["Statement"].as_array().unwrap();
+        assert_eq!(statements.len(), 2);
+        assert_eq!(statements[0]["Action"], "ecr:GetAuthorizationToken");
+        assert_eq!(statements[1]["Action"], pulls);
+        let resource = statements[1]["Resource"].as_str().unwrap();
+        assert!(resource.starts_with(&format!("arn:{partition}:ecr:")));
+    }
+    let statement = &read("repository-policy.json")["Statement"][0];
+    assert_eq!(statement["Action"], pulls);
+    let account = "system:serviceaccount:ecr-injector:ecr-injector";
+    assert!(read("trust-irsa.json").to_string().contains(account));
+}
+
+#[test]
 fn each_role_is_narrowed_to_the_names_of_what_is_ours() {
     let rules = |kind: &str| -> Vec<Value> {
         let roles = documents("rbac.yaml");

@@ -21,6 +21,7 @@ work=$root/target/sabotage
 built=${CARGO_TARGET_DIR:-$root/target}/debug
 export CARGO_TERM_COLOR=never RUST_BACKTRACE=0
 export KUBEBUILDER_ASSETS=${KUBEBUILDER_ASSETS:-$root/target/control-plane/bin}
+export HELM=${HELM:-${CARGO_TARGET_DIR:-$root/target}/helm/helm}
 unset CARGO_TARGET_DIR
 
 patches=()

@@ -281,7 +281,8 @@ impl ControlPlane {
         );
     }
 
-    async fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Output {
+    /// The same, with this on its standard input.
+    pub async fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Output {
         let mut kubectl = Command::new(programs().join("kubectl"))
             .arg("--kubeconfig")
             .arg(self.kubeconfig_for_admin())

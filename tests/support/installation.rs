@@ -95,6 +95,7 @@ impl Installation {
             admin_listen: (plane.private_address(), 9443).into(),
             certificate: Some(self.certificate.clone()),
             kubeconfig: self.kubeconfig(plane).await,
+            arguments: Vec::new(),
             environment: aws.environment(),
         }
     }
@@ -156,12 +157,17 @@ impl Installation {
 /// The Service's address, on the port that `deploy/` says if this user may listen there, else on 8443.
 fn usable_address(plane: &ControlPlane) -> SocketAddr {
     let ip = plane.service_ip(CLUSTER_IP);
-    let port = if TcpListener::bind((ip, 443)).is_ok() {
+    SocketAddr::new(ip, usable_port(plane))
+}
+
+/// The port of a Service that this user may listen on.
+pub fn usable_port(plane: &ControlPlane) -> u16 {
+    let ip = plane.service_ip(CLUSTER_IP);
+    if TcpListener::bind((ip, 443)).is_ok() {
         443
     } else {
         8443
-    };
-    SocketAddr::new(ip, port)
+    }
 }
 
 fn service_manifest(address: SocketAddr) -> Value {

@@ -16,6 +16,7 @@
 //! | [`wire`] | a client that may be slow, wrong or hostile |
 //! | [`balancer`] | the Service in front of several of them (there is no kube-proxy) |
 //! | [`installation`] | `deploy/`, as a cluster admin installs it |
+//! | [`helm`] | Helm, and the chart |
 //! | [`bed`] | all of these together, with one webhook in it |
 //! | [`certificates`] | cert-manager |
 //! | [`rewriter`] | another mutating webhook |
@@ -52,6 +53,7 @@ pub mod control_plane;
 pub mod due;
 pub mod fake_api;
 pub mod fake_aws;
+pub mod helm;
 pub mod in_process;
 pub mod installation;
 pub mod own_runtime;

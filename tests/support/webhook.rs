@@ -37,6 +37,8 @@ pub struct Options {
     /// Absent: it manages its own.
     pub certificate: Option<ServingCertificate>,
     pub kubeconfig: PathBuf,
+    /// More flags.
+    pub arguments: Vec<String>,
     /// All that the process has, beside PATH.
     pub environment: Vec<(String, String)>,
 }
@@ -80,6 +82,7 @@ impl Webhook {
             arguments.extend(["--tls-cert".into(), files.certificate.into_os_string()]);
             arguments.extend(["--tls-key".into(), files.key.into_os_string()]);
         }
+        arguments.extend(options.arguments.into_iter().map(OsString::from));
         let mut environment = options.environment;
         if let Ok(path) = std::env::var("PATH") {
             environment.push(("PATH".to_owned(), path));

@@ -1,0 +1,191 @@
+{{- /* Short enough that -metrics and the like still fit behind it. */ -}}
+{{- define "ecr-injector.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "ecr-injector.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Configurations are called in the order of their names: this one sorts last, after what rewrites images. */ -}}
+{{- define "ecr-injector.registration" -}}
+zz-{{ include "ecr-injector.fullname" . }}
+{{- end -}}
+
+{{- define "ecr-injector.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "ecr-injector.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- /*
+app.kubernetes.io/managed-by is not among them: Helm sets it on all that it installs, and what is applied by other means
+is not managed by Helm. Pull secrets are known by that label, with another value.
+*/ -}}
+{{- define "ecr-injector.labels" -}}
+{{ include "ecr-injector.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* name and labels of an object; namespace too if it has one: (list . name namespaced [more annotations [more labels]]) */ -}}
+{{- define "ecr-injector.metadata" -}}
+{{- $root := index . 0 -}}
+{{- $annotations := $root.Values.commonAnnotations | default dict -}}
+{{- if gt (len .) 3 -}}{{- $annotations = merge (deepCopy (index . 3)) $annotations -}}{{- end -}}
+name: {{ index . 1 }}
+{{- if index . 2 }}
+namespace: {{ $root.Release.Namespace }}
+{{- end }}
+labels:
+  {{- include "ecr-injector.labels" $root | nindent 2 }}
+  {{- if gt (len .) 4 }}
+  {{- with index . 4 }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- end }}
+{{- with $annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "ecr-injector.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "ecr-injector.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.create is false: serviceAccount.name has to name the account to use" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "ecr-injector.image" -}}
+{{- with .Values.image -}}
+{{- $name := ternary (printf "%s/%s" .registry .repository) .repository (ne .registry "") -}}
+{{- if .digest -}}
+{{- printf "%s@%s" $name .digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (default $.Chart.AppVersion .tag) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The pull secret, the label and the namespaces: one value each, for the config, the guard, RBAC, the registration and the notes. */ -}}
+{{- define "ecr-injector.pullSecret" -}}
+{{- dig "secretName" "ecr-pull-secret" .Values.config -}}
+{{- end -}}
+
+{{- define "ecr-injector.optInLabel" -}}
+{{- dig "optIn" "label" "ecr-injector.dev/inject" .Values.config -}}
+{{- end -}}
+
+{{- define "ecr-injector.optInValue" -}}
+{{- dig "optIn" "value" "enabled" .Values.config -}}
+{{- end -}}
+
+{{- /* As JSON, which is YAML and, with strings in it, CEL. */ -}}
+{{- define "ecr-injector.excludeNamespaces" -}}
+{{- $named := dig "optIn" "excludeNamespaces" list .Values.config | default list -}}
+{{- concat (list "kube-system" "kube-node-lease") $named | uniq | toJson | replace "," ", " -}}
+{{- end -}}
+
+{{- define "ecr-injector.excludedNamespaces" -}}
+{{- $named := dig "optIn" "excludeNamespaces" list .Values.config | default list -}}
+{{- concat (list "kube-system" "kube-node-lease") $named (list .Release.Namespace) | uniq | toJson | replace "," ", " -}}
+{{- end -}}
+
+{{- define "ecr-injector.caSecret" -}}
+{{ include "ecr-injector.fullname" . }}-ca
+{{- end -}}
+
+{{- /* The Secret that is served, if we don't make the certificate ourselves. */ -}}
+{{- define "ecr-injector.tlsSecret" -}}
+{{- if eq .Values.certificates.mode "secret" -}}
+{{- required "certificates.mode is secret: certificates.secretName has to name the Secret" .Values.certificates.secretName -}}
+{{- else if eq .Values.certificates.mode "cert-manager" -}}
+{{ include "ecr-injector.fullname" . }}-tls
+{{- end -}}
+{{- end -}}
+
+{{- define "ecr-injector.host" -}}
+{{ include "ecr-injector.fullname" . }}.{{ .Release.Namespace }}.svc
+{{- end -}}
+
+{{- /* Policies belong to the whole cluster: those of a release with another name have it in theirs. (list . name) */ -}}
+{{- define "ecr-injector.policy" -}}
+{{- $fullname := include "ecr-injector.fullname" (index . 0) -}}
+{{- if eq $fullname "ecr-injector" -}}
+{{ index . 1 }}.ecr-injector.dev
+{{- else -}}
+{{ index . 1 }}.{{ $fullname }}.ecr-injector.dev
+{{- end -}}
+{{- end -}}
+
+{{- define "ecr-injector.terminationGracePeriod" -}}
+{{- /* Requests under way get 10 s after the delay, background work 10 s, the last traces 3 s. */ -}}
+{{- add (int .Values.shutdownDelay) 25 -}}
+{{- end -}}
+
+{{- /* What both entries of the registration have. */ -}}
+{{- define "ecr-injector.selectors" -}}
+namespaceSelector:
+  matchLabels:
+    {{ include "ecr-injector.optInLabel" . | quote }}: {{ include "ecr-injector.optInValue" . | quote }}
+    {{- with .Values.webhook.namespaceSelector.matchLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  # Never the cluster's own Pods, nor ours, even if someone labels these namespaces: a webhook that is down must
+  # not be in the way of what brings it up again.
+  matchExpressions:
+    - key: kubernetes.io/metadata.name
+      operator: NotIn
+      values: {{ include "ecr-injector.excludedNamespaces" . }}
+    {{- with .Values.webhook.namespaceSelector.matchExpressions }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- with .Values.webhook.objectSelector }}
+objectSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "ecr-injector.client" -}}
+clientConfig:
+  service:
+    namespace: {{ .Release.Namespace }}
+    name: {{ include "ecr-injector.fullname" . }}
+    path: /mutate
+    port: {{ .Values.service.port }}
+{{- end -}}
+
+{{- /* A host that merely looks like one of ours is no harm: we decide by the whole of it. One that we would know must never be missed. */ -}}
+{{- define "ecr-injector.matchConditions" -}}
+{{- if .Values.matchConditions.enabled }}
+- name: names-an-ecr-image
+  expression: >-
+    (object.spec.?containers.orValue([]).map(c, c.?image.orValue(""))
+    + object.spec.?initContainers.orValue([]).map(c, c.?image.orValue(""))
+    + object.spec.?ephemeralContainers.orValue([]).map(c, c.?image.orValue(""))
+    + object.spec.?volumes.orValue([]).map(v, v.?image.?reference.orValue("")))
+    .exists(i, i.contains(".dkr.ecr") || i.contains(".dkr-ecr")
+    {{- range dig "aliases" list .Values.config | default list }}
+    || i.startsWith("{{ .host }}/")
+    {{- end }}
+    {{- if dig "publicEcr" false .Values.config }}
+    || i.startsWith("public.ecr.aws/") || i.startsWith("ecr-public.aws.com/")
+    {{- end -}}
+    )
+{{- end }}
+{{- with .Values.matchConditions.extra }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

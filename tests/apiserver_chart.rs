@@ -1,0 +1,612 @@
+//! The chart in a real cluster: installed, upgraded and uninstalled by Helm, with our binary run as it says; and what the
+//! API server makes of the conditions by which it passes over Pods.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that can't go on panics"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+use support::helm::{chart, helm, objects};
+use support::installation::{OPT_IN, PULL_SECRET, usable_port};
+use support::{Authority, Caller, ControlPlane, FakeAws, Rewriter, Webhook, eventually, webhook};
+
+const REGISTRATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+const CREATE: &str = "create.ecr-injector.dev";
+const UPDATE: &str = "update.ecr-injector.dev";
+const ECR: &str = "123456789012.dkr.ecr.us-east-1.amazonaws.com/x:1";
+const SOON: Duration = Duration::from_secs(30);
+
+/// Not the names of `deploy/`: a release of another name, in another namespace, has to work as well.
+const RELEASE: &str = "pull";
+const NAMESPACE: &str = "tools";
+const FULLNAME: &str = "pull-ecr-injector";
+
+#[tokio::test]
+async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull_secret() {
+    let cluster = Cluster::start().await;
+    let port = format!("service: {{port: {}}}", usable_port(&cluster.plane));
+    cluster.helm(&["install", RELEASE], &port);
+    let mut webhook = cluster.webhook().await;
+    let team = cluster.plane.namespace("team", &[OPT_IN]).await;
+    cluster.pod_is_mutated(&team, ECR).await;
+    let bundles = cluster.bundles().await;
+    assert_eq!(bundles.len(), 2);
+    webhook.wait_until_ready().await;
+
+    // An upgrade that changes the registration and the configuration. Nothing restarts, and the bundles stay.
+    let template = cluster.deployment().await["spec"]["template"].clone();
+    let upgraded = format!(
+        "{port}\nwebhook: {{timeoutSeconds: 7}}\nconfig: {{optIn: {{excludeNamespaces: [monitoring]}}, \
+         aliases: [{{host: images.example.com, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}}]}}"
+    );
+    cluster.helm(&["upgrade", RELEASE], &upgraded);
+    assert_eq!(
+        cluster.registration().await["webhooks"][0]["timeoutSeconds"],
+        7
+    );
+    assert_eq!(cluster.bundles().await, bundles);
+    assert_eq!(cluster.deployment().await["spec"]["template"], template);
+    fs::write(webhook.config(), cluster.configuration().await).unwrap();
+    cluster
+        .pod_is_mutated(&team, "images.example.com/x:1")
+        .await;
+
+    // Once more, and by another tool: nothing to do, nothing in the way.
+    cluster.helm(&["upgrade", RELEASE], &upgraded);
+    assert_eq!(cluster.bundles().await, bundles);
+    let rendered = rendered(&upgraded);
+    let by_others = ["diff", "--server-side", "--field-manager=gitops", "-f", "-"];
+    let diff = cluster
+        .plane
+        .kubectl_with_input(&by_others, &rendered)
+        .await;
+    assert!(diff.status.success(), "{diff:?}");
+
+    // A chart that has one entry less, and then again the one that has both.
+    let smaller = tempfile::tempdir().unwrap();
+    without_the_second_entry(smaller.path());
+    cluster.helm_with(smaller.path(), &["upgrade", RELEASE], &upgraded);
+    let entries = |registration: &Value| registration["webhooks"].as_array().unwrap().len();
+    assert_eq!(entries(&cluster.registration().await), 1);
+    cluster.pod_is_mutated(&team, ECR).await;
+    cluster.helm(&["upgrade", RELEASE], &upgraded);
+    assert_eq!(entries(&cluster.registration().await), 2);
+    eventually("both entries trust us again", SOON, async || {
+        (cluster.bundles().await == bundles).then_some(())
+    })
+    .await;
+
+    // What stays is what the webhook made: docs/uninstall.md.
+    assert!(webhook.stop().await.success());
+    let uninstall = [
+        "uninstall",
+        RELEASE,
+        "--namespace",
+        NAMESPACE,
+        "--kubeconfig",
+    ];
+    let kubeconfig = cluster.plane.kubeconfig_for_admin();
+    let output = support::helm::run(&[&uninstall[..], &[kubeconfig.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let left = ["get", "-f", "-", "--ignore-not-found", "-o", "name"];
+    let left = cluster.plane.kubectl_with_input(&left, &rendered).await;
+    assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
+    let named = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items
+            .map(|item| item["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let secrets = format!("/api/v1/namespaces/{NAMESPACE}/secrets");
+    assert_eq!(
+        named(&cluster.get(&secrets).await),
+        [format!("{FULLNAME}-ca")]
+    );
+    let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
+    assert_eq!(named(&cluster.get(&leases).await), [FULLNAME]);
+    let secrets = format!("/api/v1/namespaces/{team}/secrets");
+    assert_eq!(named(&cluster.get(&secrets).await), [PULL_SECRET]);
+    let after = cluster
+        .admin()
+        .await
+        .post(&pods(&team), &pod("after", ECR))
+        .await
+        .allowed();
+    assert!(after["spec"]["imagePullSecrets"].is_null());
+}
+
+#[tokio::test]
+async fn a_certificate_from_a_secret_and_names_of_ones_own_work_with_the_rights_that_are_rendered()
+{
+    let cluster = Cluster::start().await;
+    let authority = Authority::new("company");
+    let host = format!("{FULLNAME}.{NAMESPACE}.svc");
+    let files = authority.serving(&[&host], cluster.plane.folder(), "own");
+    let read = |path: &Path| BASE64_STANDARD.encode(fs::read(path).unwrap());
+    let data = json!({"tls.crt": read(&files.certificate), "tls.key": read(&files.key)});
+    let secret = json!({"metadata": {"name": "own"}, "type": "kubernetes.io/tls", "data": data});
+    let admin = cluster.admin().await;
+    let secrets = format!("/api/v1/namespaces/{NAMESPACE}/secrets");
+    admin.post(&secrets, &secret).await.allowed();
+
+    let values = format!(
+        "service: {{port: {}}}\ncertificates: {{mode: secret, secretName: own}}\n\
+         config: {{secretName: registry-credentials, optIn: {{label: example.com/registry, value: '1'}}}}",
+        usable_port(&cluster.plane)
+    );
+    cluster.helm(&["install", RELEASE], &values);
+    let bundle = BASE64_STANDARD.encode(authority.pem());
+    let trust = |entry: usize| {
+        let path = format!("/webhooks/{entry}/clientConfig/caBundle");
+        json!({"op": "add", "path": path, "value": bundle})
+    };
+    let path = format!("{REGISTRATIONS}/zz-{FULLNAME}");
+    let trusted = json!([trust(0), trust(1)]);
+    admin.json_patch(&path, &trusted).await.allowed();
+    let mut webhook = cluster.webhook().await;
+    webhook.wait_until_ready().await;
+    let team = cluster
+        .plane
+        .namespace("team", &[("example.com/registry", "1")])
+        .await;
+    cluster.pod_gets("registry-credentials", &team, ECR).await;
+    eventually("the guard is found to guard", SOON, async || {
+        (webhook.metric("ecr_injector_guard").await > 0.5).then_some(())
+    })
+    .await;
+    let other = cluster.plane.namespace("other", &[OPT_IN]).await;
+    let stored = admin.post(&pods(&other), &pod("web", ECR)).await.allowed();
+    assert!(stored["spec"]["imagePullSecrets"].is_null());
+}
+
+#[tokio::test]
+async fn what_kubectl_applied_is_taken_over_by_helm() {
+    let plane = ControlPlane::start().await;
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let applied = plane
+        .kubectl(&["apply", "--validate=strict", "-k", deploy.to_str().unwrap()])
+        .await;
+    assert!(
+        applied.status.success() && applied.stderr.is_empty(),
+        "{applied:?}"
+    );
+    let (chart, kubeconfig) = (chart(), plane.kubeconfig_for_admin());
+    let (chart, kubeconfig) = (chart.to_str().unwrap(), kubeconfig.to_str().unwrap());
+    for more in [
+        &["install", "ecr-injector", "--take-ownership"][..],
+        &["upgrade", "ecr-injector"],
+    ] {
+        let here = [
+            chart,
+            "--namespace",
+            "ecr-injector",
+            "--kubeconfig",
+            kubeconfig,
+        ];
+        let output = helm(&[more, &here].concat(), "");
+        assert!(output.status.success(), "{more:?}: {output:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_by_client_side_apply_as_helm_3_does_it_keeps_the_bundles_too() {
+    let cluster = Cluster::start().await;
+    let by_client = "--server-side=false";
+    cluster.helm(&["install", RELEASE, by_client], "");
+    let bundle = BASE64_STANDARD.encode(Authority::new("any").pem());
+    let fill = |entry: usize| {
+        let path = format!("/webhooks/{entry}/clientConfig/caBundle");
+        json!({"op": "add", "path": path, "value": bundle})
+    };
+    let path = format!("{REGISTRATIONS}/zz-{FULLNAME}");
+    let filled = cluster.admin().await;
+    filled
+        .json_patch(&path, &json!([fill(0), fill(1)]))
+        .await
+        .allowed();
+    cluster.helm(
+        &["upgrade", RELEASE, by_client],
+        "webhook: {timeoutSeconds: 9}",
+    );
+    assert_eq!(
+        cluster.registration().await["webhooks"][1]["timeoutSeconds"],
+        9
+    );
+    assert_eq!(cluster.bundles().await, [bundle.clone(), bundle]);
+}
+
+#[tokio::test]
+async fn the_api_server_passes_over_pods_without_an_ecr_image_and_over_no_other() {
+    let probe = Probe::register("places", "").await;
+    for host in [
+        "123456789012.dkr.ecr.us-east-1.amazonaws.com",
+        "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn",
+        "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com",
+        "123456789012.dkr-ecr.eu-west-1.on.aws",
+        "123456789012.dkr-ecr-fips.us-west-2.on.aws",
+        "123456789012.dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
+        "123456789012.dkr.ecr.eusc-de-east-1.amazonaws.eu",
+        "123456789012.dkr.ecr.us-iso-east-1.c2s.ic.gov",
+    ] {
+        assert!(
+            ecr_injector::registry::Registry::parse(host).is_some(),
+            "{host}"
+        );
+        assert!(
+            probe.calls(&pod("form", &format!("{host}/x:1"))).await,
+            "{host}"
+        );
+    }
+    for image in [
+        "nginx",
+        "docker.io/library/nginx:1",
+        "images.example.com/x",
+        "public.ecr.aws/x/y",
+        "ecr.example.com/dkr/ecr:1",
+    ] {
+        assert!(!probe.calls(&pod("none", image)).await, "{image}");
+    }
+    let with = |more: Value| {
+        let mut pod = pod("place", "nginx");
+        json_patch::merge(&mut pod["spec"], &more);
+        pod
+    };
+    let image_volume = |reference: &str| json!({"volumes": [{"name": "model", "image": {"reference": reference}}]});
+    let init = |image: &str| json!({"initContainers": [{"name": "init", "image": image}]});
+    // Besides what else Pods have: what is absent, or has no image, is no error.
+    let bare = json!({"automountServiceAccountToken": false});
+    let others = json!({"volumes": [{"name": "cache", "emptyDir": {}}], "initContainers": [], "ephemeralContainers": null});
+    // Far more than anybody has: an expression that cost too much would be an error.
+    let many: Vec<Value> = (0..1_000)
+        .map(|n| json!({"name": format!("c{n}"), "image": "registry.example.com/a/rather/long/name:1"}))
+        .collect();
+    for (what, pod, called) in [
+        (
+            "a thousand containers",
+            with(json!({"containers": many})),
+            false,
+        ),
+        ("init container", with(init(ECR)), true),
+        ("image volume", with(image_volume(ECR)), true),
+        ("other init container", with(init("busybox")), false),
+        (
+            "other image volume",
+            with(image_volume("quay.io/x/y:1")),
+            false,
+        ),
+        ("absent lists", with(bare), false),
+        ("empty lists", with(others), false),
+    ] {
+        assert_eq!(probe.calls(&pod).await, called, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn an_update_is_sent_for_an_ecr_image_that_it_brings_and_for_no_other() {
+    let probe = Probe::register("updates", "").await;
+    let path = probe.stored("web").await;
+    let debug = |image: &str| json!([{"op": "add", "path": "/spec/ephemeralContainers", "value": [{"name": "debug", "image": image}]}]);
+    let image = |image: &str| json!([{"op": "replace", "path": "/spec/containers/0/image", "value": image}]);
+    let admin = probe.admin().await;
+    let ephemeral = format!("{path}/ephemeralcontainers");
+    assert!(
+        admin
+            .json_patch(&path, &image(ECR))
+            .await
+            .tried_to_call(UPDATE)
+    );
+    assert!(
+        admin
+            .json_patch(&ephemeral, &debug(ECR))
+            .await
+            .tried_to_call(UPDATE)
+    );
+    admin.json_patch(&path, &image("nginx:2")).await.allowed();
+    admin
+        .json_patch(&ephemeral, &debug("busybox"))
+        .await
+        .allowed();
+}
+
+#[tokio::test]
+async fn aliases_and_ecr_public_are_in_the_conditions_if_they_are_in_the_configuration() {
+    let alias =
+        "{host: images.example.com, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}";
+    let values = format!("config: {{publicEcr: true, aliases: [{alias}]}}");
+    let probe = Probe::register("aliases", &values).await;
+    for (image, called) in [
+        ("images.example.com/team/app:1", true),
+        ("public.ecr.aws/x/y:1", true),
+        ("ecr-public.aws.com/x/y:1", true),
+        (ECR, true),
+        ("images.example.com.evil.example/x", false),
+        ("evil.example/images.example.com/x", false),
+        ("nginx", false),
+    ] {
+        assert_eq!(probe.calls(&pod("web", image)).await, called, "{image}");
+    }
+}
+
+#[tokio::test]
+async fn an_image_rewriter_that_comes_before_us_is_followed_and_one_after_us_only_without_conditions()
+ {
+    let target = "123456789012.dkr.ecr.eu-central-1.amazonaws.com";
+    let rewritten = pod("web", "mirror.example/team/app:1");
+    for (rewriter, values, called) in [
+        ("before-rewriter", "", true),
+        ("zzz-rewriter", "", false),
+        ("zzz-rewriter", "matchConditions: {enabled: false}", true),
+    ] {
+        let name = format!("{rewriter}-{}", values.len());
+        let plane = ControlPlane::shared().await;
+        let _rewriter = Rewriter::register(plane, &name, "mirror.example", target).await;
+        let rewrites = ("rewrite", name.as_str());
+        // A namespace without us shows when the rewriter is asked.
+        let plain = plane.namespace("plain", &[rewrites]).await;
+        let admin = Caller(plane.admin().await);
+        eventually("the rewriter is asked", SOON, async || {
+            let path = format!("{}?dryRun=All", pods(&plain));
+            let stored = admin.post(&path, &rewritten).await.allowed();
+            let image = stored["spec"]["containers"][0]["image"].as_str().unwrap();
+            image.starts_with(target).then_some(())
+        })
+        .await;
+        let mut probe = Probe::register(&name, values).await;
+        probe.namespace = plane.namespace("rewritten", &[OPT_IN, rewrites]).await;
+        assert_eq!(probe.calls(&rewritten).await, called, "{name}");
+    }
+}
+
+/// A control plane of its own, where the release is.
+struct Cluster {
+    plane: ControlPlane,
+    aws: FakeAws,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        support::crypto();
+        let plane = ControlPlane::start().await;
+        let restricted = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+        let namespace = json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": restricted},
+        });
+        plane.apply(&namespace.to_string()).await;
+        let aws = FakeAws::start();
+        Self { plane, aws }
+    }
+
+    fn helm(&self, arguments: &[&str], values: &str) {
+        self.helm_with(&chart(), arguments, values);
+    }
+
+    fn helm_with(&self, chart: &Path, arguments: &[&str], values: &str) {
+        let kubeconfig = self.plane.kubeconfig_for_admin();
+        let here = [
+            chart.to_str().unwrap(),
+            "--namespace",
+            NAMESPACE,
+            "--kubeconfig",
+            kubeconfig.to_str().unwrap(),
+        ];
+        let output = helm(&[arguments, &here].concat(), values);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        assert!(
+            !said.to_lowercase().contains("warning"),
+            "{arguments:?}: {said}"
+        );
+    }
+
+    /// The process that the Deployment asks for: its arguments, its account's rights, its configuration. Only where it listens and
+    /// where it finds the file is of this machine.
+    async fn webhook(&self) -> Webhook {
+        let deployment = self.deployment().await;
+        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
+        let of_this_machine = ["--config=", "--listen=", "--admin-listen=", "--log-format="];
+        let (replaced, kept): (Vec<_>, Vec<_>) = arguments
+            .into_iter()
+            .skip_while(|argument| argument == "serve")
+            .partition(|argument| {
+                of_this_machine
+                    .iter()
+                    .any(|flag| argument.starts_with(flag))
+            });
+        assert_eq!(replaced.len(), 4, "{replaced:?}");
+        let service = self
+            .get(&format!(
+                "/api/v1/namespaces/{NAMESPACE}/services/{FULLNAME}"
+            ))
+            .await;
+        let address = service["spec"]["clusterIP"].as_str().unwrap();
+        let port = service["spec"]["ports"][0]["port"].as_u64().unwrap();
+        let account = &deployment["spec"]["template"]["spec"]["serviceAccountName"];
+        let account = account.as_str().unwrap();
+        let mut environment = self.aws.environment();
+        // In a Pod it is in a file of the account's.
+        environment.push((
+            "ECR_INJECTOR_LEASE_NAMESPACE".to_owned(),
+            NAMESPACE.to_owned(),
+        ));
+        Webhook::spawn(webhook::Options {
+            binary: None,
+            config: self.configuration().await,
+            listen: format!("{address}:{port}").parse().unwrap(),
+            admin_listen: (self.plane.private_address(), 8080).into(),
+            certificate: None,
+            kubeconfig: self
+                .plane
+                .kubeconfig_for_service_account(NAMESPACE, account)
+                .await,
+            arguments: kept,
+            environment,
+        })
+    }
+
+    async fn pod_is_mutated(&self, namespace: &str, image: &str) {
+        self.pod_gets(PULL_SECRET, namespace, image).await;
+    }
+
+    async fn pod_gets(&self, pull_secret: &str, namespace: &str, image: &str) {
+        let admin = self.admin().await;
+        let probe = json!({"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "main", "image": image}]}});
+        eventually("a Pod gets the pull secret", SOON, async || {
+            let pod = admin.post(&pods(namespace), &probe).await.allowed();
+            let ours = json!([{"name": pull_secret}]);
+            (pod["spec"]["imagePullSecrets"] == ours).then_some(())
+        })
+        .await;
+        let host = image.split('/').next().unwrap();
+        let secret = self
+            .get(&format!(
+                "/api/v1/namespaces/{namespace}/secrets/{pull_secret}"
+            ))
+            .await;
+        let state = secret["metadata"]["annotations"].to_string();
+        assert!(state.contains(host), "{host} in {state}");
+    }
+
+    async fn configuration(&self) -> String {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{FULLNAME}");
+        let configmap = self.get(&path).await;
+        configmap["data"]["config.yaml"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    async fn deployment(&self) -> Value {
+        self.get(&format!(
+            "/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{FULLNAME}"
+        ))
+        .await
+    }
+
+    async fn registration(&self) -> Value {
+        self.get(&format!("{REGISTRATIONS}/zz-{FULLNAME}")).await
+    }
+
+    /// What each entry of the registration trusts.
+    async fn bundles(&self) -> Vec<String> {
+        let registration = self.registration().await;
+        let entries = registration["webhooks"].as_array().unwrap().iter();
+        entries
+            .filter_map(|entry| {
+                entry["clientConfig"]["caBundle"]
+                    .as_str()
+                    .map(str::to_owned)
+            })
+            .collect()
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        self.admin().await.get(path).await.allowed()
+    }
+
+    async fn admin(&self) -> Caller {
+        Caller(self.plane.admin().await)
+    }
+}
+
+/// The registration that the chart renders, such that each Pod that it is about is refused: nobody serves.
+struct Probe {
+    plane: &'static ControlPlane,
+    /// It is about no Pods but those with this label: other probes register as well.
+    name: String,
+    namespace: String,
+}
+
+impl Probe {
+    async fn register(name: &str, values: &str) -> Self {
+        let plane = ControlPlane::shared().await;
+        let namespace = plane.namespace("probe", &[OPT_IN]).await;
+        let values = format!("fullnameOverride: {name}\n{values}");
+        let objects = objects("probe", "default", &values);
+        let registration = objects
+            .iter()
+            .find(|object| object["kind"] == "MutatingWebhookConfiguration");
+        let mut registration = registration.unwrap().clone();
+        for entry in registration["webhooks"].as_array_mut().unwrap() {
+            entry["failurePolicy"] = json!("Fail");
+            entry["objectSelector"] = json!({"matchLabels": {"probe": name}});
+        }
+        let name = name.to_owned();
+        let probe = Self {
+            plane,
+            name,
+            namespace,
+        };
+        let admin = probe.admin().await;
+        admin.post(REGISTRATIONS, &registration).await.allowed();
+        eventually("the API server knows the registration", SOON, async || {
+            probe.calls(&pod("known", ECR)).await.then_some(())
+        })
+        .await;
+        probe
+    }
+
+    /// Whether the API server would call us for this Pod. If not, it takes the Pod.
+    async fn calls(&self, pod: &Value) -> bool {
+        let mut pod = pod.clone();
+        pod["metadata"]["labels"] = json!({"probe": self.name});
+        let path = format!("{}?dryRun=All", pods(&self.namespace));
+        let outcome = self.admin().await.post(&path, &pod).await;
+        let called = outcome.tried_to_call(CREATE);
+        if !called {
+            outcome.allowed();
+        }
+        called
+    }
+
+    /// A Pod without an ECR image, and its path.
+    async fn stored(&self, name: &str) -> String {
+        let mut pod = pod(name, "nginx:1");
+        pod["metadata"]["labels"] = json!({"probe": self.name});
+        let path = pods(&self.namespace);
+        self.admin().await.post(&path, &pod).await.allowed();
+        format!("{path}/{name}")
+    }
+
+    async fn admin(&self) -> Caller {
+        Caller(self.plane.admin().await)
+    }
+}
+
+fn rendered(values: &str) -> String {
+    let items = objects(RELEASE, NAMESPACE, values);
+    json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
+}
+
+/// The chart as a later version could be.
+fn without_the_second_entry(folder: &Path) {
+    let copied = std::process::Command::new("cp")
+        .arg("-R")
+        .arg(chart().join("."))
+        .arg(folder)
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let path = folder.join("templates/registration.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    let (first, _) = text.split_once("  # An image that changes").unwrap();
+    fs::write(path, first).unwrap();
+}
+
+fn pod(name: &str, image: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "main", "image": image}]}})
+}
+
+fn pods(namespace: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/pods")
+}

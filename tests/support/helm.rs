@@ -1,0 +1,89 @@
+//! Helm, as a person runs it: from the chart in this tree, with values in a file.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The release and the namespace that `deploy/` is rendered for.
+pub const RELEASE: &str = "ecr-injector";
+
+/// Where the chart is.
+pub fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/ecr-injector")
+}
+
+/// Where Helm is: HELM, or what `make helm` built.
+pub fn program() -> PathBuf {
+    if let Some(helm) = std::env::var_os("HELM") {
+        return helm.into();
+    }
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let helm = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| manifest.join("target"), |target| manifest.join(target))
+        .join("helm/helm");
+    assert!(
+        helm.is_file(),
+        "there is no {}: run `make helm` first, or set HELM to a Helm 4",
+        helm.display()
+    );
+    helm
+}
+
+/// Runs it in surroundings that have no plugins, repositories or cluster.
+pub fn run(arguments: &[&str]) -> Output {
+    let home = tempfile::tempdir().unwrap();
+    Command::new(program())
+        .env_clear()
+        .env("HOME", home.path())
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// The same, with `values` in a file.
+pub fn helm(arguments: &[&str], values: &str) -> Output {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(values.as_bytes()).unwrap();
+    let values = ["--values", file.path().to_str().unwrap()];
+    run(&[arguments, &values].concat())
+}
+
+/// What `helm template` writes for this release, or what it complains of.
+pub fn try_template(release: &str, namespace: &str, values: &str) -> Result<String, String> {
+    let chart = chart();
+    let arguments = [
+        "template",
+        release,
+        chart.to_str().unwrap(),
+        "--namespace",
+        namespace,
+    ];
+    let output = helm(&arguments, values);
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).unwrap())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// The objects of that release.
+pub fn objects(release: &str, namespace: &str, values: &str) -> Vec<Value> {
+    let text = try_template(release, namespace, values)
+        .unwrap_or_else(|error| panic!("{values}\n{error}"));
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{values}\n{error}"));
+    documents
+        .into_iter()
+        .filter(|document| !document.is_null())
+        .collect()
+}
+
+/// The one object of this kind, and of this name if there are more.
+pub fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    objects
+        .iter()
+        .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        .unwrap_or_else(|| panic!("no {kind} {name}"))
+}
