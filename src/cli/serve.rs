@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -56,6 +56,9 @@ const ENDING: Duration = Duration::from_secs(20);
 
 /// Connections of kubelets and of what reads metrics.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
+
+/// Connections that wait to be accepted, as far as the kernel allows (`net.core.somaxconn`).
+const BACKLOG: u32 = 1024;
 
 /// File descriptors for what does not follow from connections: watches, the leader's calls, AWS, files.
 const OWN_FILES: usize = 64;
@@ -174,8 +177,8 @@ impl Flags {
     async fn serve(self, log: telemetry::Filter) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
         let connections = connections();
-        let socket = bind(self.listen, "--listen").await?;
-        let admin_socket = bind(self.admin_listen, "--admin-listen").await?;
+        let socket = bind(self.listen, "--listen")?;
+        let admin_socket = bind(self.admin_listen, "--admin-listen")?;
         let mut wiring = Wiring::new(&self.wiring).await?;
         let home = self.lease.home(wiring.cluster.own_namespace.clone())?;
         let service = self.service_name.clone();
@@ -304,10 +307,18 @@ fn connections() -> usize {
     connections
 }
 
-async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{flag} {address}: can't listen there"))
+fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    // The usual queue holds 128: of a burst of more, the kernel drops some without a word to their clients.
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("{flag} {address}: can't listen there"))
 }
 
 fn webhook(wiring: &Wiring, events: Events) -> Webhook {
