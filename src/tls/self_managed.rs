@@ -1,7 +1,7 @@
 //! Certificates that need nobody: one authority in a Secret that all replicas share, a serving certificate for each that is
 //! signed in memory, and a registration that is made to trust them.
 //!
-//! Every replica watches the Secret and the registration. The leader alone writes ([`keeper`]), but for the very first
+//! Every replica watches the Secret and the registration. The leader alone writes (`keeper.rs`), but for the very first
 //! authority, which whoever comes first makes: its write says that there must be none yet, so of several one wins.
 
 pub mod ca_secret;
