@@ -174,9 +174,9 @@ async fn is_ready_soon_after_its_start() {
         times.push(started.elapsed());
     }
     println!("from exec to ready: {times:?}");
-    // The debug build on a machine that does other things; a wait of a second would show.
+    // The debug build on a machine that does other things, some of them this file's; an added wait of seconds would show.
     let best = times.iter().min().unwrap();
-    assert!(*best < Duration::from_millis(900), "{times:?}");
+    assert!(*best < Duration::from_millis(2_500), "{times:?}");
 }
 
 #[tokio::test]
