@@ -97,7 +97,7 @@ docs: ## Build the API documentation, with warnings as errors
 ci: lint docs test ## What CI runs
 
 .PHONY: test-all
-test-all: ci kill-rounds sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci kill-rounds soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

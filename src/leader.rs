@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -28,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    clock::Clock,
+    clock::{Clock, Moment},
     metrics::Metrics,
     namespace::{Namespace, is_label},
 };
@@ -153,30 +152,6 @@ struct Renewal {
     clock: Arc<dyn Clock>,
     lasts: Duration,
     sent: Mutex<Moment>,
-}
-
-/// One moment by both clocks.
-#[derive(Clone, Copy)]
-struct Moment {
-    monotonic: Instant,
-    wall: Timestamp,
-}
-
-impl Moment {
-    fn now(clock: &dyn Clock) -> Self {
-        Self {
-            monotonic: Instant::now(),
-            wall: clock.now(),
-        }
-    }
-
-    /// How long ago it was by the clock that says longer. One that was set back says nothing.
-    fn age(self, clock: &dyn Clock) -> Duration {
-        let wall = clock.now().duration_since(self.wall);
-        self.monotonic
-            .elapsed()
-            .max(Duration::try_from(wall).unwrap_or_default())
-    }
 }
 
 impl Leadership {
@@ -717,6 +692,8 @@ mod tests {
         task::JoinHandle,
         time::{advance, timeout_at},
     };
+
+    use jiff::Timestamp;
 
     use super::*;
     use crate::telemetry::captured::Log;

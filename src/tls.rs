@@ -141,7 +141,26 @@ pub struct Served {
     service: String,
     condition: Condition,
     metrics: Arc<Metrics>,
-    complaint: Option<String>,
+    complaint: Complaint,
+}
+
+/// What is wrong now, so that it is told once, however often it is tried.
+#[derive(Debug, Default)]
+struct Complaint(Option<String>);
+
+impl Complaint {
+    /// Whether this isn't what was wrong already.
+    fn is_news(&mut self, why: &dyn fmt::Display) -> bool {
+        let why = Some(why.to_string());
+        let is_news = self.0 != why;
+        self.0 = why;
+        is_news
+    }
+
+    /// Nothing is wrong any more.
+    fn settle(&mut self) {
+        self.0 = None;
+    }
 }
 
 impl Served {
@@ -158,7 +177,7 @@ impl Served {
             service,
             condition,
             metrics,
-            complaint: None,
+            complaint: Complaint::default(),
         }
     }
 
@@ -173,22 +192,20 @@ impl Served {
         self.metrics.certificate_expiry("leaf", pair.life.not_after);
         self.serving.0.store(Some(pair.certified));
         self.condition.hold();
-        self.complaint = None;
+        self.complaint.settle();
     }
 
     /// There was something that can't be served. The same is told once.
     pub fn refuse(&mut self, why: &dyn fmt::Display) {
-        let complaint = why.to_string();
-        if self.complaint.as_ref() != Some(&complaint) {
-            tracing::warn!(error = %complaint, "a certificate is not served; the last good one stays");
+        if self.complaint.is_news(why) {
+            tracing::warn!(error = %why, "a certificate is not served; the last good one stays");
             self.metrics.certificate_reload("refused");
-            self.complaint = Some(complaint);
         }
     }
 
     /// What was wrong is so no more.
     pub fn settled(&mut self) {
-        self.complaint = None;
+        self.complaint.settle();
     }
 }
 

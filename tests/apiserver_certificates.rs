@@ -26,18 +26,18 @@ use ecr_injector::tls::self_managed::{Parts, SelfManaged};
 use ecr_injector::tls::{MinVersion, Served, Serving, Source, server_config};
 use jiff::SignedDuration;
 use kube::Client;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::CertificateDer;
+use rustls::version::TLS13;
 use serde_json::{Value, json};
 use support::control_plane::WEBHOOK_CLIENT;
 use support::installation::{NAME, REGISTRATION};
+use support::tls::Trust;
 use support::{Authority, Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::TlsAcceptor;
 
 const ROUNDS: usize = 50;
 const SOON: Duration = Duration::from_secs(20);
@@ -186,20 +186,11 @@ impl Replica {
 /// Whether a client that trusts this bundle gets through to what is served, and by which certificate.
 async fn handshake(serving: &Arc<Serving>, bundle: &str) -> Option<CertificateDer<'static>> {
     let config = server_config(serving.clone(), MinVersion::Tls13, None).unwrap();
-    let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
-        roots.add(root.unwrap()).unwrap();
-    }
-    let mut client = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    client.alpn_protocols = vec![b"http/1.1".to_vec()];
     let (here, there) = tokio::io::duplex(16 * 1024);
-    let name = ServerName::try_from(SERVICE).unwrap();
-    let connector = TlsConnector::from(Arc::new(client));
+    let (trust, versions) = (Trust::of_bundle(bundle), [&TLS13]);
     let (accepted, connected) = tokio::join!(
         TlsAcceptor::from(Arc::new(config)).accept(there),
-        connector.connect(name, here)
+        trust.connect(here, &versions, &["http/1.1"])
     );
     accepted.ok()?;
     let connection = connected.ok()?;
@@ -455,20 +446,10 @@ async fn serves_as_installed_with_no_certificate_from_outside_and_to_the_api_ser
     // A stranger has no certificate, and learns of that before anything is asked.
     let ca = Caller(plane.admin().await).get(CA).await.allowed();
     let bundle = decode(&ca["data"]["ca.crt"]);
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(bundle.as_bytes()).unwrap())
-        .unwrap();
-    let client = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = tokio::net::TcpStream::connect(webhook.address())
-        .await
-        .unwrap();
-    let name = ServerName::try_from(SERVICE).unwrap();
-    let connected = TlsConnector::from(Arc::new(client))
-        .connect(name, stream)
-        .await;
+    let stream = tokio::net::TcpStream::connect(webhook.address());
+    let stream = stream.await.unwrap();
+    let trust = Trust::of_bundle(&bundle);
+    let connected = trust.connect(stream, &[&TLS13], &["http/1.1"]).await;
     let answer = async {
         let mut connection = connected?;
         connection
@@ -547,21 +528,21 @@ async fn a_certificate_in_a_named_secret_is_followed_and_a_bad_one_is_not_served
     tokio::time::timeout(SOON, condition.held()).await.unwrap();
     let by_first = handshake(&serving, &authority.pem()).await.unwrap();
     let path = format!("{secrets}/serving");
-    // Half of a pair, and then the other half.
-    cluster
-        .admin
-        .merge(&path, &secret((&second.0, &first.1)))
-        .await
-        .allowed();
+    // Another key alone, another certificate alone, and then both.
     let refused = r#"ecr_injector_certificate_reloads_total{outcome="refused"}"#;
-    eventually("it is refused", SOON, async || {
-        (support::webhook::sum(&metrics.to_text(), refused) > 0.5).then_some(())
-    })
-    .await;
-    assert_eq!(
-        handshake(&serving, &authority.pem()).await.unwrap(),
-        by_first
-    );
+    let before = support::webhook::sum(&metrics.to_text(), refused);
+    let no_key = BASE64_STANDARD.encode("x");
+    for (count, half) in [(1.0, (&first.0, &no_key)), (2.0, (&second.0, &first.1))] {
+        let half = secret((half.0, half.1));
+        cluster.admin.merge(&path, &half).await.allowed();
+        eventually("it is refused", SOON, async || {
+            let now = support::webhook::sum(&metrics.to_text(), refused);
+            (now > before + count - 0.5).then_some(())
+        })
+        .await;
+        let served = handshake(&serving, &authority.pem()).await;
+        assert_eq!(served.unwrap(), by_first);
+    }
     cluster
         .admin
         .merge(&path, &secret((&second.0, &second.1)))

@@ -29,20 +29,18 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::version::TLS13;
 use serde_json::{Value, json};
 use support::bed::{create, image, review};
 use support::installation::{NAME, OPT_IN, PULL_SECRET, REGISTRATION};
 use support::pods::{pod, pull_secrets};
+use support::tls::Trust;
 use support::webhook::Options;
 use support::{Balancer, Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 const SOON: Duration = Duration::from_mins(1);
@@ -278,11 +276,11 @@ impl Load {
             });
         }
         let admin = soak.admin().await;
-        let (sender, trusted) = watch::channel(client_config(&bundle(&admin).await));
+        let (sender, trusted) = watch::channel(Trust::of_bundle(&bundle(&admin).await));
         let follow = stop.clone();
         workers.spawn(async move {
             while !follow.is_cancelled() {
-                sender.send_replace(client_config(&bundle(&admin).await));
+                sender.send_replace(Trust::of_bundle(&bundle(&admin).await));
                 sleep(Duration::from_millis(500)).await;
             }
         });
@@ -346,25 +344,11 @@ impl Load {
     }
 }
 
-fn client_config(bundle: &str) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
-        roots.add(root.unwrap()).unwrap();
-    }
-    let mut config = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Each handshake is a whole one, as the API server's are.
-    config.resumption = rustls::client::Resumption::disabled();
-    Arc::new(config)
-}
-
 /// Somebody who posts reviews as the API server does: it keeps connections, trusts what was published, and doesn't try a
 /// review again that was lost.
 struct Direct {
     address: SocketAddr,
-    trusted: watch::Receiver<Arc<ClientConfig>>,
+    trusted: watch::Receiver<Trust>,
     body: Bytes,
 }
 
@@ -414,11 +398,10 @@ impl Direct {
     }
 
     async fn connect(&self) -> std::io::Result<SendRequest<Full<Bytes>>> {
-        let config = self.trusted.borrow().clone();
+        let trust = self.trusted.borrow().clone();
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
-        let name = SERVICE.try_into().unwrap();
-        let stream = TlsConnector::from(config).connect(name, stream).await?;
+        let stream = trust.connect(stream, &[&TLS13], &["http/1.1"]).await?;
         let (sender, connection) = handshake(TokioIo::new(stream))
             .await
             .map_err(std::io::Error::other)?;

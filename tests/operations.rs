@@ -153,23 +153,31 @@ fn words(path: &str, name: &str) -> BTreeSet<String> {
     words
 }
 
-/// The texts that are given to a function anywhere in the sources, up to the end of the call.
-fn given_to(function: &str) -> BTreeSet<String> {
-    let mut words = BTreeSet::new();
+/// All files below src/.
+fn sources() -> Vec<String> {
+    let mut texts = Vec::new();
     let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-                continue;
+            } else {
+                texts.push(fs::read_to_string(path).unwrap());
             }
-            let text = fs::read_to_string(&path).unwrap();
-            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-            for call in code.split(&format!("{function}(")).skip(1) {
-                let arguments = &call[..call.find([';', '\n']).unwrap_or(call.len())];
-                words.extend(arguments.split('"').skip(1).step_by(2).map(str::to_owned));
-            }
+        }
+    }
+    texts
+}
+
+/// The texts that are given to a function anywhere in the sources, up to the end of the call.
+fn given_to(function: &str) -> BTreeSet<String> {
+    let mut words = BTreeSet::new();
+    for text in sources() {
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for call in code.split(&format!("{function}(")).skip(1) {
+            let arguments = &call[..call.find([';', '\n']).unwrap_or(call.len())];
+            words.extend(arguments.split('"').skip(1).step_by(2).map(str::to_owned));
         }
     }
     assert!(!words.is_empty(), "nobody calls {function}");
@@ -284,18 +292,7 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
 
 #[test]
 fn every_message_in_the_tables_is_one_that_the_code_writes() {
-    let mut sources = String::new();
-    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                sources += &fs::read_to_string(path).unwrap();
-            }
-        }
-    }
+    let sources = sources().concat();
     for row in rows("message") {
         let message = &quoted(&row[0])[0];
         assert!(

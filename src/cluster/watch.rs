@@ -12,6 +12,7 @@ use std::{
 
 use futures::StreamExt as _;
 use http::Request;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource,
     client::Body,
@@ -106,6 +107,49 @@ pub async fn watch_with<K>(
             }
         }
     }
+}
+
+/// What is heard of the one object of a name.
+#[derive(Debug)]
+pub enum News<K> {
+    /// It is this.
+    Is(K),
+    /// There is none; what it was last, if it was deleted while it was watched.
+    Gone(Option<K>),
+}
+
+/// Watches the one object of a name until the future is dropped: all that a role permits which is narrowed to that name.
+pub async fn watch_one<K>(
+    what: &'static str,
+    api: Api<K>,
+    name: &str,
+    mut sink: impl FnMut(News<K>),
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut is_listed = false;
+    watch(what, api, config, |event| match event {
+        Event::Init => is_listed = false,
+        Event::InitApply(object) => {
+            is_listed = true;
+            sink(News::Is(object));
+        }
+        Event::Apply(object) => sink(News::Is(object)),
+        Event::InitDone if is_listed => {}
+        Event::InitDone => sink(News::Gone(None)),
+        Event::Delete(object) => sink(News::Gone(Some(object))),
+    })
+    .await;
+}
+
+/// An object's version. They are numbers that grow (KEP-5504 makes it part of the API's contract).
+#[must_use]
+pub fn version(metadata: &ObjectMeta) -> u64 {
+    let version = metadata.resource_version.as_deref();
+    version
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_default()
 }
 
 /// Whether there is no going on from where the watch stood, so that it begins with a list. kube's watcher does so only

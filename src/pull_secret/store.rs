@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::{Existing, Foreign, Knowledge, Unverified, is_managed, state::State, state_of};
 use crate::{
     admission::decide::SecretFacts,
-    cluster::watch::watch,
+    cluster::watch::{version, watch},
     metrics::Metrics,
     namespace::{Namespace, changes::Changes},
     readiness::Condition,
@@ -377,15 +377,6 @@ fn contradicts(state: &State, before: &State) -> bool {
             let now = state.hosts.get(host);
             entry.lifetime.is_some() && now.is_some_and(|now| now != entry)
         })
-}
-
-/// Resource versions are numbers that grow (KEP-5504 makes it part of the API's contract).
-fn version(metadata: &ObjectMeta) -> u64 {
-    metadata
-        .resource_version
-        .as_deref()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

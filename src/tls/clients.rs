@@ -24,7 +24,7 @@ use rustls::{
 use thiserror::Error;
 use tokio::time::sleep;
 
-use super::pair::Read;
+use super::{Complaint, pair::Read};
 use crate::metrics::Metrics;
 
 /// Why a file of authorities can't be used.
@@ -95,23 +95,21 @@ impl Clients {
     /// Reads the file again each period, until the future is dropped. One that can't be used is refused with the reason,
     /// and the last good one stays.
     pub async fn follow(self: Arc<Self>, period: Duration, metrics: Arc<Metrics>) {
-        let mut complaint = String::new();
+        let mut complaint = Complaint::default();
         loop {
             sleep(period).await;
             match self.look() {
-                Ok(false) => complaint.clear(),
+                Ok(false) => complaint.settle(),
                 Ok(true) => {
-                    complaint.clear();
+                    complaint.settle();
                     tracing::info!(file = %self.path.display(), "new authorities of clients are used");
                     metrics.certificate_reload("ok");
                 }
-                Err(error) => {
-                    let told = std::mem::replace(&mut complaint, error.to_string());
-                    if told != complaint {
-                        tracing::warn!(%error, "changed authorities of clients are not used; the last good ones stay");
-                        metrics.certificate_reload("refused");
-                    }
+                Err(error) if complaint.is_news(&error) => {
+                    tracing::warn!(%error, "changed authorities of clients are not used; the last good ones stay");
+                    metrics.certificate_reload("refused");
                 }
+                Err(_) => {}
             }
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::{
     Served, Source, TlsError,
-    pair::{Named, Pair},
+    pair::{Material, Named, Pair},
 };
 use crate::clock::Clock;
 
@@ -30,17 +30,10 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// What the files held. Not to be printed.
-#[derive(PartialEq, Eq)]
-struct Bytes {
-    certificate: Vec<u8>,
-    key: zeroize::Zeroizing<Vec<u8>>,
-}
-
 /// Files that are watched, from what they held last.
 pub struct Watched {
     files: Files,
-    last: Bytes,
+    last: Material,
     /// What they held at first.
     first: Option<Pair>,
     clock: Arc<dyn Clock>,
@@ -66,7 +59,7 @@ impl Files {
         })
     }
 
-    fn read(&self) -> Result<Bytes, TlsError> {
+    fn read(&self) -> Result<Material, TlsError> {
         let read = |what: &'static str, path: &Path| {
             std::fs::read(path).map_err(|cause| TlsError::File {
                 what,
@@ -74,13 +67,13 @@ impl Files {
                 cause,
             })
         };
-        Ok(Bytes {
+        Ok(Material {
             certificate: read("the certificate", &self.certificate)?,
             key: read("the key", &self.key)?.into(),
         })
     }
 
-    fn check(&self, bytes: &Bytes, clock: &dyn Clock) -> Result<Pair, TlsError> {
+    fn check(&self, found: &Material, clock: &dyn Clock) -> Result<Pair, TlsError> {
         let (certificate, key) = (
             self.certificate.display().to_string(),
             self.key.display().to_string(),
@@ -89,7 +82,7 @@ impl Files {
             certificate: &certificate,
             key: &key,
         };
-        Pair::read(&bytes.certificate, &bytes.key, named, clock.now())
+        found.pair(named, clock.now())
     }
 }
 
@@ -117,13 +110,13 @@ impl Source for Watched {
 impl Watched {
     /// What the files hold, if that has changed.
     fn look(&mut self) -> Result<Option<Pair>, TlsError> {
-        let bytes = self.files.read()?;
-        if self.last == bytes {
+        let found = self.files.read()?;
+        if self.last == found {
             return Ok(None);
         }
         // A half of a pair may be followed by the other: it is looked at again until it is good.
-        let pair = self.files.check(&bytes, &*self.clock)?;
-        self.last = bytes;
+        let pair = self.files.check(&found, &*self.clock)?;
+        self.last = found;
         Ok(Some(pair))
     }
 }

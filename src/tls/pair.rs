@@ -8,6 +8,7 @@ use rustls::{
 };
 use std::sync::Arc;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+use zeroize::Zeroizing;
 
 use super::{TlsError, rotation::Life};
 
@@ -28,6 +29,19 @@ pub struct Named<'a> {
     pub certificate: &'a str,
     /// The key's file.
     pub key: &'a str,
+}
+
+/// A pair as it was found, both parts PEM. Not to be printed.
+#[derive(PartialEq, Eq)]
+pub(super) struct Material {
+    pub(super) certificate: Vec<u8>,
+    pub(super) key: Zeroizing<Vec<u8>>,
+}
+
+impl Material {
+    pub(super) fn pair(&self, named: Named<'_>, now: Timestamp) -> Result<Pair, TlsError> {
+        Pair::read(&self.certificate, &self.key, named, now)
+    }
 }
 
 impl Pair {

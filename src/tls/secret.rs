@@ -4,17 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Secret;
-use kube::{
-    Api, Client,
-    runtime::watcher::{self, Event},
-};
+use kube::{Api, Client};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
     Served, Source,
-    pair::{Named, Pair},
+    pair::{Material, Named},
 };
-use crate::{clock::Clock, cluster::watch::watch, namespace::Namespace};
+use crate::{
+    clock::Clock,
+    cluster::watch::{News, watch_one},
+    namespace::Namespace,
+};
 
 /// How often one that couldn't be served is looked at again: it may not have been good yet.
 const PERIOD: Duration = Duration::from_mins(1);
@@ -28,8 +29,8 @@ pub struct NamedSecret {
     clock: Arc<dyn Clock>,
 }
 
-/// What is known of it; `None` before anybody has looked.
-type Known = Option<Option<Secret>>;
+/// What it holds: `None` before anybody has looked, and nothing if there is no such Secret.
+type Known = Option<Option<Arc<Material>>>;
 
 impl NamedSecret {
     /// The Secret of this name.
@@ -44,42 +45,27 @@ impl NamedSecret {
     }
 
     async fn follow(&self, known: &watch::Sender<Known>) {
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
-        let mut is_listed = false;
         let api = self.api.clone();
-        watch(
-            "the certificate's Secret",
-            api,
-            config,
-            |event| match event {
-                Event::Init => is_listed = false,
-                Event::InitApply(secret) => {
-                    is_listed = true;
-                    known.send_replace(Some(Some(secret)));
-                }
-                Event::Apply(secret) => {
-                    known.send_replace(Some(Some(secret)));
-                }
-                Event::InitDone if is_listed => {}
-                Event::InitDone | Event::Delete(_) => {
-                    known.send_replace(Some(None));
-                }
-            },
-        )
+        watch_one("the certificate's Secret", api, &self.name, |news| {
+            let found = match news {
+                News::Is(secret) => Some(Arc::new(material(secret))),
+                News::Gone(_) => None,
+            };
+            known.send_replace(Some(found));
+        })
         .await;
     }
 
-    /// Serves what the Secret holds. `served` is what it held last that was good.
-    fn take(&self, known: &Known, last: &mut Vec<u8>, served: &mut Served) {
-        let secret = match known {
+    /// Serves what the Secret holds. `last` is what it held last that was good.
+    fn take(&self, known: Known, last: &mut Option<Arc<Material>>, served: &mut Served) {
+        let found = match known {
             None => return,
             Some(None) => return served.refuse(&format!("there is no Secret {}", self.path)),
-            Some(Some(secret)) => secret,
+            Some(Some(found)) => found,
         };
-        let data = |key: &str| {
-            let data = secret.data.as_ref().and_then(|data| data.get(key));
-            data.map(|bytes| bytes.0.as_slice()).unwrap_or_default()
-        };
+        if last.as_ref() == Some(&found) {
+            return served.settled();
+        }
         let (certificate, key) = (
             format!("tls.crt of the Secret {}", self.path),
             format!("tls.key of the Secret {}", self.path),
@@ -88,12 +74,9 @@ impl NamedSecret {
             certificate: &certificate,
             key: &key,
         };
-        if data("tls.crt") == last.as_slice() {
-            return served.settled();
-        }
-        match Pair::read(data("tls.crt"), data("tls.key"), named, self.clock.now()) {
+        match found.pair(named, self.clock.now()) {
             Ok(pair) => {
-                data("tls.crt").clone_into(last);
+                *last = Some(found);
                 served.offer(pair, &self.path);
             }
             Err(error) => served.refuse(&error),
@@ -104,10 +87,10 @@ impl NamedSecret {
         let known = watch::Sender::<Known>::default();
         let mut changes = known.subscribe();
         let serve = async {
-            let mut last = Vec::new();
+            let mut last = None;
             loop {
-                let secret = changes.borrow_and_update().clone();
-                self.take(&secret, &mut last, &mut served);
+                let found = changes.borrow_and_update().clone();
+                self.take(found, &mut last, &mut served);
                 tokio::select! {
                     // An error would say that the sender is gone, and it is ours.
                     _ = changes.changed() => {}
@@ -116,6 +99,17 @@ impl NamedSecret {
             }
         };
         tokio::join!(self.follow(&known), serve);
+    }
+}
+
+fn material(mut secret: Secret) -> Material {
+    let mut take = |key: &str| {
+        let bytes = secret.data.as_mut().and_then(|data| data.remove(key));
+        bytes.map(|bytes| bytes.0).unwrap_or_default()
+    };
+    Material {
+        certificate: take("tls.crt"),
+        key: take("tls.key").into(),
     }
 }
 

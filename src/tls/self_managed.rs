@@ -11,12 +11,12 @@ pub mod registration;
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use jiff::SignedDuration;
-use kube::Client;
-use tokio::time::{Instant, sleep_until};
+use kube::{Client, core::Status};
+use thiserror::Error;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use self::{
-    ca_secret::{CaSecret, Content, Held, WriteError},
+    ca_secret::{CaSecret, Content, Held},
     keeper::Keeper,
     registration::{Registration, Seen},
 };
@@ -31,8 +31,14 @@ use crate::{
 
 /// The longest sleep: a machine that was suspended, or a clock that was set, is noticed by then.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
-/// The pause after the first authority could not be made.
+/// The shortest sleep: what is due by then is due now.
+const SOON: Duration = Duration::from_millis(100);
+/// The pause after an authority, or a certificate under it, could not be made.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How long one call that writes may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// What the API server says may be long.
+const MAX_COMPLAINT_CHARS: usize = 300;
 
 /// What it works with.
 pub struct Parts {
@@ -144,9 +150,9 @@ impl SelfManaged {
                 self.0.metrics.authority_step("created");
             }
             Err(WriteError::Conflict | WriteError::NotLeading) => {}
-            Err(WriteError::Failed(why)) => {
+            Err(error @ (WriteError::Timeout | WriteError::Failed(_))) => {
                 served.refuse(&format!(
-                    "making the Secret {path} for the certificate authority: {why}"
+                    "making the Secret {path} for the certificate authority: {error}"
                 ));
             }
         }
@@ -173,10 +179,10 @@ impl SelfManaged {
                             Err(error) => served.refuse(&error),
                         }
                     }
+                    // What is worn already could not be followed by another.
                     wait = leaf.as_ref().map_or(PAUSE, |leaf| {
                         let due = leaf.pair.life.worn_at().duration_since(now);
-                        let soon = SignedDuration::from_millis(100);
-                        Duration::try_from(due.max(soon)).unwrap_or(PAUSE)
+                        Duration::try_from(due).map_or(PAUSE, |due| due.max(SOON))
                     });
                 }
                 Content::Absent if held.last.is_none() => {
@@ -206,6 +212,52 @@ fn is_trusted(held: &Held, seen: &Seen) -> bool {
         }
         _ => false,
     }
+}
+
+/// Why something wasn't written.
+#[derive(Debug, Error)]
+pub enum WriteError {
+    /// Somebody else wrote it first.
+    #[error("somebody else wrote it first")]
+    Conflict,
+    /// We lead no more.
+    #[error("another replica leads now")]
+    NotLeading,
+    /// The API server doesn't answer.
+    #[error("no answer within {} s", CALL_TIMEOUT.as_secs())]
+    Timeout,
+    /// The API server says no, or can't be reached.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl WriteError {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::NotLeading => "not_leading",
+            Self::Timeout => "timeout",
+            Self::Failed(_) => "error",
+        }
+    }
+}
+
+/// One call that writes, with its deadline. `lost` says of a refusal whether somebody else was first.
+async fn call<T>(
+    call: impl Future<Output = kube::Result<T>>,
+    lost: impl FnOnce(&Status) -> bool,
+) -> Result<T, WriteError> {
+    match timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(written)) => Ok(written),
+        Ok(Err(kube::Error::Api(status))) if lost(&status) => Err(WriteError::Conflict),
+        Ok(Err(kube::Error::Api(status))) => Err(WriteError::Failed(short(&status.message))),
+        Ok(Err(error)) => Err(WriteError::Failed(short(&error.to_string()))),
+        Err(_) => Err(WriteError::Timeout),
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(MAX_COMPLAINT_CHARS).collect()
 }
 
 impl Source for SelfManaged {

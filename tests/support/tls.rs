@@ -23,6 +23,7 @@ pub struct Tls {
 }
 
 /// Clients that trust one authority, and call the webhook by its name.
+#[derive(Clone)]
 pub struct Trust(Arc<RootCertStore>);
 
 impl Tls {
@@ -59,10 +60,16 @@ impl Tls {
 
 impl Trust {
     pub fn of(authority: &Authority) -> Self {
+        Self::of_bundle(&authority.pem())
+    }
+
+    /// Who trusts these authorities (PEM), such as a `caBundle`.
+    pub fn of_bundle(bundle: &str) -> Self {
         super::crypto();
         let mut roots = RootCertStore::empty();
-        let root = CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap();
-        roots.add(root).unwrap();
+        for root in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
+            roots.add(root.unwrap()).unwrap();
+        }
         Self(Arc::new(roots))
     }
 

@@ -1,20 +1,19 @@
 //! The CA Secret: watched, made, and written in place.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
-    runtime::watcher::{self, Event},
 };
 use serde_json::{Map, Value, json};
-use thiserror::Error;
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
+use super::{WriteError, call};
 use crate::{
-    cluster::watch::watch,
+    cluster::watch::{News, version, watch_one},
     leader::Leadership,
     metrics::Metrics,
     namespace::Namespace,
@@ -25,8 +24,6 @@ use crate::{
     },
 };
 
-/// How long one call may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// As a precondition: that there is none yet. The API server creates it, or answers with a conflict.
 const NONE_YET: &str = "1";
 
@@ -81,30 +78,6 @@ struct Version {
     uid: String,
 }
 
-/// Why the Secret wasn't written.
-#[derive(Debug, Error)]
-pub enum WriteError {
-    /// Somebody else wrote it first.
-    #[error("somebody else wrote it first")]
-    Conflict,
-    /// We lead no more.
-    #[error("another replica leads now")]
-    NotLeading,
-    /// The API server says no, or can't be reached.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl WriteError {
-    fn as_str(&self) -> &'static str {
-        match self {
-            Self::Conflict => "conflict",
-            Self::NotLeading => "not_leading",
-            Self::Failed(_) => "error",
-        }
-    }
-}
-
 impl CaSecret {
     /// The Secret of this name. Nothing is known of it yet.
     #[must_use]
@@ -139,25 +112,21 @@ impl CaSecret {
 
     /// Follows it until the future is dropped.
     pub async fn follow(&self) {
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
-        let mut is_listed = false;
-        watch("the CA", self.api.clone(), config, |event| match event {
-            Event::Init => is_listed = false,
-            Event::InitApply(secret) => {
-                is_listed = true;
-                self.learn(&secret);
+        watch_one("the CA", self.api.clone(), &self.name, |news| match news {
+            News::Is(secret) => self.learn(&secret),
+            News::Gone(last) => {
+                self.lose(last.map_or(u64::MAX, |last| version(&last.metadata)));
             }
-            Event::Apply(secret) => self.learn(&secret),
-            Event::InitDone if is_listed => {}
-            Event::InitDone => self.lose(u64::MAX),
-            Event::Delete(secret) => self.lose(number(&secret)),
         })
         .await;
     }
 
     fn learn(&self, secret: &Secret) {
-        let (version, lifetimes) = (version(secret), self.lifetimes);
-        let now = match Authority::of(secret, lifetimes) {
+        let version = Version {
+            number: version(&secret.metadata),
+            uid: secret.metadata.uid.clone().unwrap_or_default(),
+        };
+        let now = match Authority::of(secret, self.lifetimes) {
             Ok(authority) => Content::Good {
                 is_whole: is_managed(&secret.metadata) && authority.is_in(secret),
                 authority: Arc::new(authority),
@@ -203,16 +172,10 @@ impl CaSecret {
         if term.is_some_and(|term| !term.holds()) {
             return Err(WriteError::NotLeading);
         }
-        let call = self.api.patch(&self.name, &params, &patch);
-        let written = match timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(secret)) => Ok(secret),
-            Ok(Err(kube::Error::Api(status))) if status.is_conflict() => Err(WriteError::Conflict),
-            Ok(Err(error)) => Err(WriteError::Failed(short(&error))),
-            Err(_) => {
-                let seconds = CALL_TIMEOUT.as_secs();
-                Err(WriteError::Failed(format!("no answer within {seconds} s")))
-            }
-        };
+        let written = call(self.api.patch(&self.name, &params, &patch), |status| {
+            status.is_conflict()
+        });
+        let written = written.await;
         let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
         self.metrics.api_call("apply", "secrets", outcome);
         self.learn(&written?);
@@ -245,27 +208,4 @@ impl CaSecret {
             "data": data,
         })
     }
-}
-
-/// What went wrong, for people, and not at length.
-pub(super) fn short(error: &kube::Error) -> String {
-    let text = match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    };
-    text.chars().take(300).collect()
-}
-
-fn version(secret: &Secret) -> Version {
-    Version {
-        number: number(secret),
-        uid: secret.metadata.uid.clone().unwrap_or_default(),
-    }
-}
-
-fn number(secret: &Secret) -> u64 {
-    let version = secret.metadata.resource_version.as_deref();
-    version
-        .and_then(|version| version.parse().ok())
-        .unwrap_or(0)
 }

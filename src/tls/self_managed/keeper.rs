@@ -2,24 +2,23 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Inner,
-    ca_secret::{Content, Held, WriteError},
+    Inner, MAX_SLEEP, WriteError,
+    ca_secret::{Content, Held},
     registration::{Entries, Seen},
 };
 use crate::{
+    clock::Moment,
     leader::Leadership,
-    tls::{authority::Authority, rotation::Step},
+    tls::{Complaint, authority::Authority, rotation::Step},
 };
 
 /// The pause after the first failure; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_mins(5);
-/// The longest sleep: a machine that was suspended, or a clock that was set, is noticed by then.
-const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// What is put right again within this time, and the pause before it, was put wrong by the same hand.
 const ROW: Duration = Duration::from_mins(1);
 
@@ -32,22 +31,7 @@ pub(super) struct Keeper<'a> {
     /// Before then nothing is written, after a failure.
     secret: Pauses,
     registration: Pauses,
-    complaint: String,
-}
-
-/// One moment by both clocks.
-struct Moment {
-    monotonic: Instant,
-    wall: Timestamp,
-}
-
-impl Moment {
-    /// When it was, by the clock that says it is less long ago: what has to last a while is not to be cut short by a
-    /// clock that was set.
-    fn as_seen(&self, now: Timestamp) -> Timestamp {
-        let elapsed = SignedDuration::try_from(self.monotonic.elapsed()).unwrap_or_default();
-        self.wall.max(now - elapsed)
-    }
+    complaint: Complaint,
 }
 
 /// When what goes wrong, or is put wrong, again and again may be tried again.
@@ -95,7 +79,7 @@ impl<'a> Keeper<'a> {
             published: None,
             secret: Pauses::default(),
             registration: Pauses::default(),
-            complaint: String::new(),
+            complaint: Complaint::default(),
         }
     }
 
@@ -134,8 +118,8 @@ impl<'a> Keeper<'a> {
             broken => return self.mend(broken, held.last.as_deref(), now).await,
         };
         let bundle = authority.bundle();
-        let looked = self.publish(seen, &bundle, now).await;
-        let since = self.published.as_ref().map(|at| at.as_seen(now));
+        let looked = self.publish(seen, &bundle).await;
+        let since = self.published.as_ref().map(|at| at.at_the_latest(now));
         let stage = authority.stage();
         let Some(step) = stage.step(since, now) else {
             let wait = stage.next_look(since, now).duration_since(now);
@@ -199,19 +183,19 @@ impl<'a> Keeper<'a> {
                 tracing::info!(secret = path, what, "the certificate authority was written");
                 self.inner.metrics.authority_step(what);
                 self.secret.did();
-                self.complaint.clear();
+                self.complaint.settle();
             }
             // The watch brings what is there now.
             Err(WriteError::Conflict | WriteError::NotLeading) => self.secret.failed(),
-            Err(WriteError::Failed(why)) => {
-                self.complain(&format!("writing the Secret {path}: {why}"));
+            Err(error @ (WriteError::Timeout | WriteError::Failed(_))) => {
+                self.complain(&format!("writing the Secret {path}: {error}"));
                 self.secret.failed();
             }
         }
     }
 
     /// Makes the registration trust the bundle, and keeps account of since when it does.
-    async fn publish(&mut self, seen: &Seen, bundle: &str, now: Timestamp) -> Instant {
+    async fn publish(&mut self, seen: &Seen, bundle: &str) -> Instant {
         let later = Instant::now() + MAX_SLEEP;
         let Seen::There(entries) = seen else {
             self.published = None;
@@ -223,10 +207,8 @@ impl<'a> Keeper<'a> {
             entries.hold(bundle)
         };
         if is_published {
-            self.published.get_or_insert_with(|| Moment {
-                monotonic: Instant::now(),
-                wall: now,
-            });
+            self.published
+                .get_or_insert_with(|| Moment::now(&*self.inner.clock));
             return later;
         }
         self.published = None;
@@ -249,14 +231,14 @@ impl<'a> Keeper<'a> {
                     "the registration's caBundle was written"
                 );
                 self.registration.did();
-                self.complaint.clear();
+                self.complaint.settle();
             }
             // What it is now is brought by the watch.
             Err(WriteError::Conflict | WriteError::NotLeading) => self.registration.failed(),
-            Err(WriteError::Failed(why)) => {
+            Err(error @ (WriteError::Timeout | WriteError::Failed(_))) => {
                 let name = registration.name();
                 self.complain(&format!(
-                    "writing the caBundle of the MutatingWebhookConfiguration {name}: {why}"
+                    "writing the caBundle of the MutatingWebhookConfiguration {name}: {error}"
                 ));
                 self.registration.failed();
             }
@@ -265,9 +247,8 @@ impl<'a> Keeper<'a> {
 
     /// Once for each thing that is wrong, not once for each time it is tried.
     fn complain(&mut self, complaint: &str) {
-        if self.complaint != complaint {
+        if self.complaint.is_news(&complaint) {
             tracing::warn!("{complaint}");
-            complaint.clone_into(&mut self.complaint);
         }
     }
 }

@@ -3,27 +3,25 @@
 //! The patch is a JSON patch of `caBundle` alone. A server-side apply would make us a co-owner of the list's entries, and
 //! an upgrade that drops one of them by apply would fail.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use json_patch::{
     AddOperation, Patch, PatchOperation, TestOperation,
     jsonptr::{PointerBuf, Token},
 };
 use k8s_openapi::{ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration};
-use kube::{
-    Api, Client,
-    api::PatchParams,
-    runtime::watcher::{self, Event},
-};
+use kube::{Api, Client, api::PatchParams, core::Status};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::json;
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
-use super::ca_secret::{WriteError, short};
-use crate::{cluster::watch::watch, leader::Leadership, metrics::Metrics};
+use super::{WriteError, call};
+use crate::{
+    cluster::watch::{News, watch_one},
+    leader::Leadership,
+    metrics::Metrics,
+};
 
-/// How long one call may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// What a policy's refusal says, which has the code of a test that fails.
 const POLICY: &str = "ValidatingAdmissionPolicy";
 /// What cert-manager's cainjector is told by: it fills in the bundle, and we leave that to it.
@@ -148,6 +146,13 @@ fn certificates(bundle: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     Some(read)
 }
 
+/// Who told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    TheWatch,
+    OurWrite,
+}
+
 impl Registration {
     /// The registration of this name. Nothing is known of it yet.
     #[must_use]
@@ -174,31 +179,24 @@ impl Registration {
 
     /// Follows it until the future is dropped.
     pub async fn follow(&self) {
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
-        let mut is_listed = false;
         let api = self.api.clone();
-        watch("our registration", api, config, |event| match event {
-            Event::Init => is_listed = false,
-            Event::InitApply(registration) => {
-                is_listed = true;
-                self.learn(&registration);
-            }
-            Event::Apply(registration) => self.learn(&registration),
-            Event::InitDone if is_listed => {}
-            Event::InitDone | Event::Delete(_) => {
+        watch_one("our registration", api, &self.name, |news| match news {
+            News::Is(registration) => self.learn(&registration, By::TheWatch),
+            News::Gone(_) => {
                 self.seen.send_replace(Seen::Absent);
             }
         })
         .await;
     }
 
-    fn learn(&self, registration: &MutatingWebhookConfiguration) {
+    fn learn(&self, registration: &MutatingWebhookConfiguration, by: By) {
         let entries = Entries::of(registration);
-        let number = |version: &str| version.parse::<u64>().unwrap_or(0);
+        let number = |entries: &Entries| entries.version.parse::<u64>().unwrap_or_default();
         self.seen.send_if_modified(|seen| {
             let is_new = match seen {
-                Seen::There(known) => number(&known.version) < number(&entries.version),
-                Seen::Unknown | Seen::Absent => true,
+                Seen::There(known) => number(known) < number(&entries),
+                // What was written may be gone since, and then the watch has said so.
+                Seen::Unknown | Seen::Absent => by == By::TheWatch,
             };
             if is_new {
                 *seen = Seen::There(Arc::new(entries));
@@ -219,28 +217,15 @@ impl Registration {
             return Err(WriteError::NotLeading);
         }
         let params = PatchParams::default();
-        let call = self.api.patch(&self.name, &params, &patch);
-        let (outcome, result) = match timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(registration)) => {
-                self.learn(&registration);
-                ("ok", Ok(()))
-            }
-            // A test that fails is an invalid patch to the API server.
-            Ok(Err(kube::Error::Api(status)))
-                if matches!(status.code, 409 | 422) && !status.message.contains(POLICY) =>
-            {
-                ("conflict", Err(WriteError::Conflict))
-            }
-            Ok(Err(error)) => ("error", Err(WriteError::Failed(short(&error)))),
-            Err(_) => {
-                let seconds = CALL_TIMEOUT.as_secs();
-                let message = format!("no answer within {seconds} s");
-                ("timeout", Err(WriteError::Failed(message)))
-            }
-        };
+        // A test that fails is an invalid patch to the API server.
+        let lost =
+            |status: &Status| matches!(status.code, 409 | 422) && !status.message.contains(POLICY);
+        let written = call(self.api.patch(&self.name, &params, &patch), lost).await;
+        let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
         self.metrics
             .api_call("patch", "mutatingwebhookconfigurations", outcome);
-        result
+        self.learn(&written?, By::OurWrite);
+        Ok(())
     }
 }
 
