@@ -6,6 +6,7 @@ pub mod config;
 pub mod identity;
 mod once;
 pub mod preview;
+pub mod probe;
 mod progress;
 pub mod refresh;
 mod report;
@@ -48,6 +49,7 @@ pub struct Cli {
 enum Command {
     Serve(Box<serve::Flags>),
     Preview(preview::Flags),
+    Probe(probe::Flags),
     Identity(identity::Flags),
     Refresh(refresh::Flags),
     Cleanup(cleanup::Flags),
@@ -124,6 +126,7 @@ impl Cli {
         let result = match self.command {
             Command::Serve(flags) => flags.run(),
             Command::Preview(flags) => flags.run(),
+            Command::Probe(flags) => flags.run(),
             Command::Identity(flags) => flags.run(),
             Command::Refresh(flags) => flags.run(),
             Command::Cleanup(flags) => flags.run(),

@@ -11,6 +11,7 @@ pub mod webhook;
 
 pub mod events;
 pub mod leader;
+pub mod probe;
 pub mod refresher;
 
 pub mod aws;

@@ -10,15 +10,20 @@
 mod support;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use support::control_plane;
+use support::creators::Creators;
 use support::helm::{chart, helm, objects};
 use support::installation::{OPT_IN, PULL_SECRET, usable_port};
-use support::{Authority, Caller, ControlPlane, FakeAws, Rewriter, Webhook, eventually, webhook};
+use support::{
+    Authority, Balancer, Caller, ControlPlane, FakeAws, Rewriter, Webhook, eventually, webhook,
+};
 
 const REGISTRATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const CREATE: &str = "create.ecr-injector.dev";
@@ -33,7 +38,7 @@ const FULLNAME: &str = "pull-ecr-injector";
 
 #[tokio::test]
 async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull_secret() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start_with_controllers().await;
     let port = format!("service: {{port: {}}}", usable_port(&cluster.plane));
     cluster.helm(&["install", RELEASE], &port);
     let mut webhook = cluster.webhook().await;
@@ -42,12 +47,20 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
     let bundles = cluster.bundles().await;
     assert_eq!(bundles.len(), 2);
     webhook.wait_until_ready().await;
+    let (tested, said) = cluster.test_of_the_release().await;
+    assert!(tested, "{said}");
+    assert!(
+        said.contains("admitted  a Pod with") && said.contains("minted    "),
+        "{said}"
+    );
+    cluster.test_leaves(&[]).await;
 
     // An upgrade that changes the registration and the configuration. Nothing restarts, and the bundles stay.
     let template = cluster.deployment().await["spec"]["template"].clone();
     let upgraded = format!(
         "{port}\nwebhook: {{timeoutSeconds: 7}}\nconfig: {{optIn: {{excludeNamespaces: [monitoring]}}, \
-         aliases: [{{host: images.example.com, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}}]}}"
+         aliases: [{{host: images.example.com, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}}]}}\n\
+         test: {{wait: 2s}}"
     );
     cluster.helm(&["upgrade", RELEASE], &upgraded);
     assert_eq!(
@@ -88,6 +101,17 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
 
     // What stays is what the webhook made: docs/uninstall.md.
     assert!(webhook.stop().await.success());
+    let (tested, said) = cluster.test_of_the_release().await;
+    assert!(
+        !tested && said.contains("without ecr-pull-secret"),
+        "{said}"
+    );
+    // For its log; what it could do is gone.
+    let left = [format!(
+        "/api/v1/namespaces/{NAMESPACE}/pods/{FULLNAME}-test"
+    )];
+    cluster.test_leaves(&left).await;
+    cluster.admin().await.delete(&left[0]).await.allowed();
     let uninstall = [
         "uninstall",
         RELEASE,
@@ -123,6 +147,68 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
         .await
         .allowed();
     assert!(after["spec"]["imagePullSecrets"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_under_load_leaves_no_pod_without_our_entry() {
+    let cluster = Cluster::start().await;
+    let port = format!("service: {{port: {}}}", usable_port(&cluster.plane));
+    cluster.helm(&["install", RELEASE], &port);
+    let service = cluster.service_address().await;
+    let replicas = async |count: usize| -> Vec<Webhook> {
+        let mut replicas = Vec::new();
+        for _ in 0..count {
+            replicas.push(Webhook::start(cluster.process().await).await);
+        }
+        replicas
+    };
+    let mut serving = replicas(2).await;
+    let addresses =
+        |webhooks: &[Webhook]| webhooks.iter().map(Webhook::address).collect::<Vec<_>>();
+    let balancer = Balancer::start(service, &addresses(&serving));
+    let mut namespaces = Vec::new();
+    for _ in 0..4 {
+        let namespace = cluster.plane.namespace("load", &[OPT_IN]).await;
+        cluster.pod_is_mutated(&namespace, ECR).await;
+        namespaces.push(namespace);
+    }
+    let template = cluster.deployment().await["spec"]["template"].clone();
+    let creators =
+        Creators::start(&cluster.plane, &namespaces, 8, Duration::from_millis(250)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+
+    // All that an upgrade may change at once: the registration, its conditions, the guard, rights, arguments.
+    let upgraded = format!(
+        "{port}\nwebhook: {{timeoutSeconds: 7}}\nshutdownDelay: 3\nmatchConditions: {{enabled: false}}\n\
+         commonLabels: {{team: platform}}\nconfig: {{optOutRemove: true, limits: {{registriesPerPod: 8}}}}"
+    );
+    cluster.helm(&["upgrade", RELEASE], &upgraded);
+    assert_ne!(cluster.deployment().await["spec"]["template"], template);
+    // The rollout: one comes and is ready before one goes, of which the Service hears late.
+    for _ in 0..2 {
+        let mut next = replicas(1).await;
+        let mut leaving = serving.remove(0);
+        serving.append(&mut next);
+        leaving.signal("TERM");
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        balancer.set_backends(&addresses(&serving));
+        assert!(leaving.ended().await.success());
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let created = creators.stop().await;
+    assert!(created.stored > 100, "{created:?}");
+    assert_eq!(
+        (created.without_our_entry, created.failed),
+        (0, 0),
+        "{created:?}"
+    );
+    assert_eq!(
+        cluster.registration().await["webhooks"][0]["timeoutSeconds"],
+        7
+    );
+    for webhook in &mut serving {
+        assert!(webhook.stop().await.success());
+    }
 }
 
 #[tokio::test]
@@ -375,8 +461,19 @@ struct Cluster {
 
 impl Cluster {
     async fn start() -> Self {
-        support::crypto();
-        let plane = ControlPlane::start().await;
+        Self::on(ControlPlane::start().await).await
+    }
+
+    /// With controllers: new namespaces get their account, and those that are removed go.
+    async fn start_with_controllers() -> Self {
+        let options = control_plane::Options {
+            controllers: true,
+            ..control_plane::Options::default()
+        };
+        Self::on(ControlPlane::start_with(options).await).await
+    }
+
+    async fn on(plane: ControlPlane) -> Self {
         let restricted = json!({"pod-security.kubernetes.io/enforce": "restricted"});
         let namespace = json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": restricted},
@@ -408,9 +505,27 @@ impl Cluster {
         );
     }
 
-    /// The process that the Deployment asks for: its arguments, its account's rights, its configuration. Only where it listens and
-    /// where it finds the file is of this machine.
+    /// The process that the Deployment asks for, in the place of the Service. Only where it listens and where it finds the file is of
+    /// this machine.
     async fn webhook(&self) -> Webhook {
+        let options = self.process().await;
+        Webhook::spawn(webhook::Options {
+            listen: self.service_address().await,
+            admin_listen: (self.plane.private_address(), 8080).into(),
+            ..options
+        })
+    }
+
+    async fn service_address(&self) -> SocketAddr {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/services/{FULLNAME}");
+        let service = self.get(&path).await;
+        let address = service["spec"]["clusterIP"].as_str().unwrap();
+        let port = service["spec"]["ports"][0]["port"].as_u64().unwrap();
+        format!("{address}:{port}").parse().unwrap()
+    }
+
+    /// With the Deployment's arguments, its account's rights, and its configuration.
+    async fn process(&self) -> webhook::Options {
         let deployment = self.deployment().await;
         let container = &deployment["spec"]["template"]["spec"]["containers"][0];
         let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
@@ -424,13 +539,6 @@ impl Cluster {
                     .any(|flag| argument.starts_with(flag))
             });
         assert_eq!(replaced.len(), 4, "{replaced:?}");
-        let service = self
-            .get(&format!(
-                "/api/v1/namespaces/{NAMESPACE}/services/{FULLNAME}"
-            ))
-            .await;
-        let address = service["spec"]["clusterIP"].as_str().unwrap();
-        let port = service["spec"]["ports"][0]["port"].as_u64().unwrap();
         let account = &deployment["spec"]["template"]["spec"]["serviceAccountName"];
         let account = account.as_str().unwrap();
         let mut environment = self.aws.environment();
@@ -439,11 +547,12 @@ impl Cluster {
             "ECR_INJECTOR_LEASE_NAMESPACE".to_owned(),
             NAMESPACE.to_owned(),
         ));
-        Webhook::spawn(webhook::Options {
+        let own = self.plane.private_address();
+        webhook::Options {
             binary: None,
             config: self.configuration().await,
-            listen: format!("{address}:{port}").parse().unwrap(),
-            admin_listen: (self.plane.private_address(), 8080).into(),
+            listen: (own, 8443).into(),
+            admin_listen: (own, 8080).into(),
             certificate: None,
             kubeconfig: self
                 .plane
@@ -451,7 +560,87 @@ impl Cluster {
                 .await,
             arguments: kept,
             environment,
+        }
+    }
+
+    /// `helm test`, and the kubelet's part of it: the program that the test's Pod asks for, with its account's rights. Whether Helm
+    /// says that it passed, and what Helm and the program say.
+    async fn test_of_the_release(&self) -> (bool, String) {
+        let kubeconfig = self.plane.kubeconfig_for_admin();
+        let helm = tokio::task::spawn_blocking(move || {
+            let kubeconfig = kubeconfig.to_str().unwrap();
+            let here = ["--namespace", NAMESPACE, "--kubeconfig", kubeconfig];
+            support::helm::run(&[&["test", RELEASE, "--timeout", "90s"][..], &here].concat())
+        });
+        let name = format!("{FULLNAME}-test");
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}");
+        let admin = self.admin().await;
+        let pod = eventually("Helm makes the Pod of the test", SOON, async || {
+            let body = admin.get(&path).await.0.ok()?;
+            let pod: Value = serde_json::from_str(&body).unwrap();
+            // Not the one of the time before.
+            pod["status"]["phase"]
+                .as_str()
+                .is_some_and(|it| it == "Pending")
+                .then_some(pod)
         })
+        .await;
+        let container = &pod["spec"]["containers"][0];
+        let config = tempfile::NamedTempFile::new().unwrap();
+        fs::write(config.path(), self.configuration().await).unwrap();
+        let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
+        let arguments =
+            arguments
+                .into_iter()
+                .map(|argument| match argument.strip_prefix("--config=") {
+                    Some(_) => format!("--config={}", config.path().display()),
+                    None => argument,
+                });
+        let account = pod["spec"]["serviceAccountName"].as_str().unwrap();
+        let kubeconfig = self
+            .plane
+            .kubeconfig_for_service_account(NAMESPACE, account)
+            .await;
+        let ran = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+            .args(arguments)
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .env_clear()
+            .output()
+            .await
+            .unwrap();
+        let phase = if ran.status.success() {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
+        let status = json!({"status": {"phase": phase}});
+        admin
+            .merge(&format!("{path}/status"), &status)
+            .await
+            .allowed();
+        let helm = helm.await.unwrap();
+        let said = [ran.stdout, ran.stderr, helm.stdout, helm.stderr].concat();
+        (
+            helm.status.success(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    }
+
+    /// Of what the test makes this is there, and nothing else.
+    async fn test_leaves(&self, left: &[String]) {
+        let name = format!("{FULLNAME}-test");
+        let admin = self.admin().await;
+        for path in [
+            format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}"),
+            format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{name}"),
+            format!("/api/v1/namespaces/{name}"),
+        ] {
+            eventually(&format!("{path} is as it should be"), SOON, async || {
+                (admin.get(&path).await.0.is_ok() == left.contains(&path)).then_some(())
+            })
+            .await;
+        }
     }
 
     async fn pod_is_mutated(&self, namespace: &str, image: &str) {

@@ -31,9 +31,10 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use rustls::version::TLS13;
 use serde_json::{Value, json};
-use support::bed::{create, image, review};
-use support::installation::{NAME, OPT_IN, PULL_SECRET, REGISTRATION};
-use support::pods::{pod, pull_secrets};
+use support::bed::{image, review};
+use support::creators::{Created, Creators};
+use support::installation::{NAME, OPT_IN, REGISTRATION};
+use support::pods::pod;
 use support::tls::Trust;
 use support::webhook::Options;
 use support::{Balancer, Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
@@ -154,14 +155,14 @@ impl Soak {
         sleep(Duration::from_secs(2)).await;
         let figures = load.stop().await;
         println!("{what} ({:.1} s): {}", took.as_secs_f64(), figures.show());
-        assert_eq!(figures.stored_without_our_entry, 0, "{what}");
-        assert_eq!(figures.failed_creations, 0, "{what}");
+        assert_eq!(figures.pods.without_our_entry, 0, "{what}");
+        assert_eq!(figures.pods.failed, 0, "{what}");
         assert!(
             figures.failures.is_empty(),
             "{what}: {:?}",
             figures.failures
         );
-        assert!(figures.created > 20 && figures.answered > 20, "{what}");
+        assert!(figures.pods.stored > 20 && figures.answered > 20, "{what}");
         if is_soak() {
             assert!(figures.per_second() >= 500.0, "{what}: {}", figures.show());
         }
@@ -182,10 +183,7 @@ async fn bundle(admin: &Caller) -> String {
 #[derive(Default)]
 struct Figures {
     seconds: f64,
-    created: usize,
-    stored_without_our_entry: usize,
-    failed_creations: usize,
-    turned_away: usize,
+    pods: Created,
     answered: usize,
     connections: usize,
     failures: Vec<String>,
@@ -194,7 +192,7 @@ struct Figures {
 impl Figures {
     fn per_second(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let requests = (self.created + self.answered) as f64;
+        let requests = (self.pods.stored + self.answered) as f64;
         requests / self.seconds
     }
 
@@ -202,10 +200,10 @@ impl Figures {
         format!(
             "{} Pods stored, {} without our entry, {} creations failed ({} asked to come back); {} reviews answered \
              past the API server on {} connections, {} failed; {:.0} requests/s",
-            self.created,
-            self.stored_without_our_entry,
-            self.failed_creations,
-            self.turned_away,
+            self.pods.stored,
+            self.pods.without_our_entry,
+            self.pods.failed,
+            self.pods.turned_away,
             self.answered,
             self.connections,
             self.failures.len(),
@@ -216,16 +214,13 @@ impl Figures {
 
 #[derive(Default)]
 struct Counts {
-    created: AtomicUsize,
-    without: AtomicUsize,
-    failed: AtomicUsize,
-    turned_away: AtomicUsize,
     answered: AtomicUsize,
     connections: AtomicUsize,
     failures: std::sync::Mutex<Vec<String>>,
 }
 
 struct Load {
+    creators: Creators,
     stop: CancellationToken,
     counts: Arc<Counts>,
     workers: JoinSet<()>,
@@ -241,40 +236,7 @@ impl Load {
             namespaces.push(soak.plane.namespace("soak", &[OPT_IN]).await);
         }
         let pace = Pace::of_this_run();
-        let creator = soak.plane.pod_creator().await;
-        for worker in 0..CREATORS {
-            let (client, counts, stop) = (creator.clone(), counts.clone(), stop.clone());
-            let namespace = namespaces[worker % NAMESPACES].clone();
-            workers.spawn(async move {
-                for number in 0_u32.. {
-                    let object = pod(&format!("web-{worker}-{number}"), &image("us-east-1"));
-                    let begun = Instant::now();
-                    loop {
-                        match create(&client, &namespace, &object, false).await {
-                            Ok(admitted) => {
-                                counts.created.fetch_add(1, Ordering::Relaxed);
-                                let has_entry = pull_secrets(&admitted.pod).contains(&PULL_SECRET);
-                                let without = usize::from(!has_entry);
-                                counts.without.fetch_add(without, Ordering::Relaxed);
-                                break;
-                            }
-                            Err(status) if status.code == 429 => {
-                                counts.turned_away.fetch_add(1, Ordering::Relaxed);
-                                sleep(Duration::from_millis(200)).await;
-                            }
-                            Err(_) => {
-                                counts.failed.fetch_add(1, Ordering::Relaxed);
-                                break;
-                            }
-                        }
-                    }
-                    sleep(pace.create.saturating_sub(begun.elapsed())).await;
-                    if stop.is_cancelled() {
-                        return;
-                    }
-                }
-            });
-        }
+        let creators = Creators::start(&soak.plane, &namespaces, CREATORS, pace.create).await;
         let admin = soak.admin().await;
         let (sender, trusted) = watch::channel(Trust::of_bundle(&bundle(&admin).await));
         let follow = stop.clone();
@@ -316,6 +278,7 @@ impl Load {
             });
         }
         Self {
+            creators,
             stop,
             counts,
             workers,
@@ -326,6 +289,7 @@ impl Load {
     async fn stop(mut self) -> Figures {
         let seconds = self.started.elapsed().as_secs_f64();
         self.stop.cancel();
+        let pods = self.creators.stop().await;
         while let Some(ended) = self.workers.join_next().await {
             ended.unwrap();
         }
@@ -333,10 +297,7 @@ impl Load {
         let counts = &self.counts;
         Figures {
             seconds,
-            created: count(&counts.created),
-            stored_without_our_entry: count(&counts.without),
-            failed_creations: count(&counts.failed),
-            turned_away: count(&counts.turned_away),
+            pods,
             answered: count(&counts.answered),
             connections: count(&counts.connections),
             failures: counts.failures.lock().unwrap().clone(),

@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 
 use ecr_injector::config::Config;
 use serde_json::{Value, json};
-use support::helm::{RELEASE, chart, find, helm, objects, try_template};
+use support::caller::Outcome;
+use support::helm::{RELEASE, chart, find, helm, objects, of_the_test, try_template};
 use support::{Caller, ControlPlane};
 
 /// Values that people have, each in a cluster of its own: the name, and what is in the file.
@@ -181,6 +182,10 @@ fn deploy_is_what_the_chart_renders() {
         .skip(1)
     {
         let (file, text) = document.split_once('\n').unwrap();
+        // What `helm test` makes is nothing to apply.
+        if file.starts_with("tests/") {
+            continue;
+        }
         files
             .entry(file.to_owned())
             .or_default()
@@ -422,7 +427,7 @@ fn the_notes_say_what_comes_next_and_warn_of_what_is_risky() {
     assert!(quiet.contains("kubectl label namespace NAMESPACE ecr-injector.dev/inject=enabled"));
     let own = notes("config: {secretName: mine, optIn: {label: example.com/in, value: 'yes'}}");
     assert!(
-        own.contains("example.com/in=yes") && own.contains("print mine:"),
+        own.contains("example.com/in=yes") && own.contains("credential in mine,"),
         "{own}"
     );
     for (values, warning) in [
@@ -492,18 +497,148 @@ async fn every_set_of_values_is_accepted_by_a_real_api_server() {
 
         let deployment = objects.iter().find(|object| object["kind"] == "Deployment");
         let mut pod = deployment.unwrap()["spec"]["template"].clone();
-        let account = json!({"metadata": {"name": pod["spec"]["serviceAccountName"]}});
-        let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
-        admin.post(&accounts, &account).await.allowed();
         pod["metadata"]["name"] = json!("probe");
-        let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All");
-        let outcome = admin.post(&pods, &pod).await;
+        let outcome = create_pod(&admin, &namespace, &pod).await;
         if on_the_nodes_network {
             outcome.forbidden();
         } else {
             outcome.allowed();
         }
+
+        for mut object in of_the_test("pull", &namespace, values) {
+            // In the namespace that the test would make.
+            if object["metadata"]["namespace"].is_string() {
+                object["metadata"]["namespace"] = json!(namespace);
+            }
+            if object["kind"] == "Pod" {
+                create_pod(&admin, &namespace, &object).await.allowed();
+            } else {
+                let output = plane
+                    .kubectl_with_input(&strictly, &object.to_string())
+                    .await;
+                assert!(
+                    output.status.success() && output.stderr.is_empty(),
+                    "{name}: {output:?}"
+                );
+            }
+        }
     }
+}
+
+/// In a dry run, by the account that it names.
+async fn create_pod(admin: &Caller, namespace: &str, pod: &Value) -> Outcome {
+    let account = json!({"metadata": {"name": pod["spec"]["serviceAccountName"]}});
+    let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+    admin.post(&accounts, &account).await.allowed();
+    let pods = format!("/api/v1/namespaces/{namespace}/pods?dryRun=All&fieldValidation=Strict");
+    admin.post(&pods, pod).await
+}
+
+#[test]
+fn the_test_of_a_release_is_of_its_image_and_serves_nobody() {
+    for (name, values) in MATRIX {
+        let (objects, test) = (
+            objects(RELEASE, "pull", values),
+            of_the_test(RELEASE, "pull", values),
+        );
+        let of_kind = |objects: &[Value], kind: &str| -> Value {
+            let found = objects.iter().find(|object| object["kind"] == kind);
+            found.unwrap_or_else(|| panic!("{name}: no {kind}")).clone()
+        };
+        let (pod, deployment) = (of_kind(&test, "Pod"), of_kind(&objects, "Deployment"));
+        let template = &deployment["spec"]["template"]["spec"];
+        for field in [
+            "securityContext",
+            "imagePullSecrets",
+            "nodeSelector",
+            "tolerations",
+            "affinity",
+            "priorityClassName",
+        ] {
+            assert_eq!(pod["spec"][field], template[field], "{name}: {field}");
+        }
+        for field in ["image", "imagePullPolicy", "securityContext"] {
+            assert_eq!(
+                pod["spec"]["containers"][0][field], template["containers"][0][field],
+                "{name}: {field}"
+            );
+        }
+        // Whatever the Service selects gets reviews.
+        let service = of_kind(&objects, "Service");
+        let selector = service["spec"]["selector"].as_object().unwrap();
+        let labels = &pod["metadata"]["labels"];
+        assert!(
+            selector.iter().any(|(key, value)| labels[key] != *value),
+            "{name}"
+        );
+        assert_ne!(
+            template["serviceAccountName"], pod["spec"]["serviceAccountName"],
+            "{name}"
+        );
+        // The registration is about the namespace that is made.
+        let registration = of_kind(&objects, "MutatingWebhookConfiguration");
+        let wanted = registration["webhooks"][0]["namespaceSelector"]["matchLabels"]
+            .as_object()
+            .unwrap()
+            .clone();
+        let made = of_kind(&test, "Namespace");
+        assert!(
+            wanted
+                .iter()
+                .all(|(key, value)| made["metadata"]["labels"][key] == *value),
+            "{name}"
+        );
+        for object in &test {
+            let policy = &object["metadata"]["annotations"]["helm.sh/hook-delete-policy"];
+            assert_eq!(policy, "before-hook-creation,hook-succeeded", "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_test_of_a_release_asks_for_an_image_that_the_credentials_open() {
+    let arguments = |values: &str| -> Vec<String> {
+        let test = of_the_test(RELEASE, RELEASE, values);
+        let pod = test.iter().find(|object| object["kind"] == "Pod").unwrap();
+        serde_json::from_value(pod["spec"]["containers"][0]["args"].clone()).unwrap()
+    };
+    for (values, image) in [
+        ("", "123456789012.dkr.ecr.us-east-1.amazonaws.com/probe"),
+        (
+            "aws: {region: eu-west-1}",
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com/probe",
+        ),
+        (
+            "aws: {roleArn: 'arn:aws-cn:iam::111122223333:role/ecr', region: cn-north-1}",
+            "111122223333.dkr.ecr.cn-north-1.amazonaws.com.cn/probe",
+        ),
+        (
+            "config: {allow: {accounts: ['012345678901', '111122223333'], regions: [eusc-de-east-1]}}",
+            "012345678901.dkr.ecr.eusc-de-east-1.amazonaws.eu/probe",
+        ),
+        (
+            "test: {image: 'images.example.com/x'}",
+            "images.example.com/x",
+        ),
+    ] {
+        let arguments = arguments(values);
+        assert!(
+            arguments.contains(&format!("--image={image}")),
+            "{values}: {arguments:?}"
+        );
+    }
+    let others = "test: {namespace: team-a, mint: false, wait: 5s}\nwebhook: {objectSelector: {matchLabels: {a: b}}}";
+    let expected = [
+        "probe",
+        "--config=/etc/ecr-injector/config.yaml",
+        "--namespace=team-a",
+        "--image=123456789012.dkr.ecr.us-east-1.amazonaws.com/probe",
+        "--label=a=b",
+        "--wait=5s",
+    ];
+    assert_eq!(arguments(others), expected);
+    let made = of_the_test(RELEASE, RELEASE, others);
+    assert!(made.iter().all(|object| object["kind"] != "Namespace"));
 }
 
 #[test]

@@ -22,7 +22,7 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 47] = [
+const ROOMS: [(&str, Kind); 48] = [
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
@@ -31,6 +31,7 @@ const ROOMS: [(&str, Kind); 47] = [
     ("tls/self_managed", Acts),
     ("leader", Acts),
     ("events", Acts),
+    ("probe", Acts),
     ("pull_secret/ensure", Acts),
     ("pull_secret/write", Acts),
     ("pull_secret/gauges", Acts),

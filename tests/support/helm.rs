@@ -70,6 +70,23 @@ pub fn try_template(release: &str, namespace: &str, values: &str) -> Result<Stri
 
 /// The objects of that release.
 pub fn objects(release: &str, namespace: &str, values: &str) -> Vec<Value> {
+    let mut objects = all(release, namespace, values);
+    objects.retain(|object| !is_of_the_test(object));
+    objects
+}
+
+/// What `helm test` makes, in its order.
+pub fn of_the_test(release: &str, namespace: &str, values: &str) -> Vec<Value> {
+    let mut objects = all(release, namespace, values);
+    objects.retain(is_of_the_test);
+    objects
+}
+
+fn is_of_the_test(object: &Value) -> bool {
+    object["metadata"]["annotations"]["helm.sh/hook"] == "test"
+}
+
+fn all(release: &str, namespace: &str, values: &str) -> Vec<Value> {
     let text = try_template(release, namespace, values)
         .unwrap_or_else(|error| panic!("{values}\n{error}"));
     let documents: Vec<Value> =

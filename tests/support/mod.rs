@@ -23,6 +23,7 @@
 //! | [`pods`] | the Pods that users write |
 //! | [`proc`] | what the kernel knows of a process |
 //! | [`caller`] | anybody who calls the API server |
+//! | [`creators`] | people who create Pods all the time |
 //! | [`child`], [`own_runtime`] | what lets the others outlive one test and never the test process |
 #![allow(
     dead_code,
@@ -50,6 +51,7 @@ pub mod child;
 pub mod collector;
 pub mod connect_proxy;
 pub mod control_plane;
+pub mod creators;
 pub mod due;
 pub mod fake_api;
 pub mod fake_aws;

@@ -38,14 +38,14 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 {{- end -}}
 
-{{- /* name and labels of an object; namespace too if it has one: (list . name namespaced [more annotations [more labels]]) */ -}}
+{{- /* name and labels of an object; namespace too if it has one, the release's (true) or another: (list . name namespace [more annotations [more labels]]) */ -}}
 {{- define "ecr-injector.metadata" -}}
 {{- $root := index . 0 -}}
 {{- $annotations := $root.Values.commonAnnotations | default dict -}}
 {{- if gt (len .) 3 -}}{{- $annotations = merge (deepCopy (index . 3)) $annotations -}}{{- end -}}
 name: {{ index . 1 }}
-{{- if index . 2 }}
-namespace: {{ $root.Release.Namespace }}
+{{- with index . 2 }}
+namespace: {{ ternary $root.Release.Namespace . (kindIs "bool" .) }}
 {{- end }}
 labels:
   {{- include "ecr-injector.labels" $root | nindent 2 }}
@@ -188,4 +188,56 @@ clientConfig:
 {{- with .Values.matchConditions.extra }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- /* What every Pod of ours has, so that *restricted* Pod Security takes it. */ -}}
+{{- define "ecr-injector.podSecurity" -}}
+securityContext:
+  runAsNonRoot: true
+  {{- if not .Values.openshift }}
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  {{- end }}
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{- define "ecr-injector.containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end -}}
+
+{{- /* Which nodes. */ -}}
+{{- define "ecr-injector.placement" -}}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- /* An image of a registry that our credentials are likely to open. Any of the right region does: nothing is pulled. */ -}}
+{{- define "ecr-injector.testImage" -}}
+{{- if .Values.test.image -}}
+{{- .Values.test.image -}}
+{{- else -}}
+{{- $allow := dig "allow" dict .Values.config | default dict -}}
+{{- $account := first (concat ($allow.accounts | default list) (regexFindAll "[0-9]{12}" .Values.aws.roleArn 1) (list "123456789012")) -}}
+{{- $region := first (concat ($allow.regions | default list) (without (list .Values.aws.region) "") (list "us-east-1")) -}}
+{{- $suffix := "amazonaws.com" -}}
+{{- if hasPrefix "cn-" $region -}}{{- $suffix = "amazonaws.com.cn" -}}{{- end -}}
+{{- if hasPrefix "eusc-" $region -}}{{- $suffix = "amazonaws.eu" -}}{{- end -}}
+{{- printf "%s.dkr.ecr.%s.%s/probe" $account $region $suffix -}}
+{{- end -}}
 {{- end -}}

@@ -1,0 +1,226 @@
+//! `ecr-injector probe`: whether an installation works, shown by a Pod.
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, builder::FalseyValueParser};
+use jiff::SignedDuration;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::{Clock as _, SystemClock},
+    cluster::Cluster,
+    config::Config,
+    image::ImageReference,
+    namespace::Namespace,
+    probe::{NotYet, Probe},
+    pull_secret::to_the_second,
+    registry::Host,
+    shutdown::Signals,
+    telemetry, tls,
+};
+
+const LONG_ABOUT: &str = "\
+Show by a Pod whether an installation works, where its users meet it: in an opted-in namespace.
+
+The Pod is created in a dry run: the API server asks the webhook as it does for any, and stores nothing. With --mint it is \
+then created in earnest, but held back from every node, and removed again; what the webhook made of it is the pull secret, \
+and that has to hold a credential that is good.
+
+It asks as anybody would and needs nothing of the webhook's: the right to create Pods in that namespace; with --mint also to \
+delete them, and to get the Secret.";
+const AFTER_HELP: &str = "\
+Exit codes:
+  0         it works
+  1         it does not, and the last line says why
+  2         wrong usage
+  130, 143  interrupted; the Pod is removed
+
+Examples:
+  ecr-injector probe --namespace team-a --image 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/app
+  ecr-injector probe --namespace team-a --image 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/app --mint --wait 2m";
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Show by a Pod whether an installation works.
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+pub struct Flags {
+    /// Where to create the Pod: an opted-in namespace
+    #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
+    namespace: Namespace,
+    /// The image that it names; nothing pulls it, so that only the registry has to be there
+    #[arg(long, env = "ECR_INJECTOR_IMAGE", value_name = "IMAGE")]
+    image: String,
+    /// A label of the Pod, where the registration looks at them; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Store the Pod as well, and see that its pull secret opens the registry
+    #[arg(long, env = "ECR_INJECTOR_MINT", value_parser = FalseyValueParser::new())]
+    mint: bool,
+    /// How long to try again what doesn't work yet
+    #[arg(long, env = "ECR_INJECTOR_WAIT", value_name = "TIME", default_value = "30s", value_parser = super::span)]
+    wait: Duration,
+    /// The webhook's configuration file (YAML), for the pull secret's name and the aliases; without it every value has its default
+    #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
+    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+fn label(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Flags {
+    /// Tries, and fails if it doesn't work in time.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let config = Config::of(self.config.as_deref())?;
+        let host = host(&self.image, &config)?;
+        anyhow::ensure!(
+            !config.rules.excluded.contains(&self.namespace),
+            "--namespace {}: it is excluded, so that no Pod in it is ever changed; name an opted-in namespace",
+            self.namespace
+        );
+        telemetry::start(telemetry::Format::Text, "off")?;
+        tls::install_crypto_provider();
+        let runtime = super::runtime()?;
+        let code = runtime.block_on(self.run_until_signal(&config, host));
+        // What still waits for an answer that nobody wants any more is left behind.
+        runtime.shutdown_background();
+        code
+    }
+
+    async fn run_until_signal(&self, config: &Config, host: Host) -> anyhow::Result<ExitCode> {
+        let mut signals = Signals::listen().context("listening for signals")?;
+        let cluster = Cluster::connect(self.kubeconfig.as_deref())
+            .await
+            .context("there is no cluster to try; name one by --kubeconfig or KUBECONFIG")?;
+        let secret = config.rules.secret_name.clone();
+        let mut probe = Probe::new(self.namespace.clone(), self.image.clone(), host, secret);
+        probe.labels = self.labels.iter().cloned().collect();
+        let attempt = Attempt {
+            probe,
+            cluster,
+            wait: self.wait,
+            end: Instant::now() + self.wait,
+            interrupted: CancellationToken::new(),
+        };
+        let mut code = None;
+        let mut done = std::pin::pin!(attempt.run(self.mint));
+        let done = loop {
+            tokio::select! {
+                done = &mut done => break done,
+                by = signals.next() => {
+                    if attempt.interrupted.is_cancelled() {
+                        return Ok(by);
+                    }
+                    code = Some(by);
+                    attempt.interrupted.cancel();
+                    say("interrupted: a Pod that is being created is removed first; once more to end at once");
+                }
+            }
+        };
+        match code {
+            Some(code) => Ok(code),
+            None => done.map(|()| ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// One run of the command.
+struct Attempt {
+    probe: Probe,
+    cluster: Cluster,
+    wait: Duration,
+    end: Instant,
+    interrupted: CancellationToken,
+}
+
+impl Attempt {
+    async fn run(&self, mint: bool) -> anyhow::Result<()> {
+        let (probe, client) = (&self.probe, &self.cluster.client);
+        let (namespace, secret) = (&probe.namespace, &probe.secret_name);
+        self.until_it_works(async || probe.try_admission(client).await)
+            .await?;
+        super::write_out(&format!(
+            "admitted  a Pod with {} in {namespace} gets {secret} (dry run)\n",
+            probe.image
+        ))?;
+        if !mint {
+            return Ok(());
+        }
+        let admitted = self.until_it_works(async || probe.be_admitted(client).await);
+        let warnings = admitted.await?;
+        let credential = async || {
+            let now = SystemClock.now();
+            probe.credential(client, &warnings, now).await
+        };
+        let expires_at = self.until_it_works(credential).await?;
+        let left = expires_at.duration_since(SystemClock.now());
+        super::write_out(&format!(
+            "minted    {namespace}/{secret} opens {} until {}, for {:#}\n",
+            probe.host,
+            to_the_second(expires_at),
+            SignedDuration::from_mins(left.as_mins()),
+        ))?;
+        Ok(())
+    }
+
+    /// Tries until the time is over, and says why it goes on whenever the reason is another.
+    async fn until_it_works<T>(
+        &self,
+        work: impl AsyncFn() -> Result<T, NotYet>,
+    ) -> anyhow::Result<T> {
+        let mut told = String::new();
+        loop {
+            anyhow::ensure!(!self.interrupted.is_cancelled(), "interrupted");
+            let error = match work().await {
+                Ok(done) => return Ok(done),
+                Err(error) => anyhow::Error::new(error),
+            };
+            if Instant::now() + PAUSE >= self.end {
+                let server = &self.cluster.server;
+                let seconds = self.wait.as_secs();
+                return Err(error.context(format!(
+                    "it does not work, tried for {seconds} s in {server}"
+                )));
+            }
+            let reason = format!("{error:#}");
+            if reason != told {
+                say(&format!("not yet: {reason}"));
+                told = reason;
+            }
+            tokio::select! {
+                () = sleep(PAUSE) => {}
+                () = self.interrupted.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// Whoever doesn't look at it misses nothing.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn host(image: &str, config: &Config) -> anyhow::Result<Host> {
+    let reference =
+        ImageReference::parse(image).with_context(|| format!("--image {image:?} is no image"))?;
+    let resolved = config.rules.aliases.resolve(reference.domain());
+    let (host, _) = resolved.with_context(|| {
+        format!(
+            "--image {image:?}: {} is neither an ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com or another of AWS's forms) nor an \
+             alias of the configuration, so that no Pod with it is changed",
+            reference.domain()
+        )
+    })?;
+    Ok(host)
+}

@@ -1,0 +1,246 @@
+//! `ecr-injector probe`, as a person runs it: the binary itself, by an account that may create Pods in one namespace, against
+//! a webhook that runs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that can't go on panics, and reads the clock itself"
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::bed::{Bed, image};
+use support::installation::PULL_SECRET;
+use support::{Behaviour, Caller, eventually};
+use tokio::process::{Child, Command};
+use tokio::sync::OnceCell;
+
+const SOON: Duration = Duration::from_secs(20);
+
+async fn bed() -> &'static Bed {
+    static BED: OnceCell<Bed> = OnceCell::const_new();
+    BED.get_or_init(|| Bed::start("", "warn")).await
+}
+
+/// Somebody who may do this in a namespace: their kubeconfig.
+async fn account(bed: &Bed, namespace: &str, pods: &[&str], secrets: &[&str]) -> PathBuf {
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "prober", "namespace": namespace},
+        "rules": [
+            {"apiGroups": [""], "resources": ["pods"], "verbs": pods},
+            {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [PULL_SECRET], "verbs": secrets},
+        ],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "prober", "namespace": namespace},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "prober"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": "prober"}],
+    });
+    let account = json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "prober", "namespace": namespace},
+    });
+    let manifests = [account, role, binding].map(|manifest| manifest.to_string());
+    bed.plane.apply(&manifests.join("\n---\n")).await;
+    bed.plane
+        .kubeconfig_for_service_account(namespace, "prober")
+        .await
+}
+
+fn spawn(kubeconfig: &Path, arguments: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+        .arg("probe")
+        .args(arguments)
+        .env_clear()
+        .env("KUBECONFIG", kubeconfig)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// The exit code, standard output and standard error.
+async fn end(child: Child) -> (Option<i32>, String, String) {
+    let output = child.wait_with_output().await.unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+async fn pods(bed: &Bed, namespace: &str) -> Vec<Value> {
+    let admin = Caller(bed.plane.admin().await);
+    let path = format!("/api/v1/namespaces/{namespace}/pods");
+    let pods = admin.get(&path).await.allowed();
+    pods["items"].as_array().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_that_pods_are_changed_and_leaves_nothing() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("dry").await;
+    let kubeconfig = account(bed, &namespace, &["create"], &["watch"]).await;
+    let image = image("us-east-1");
+    let arguments = ["--namespace", &namespace, "--image", &image];
+    let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    assert_eq!(code, Some(0), "{stderr}");
+    let line =
+        format!("admitted  a Pod with {image} in {namespace} gets {PULL_SECRET} (dry run)\n");
+    assert_eq!(stdout, line);
+    assert!(pods(bed, &namespace).await.is_empty());
+    assert!(bed.pull_secret(&namespace).await.is_none());
+}
+
+#[tokio::test]
+async fn a_pod_in_earnest_shows_that_its_registry_opens_and_is_removed() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("mint").await;
+    let kubeconfig = account(bed, &namespace, &["create", "delete"], &["get"]).await;
+    let image = image("us-east-2");
+    let arguments = ["-n", &namespace, "--image", &image, "--mint"];
+    let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    assert_eq!(code, Some(0), "{stderr}");
+    let minted = stdout.lines().nth(1).unwrap_or_default();
+    let expected = format!(
+        "minted    {namespace}/{PULL_SECRET} opens 123456789012.dkr.ecr.us-east-2.amazonaws.com until 2"
+    );
+    assert!(minted.starts_with(&expected), "{stdout}");
+    assert!(minted.contains("Z, for 11h 5"), "{stdout}");
+    assert!(pods(bed, &namespace).await.is_empty());
+    assert!(bed.pull_secret(&namespace).await.is_some());
+}
+
+#[tokio::test]
+async fn what_does_not_work_is_tried_again_for_as_long_as_was_said_and_then_named() {
+    let bed = bed().await;
+    let namespace = bed.plane.namespace("plain", &[]).await;
+    let kubeconfig = account(bed, &namespace, &["create"], &["watch"]).await;
+    let image = image("us-east-1");
+    let arguments = ["-n", &namespace, "--image", &image, "--wait", "2500ms"];
+    let begun = Instant::now();
+    let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    assert!(begun.elapsed() > Duration::from_secs(1), "{stderr}");
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+    // Said once, and at the end.
+    let why = "the Pod is admitted without ecr-pull-secret in its imagePullSecrets";
+    assert_eq!(stderr.matches(why).count(), 2, "{stderr}");
+    assert!(
+        stderr
+            .lines()
+            .last()
+            .unwrap()
+            .starts_with("ecr-injector: it does not work, tried for 2"),
+        "{stderr}"
+    );
+
+    // The label comes: it goes on at once.
+    let arguments = ["-n", &namespace, "--image", &image];
+    let child = spawn(&kubeconfig, &arguments);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let labelled = json!({"metadata": {"labels": {"ecr-injector.dev/inject": "enabled"}}});
+    let admin = Caller(bed.plane.admin().await);
+    let path = format!("/api/v1/namespaces/{namespace}");
+    admin.merge(&path, &labelled).await.allowed();
+    let (code, _, stderr) = end(child).await;
+    assert_eq!(code, Some(0), "{stderr}");
+}
+
+#[tokio::test]
+async fn what_aws_said_is_told_and_the_pod_is_removed() {
+    let bed = bed().await;
+    bed.aws
+        .tune_ecr_in("eu-west-1", |knobs| knobs.behaviour = Behaviour::Refuse);
+    let namespace = bed.opted_in("refused").await;
+    let kubeconfig = account(bed, &namespace, &["create", "delete"], &["get"]).await;
+    let image = image("eu-west-1");
+    let arguments = [
+        "-n", &namespace, "--image", &image, "--mint", "--wait", "2s",
+    ];
+    let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    assert_eq!(code, Some(1), "{stderr}");
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    let last = stderr.lines().last().unwrap();
+    let expected = "has no credential for 123456789012.dkr.ecr.eu-west-1.amazonaws.com that is good (ecr-injector: ";
+    assert!(last.contains(expected), "{stderr}");
+    assert!(pods(bed, &namespace).await.is_empty());
+}
+
+#[tokio::test]
+async fn one_that_is_interrupted_removes_its_pod() {
+    let bed = bed().await;
+    // Each review takes its whole time.
+    bed.aws
+        .tune_ecr_in("eu-west-2", |knobs| knobs.behaviour = Behaviour::Hang);
+    let namespace = bed.opted_in("interrupted").await;
+    let kubeconfig = account(bed, &namespace, &["create", "delete"], &["get"]).await;
+    let image = image("eu-west-2");
+    let child = spawn(
+        &kubeconfig,
+        &["-n", &namespace, "--image", &image, "--mint"],
+    );
+    eventually("AWS is asked", SOON, async || {
+        (!bed.aws.ecr_calls("eu-west-2").is_empty()).then_some(())
+    })
+    .await;
+    let pid = child.id().unwrap().to_string();
+    let sent = Command::new("sh")
+        .args(["-c", "kill -INT $0", &pid])
+        .status();
+    assert!(sent.await.unwrap().success());
+    let (code, _, stderr) = end(child).await;
+    assert_eq!(code, Some(130), "{stderr}");
+    assert!(pods(bed, &namespace).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_missing_right_is_named_in_the_words_of_the_api_server() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("rights").await;
+    let kubeconfig = account(bed, &namespace, &["list"], &["get"]).await;
+    let image = image("us-east-1");
+    let arguments = ["-n", &namespace, "--image", &image, "--wait", "0s"];
+    let (code, _, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    assert_eq!(code, Some(1));
+    assert!(
+        stderr.contains("cannot create resource \"pods\""),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn what_can_never_work_is_not_tried() {
+    let kubeconfig = PathBuf::from("/there/is/none");
+    for (arguments, complaint) in [
+        (
+            ["-n", "team", "--image", "nginx:1"],
+            "docker.io is neither an ECR registry",
+        ),
+        (["-n", "team", "--image", "UPPER"], "is no image"),
+        (
+            ["-n", "kube-system", "--image", &image("us-east-1")],
+            "it is excluded",
+        ),
+        (
+            ["-n", "team", "--image", &image("us-east-1")],
+            "there is no cluster to try",
+        ),
+    ] {
+        let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        assert!(stderr.contains(complaint), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    let (code, _, stderr) = end(spawn(&kubeconfig, &["-n", "team"])).await;
+    assert_eq!(code, Some(2), "{stderr}");
+}
