@@ -114,4 +114,4 @@ mkdir -p "$output"
 file=$output/ecr-injector-$version
 mv "$work/image.tar" "$file.tar"
 sed 's/.*"digest":"\(sha256:[0-9a-f]*\)".*/\1/' "$layout/index.json" >"$file.digest"
-echo "image: $file.tar, $(($(stat -c %s "$file.tar") / 1000)) kB, linux/$platform, $(cat "$file.digest")"
+echo "image: ${file#"$root"/}.tar, $(($(stat -c %s "$file.tar") / 1000)) kB, linux/$platform, $(cat "$file.digest")"
