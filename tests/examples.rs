@@ -1,4 +1,4 @@
-//! What people copy from `deploy/` and change: the examples for Argo CD and Flux say what the chart says.
+//! What people copy from `deploy/` and change: the examples for Argo CD, Flux and Terraform say what the chart says.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -161,5 +162,84 @@ fn flux_ignores_each_ca_bundle_of_the_charts_registration_and_nothing_else() {
             assert!(parent.shift_remove(field).is_some(), "{file}: {path}");
         }
         assert_eq!(live, rendered, "{file}");
+    }
+}
+
+#[test]
+fn terraform_fills_in_each_example_of_the_policies_and_trusts_the_charts_account() {
+    let folder = "deploy/iam/terraform";
+    let policies = text(&format!("{folder}/policies.tf"));
+    let mut used = BTreeSet::new();
+    for block in policies.split("\n\n").filter(|it| it.contains("file(")) {
+        let (_, path) = block.split_once("file(\"${path.module}/").unwrap();
+        let (path, _) = path.split_once('"').unwrap();
+        let examples: Vec<&str> = block
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix('"')?.split_once("\", "))
+            .map(|(example, _)| example)
+            .collect();
+        assert_eq!(block.matches("replace(").count(), examples.len(), "{path}");
+        for partition in ["aws", "aws-cn", "aws-us-gov", "aws-eusc"] {
+            let path = path.replace("${var.partition}", partition);
+            let mut policy = text(&format!("{folder}/{path}"));
+            for example in &examples {
+                assert!(policy.contains(example), "{path} has no {example}");
+                policy = policy.replace(example, "-");
+            }
+            for left in ["123456789012", "CLUSTER", "eu-west-1", "012345"] {
+                assert!(!policy.contains(left), "{path} still has {left}");
+            }
+            serde_json::from_str::<Value>(&policy).unwrap();
+            used.insert(path);
+        }
+    }
+    let used: Vec<&str> = used.iter().map(String::as_str).collect();
+    let expected = [
+        "../policy-aws-cn.json",
+        "../policy-aws-eusc.json",
+        "../policy-aws-us-gov.json",
+        "../policy-aws.json",
+        "../repository-policy.json",
+        "../trust-irsa.json",
+        "../trust-pod-identity.json",
+    ];
+    assert_eq!(used, expected);
+
+    let objects = objects(RELEASE, RELEASE, "");
+    let account = &find(&objects, "ServiceAccount", RELEASE)["metadata"];
+    let default = |variable: &str| {
+        let variables = text(&format!("{folder}/variables.tf"));
+        let (_, rest) = variables
+            .split_once(&format!("variable \"{variable}\" {{\n"))
+            .unwrap();
+        let (block, _) = rest.split_once("\n}").unwrap();
+        let (_, value) = block.split_once("default     = \"").unwrap();
+        json!(value.split_once('"').unwrap().0)
+    };
+    let names = [default("namespace"), default("service_account")];
+    assert_eq!(
+        names,
+        [account["namespace"].clone(), account["name"].clone()]
+    );
+    let subject = |namespace: &str, name: &str| format!("system:serviceaccount:{namespace}:{name}");
+    let example = subject(names[0].as_str().unwrap(), names[1].as_str().unwrap());
+    let filled_in = subject("${var.namespace}", "${var.service_account}");
+    let line = format!("\"{example}\", \"{filled_in}\"");
+    assert!(policies.contains(&line), "{line}");
+    let trust: Value = serde_json::from_str(&text("deploy/iam/trust-irsa.json")).unwrap();
+    let condition = trust["Statement"][0]["Condition"]["StringEquals"]
+        .as_object()
+        .unwrap();
+    let of_account = condition.iter().find(|(key, _)| key.ends_with(":sub"));
+    assert_eq!(of_account.unwrap().1, &json!(example));
+    // The association of Pod Identity names the same two.
+    let main = text(&format!("{folder}/main.tf"));
+    let association = main.split("resource \"aws_eks_pod_identity_association\"");
+    let association = association.last().unwrap().split("\n}").next().unwrap();
+    for named in [
+        "namespace       = var.namespace",
+        "service_account = var.service_account",
+    ] {
+        assert!(association.contains(named), "{named}");
     }
 }
