@@ -19,6 +19,14 @@ release: ## Build the optimized binary (target/release/ecr-injector) and show it
 	$(CARGO) build --locked --release
 	@ls -l target/release/ecr-injector | awk '{printf "target/release/ecr-injector: %.1f MB\n", $$5 / 1e6}'
 
+.PHONY: image
+image: ## Make the container image without a container engine: target/image/ecr-injector-VERSION.tar, an OCI archive
+	@image/build.sh
+
+.PHONY: image-test
+image-test: control-plane image ## Unpack the image, and run it as a container would against a real API server
+	$(CARGO) test --locked --test image
+
 .PHONY: control-plane
 control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
 	@$(CONTROL_PLANE)
@@ -76,6 +84,7 @@ fmt: ## Format the code
 lint: ## Format check, clippy, one TLS provider, licences and bans
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test image -- -D warnings
 	@tests/one-tls-provider.sh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): licences, bans and sources not checked"; fi
@@ -86,8 +95,8 @@ schema: helm ## Write docs/config.schema.json, the JSON Schema of the configurat
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart the_schema_of_the_values
 
 .PHONY: deploy
-deploy: helm ## Render deploy/ from the chart, and the table in the chart's README from its values, anew
-	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what the_readme_has
+deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and the table in the chart's README from its values, anew
+	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what certs_has the_readme_has
 
 .PHONY: docs
 docs: ## Build the API documentation, with warnings as errors
@@ -97,7 +106,7 @@ docs: ## Build the API documentation, with warnings as errors
 ci: lint docs test ## What CI runs
 
 .PHONY: test-all
-test-all: ci kill-rounds soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci image-test kill-rounds soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

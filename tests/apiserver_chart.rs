@@ -11,19 +11,26 @@ mod support;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::version::TLS13;
 use serde_json::{Value, json};
-use support::control_plane;
+use support::control_plane::{self, programs};
 use support::creators::Creators;
 use support::helm::{chart, helm, objects};
 use support::installation::{OPT_IN, PULL_SECRET, usable_port};
 use support::{
-    Authority, Balancer, Caller, ControlPlane, FakeAws, Rewriter, Webhook, eventually, webhook,
+    Authority, Balancer, Caller, ControlPlane, FakeAws, Rewriter, Trust, Webhook, eventually,
+    webhook,
 };
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 const REGISTRATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const CREATE: &str = "create.ecr-injector.dev";
@@ -253,6 +260,93 @@ async fn a_certificate_from_a_secret_and_names_of_ones_own_work_with_the_rights_
     let other = cluster.plane.namespace("other", &[OPT_IN]).await;
     let stored = admin.post(&pods(&other), &pod("web", ECR)).await.allowed();
     assert!(stored["spec"]["imagePullSecrets"].is_null());
+}
+
+#[tokio::test]
+async fn certificates_of_the_script_are_served_and_trusted_and_renewed_under_the_same_authority() {
+    let cluster = Cluster::start().await;
+    let folder = cluster.plane.folder().join("certificates");
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    let generate = |more: &[&str]| {
+        let names = ["--namespace", NAMESPACE, "--name", FULLNAME, "--apply"];
+        let path = std::env::var("PATH").unwrap();
+        let mut script = std::process::Command::new(
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("certs/generate.sh"),
+        );
+        script.args(names).args(more).arg(&folder).env_clear();
+        script.env("PATH", format!("{}:{path}", programs().display()));
+        script.env("KUBECONFIG", cluster.plane.kubeconfig_for_admin());
+        script.env("HOME", cluster.plane.folder());
+        script.output().unwrap()
+    };
+    let succeeds = |more: &[&str]| {
+        let output = generate(more);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+    };
+    // Too early: it says so, and what it made is there for the next time.
+    let output = generate(&[]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(
+        error.contains("install the release pull-ecr-injector first"),
+        "{error}"
+    );
+    let (authority, key) = (read("ca.crt"), read("ca.key"));
+
+    let secret = format!("{FULLNAME}-tls");
+    let port = usable_port(&cluster.plane);
+    let values =
+        format!("service: {{port: {port}}}\ncertificates: {{mode: secret, secretName: {secret}}}");
+    cluster.helm(&["install", RELEASE], &values);
+    succeeds(&["--days", "30"]);
+    let bundle = BASE64_STANDARD.encode(&authority);
+    assert_eq!(cluster.bundles().await, [bundle.clone(), bundle.clone()]);
+    let mut webhook = cluster.webhook().await;
+    webhook.wait_until_ready().await;
+    let team = cluster.plane.namespace("team", &[OPT_IN]).await;
+    cluster.pod_is_mutated(&team, ECR).await;
+
+    let expiry = "ecr_injector_certificate_expiry_timestamp_seconds";
+    let (first, ends) = (read("tls.crt"), webhook.metric(expiry).await);
+    succeeds(&["--days", "60"]);
+    assert_ne!(read("tls.crt"), first);
+    assert_eq!((read("ca.crt"), read("ca.key")), (authority, key));
+    let month = Duration::from_hours(24 * 29).as_secs_f64();
+    eventually("the new one is served", SOON, async || {
+        (webhook.metric(expiry).await > ends + month).then_some(())
+    })
+    .await;
+    let stream = TcpStream::connect(webhook.address()).await.unwrap();
+    let client = Trust::of_bundle(&read("ca.crt")).client(&[&TLS13], &["http/1.1"]);
+    let host = ServerName::try_from(format!("{FULLNAME}.{NAMESPACE}.svc")).unwrap();
+    let connection = TlsConnector::from(client).connect(host, stream).await;
+    let connection = connection.unwrap();
+    let served = &connection.get_ref().1.peer_certificates().unwrap()[0];
+    let renewed = CertificateDer::from_pem_slice(read("tls.crt").as_bytes()).unwrap();
+    assert_eq!(*served, renewed);
+    // The API server has a connection open from before. The next replica has to be trusted by its first certificate.
+    assert!(webhook.stop().await.success());
+    let mut webhook = cluster.webhook().await;
+    webhook.wait_until_ready().await;
+    cluster.pod_is_mutated(&team, ECR).await;
+    assert_eq!(cluster.bundles().await, [bundle.clone(), bundle]);
+
+    for name in ["ca.key", "tls.key"] {
+        let mode = fs::metadata(folder.join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/secrets/{secret}");
+    let stored = cluster.get(&path).await;
+    assert_eq!(stored["type"], "kubernetes.io/tls");
+    assert_eq!(
+        stored["metadata"]["annotations"],
+        Value::Null,
+        "no copy of the key"
+    );
 }
 
 #[tokio::test]

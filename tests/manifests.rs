@@ -64,6 +64,39 @@ fn the_guards_policies_are_known_by_their_names() {
     assert!(!policies.is_empty());
 }
 
+/// A Dockerfile can't be built here, but what Cargo has to find can be looked for.
+#[test]
+fn what_the_dockerfile_copies_is_all_that_cargo_asks_for() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let context = tempfile::tempdir().unwrap();
+    let dockerfile = std::fs::read_to_string(root.join("Dockerfile")).unwrap();
+    let mut copied = 0;
+    for line in dockerfile.lines() {
+        let Some(paths) = line.strip_prefix("COPY ") else {
+            continue;
+        };
+        let mut paths: Vec<&str> = paths.split(' ').collect();
+        if paths[0].starts_with("--from") {
+            break;
+        }
+        let to = context.path().join(paths.pop().unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        let mut copy = std::process::Command::new("cp");
+        copy.arg("-R").args(paths).arg(to).current_dir(root);
+        assert!(copy.status().unwrap().success(), "{line}");
+        copied += 1;
+    }
+    assert!(copied > 2, "{copied}");
+    // Nothing is compiled: before it looks for the binary, and finds none of that name, Cargo looks for each target's file.
+    let build = std::process::Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--offline", "--bin", "no-such"])
+        .current_dir(context.path())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&build.stderr);
+    assert!(error.contains("no bin target named `no-such`"), "{error}");
+}
+
 #[test]
 fn the_iam_policies_allow_pulls_and_nothing_else() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/iam");

@@ -1,0 +1,29 @@
+# The JSON files beside this folder, with what they have as examples filled in. Nothing here needs a provider.
+
+locals {
+  role_arn = "arn:${var.partition}:iam::${var.account_id}:role/${var.role_name}"
+
+  policy = replace(
+    file("${path.module}/../policy-${var.partition}.json"),
+    "123456789012", var.account_id
+  )
+
+  trust_irsa = replace(replace(replace(replace(
+    file("${path.module}/../trust-irsa.json"),
+    "123456789012", var.account_id),
+    "arn:aws:", "arn:${var.partition}:"),
+    "oidc.eks.eu-west-1.amazonaws.com/id/0123456789ABCDEF0123456789ABCDEF", trimprefix(var.oidc_issuer, "https://")),
+    "system:serviceaccount:ecr-injector:ecr-injector", "system:serviceaccount:${var.namespace}:${var.service_account}"
+  )
+
+  trust_pod_identity = replace(replace(
+    file("${path.module}/../trust-pod-identity.json"),
+    "arn:aws:eks:eu-west-1:123456789012:cluster/CLUSTER", var.cluster_arn),
+    "123456789012", var.account_id
+  )
+
+  repository_policy = replace(
+    file("${path.module}/../repository-policy.json"),
+    "arn:aws:iam::123456789012:role/ecr-injector", local.role_arn
+  )
+}
