@@ -1,8 +1,7 @@
 # `make help` lists what there is. CI runs `make ci`; a user needs `make demo` and `make test`.
 
 CARGO ?= cargo
-CONTROL_PLANE := tests/control-plane/build.sh
-HELM_BUILD := tests/helm/build.sh
+TOOLS := tests/tools/build.sh
 
 .DEFAULT_GOAL := help
 
@@ -21,11 +20,11 @@ release: ## Build the optimized binary (target/release/ecr-injector) and show it
 
 .PHONY: control-plane
 control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
-	@$(CONTROL_PLANE)
+	@$(TOOLS) control-plane
 
 .PHONY: helm
 helm: ## Build Helm, with which the chart is rendered and tested, once (about 2 minutes)
-	@$(HELM_BUILD)
+	@$(TOOLS) helm
 
 .PHONY: demo
 demo: control-plane ## Show the main job: one Deployment, two namespaces, one of them opted in
