@@ -2,12 +2,13 @@
 
 CARGO ?= cargo
 TOOLS := tests/tools/build.sh
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build the binary (target/debug/ecr-injector)
@@ -26,6 +27,10 @@ control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubect
 helm: ## Build Helm, with which the chart is rendered and tested, once (about 2 minutes)
 	@$(TOOLS) helm
 
+.PHONY: helm3
+helm3: ## Build Helm 3, once (about 2 minutes)
+	@$(TOOLS) helm3
+
 .PHONY: demo
 demo: control-plane ## Show the main job: one Deployment, two namespaces, one of them opted in
 	$(CARGO) build --locked --quiet --bin ecr-injector --example demo
@@ -39,6 +44,10 @@ demo-shell: control-plane ## The same, left running, with a KUBECONFIG to look a
 .PHONY: test
 test: control-plane helm ## Run every test that CI runs
 	$(CARGO) test --locked
+
+.PHONY: test-helm3
+test-helm3: control-plane helm helm3 ## Run the chart's tests with Helm 3
+	HELM=$(TARGET)/helm3/helm $(CARGO) test --locked --test chart --test apiserver_chart
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
@@ -96,7 +105,7 @@ docs: ## Build the API documentation, with warnings as errors
 ci: lint docs test ## What CI runs
 
 .PHONY: test-all
-test-all: ci kill-rounds soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci test-helm3 kill-rounds soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

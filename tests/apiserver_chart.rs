@@ -16,7 +16,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use support::helm::{chart, helm, objects};
+use support::helm::{self, chart, helm, helm_by, objects};
 use support::installation::{OPT_IN, PULL_SECRET, usable_port};
 use support::{Authority, Caller, ControlPlane, FakeAws, Rewriter, Webhook, eventually, webhook};
 
@@ -96,11 +96,16 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
         "--kubeconfig",
     ];
     let kubeconfig = cluster.plane.kubeconfig_for_admin();
-    let output = support::helm::run(&[&uninstall[..], &[kubeconfig.to_str().unwrap()]].concat());
+    let output = helm::run(&[&uninstall[..], &[kubeconfig.to_str().unwrap()]].concat());
     assert!(output.status.success(), "{output:?}");
     let left = ["get", "-f", "-", "--ignore-not-found", "-o", "name"];
     let left = cluster.plane.kubectl_with_input(&left, &rendered).await;
     assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
+    // Whoever fails closed wants the registration to go first: docs/uninstall.md.
+    let removed = cluster.removals();
+    let place = |resource: &str| removed.iter().position(|it| it == resource).unwrap();
+    let registration_first = place("mutatingwebhookconfigurations") < place("deployments");
+    assert_eq!(registration_first, helm::major() >= 4, "{removed:?}");
     let named = |list: &Value| -> Vec<String> {
         let items = list["items"].as_array().unwrap().iter();
         items
@@ -199,10 +204,18 @@ async fn what_kubectl_applied_is_taken_over_by_helm() {
 }
 
 #[tokio::test]
-async fn an_upgrade_by_client_side_apply_as_helm_3_does_it_keeps_the_bundles_too() {
+async fn upgrades_by_client_side_apply_as_helm_3_does_it_and_from_there_keep_the_bundles_too() {
     let cluster = Cluster::start().await;
-    let by_client = "--server-side=false";
-    cluster.helm(&["install", RELEASE, by_client], "");
+    // Helm 3 has no such flag, and no other way.
+    let by_client: &[&str] = match helm::major() {
+        3 => &[],
+        _ => &["--server-side=false"],
+    };
+    cluster.helm(&[&["install", RELEASE], by_client].concat(), "");
+    let managers = cluster.registration().await["metadata"]["managedFields"].clone();
+    let operations = managers.as_array().unwrap().iter();
+    let operations: Vec<_> = operations.map(|entry| &entry["operation"]).collect();
+    assert_eq!(operations, ["Update"], "{managers}");
     let bundle = BASE64_STANDARD.encode(Authority::new("any").pem());
     let fill = |entry: usize| {
         let path = format!("/webhooks/{entry}/clientConfig/caBundle");
@@ -215,14 +228,24 @@ async fn an_upgrade_by_client_side_apply_as_helm_3_does_it_keeps_the_bundles_too
         .await
         .allowed();
     cluster.helm(
-        &["upgrade", RELEASE, by_client],
+        &[&["upgrade", RELEASE], by_client].concat(),
         "webhook: {timeoutSeconds: 9}",
     );
     assert_eq!(
         cluster.registration().await["webhooks"][1]["timeoutSeconds"],
         9
     );
-    assert_eq!(cluster.bundles().await, [bundle.clone(), bundle]);
+    assert_eq!(cluster.bundles().await, [bundle.clone(), bundle.clone()]);
+
+    // Then Helm 4, as it does it for such a release by itself, and on the server's side: docs/upgrade.md.
+    for (more, timeout) in [(&[][..], 8), (&["--server-side=true"], 7)] {
+        let arguments = [&["upgrade", RELEASE], more].concat();
+        let values = format!("webhook: {{timeoutSeconds: {timeout}}}");
+        cluster.helm_by(&helm::next(), &chart(), &arguments, &values);
+        let registration = cluster.registration().await;
+        assert_eq!(registration["webhooks"][1]["timeoutSeconds"], timeout);
+        assert_eq!(cluster.bundles().await, [bundle.clone(), bundle.clone()]);
+    }
 }
 
 #[tokio::test]
@@ -391,6 +414,10 @@ impl Cluster {
     }
 
     fn helm_with(&self, chart: &Path, arguments: &[&str], values: &str) {
+        self.helm_by(&helm::program(), chart, arguments, values);
+    }
+
+    fn helm_by(&self, program: &Path, chart: &Path, arguments: &[&str], values: &str) {
         let kubeconfig = self.plane.kubeconfig_for_admin();
         let here = [
             chart.to_str().unwrap(),
@@ -399,7 +426,7 @@ impl Cluster {
             "--kubeconfig",
             kubeconfig.to_str().unwrap(),
         ];
-        let output = helm(&[arguments, &here].concat(), values);
+        let output = helm_by(program, &[arguments, &here].concat(), values);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {said}");
         assert!(
@@ -508,6 +535,14 @@ impl Cluster {
                     .map(str::to_owned)
             })
             .collect()
+    }
+
+    /// The kinds of what the admin removed, in that order.
+    fn removals(&self) -> Vec<String> {
+        let events = self.plane.audit_events_of("admin");
+        let removals = events.iter().filter(|event| event["verb"] == "delete");
+        let kinds = removals.map(|event| event["objectRef"]["resource"].as_str().unwrap());
+        kinds.map(str::to_owned).collect()
     }
 
     async fn get(&self, path: &str) -> Value {

@@ -407,12 +407,23 @@ fn what_the_configuration_holds_is_good_for_its_parser_and_in_all_other_places()
     }
 }
 
-#[test]
-fn the_notes_say_what_comes_next_and_warn_of_what_is_risky() {
+#[tokio::test]
+async fn the_notes_say_what_comes_next_and_warn_of_what_is_risky() {
+    // Helm 3 wants to see a cluster even for this.
+    let kubeconfig = ControlPlane::shared().await.kubeconfig_for_admin();
     let notes = |values: &str| {
         let chart = chart();
-        let arguments = ["install", RELEASE, chart.to_str().unwrap(), "-n", RELEASE];
-        let output = helm(&[&arguments[..], &["--dry-run=client"]].concat(), values);
+        let arguments = [
+            "install",
+            RELEASE,
+            chart.to_str().unwrap(),
+            "--namespace",
+            RELEASE,
+            "--dry-run=client",
+            "--kubeconfig",
+            kubeconfig.to_str().unwrap(),
+        ];
+        let output = helm(&arguments, values);
         assert!(output.status.success(), "{output:?}");
         let output = String::from_utf8(output.stdout).unwrap();
         output.split_once("NOTES:").unwrap().1.to_owned()

@@ -20,6 +20,7 @@ programs() {
   control-plane) control_plane kubernetes ;;
   helm) echo "helm helm helm.sh/helm/v4/cmd/helm" \
     "-X helm.sh/helm/v4/internal/version.version=v$(version helm helm.sh/helm/v4)" ;;
+  helm3) helm3 ;;
   *) return 1 ;;
   esac
 }
@@ -35,11 +36,23 @@ control_plane() {
   done
 }
 
+# As it is released: for charts that want a Kubernetes it is the one of its client.
+helm3() {
+  local stamp minor package
+  stamp="-X helm.sh/helm/v3/internal/version.version=v$(version helm3 helm.sh/helm/v3)"
+  minor=$(sed -n 's|^.*k8s.io/client-go v0\.\([0-9]*\)\..*$|\1|p' "$here/helm3/go.mod")
+  for package in lint/rules chartutil; do
+    stamp+=" -X helm.sh/helm/v3/pkg/$package.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/$package.k8sVersionMinor=$minor"
+  done
+  echo "helm helm3 helm.sh/helm/v3/cmd/helm $stamp"
+}
+
 # What to expect of the set $1, and what to set if there is one already.
 about() {
   case $1 in
   control-plane) echo "Kubernetes $(version kubernetes k8s.io/kubernetes), about 6 minutes on two cores (kube-apiserver is most of it)" ;;
   helm) echo "Helm $(version helm helm.sh/helm/v4), about 2 minutes on two cores" ;;
+  helm3) echo "Helm $(version helm3 helm.sh/helm/v3), about 2 minutes on two cores" ;;
   esac
 }
 
