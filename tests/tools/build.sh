@@ -18,6 +18,7 @@ version() { sed -n "s|^.*$2 v\([0-9.]*\)\$|\1|p" "$here/$1/go.mod" | head -1; }
 programs() {
   case $1 in
   control-plane) control_plane kubernetes ;;
+  control-plane-oldest) control_plane kubernetes-oldest ;;
   helm) echo "helm helm helm.sh/helm/v4/cmd/helm" \
     "-X helm.sh/helm/v4/internal/version.version=v$(version helm helm.sh/helm/v4)" ;;
   helm3) helm3 ;;
@@ -51,6 +52,7 @@ helm3() {
 about() {
   case $1 in
   control-plane) echo "Kubernetes $(version kubernetes k8s.io/kubernetes), about 6 minutes on two cores (kube-apiserver is most of it)" ;;
+  control-plane-oldest) echo "Kubernetes $(version kubernetes-oldest k8s.io/kubernetes), about 6 minutes on two cores" ;;
   helm) echo "Helm $(version helm helm.sh/helm/v4), about 2 minutes on two cores" ;;
   helm3) echo "Helm $(version helm3 helm.sh/helm/v3), about 2 minutes on two cores" ;;
   esac
