@@ -37,6 +37,10 @@ control-plane-oldest: ## Build the same of the oldest Kubernetes that is tried, 
 helm3: ## Build Helm 3, once (about 2 minutes)
 	@$(TOOLS) helm3
 
+.PHONY: kube-score
+kube-score: ## Build kube-score, which looks at what the chart renders, once (about a minute)
+	@$(TOOLS) kube-score
+
 .PHONY: demo
 demo: control-plane ## Show the main job: one Deployment, two namespaces, one of them opted in
 	$(CARGO) build --locked --quiet --bin ecr-injector --example demo
@@ -48,15 +52,15 @@ demo-shell: control-plane ## The same, left running, with a KUBECONFIG to look a
 	@target/debug/examples/demo --shell
 
 .PHONY: test
-test: control-plane helm ## Run every test that CI runs
+test: control-plane helm kube-score ## Run every test that CI runs
 	$(CARGO) test --locked
 
 .PHONY: test-helm3
-test-helm3: control-plane helm helm3 ## Run the chart's tests with Helm 3
+test-helm3: control-plane helm helm3 kube-score ## Run the chart's tests with Helm 3
 	HELM=$(TARGET)/helm3/helm $(CARGO) test --locked --test chart --test apiserver_chart
 
 .PHONY: test-oldest
-test-oldest: control-plane-oldest helm ## Run the tests against an API server on the oldest Kubernetes
+test-oldest: control-plane-oldest helm kube-score ## Run the tests against an API server on the oldest Kubernetes
 	KUBEBUILDER_ASSETS=$(TARGET)/control-plane-oldest/bin $(CARGO) test --locked $(OLDEST:%=--test %)
 
 .PHONY: test-fast
@@ -75,7 +79,7 @@ soak: control-plane ## Change certificates, authorities, replicas and leaders un
 	ECR_INJECTOR_SOAK_BINARY=$$PWD/target/release/ecr-injector $(CARGO) test --locked --test apiserver_soak -- --nocapture
 
 .PHONY: sabotage
-sabotage: helm ## Take each guard out of the code and see its test turn red
+sabotage: helm kube-score ## Take each guard out of the code and see its test turn red
 	@tests/sabotage/run.sh
 
 .PHONY: bench

@@ -27,6 +27,19 @@ fn built() -> PathBuf {
     )
 }
 
+/// Where kube-score is: `KUBE_SCORE`, or what `make kube-score` built.
+pub fn kube_score() -> PathBuf {
+    std::env::var_os("KUBE_SCORE").map_or_else(
+        || {
+            under_target(
+                "kube-score/kube-score",
+                "run `make kube-score` first, or set KUBE_SCORE to one",
+            )
+        },
+        PathBuf::from,
+    )
+}
+
 fn under_target(path: &str, advice: &str) -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = std::env::var_os("CARGO_TARGET_DIR")

@@ -4,7 +4,8 @@
 #   tests/tools/build.sh control-plane helm
 #
 # A folder beside this script is a module, and its go.mod says which version: a change there, or of how a program is built,
-# builds it anew. KUBEBUILDER_ASSETS names a folder that has the control plane already, HELM a Helm 4 or 3: then that one is used.
+# builds it anew. KUBEBUILDER_ASSETS names a folder that has the control plane already, HELM a Helm 4 or 3, KUBE_SCORE a kube-score: then
+# that one is used.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -22,6 +23,8 @@ programs() {
   helm) echo "helm helm helm.sh/helm/v4/cmd/helm" \
     "-X helm.sh/helm/v4/internal/version.version=v$(version helm helm.sh/helm/v4)" ;;
   helm3) helm3 ;;
+  kube-score) echo "kube-score kube-score github.com/zegl/kube-score/cmd/kube-score" \
+    "-X main.version=$(version kube-score github.com/zegl/kube-score)" ;;
   *) return 1 ;;
   esac
 }
@@ -55,6 +58,7 @@ about() {
   control-plane-oldest) echo "Kubernetes $(version kubernetes-oldest k8s.io/kubernetes), about 6 minutes on two cores" ;;
   helm) echo "Helm $(version helm helm.sh/helm/v4), about 2 minutes on two cores" ;;
   helm3) echo "Helm $(version helm3 helm.sh/helm/v3), about 2 minutes on two cores" ;;
+  kube-score) echo "kube-score $(version kube-score github.com/zegl/kube-score)" ;;
   esac
 }
 
@@ -71,6 +75,9 @@ elsewhere() {
     it=$("$HELM" version --template '{{.Version}}' 2>/dev/null) || it=
     [[ $it == v[34].* ]] || fail "HELM is $HELM, which is ${it:-no Helm that runs}; name a Helm 4 or 3, or unset the variable to build it from source"
     echo "$set: using $HELM, $it"
+  elif [[ $1 == kube-score && -n "${KUBE_SCORE:-}" ]]; then
+    it=$("$KUBE_SCORE" version 2>/dev/null) || fail "KUBE_SCORE is $KUBE_SCORE, which doesn't run; name one, or unset the variable to build it from source"
+    echo "$set: using $KUBE_SCORE, $it"
   else
     return 1
   fi
@@ -121,7 +128,7 @@ for set in "$@"; do
     continue
   fi
   command -v go >/dev/null || fail "Go is needed to build it (https://go.dev/doc/install)," \
-    "or set KUBEBUILDER_ASSETS to a folder that has the control plane, and HELM to a Helm"
+    "or set KUBEBUILDER_ASSETS to a folder that has the control plane, HELM to a Helm, and KUBE_SCORE to a kube-score"
   echo "$set: $(about "$set"), once"
   mkdir -p "$out"
   for program in "${stale[@]}"; do
