@@ -1,14 +1,16 @@
 # `make help` lists what there is. CI runs `make ci`; a user needs `make demo` and `make test`.
 
 CARGO ?= cargo
-CONTROL_PLANE := tests/control-plane/build.sh
-HELM_BUILD := tests/helm/build.sh
+TOOLS := tests/tools/build.sh
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# All that is tried on the oldest Kubernetes.
+OLDEST := $(filter-out apiserver_soak,$(basename $(notdir $(wildcard tests/apiserver_*.rs)))) chart
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build the binary (target/debug/ecr-injector)
@@ -29,11 +31,23 @@ image-test: control-plane image ## Unpack the image, and run it as a container w
 
 .PHONY: control-plane
 control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
-	@$(CONTROL_PLANE)
+	@$(TOOLS) control-plane
 
 .PHONY: helm
 helm: ## Build Helm, with which the chart is rendered and tested, once (about 2 minutes)
-	@$(HELM_BUILD)
+	@$(TOOLS) helm
+
+.PHONY: control-plane-oldest
+control-plane-oldest: ## Build the same of the oldest Kubernetes that is tried, once (about 6 minutes)
+	@$(TOOLS) control-plane-oldest
+
+.PHONY: helm3
+helm3: ## Build Helm 3, once (about 2 minutes)
+	@$(TOOLS) helm3
+
+.PHONY: kube-score
+kube-score: ## Build kube-score, which looks at what the chart renders, once (about a minute)
+	@$(TOOLS) kube-score
 
 .PHONY: demo
 demo: control-plane ## Show the main job: one Deployment, two namespaces, one of them opted in
@@ -46,8 +60,16 @@ demo-shell: control-plane ## The same, left running, with a KUBECONFIG to look a
 	@target/debug/examples/demo --shell
 
 .PHONY: test
-test: control-plane helm ## Run every test that CI runs
+test: control-plane helm kube-score ## Run every test that CI runs
 	$(CARGO) test --locked
+
+.PHONY: test-helm3
+test-helm3: control-plane helm helm3 kube-score ## Run the chart's tests with Helm 3
+	HELM=$(TARGET)/helm3/helm $(CARGO) test --locked --test chart --test apiserver_chart
+
+.PHONY: test-oldest
+test-oldest: control-plane-oldest helm kube-score ## Run the tests against an API server on the oldest Kubernetes
+	KUBEBUILDER_ASSETS=$(TARGET)/control-plane-oldest/bin $(CARGO) test --locked $(OLDEST:%=--test %)
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
@@ -65,7 +87,7 @@ soak: control-plane ## Change certificates, authorities, replicas and leaders un
 	ECR_INJECTOR_SOAK_BINARY=$$PWD/target/release/ecr-injector $(CARGO) test --locked --test apiserver_soak -- --nocapture
 
 .PHONY: sabotage
-sabotage: helm ## Take each guard out of the code and see its test turn red
+sabotage: helm kube-score ## Take each guard out of the code and see its test turn red
 	@tests/sabotage/run.sh
 
 .PHONY: bench
@@ -106,7 +128,7 @@ docs: ## Build the API documentation, with warnings as errors
 ci: lint docs test ## What CI runs
 
 .PHONY: test-all
-test-all: ci image-test kill-rounds soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci image-test test-helm3 test-oldest kill-rounds soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -156,6 +156,8 @@ async fn images_of_init_containers_and_volumes_count() {
         .await
         .unwrap();
     assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+    let stored = json!(admitted.pod.spec.unwrap().volumes.unwrap());
+    assert_eq!(stored[0]["image"]["reference"], image("us-west-2"));
 
     let both = [
         registry(123_456_789_012, "us-west-1"),

@@ -23,7 +23,7 @@ use rustls::version::TLS13;
 use serde_json::{Value, json};
 use support::control_plane::{self, programs};
 use support::creators::Creators;
-use support::helm::{chart, helm, objects};
+use support::helm::{self, chart, helm, helm_by, objects};
 use support::installation::{OPT_IN, PULL_SECRET, usable_port};
 use support::{
     Authority, Balancer, Caller, ControlPlane, FakeAws, Rewriter, Trust, Webhook, eventually,
@@ -45,7 +45,7 @@ const FULLNAME: &str = "pull-ecr-injector";
 
 #[tokio::test]
 async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull_secret() {
-    let cluster = Cluster::start_with_controllers().await;
+    let cluster = Cluster::start().await;
     let port = format!("service: {{port: {}}}", usable_port(&cluster.plane));
     cluster.helm(&["install", RELEASE], &port);
     let mut webhook = cluster.webhook().await;
@@ -54,20 +54,12 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
     let bundles = cluster.bundles().await;
     assert_eq!(bundles.len(), 2);
     webhook.wait_until_ready().await;
-    let (tested, said) = cluster.test_of_the_release().await;
-    assert!(tested, "{said}");
-    assert!(
-        said.contains("admitted  a Pod with") && said.contains("minted    "),
-        "{said}"
-    );
-    cluster.test_leaves(&[]).await;
 
     // An upgrade that changes the registration and the configuration. Nothing restarts, and the bundles stay.
     let template = cluster.deployment().await["spec"]["template"].clone();
     let upgraded = format!(
         "{port}\nwebhook: {{timeoutSeconds: 7}}\nconfig: {{optIn: {{excludeNamespaces: [monitoring]}}, \
-         aliases: [{{host: images.example.com, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}}]}}\n\
-         test: {{wait: 2s}}"
+         aliases: [{{host: images.example.com, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}}]}}"
     );
     cluster.helm(&["upgrade", RELEASE], &upgraded);
     assert_eq!(
@@ -108,17 +100,6 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
 
     // What stays is what the webhook made: docs/uninstall.md.
     assert!(webhook.stop().await.success());
-    let (tested, said) = cluster.test_of_the_release().await;
-    assert!(
-        !tested && said.contains("without ecr-pull-secret"),
-        "{said}"
-    );
-    // For its log; what it could do is gone.
-    let left = [format!(
-        "/api/v1/namespaces/{NAMESPACE}/pods/{FULLNAME}-test"
-    )];
-    cluster.test_leaves(&left).await;
-    cluster.admin().await.delete(&left[0]).await.allowed();
     let uninstall = [
         "uninstall",
         RELEASE,
@@ -127,11 +108,16 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
         "--kubeconfig",
     ];
     let kubeconfig = cluster.plane.kubeconfig_for_admin();
-    let output = support::helm::run(&[&uninstall[..], &[kubeconfig.to_str().unwrap()]].concat());
+    let output = helm::run(&[&uninstall[..], &[kubeconfig.to_str().unwrap()]].concat());
     assert!(output.status.success(), "{output:?}");
     let left = ["get", "-f", "-", "--ignore-not-found", "-o", "name"];
     let left = cluster.plane.kubectl_with_input(&left, &rendered).await;
     assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
+    // Whoever fails closed wants the registration to go first: docs/uninstall.md.
+    let removed = cluster.removals();
+    let place = |resource: &str| removed.iter().position(|it| it == resource).unwrap();
+    let registration_first = place("mutatingwebhookconfigurations") < place("deployments");
+    assert_eq!(registration_first, helm::major() >= 4, "{removed:?}");
     let named = |list: &Value| -> Vec<String> {
         let items = list["items"].as_array().unwrap().iter();
         items
@@ -154,6 +140,40 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
         .await
         .allowed();
     assert!(after["spec"]["imagePullSecrets"].is_null());
+}
+
+#[tokio::test]
+async fn the_test_of_a_release_shows_that_it_works_or_why_it_does_not() {
+    let cluster = Cluster::start_with_controllers().await;
+    let values = format!(
+        "service: {{port: {}}}\ntest: {{wait: 20s}}",
+        usable_port(&cluster.plane)
+    );
+    cluster.helm(&["install", RELEASE], &values);
+    let mut webhook = cluster.webhook().await;
+    webhook.wait_until_ready().await;
+    let (tested, said) = cluster.test_of_the_release().await;
+    assert!(tested, "{said}");
+    assert!(
+        said.contains("admitted  a Pod with") && said.contains("minted    "),
+        "{said}"
+    );
+    cluster.test_leaves(&[]).await;
+
+    assert!(webhook.stop().await.success());
+    let hurried = values.replace("20s", "2s");
+    cluster.helm(&["upgrade", RELEASE], &hurried);
+    let (tested, said) = cluster.test_of_the_release().await;
+    assert!(
+        !tested && said.contains("without ecr-pull-secret"),
+        "{said}"
+    );
+    // For its log; what it could do is gone.
+    let left = [format!(
+        "/api/v1/namespaces/{NAMESPACE}/pods/{FULLNAME}-test"
+    )];
+    cluster.test_leaves(&left).await;
+    cluster.admin().await.delete(&left[0]).await.allowed();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -379,10 +399,18 @@ async fn what_kubectl_applied_is_taken_over_by_helm() {
 }
 
 #[tokio::test]
-async fn an_upgrade_by_client_side_apply_as_helm_3_does_it_keeps_the_bundles_too() {
+async fn upgrades_by_client_side_apply_as_helm_3_does_it_and_from_there_keep_the_bundles_too() {
     let cluster = Cluster::start().await;
-    let by_client = "--server-side=false";
-    cluster.helm(&["install", RELEASE, by_client], "");
+    // Helm 3 has no such flag, and no other way.
+    let by_client: &[&str] = match helm::major() {
+        3 => &[],
+        _ => &["--server-side=false"],
+    };
+    cluster.helm(&[&["install", RELEASE], by_client].concat(), "");
+    let managers = cluster.registration().await["metadata"]["managedFields"].clone();
+    let operations = managers.as_array().unwrap().iter();
+    let operations: Vec<_> = operations.map(|entry| &entry["operation"]).collect();
+    assert_eq!(operations, ["Update"], "{managers}");
     let bundle = BASE64_STANDARD.encode(Authority::new("any").pem());
     let fill = |entry: usize| {
         let path = format!("/webhooks/{entry}/clientConfig/caBundle");
@@ -395,14 +423,24 @@ async fn an_upgrade_by_client_side_apply_as_helm_3_does_it_keeps_the_bundles_too
         .await
         .allowed();
     cluster.helm(
-        &["upgrade", RELEASE, by_client],
+        &[&["upgrade", RELEASE], by_client].concat(),
         "webhook: {timeoutSeconds: 9}",
     );
     assert_eq!(
         cluster.registration().await["webhooks"][1]["timeoutSeconds"],
         9
     );
-    assert_eq!(cluster.bundles().await, [bundle.clone(), bundle]);
+    assert_eq!(cluster.bundles().await, [bundle.clone(), bundle.clone()]);
+
+    // Then Helm 4, as it does it for such a release by itself, and on the server's side: docs/upgrade.md.
+    for (more, timeout) in [(&[][..], 8), (&["--server-side=true"], 7)] {
+        let arguments = [&["upgrade", RELEASE], more].concat();
+        let values = format!("webhook: {{timeoutSeconds: {timeout}}}");
+        cluster.helm_by(&helm::next(), &chart(), &arguments, &values);
+        let registration = cluster.registration().await;
+        assert_eq!(registration["webhooks"][1]["timeoutSeconds"], timeout);
+        assert_eq!(cluster.bundles().await, [bundle.clone(), bundle.clone()]);
+    }
 }
 
 #[tokio::test]
@@ -582,6 +620,10 @@ impl Cluster {
     }
 
     fn helm_with(&self, chart: &Path, arguments: &[&str], values: &str) {
+        self.helm_by(&helm::program(), chart, arguments, values);
+    }
+
+    fn helm_by(&self, program: &Path, chart: &Path, arguments: &[&str], values: &str) {
         let kubeconfig = self.plane.kubeconfig_for_admin();
         let here = [
             chart.to_str().unwrap(),
@@ -590,7 +632,7 @@ impl Cluster {
             "--kubeconfig",
             kubeconfig.to_str().unwrap(),
         ];
-        let output = helm(&[arguments, &here].concat(), values);
+        let output = helm_by(program, &[arguments, &here].concat(), values);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {said}");
         assert!(
@@ -791,6 +833,14 @@ impl Cluster {
                     .map(str::to_owned)
             })
             .collect()
+    }
+
+    /// The kinds of what the admin removed, in that order.
+    fn removals(&self) -> Vec<String> {
+        let events = self.plane.audit_events_of("admin");
+        let removals = events.iter().filter(|event| event["verb"] == "delete");
+        let kinds = removals.map(|event| event["objectRef"]["resource"].as_str().unwrap());
+        kinds.map(str::to_owned).collect()
     }
 
     async fn get(&self, path: &str) -> Value {

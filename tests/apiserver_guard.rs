@@ -471,6 +471,13 @@ async fn changes_nothing_of_its_registration_but_whom_its_entries_trust() {
         us.json_patch(&path, &trust).await.0.ok()
     })
     .await;
+    // Policies come into force one after the other, and all that follows would be stored.
+    let probe = set("/metadata/labels/x", json!("x"));
+    eventually("the guard looks at registrations", SOON, async || {
+        let path = format!("{path}?dryRun=All");
+        us.json_patch(&path, &probe).await.0.err()
+    })
+    .await;
     let entry = registration["webhooks"][0].clone();
     for (change, refusal) in [
         (
@@ -890,11 +897,12 @@ async fn is_found_in_force_at_the_start_and_missing_when_it_is() {
         let Verdict::Untested(reason) = verdict else {
             return None;
         };
-        assert!(gauge == -1 && reason.contains("cannot patch"), "{reason}");
-        Some(())
+        assert!(gauge == -1 && reason.contains("cannot "), "{reason}");
+        // RBAC may hear of it between its two looks at one request: whether we may patch, and whether we may create.
+        reason.contains("cannot patch").then_some(())
     })
     .await;
-    assert_eq!(logged("could not be tested"), 1);
+    assert!(logged("could not be tested") >= 1);
 }
 
 #[tokio::test]

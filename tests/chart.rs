@@ -14,12 +14,14 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use ecr_injector::config::Config;
 use serde_json::{Value, json};
 use support::caller::Outcome;
-use support::helm::{RELEASE, chart, find, helm, objects, of_the_test, try_template};
+use support::helm::{RELEASE, chart, find, helm, kube_score, objects, of_the_test, try_template};
 use support::{Caller, ControlPlane};
 
 /// Values that people have, each in a cluster of its own: the name, and what is in the file.
@@ -151,6 +153,123 @@ extraObjects: [{apiVersion: v1, kind: ConfigMap, metadata: {name: more}, data: {
 
 /// Kinds that only an operator's definitions bring: their shape is looked at here, and no API server of ours knows them.
 const FOREIGN: &[&str] = &["cert-manager.io/v1", "monitoring.coreos.com/v1"];
+
+/// What kube-score would have otherwise and stays as it is: the check, the sets of values in which it finds something, and why.
+const LEFT: &[(&str, In, &str)] = &[
+    (
+        "container-resources",
+        In::AllBut(&["more of everything"]),
+        "a limit of CPU holds up admissions, for which the whole cluster waits; memory has one",
+    ),
+    (
+        "container-cpu-requests-equal-limits",
+        In::All,
+        "for the same reason",
+    ),
+    (
+        "container-memory-requests-equal-limits",
+        In::All,
+        "memory grows with the cluster: what a small one needs is asked for, and what a large one needs is allowed",
+    ),
+    (
+        "container-resource-requests-equal-limits",
+        In::All,
+        "for these two reasons",
+    ),
+    (
+        "container-ephemeral-storage-request-and-limit",
+        In::All,
+        "the container writes no file, and its log is rotated by the kubelet: for a limit it would be evicted",
+    ),
+    (
+        "container-image-pull-policy",
+        In::All,
+        "Always makes each start wait for a registry; image.digest is there for who wants to be sure of the image",
+    ),
+    (
+        "deployment-has-host-podantiaffinity",
+        In::AllBut(&["one unguarded replica"]),
+        "topologySpreadConstraints spread over zones as well as nodes, and let a cluster of one node have two replicas",
+    ),
+    (
+        "pod-networkpolicy",
+        In::AllBut(&[
+            "a network policy for everybody",
+            "a network policy with names",
+        ]),
+        "networkPolicy.enabled: from where the API servers call is known to the cluster's admin alone",
+    ),
+    (
+        "container-security-context-user-group-id",
+        In::Only(&["OpenShift"]),
+        "the cluster chooses the user, out of the range that it gave to the namespace",
+    ),
+    (
+        "deployment-replicas",
+        In::Only(&["one unguarded replica"]),
+        "it is what was asked for; the notes warn of it",
+    ),
+];
+
+/// In which sets of values.
+#[derive(Debug)]
+enum In {
+    All,
+    AllBut(&'static [&'static str]),
+    Only(&'static [&'static str]),
+}
+
+impl In {
+    fn has(&self, set: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::AllBut(others) => !others.contains(&set),
+            Self::Only(sets) => sets.contains(&set),
+        }
+    }
+}
+
+#[test]
+fn kube_score_finds_what_is_left_for_a_reason_and_nothing_else() {
+    for (name, values) in MATRIX {
+        let left: BTreeSet<String> = LEFT
+            .iter()
+            .filter(|(_, sets, _)| sets.has(name))
+            .map(|(check, _, _)| (*check).to_owned())
+            .collect();
+        // The Pod of `helm test` runs once: what is good for a Deployment isn't asked of it.
+        let rendered = objects(RELEASE, RELEASE, values);
+        let rendered: Vec<_> = rendered.iter().map(Value::to_string).collect();
+        assert_eq!(findings(&rendered.join("\n---\n")), left, "{name}");
+    }
+}
+
+/// The checks, optional ones included, that something rendered doesn't pass.
+fn findings(rendered: &str) -> BTreeSet<String> {
+    let mut kube_score = Command::new(kube_score())
+        .args(["score", "--output-format=json", "--all-default-optional"])
+        .args(["--kubernetes-version=v1.37", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = kube_score.stdin.take().unwrap();
+    stdin.write_all(rendered.as_bytes()).unwrap();
+    drop(stdin);
+    let output = kube_score.wait_with_output().unwrap();
+    let objects: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let kinds: Vec<_> = objects
+        .iter()
+        .map(|object| &object["type_meta"]["kind"])
+        .collect();
+    assert!(kinds.contains(&&json!("Deployment")), "{kinds:?}");
+    objects
+        .iter()
+        .flat_map(|object| object["checks"].as_array().unwrap())
+        .filter(|check| check["skipped"] == false && check["grade"].as_u64().unwrap() < 10)
+        .map(|check| check["check"]["id"].as_str().unwrap().to_owned())
+        .collect()
+}
 
 #[test]
 fn two_renderings_are_the_same_to_the_byte() {
@@ -440,12 +559,23 @@ fn what_the_configuration_holds_is_good_for_its_parser_and_in_all_other_places()
     }
 }
 
-#[test]
-fn the_notes_say_what_comes_next_and_warn_of_what_is_risky() {
+#[tokio::test]
+async fn the_notes_say_what_comes_next_and_warn_of_what_is_risky() {
+    // Helm 3 wants to see a cluster even for this.
+    let kubeconfig = ControlPlane::shared().await.kubeconfig_for_admin();
     let notes = |values: &str| {
         let chart = chart();
-        let arguments = ["install", RELEASE, chart.to_str().unwrap(), "-n", RELEASE];
-        let output = helm(&[&arguments[..], &["--dry-run=client"]].concat(), values);
+        let arguments = [
+            "install",
+            RELEASE,
+            chart.to_str().unwrap(),
+            "--namespace",
+            RELEASE,
+            "--dry-run=client",
+            "--kubeconfig",
+            kubeconfig.to_str().unwrap(),
+        ];
+        let output = helm(&arguments, values);
         assert!(output.status.success(), "{output:?}");
         let output = String::from_utf8(output.stdout).unwrap();
         output.split_once("NOTES:").unwrap().1.to_owned()

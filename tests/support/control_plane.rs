@@ -16,6 +16,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -124,6 +125,10 @@ impl ControlPlane {
             api_server_arguments(&files, &etcd_url, api_server, &block.service_range());
         if options.traces {
             arguments.push(tracing_argument(folder.path()));
+        }
+        if (31..35).contains(&minor_version(&programs)) {
+            // From 1.35 on it is so by itself; before 1.31 there are no image volumes.
+            arguments.push("--feature-gates=ImageVolume=true".to_owned());
         }
         let kube_apiserver = GuardedChild::spawn(
             &programs.join("kube-apiserver"),
@@ -486,6 +491,22 @@ pub fn programs() -> PathBuf {
         );
     }
     folder
+}
+
+/// Which Kubernetes 1 this is.
+fn minor_version(programs: &Path) -> u32 {
+    static MINOR: OnceLock<u32> = OnceLock::new();
+    *MINOR.get_or_init(|| {
+        let output = std::process::Command::new(programs.join("kube-apiserver"))
+            .arg("--version")
+            .output()
+            .unwrap();
+        let version = String::from_utf8(output.stdout).unwrap();
+        let minor = version.trim().strip_prefix("Kubernetes v1.");
+        minor
+            .and_then(|minor| minor.split('.').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("the version of a Kubernetes: {version}"))
+    })
 }
 
 /// A /24 of the loopback network that this control plane alone uses.

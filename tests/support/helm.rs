@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -16,25 +17,69 @@ pub fn chart() -> PathBuf {
 
 /// Where Helm is: HELM, or what `make helm` built.
 pub fn program() -> PathBuf {
-    if let Some(helm) = std::env::var_os("HELM") {
-        return helm.into();
-    }
+    std::env::var_os("HELM").map_or_else(built, PathBuf::from)
+}
+
+fn built() -> PathBuf {
+    under_target(
+        "helm/helm",
+        "run `make helm` first, or set HELM to a Helm 4 or 3",
+    )
+}
+
+/// Where kube-score is: `KUBE_SCORE`, or what `make kube-score` built.
+pub fn kube_score() -> PathBuf {
+    std::env::var_os("KUBE_SCORE").map_or_else(
+        || {
+            under_target(
+                "kube-score/kube-score",
+                "run `make kube-score` first, or set KUBE_SCORE to one",
+            )
+        },
+        PathBuf::from,
+    )
+}
+
+fn under_target(path: &str, advice: &str) -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let helm = std::env::var_os("CARGO_TARGET_DIR")
+    let program = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| manifest.join("target"), |target| manifest.join(target))
-        .join("helm/helm");
+        .join(path);
     assert!(
-        helm.is_file(),
-        "there is no {}: run `make helm` first, or set HELM to a Helm 4",
-        helm.display()
+        program.is_file(),
+        "there is no {}: {advice}",
+        program.display()
     );
-    helm
+    program
+}
+
+/// 4 or 3. The former applies on the server's side unless it is told otherwise; the latter knows its own side alone.
+pub fn major() -> u32 {
+    static MAJOR: LazyLock<u32> = LazyLock::new(|| {
+        let output = run(&["version", "--template", "{{.Version}}"]);
+        let version = String::from_utf8(output.stdout).unwrap();
+        match version.get(..3) {
+            Some("v3.") => 3,
+            Some("v4.") => 4,
+            _ => panic!("{} is no Helm 4 or 3: {version}", program().display()),
+        }
+    });
+    *MAJOR
+}
+
+/// A Helm 4: what somebody with an older one has next.
+pub fn next() -> PathBuf {
+    if major() == 3 { built() } else { program() }
 }
 
 /// Runs it in surroundings that have no plugins, repositories or cluster.
 pub fn run(arguments: &[&str]) -> Output {
+    run_by(&program(), arguments)
+}
+
+fn run_by(program: &Path, arguments: &[&str]) -> Output {
     let home = tempfile::tempdir().unwrap();
-    Command::new(program())
+    Command::new(program)
         .env_clear()
         .env("HOME", home.path())
         .args(arguments)
@@ -44,10 +89,15 @@ pub fn run(arguments: &[&str]) -> Output {
 
 /// The same, with `values` in a file.
 pub fn helm(arguments: &[&str], values: &str) -> Output {
+    helm_by(&program(), arguments, values)
+}
+
+/// The same, by this Helm.
+pub fn helm_by(program: &Path, arguments: &[&str], values: &str) -> Output {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(values.as_bytes()).unwrap();
     let values = ["--values", file.path().to_str().unwrap()];
-    run(&[arguments, &values].concat())
+    run_by(program, &[arguments, &values].concat())
 }
 
 /// What `helm template` writes for this release, or what it complains of.

@@ -2,7 +2,7 @@
 //
 // k8s.io/kubernetes names its staging modules by relative paths, which only its own repository has: each is
 // replaced here by the module that was published for the same release.
-module ecr-injector.dev/tests/control-plane/kubernetes
+module ecr-injector.dev/tests/tools/kubernetes
 
 go 1.26.0
 

@@ -1,5 +1,5 @@
 // The etcd that the tests' kube-apiserver stores in.
-module ecr-injector.dev/tests/control-plane/etcd
+module ecr-injector.dev/tests/tools/etcd
 
 go 1.26.0
 

@@ -1,5 +1,5 @@
 // The Helm that the tests render and install the chart with.
-module ecr-injector.dev/tests/helm
+module ecr-injector.dev/tests/tools/helm
 
 go 1.26.0
 
