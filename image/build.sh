@@ -72,7 +72,7 @@ build() {
 [[ $binary ]] || build
 [[ -x $binary ]] || fail "there is no executable $binary"
 
-image/umoci/build.sh
+tests/tools/build.sh umoci
 umoci=${UMOCI:-$target/umoci/umoci}
 
 work=$(mktemp -d)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds programs that the tests run from their Go modules, once, into target:
+# Builds programs that the tests and image/build.sh run from their Go modules, once, into target:
 #
 #   tests/tools/build.sh control-plane helm
 #
 # A folder beside this script is a module, and its go.mod says which version: a change there, or of how a program is built,
-# builds it anew. KUBEBUILDER_ASSETS names a folder that has the control plane already, HELM a Helm 4 or 3, KUBE_SCORE a kube-score: then
-# that one is used.
+# builds it anew. KUBEBUILDER_ASSETS names a folder that has the control plane already, HELM a Helm 4 or 3, KUBE_SCORE a kube-score,
+# UMOCI a umoci: then that one is used.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -25,6 +25,7 @@ programs() {
   helm3) helm3 ;;
   kube-score) echo "kube-score kube-score github.com/zegl/kube-score/cmd/kube-score" \
     "-X main.version=$(version kube-score github.com/zegl/kube-score)" ;;
+  umoci) echo "umoci umoci github.com/opencontainers/umoci/cmd/umoci" ;;
   *) return 1 ;;
   esac
 }
@@ -59,6 +60,7 @@ about() {
   helm) echo "Helm $(version helm helm.sh/helm/v4), about 2 minutes on two cores" ;;
   helm3) echo "Helm $(version helm3 helm.sh/helm/v3), about 2 minutes on two cores" ;;
   kube-score) echo "kube-score $(version kube-score github.com/zegl/kube-score)" ;;
+  umoci) echo "umoci $(version umoci github.com/opencontainers/umoci), which writes images without a container engine" ;;
   esac
 }
 
@@ -78,6 +80,9 @@ elsewhere() {
   elif [[ $1 == kube-score && -n "${KUBE_SCORE:-}" ]]; then
     it=$("$KUBE_SCORE" version 2>/dev/null) || fail "KUBE_SCORE is $KUBE_SCORE, which doesn't run; name one, or unset the variable to build it from source"
     echo "$set: using $KUBE_SCORE, $it"
+  elif [[ $1 == umoci && -n "${UMOCI:-}" ]]; then
+    it=$("$UMOCI" --version 2>/dev/null) || fail "UMOCI is $UMOCI, which doesn't run; name one, or unset the variable to build it from source"
+    echo "$set: using $UMOCI, $it"
   else
     return 1
   fi

@@ -1,5 +1,5 @@
 // The umoci that `make image` writes the image with.
-module ecr-injector.dev/image/umoci
+module ecr-injector.dev/tests/tools/umoci
 
 go 1.26.0
 
