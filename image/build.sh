@@ -70,6 +70,8 @@ build() {
   binary=$target/$triple/release/ecr-injector
 }
 [[ $binary ]] || build
+[[ $(git rev-parse HEAD 2>/dev/null || echo unknown) == "${revision%-dirty}" ]] ||
+  fail "the commit is another than when the binary was begun: the image would name the wrong one. Run it again"
 [[ -x $binary ]] || fail "there is no executable $binary"
 
 tests/tools/build.sh umoci
