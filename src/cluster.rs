@@ -3,7 +3,10 @@
 pub mod rights;
 pub mod watch;
 
-use std::path::Path;
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    path::Path,
+};
 
 use http::{HeaderValue, header::USER_AGENT};
 use kube::{
@@ -115,6 +118,12 @@ impl Cluster {
             server,
         })
     }
+}
+
+/// A number that differs between processes and calls, so that they don't do the same at the same moment or under the same
+/// name. The standard library seeds its hash maps with such.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 fn client(

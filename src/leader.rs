@@ -12,7 +12,6 @@
 
 use std::{
     fmt,
-    hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -28,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     clock::{Clock, Moment},
+    cluster::random,
     metrics::Metrics,
     namespace::{Namespace, is_label},
 };
@@ -667,11 +667,6 @@ fn holder(lease: &Lease) -> &str {
     spec(lease)
         .and_then(|spec| spec.holder_identity.as_deref())
         .unwrap_or_default()
-}
-
-/// A number that differs between processes and calls: the standard library seeds its hash maps with such.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

@@ -1,10 +1,6 @@
 //! An installation as its users meet it: a Pod that names an image is created, and what becomes of it is looked at.
 
-use std::{
-    collections::BTreeMap,
-    hash::{BuildHasher as _, RandomState},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use http::{HeaderMap, Request, header::WARNING};
 use http_body_util::BodyExt as _;
@@ -20,7 +16,7 @@ use serde_json::json;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::{namespace::Namespace, pull_secret, registry::Host, token::Freshness};
+use crate::{cluster::random, namespace::Namespace, pull_secret, registry::Host, token::Freshness};
 
 /// How long one call may take: longer than any webhook may (30 s), and the API server asks several in a row.
 const CALL_TIMEOUT: Duration = Duration::from_secs(35);
@@ -108,11 +104,7 @@ impl Probe {
     /// A Pod with a name that no other has.
     #[must_use]
     pub fn new(namespace: Namespace, image: String, host: Host, secret_name: String) -> Self {
-        // Seeded anew by the system for each.
-        let name = format!(
-            "ecr-injector-probe-{:016x}",
-            RandomState::new().hash_one(GATE)
-        );
+        let name = format!("ecr-injector-probe-{:016x}", random());
         Self {
             namespace,
             image,
@@ -136,6 +128,8 @@ impl Probe {
     /// Stores the Pod, which no node ever runs, and removes it again: the webhook has then written the pull secret, or told why
     /// it couldn't.
     pub async fn be_admitted(&self, client: &Client) -> Result<Warnings, NotYet> {
+        // Nothing is stored that couldn't be removed: whether it may be is told even of a Pod that isn't there.
+        self.remove(client).await?;
         let created = self
             .create(client, &PostParams::default(), "creating")
             .await;

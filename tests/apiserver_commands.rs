@@ -11,7 +11,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -20,30 +19,22 @@ use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use support::bed::registry;
+use support::command::{self, Ran, end, interrupt};
 use support::control_plane::may;
 use support::due::{make_due, minted_ago};
 use support::fake_aws::ACCOUNT;
 use support::installation::{NAME, OPT_IN, PULL_SECRET};
 use support::{Behaviour, ControlPlane, FakeAws, Installation, eventually};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::OnceCell;
 
 const SOON: Duration = Duration::from_secs(20);
-const LIMIT: Duration = Duration::from_mins(2);
 
 /// A cluster with `deploy/` in it, and no webhook that runs.
 struct Ground {
     plane: ControlPlane,
     installation: Installation,
     admin: Client,
-}
-
-/// What a command came to.
-#[derive(Debug)]
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
 }
 
 impl Ground {
@@ -184,27 +175,7 @@ impl Ground {
 
 /// Starts a command in an environment that has AWS in it and nothing else.
 fn spawn(kubeconfig: &Path, aws: &FakeAws, arguments: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
-        .args(arguments)
-        .env_clear()
-        .envs(aws.environment())
-        .env("KUBECONFIG", kubeconfig)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
-}
-
-async fn end(child: Child) -> Ran {
-    let output = tokio::time::timeout(LIMIT, child.wait_with_output());
-    let output = output.await.expect("ends").unwrap();
-    Ran {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
+    command::spawn(kubeconfig, aws.environment(), arguments)
 }
 
 async fn run(kubeconfig: &Path, aws: &FakeAws, arguments: &[&str]) -> Ran {
@@ -508,14 +479,6 @@ async fn ended_in_the_middle_it_loses_nothing_and_says_what_was_done() {
         let done = results[namespace] == "renewed";
         assert_eq!(again[namespace], if done { "fresh" } else { "renewed" });
     }
-}
-
-async fn interrupt(child: &Child) {
-    let id = child.id().unwrap().to_string();
-    let sent = Command::new("sh")
-        .args(["-c", r#"kill -INT "$1""#, "sh", &id])
-        .status();
-    assert!(sent.await.unwrap().success());
 }
 
 /// What no test with neighbours can do: all namespaces of a cluster, refreshed and then cleaned.

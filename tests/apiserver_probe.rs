@@ -10,14 +10,14 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::bed::{Bed, image};
+use support::command::{self, Ran, end, interrupt};
 use support::installation::PULL_SECRET;
 use support::{Behaviour, Caller, eventually};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::OnceCell;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -54,29 +54,14 @@ async fn account(bed: &Bed, namespace: &str, pods: &[&str], secrets: &[&str]) ->
         .await
 }
 
-fn spawn(kubeconfig: &Path, arguments: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
-        .arg("probe")
-        .args(arguments)
-        .env_clear()
-        .env("KUBECONFIG", kubeconfig)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
+/// It needs nothing but a kubeconfig.
+async fn probe(kubeconfig: &Path, arguments: &[&str]) -> Ran {
+    end(spawn(kubeconfig, arguments)).await
 }
 
-/// The exit code, standard output and standard error.
-async fn end(child: Child) -> (Option<i32>, String, String) {
-    let output = child.wait_with_output().await.unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code(),
-        text(output.stdout),
-        text(output.stderr),
-    )
+fn spawn(kubeconfig: &Path, arguments: &[&str]) -> Child {
+    let arguments = [&["probe"], arguments].concat();
+    command::spawn(kubeconfig, Vec::new(), arguments)
 }
 
 async fn pods(bed: &Bed, namespace: &str) -> Vec<Value> {
@@ -93,7 +78,11 @@ async fn a_dry_run_shows_that_pods_are_changed_and_leaves_nothing() {
     let kubeconfig = account(bed, &namespace, &["create"], &["watch"]).await;
     let image = image("us-east-1");
     let arguments = ["--namespace", &namespace, "--image", &image];
-    let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    let Ran {
+        code,
+        stdout,
+        stderr,
+    } = probe(&kubeconfig, &arguments).await;
     assert_eq!(code, Some(0), "{stderr}");
     let line =
         format!("admitted  a Pod with {image} in {namespace} gets {PULL_SECRET} (dry run)\n");
@@ -109,7 +98,11 @@ async fn a_pod_in_earnest_shows_that_its_registry_opens_and_is_removed() {
     let kubeconfig = account(bed, &namespace, &["create", "delete"], &["get"]).await;
     let image = image("us-east-2");
     let arguments = ["-n", &namespace, "--image", &image, "--mint"];
-    let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    let Ran {
+        code,
+        stdout,
+        stderr,
+    } = probe(&kubeconfig, &arguments).await;
     assert_eq!(code, Some(0), "{stderr}");
     let minted = stdout.lines().nth(1).unwrap_or_default();
     let expected = format!(
@@ -129,7 +122,11 @@ async fn what_does_not_work_is_tried_again_for_as_long_as_was_said_and_then_name
     let image = image("us-east-1");
     let arguments = ["-n", &namespace, "--image", &image, "--wait", "2500ms"];
     let begun = Instant::now();
-    let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    let Ran {
+        code,
+        stdout,
+        stderr,
+    } = probe(&kubeconfig, &arguments).await;
     assert!(begun.elapsed() > Duration::from_secs(1), "{stderr}");
     assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
     // Said once, and at the end.
@@ -152,7 +149,7 @@ async fn what_does_not_work_is_tried_again_for_as_long_as_was_said_and_then_name
     let admin = Caller(bed.plane.admin().await);
     let path = format!("/api/v1/namespaces/{namespace}");
     admin.merge(&path, &labelled).await.allowed();
-    let (code, _, stderr) = end(child).await;
+    let Ran { code, stderr, .. } = end(child).await;
     assert_eq!(code, Some(0), "{stderr}");
 }
 
@@ -167,7 +164,11 @@ async fn what_aws_said_is_told_and_the_pod_is_removed() {
     let arguments = [
         "-n", &namespace, "--image", &image, "--mint", "--wait", "2s",
     ];
-    let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    let Ran {
+        code,
+        stdout,
+        stderr,
+    } = probe(&kubeconfig, &arguments).await;
     assert_eq!(code, Some(1), "{stderr}");
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
     let last = stderr.lines().last().unwrap();
@@ -193,12 +194,8 @@ async fn one_that_is_interrupted_removes_its_pod() {
         (!bed.aws.ecr_calls("eu-west-2").is_empty()).then_some(())
     })
     .await;
-    let pid = child.id().unwrap().to_string();
-    let sent = Command::new("sh")
-        .args(["-c", "kill -INT $0", &pid])
-        .status();
-    assert!(sent.await.unwrap().success());
-    let (code, _, stderr) = end(child).await;
+    interrupt(&child).await;
+    let Ran { code, stderr, .. } = end(child).await;
     assert_eq!(code, Some(130), "{stderr}");
     assert!(pods(bed, &namespace).await.is_empty());
 }
@@ -210,12 +207,31 @@ async fn a_missing_right_is_named_in_the_words_of_the_api_server() {
     let kubeconfig = account(bed, &namespace, &["list"], &["get"]).await;
     let image = image("us-east-1");
     let arguments = ["-n", &namespace, "--image", &image, "--wait", "0s"];
-    let (code, _, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+    let Ran { code, stderr, .. } = probe(&kubeconfig, &arguments).await;
     assert_eq!(code, Some(1));
     assert!(
         stderr.contains("cannot create resource \"pods\""),
         "{stderr}"
     );
+}
+
+#[tokio::test]
+async fn nothing_is_stored_that_could_not_be_removed() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("stays").await;
+    let kubeconfig = account(bed, &namespace, &["create"], &["get"]).await;
+    let image = image("us-east-1");
+    let arguments = [
+        "-n", &namespace, "--image", &image, "--mint", "--wait", "0s",
+    ];
+    let Ran { code, stderr, .. } = probe(&kubeconfig, &arguments).await;
+    assert_eq!(code, Some(1));
+    assert!(
+        stderr.contains("cannot delete resource \"pods\""),
+        "{stderr}"
+    );
+    assert!(pods(bed, &namespace).await.is_empty());
+    assert!(bed.pull_secret(&namespace).await.is_none());
 }
 
 #[tokio::test]
@@ -236,11 +252,15 @@ async fn what_can_never_work_is_not_tried() {
             "there is no cluster to try",
         ),
     ] {
-        let (code, stdout, stderr) = end(spawn(&kubeconfig, &arguments)).await;
+        let Ran {
+            code,
+            stdout,
+            stderr,
+        } = probe(&kubeconfig, &arguments).await;
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
         assert!(stderr.contains(complaint), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
-    let (code, _, stderr) = end(spawn(&kubeconfig, &["-n", "team"])).await;
+    let Ran { code, stderr, .. } = probe(&kubeconfig, &["-n", "team"]).await;
     assert_eq!(code, Some(2), "{stderr}");
 }

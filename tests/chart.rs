@@ -747,8 +747,10 @@ fn the_test_of_a_release_is_of_its_image_and_serves_nobody() {
             "{name}"
         );
         for object in &test {
-            let policy = &object["metadata"]["annotations"]["helm.sh/hook-delete-policy"];
+            let annotations = &object["metadata"]["annotations"];
+            let policy = &annotations["helm.sh/hook-delete-policy"];
             assert_eq!(policy, "before-hook-creation,hook-succeeded", "{name}");
+            assert_eq!(annotations["argocd.argoproj.io/hook"], "Skip", "{name}");
         }
     }
 }

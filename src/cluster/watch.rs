@@ -5,7 +5,6 @@
 
 use std::{
     fmt::Debug,
-    hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,6 +19,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, sleep_until};
+
+use super::random;
 
 /// The pause after the first error; it doubles up to [`Patience::pause`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -221,11 +222,6 @@ pub(super) fn paced(client: Client) -> Client {
 fn is_watch(request: &Request<Body>) -> bool {
     let query = request.uri().query().unwrap_or_default();
     query.split('&').any(|pair| pair == "watch=true")
-}
-
-/// The standard library seeds its hash maps with chance.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

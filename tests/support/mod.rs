@@ -8,6 +8,7 @@
 //! | [`connect_proxy`] | the HTTP proxy between a cluster and AWS |
 //! | [`collector`] | a collector of traces |
 //! | [`webhook`] | processes of the binary under test |
+//! | [`command`] | its commands that do one thing and end |
 //! | [`in_process`] | the webhook inside the test's own process, where time can be paused |
 //! | [`fake_api`] | an API server in memory, for [`in_process`] |
 //! | [`watched_api`] | an API server whose lists and watches fail, on a socket |
@@ -49,6 +50,7 @@ pub mod caller;
 pub mod certificates;
 pub mod child;
 pub mod collector;
+pub mod command;
 pub mod connect_proxy;
 pub mod control_plane;
 pub mod creators;
