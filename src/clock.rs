@@ -58,3 +58,44 @@ impl Moment {
         self.wall.max(now - elapsed)
     }
 }
+
+/// A clock for tests that goes with tokio's, and can be set.
+#[cfg(test)]
+pub(crate) mod settable {
+    use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+
+    use jiff::{SignedDuration, Timestamp};
+    use tokio::time::Instant;
+
+    use crate::clock::Clock;
+
+    /// It begins when it is made.
+    pub(crate) struct SettableClock {
+        start: Instant,
+        set: AtomicI64,
+    }
+
+    impl Default for SettableClock {
+        fn default() -> Self {
+            Self {
+                start: Instant::now(),
+                set: AtomicI64::new(0),
+            }
+        }
+    }
+
+    impl SettableClock {
+        /// Sets it so many seconds further, or back.
+        pub(crate) fn jump(&self, seconds: i64) {
+            self.set.fetch_add(seconds, SeqCst);
+        }
+    }
+
+    impl Clock for SettableClock {
+        fn now(&self) -> Timestamp {
+            Timestamp::constant(1_800_000_000, 0)
+                + SignedDuration::try_from(self.start.elapsed()).expect("a time")
+                + SignedDuration::from_secs(self.set.load(SeqCst))
+        }
+    }
+}

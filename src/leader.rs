@@ -10,11 +10,10 @@
 //! A request that was held up on its way can still arrive late. So what the leader writes has to be harmless then: every
 //! write has a precondition, and asks [`Leadership::holds`] just before it is sent.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod settings;
+mod term;
+
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -25,222 +24,23 @@ use thiserror::Error;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use self::settings::JITTER_SHARE;
+pub use self::{
+    settings::{Settings, SettingsError},
+    term::Leadership,
+};
 use crate::{
     clock::{Clock, Moment},
     cluster::random,
     metrics::Metrics,
-    namespace::{Namespace, is_label},
 };
 
-/// How much longer than the retry period a pause may be, as a divisor of it: replicas don't ask in step.
-const JITTER_SHARE: u32 = 5;
 /// The pause after the API server refused for want of rights: nothing but an admin changes that.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// What a Lease that was let go of says of its duration; nobody waits for it, as it has no holder.
 const RELEASED_SECONDS: i32 = 1;
 /// What the API server says (422) of a write without a version where somebody made the Lease since it was read.
 const NO_LONGER_ABSENT: &str = "must be specified for an update";
-
-/// Which Lease, as whom, and how patiently.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The Lease's namespace: our own.
-    pub namespace: Namespace,
-    /// The Lease's name.
-    pub name: String,
-    /// Who we are, for people: the Pod's name. Each [`Elector`] adds something random, so that a restarted container
-    /// doesn't take itself for the one before.
-    pub identity: String,
-    /// How long others wait for a holder that is silent. In the Lease it is rounded up to whole seconds.
-    pub duration: Duration,
-    /// How long after its last renewal a holder ends its term. What is left of the duration is for the requests that its
-    /// work has under way, so it has to be longer than any of them may take.
-    pub renew_deadline: Duration,
-    /// The pause between two tries, up to a fifth longer by chance; and how long one call may take.
-    pub retry_period: Duration,
-}
-
-/// What is wrong with [`Settings`].
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum SettingsError {
-    /// The name can't be a Lease's.
-    #[error(
-        "the Lease's name {0:?} is not one: lower-case letters, digits and inner dashes, at most 63"
-    )]
-    Name(String),
-    /// Nobody could tell who leads.
-    #[error("the identity is empty")]
-    Identity,
-    /// The holder would go on when others may have begun.
-    #[error(
-        "the lease duration ({duration:?}) has to be longer than the renew deadline ({renew_deadline:?})"
-    )]
-    Duration {
-        /// As it was set.
-        duration: Duration,
-        /// As it was set.
-        renew_deadline: Duration,
-    },
-    /// One renewal that comes late by its jitter would end the term.
-    #[error(
-        "the renew deadline ({renew_deadline:?}) has to be longer than the retry period with its jitter ({retry:?})"
-    )]
-    RenewDeadline {
-        /// As it was set.
-        renew_deadline: Duration,
-        /// The longest pause between two tries.
-        retry: Duration,
-    },
-    /// It would ask without a pause.
-    #[error("the retry period is zero")]
-    RetryPeriod,
-}
-
-impl Settings {
-    /// Kubernetes' own times: 15 s, 10 s and 2 s.
-    #[must_use]
-    pub fn new(namespace: Namespace, name: &str, identity: &str) -> Self {
-        Self {
-            namespace,
-            name: name.to_owned(),
-            identity: identity.to_owned(),
-            duration: Duration::from_secs(15),
-            renew_deadline: Duration::from_secs(10),
-            retry_period: Duration::from_secs(2),
-        }
-    }
-
-    /// Whether an election by these is safe.
-    pub fn check(&self) -> Result<(), SettingsError> {
-        let retry = self.retry_period + self.retry_period / JITTER_SHARE;
-        if !is_label(&self.name) {
-            return Err(SettingsError::Name(self.name.clone()));
-        }
-        if self.identity.is_empty() {
-            return Err(SettingsError::Identity);
-        }
-        if self.retry_period.is_zero() {
-            return Err(SettingsError::RetryPeriod);
-        }
-        if self.duration <= self.renew_deadline {
-            return Err(SettingsError::Duration {
-                duration: self.duration,
-                renew_deadline: self.renew_deadline,
-            });
-        }
-        if self.renew_deadline <= retry {
-            return Err(SettingsError::RenewDeadline {
-                renew_deadline: self.renew_deadline,
-                retry,
-            });
-        }
-        Ok(())
-    }
-}
-
-/// A term as the leader: the fence of its work. Clones are of the same term, and a term that is over never comes back.
-#[derive(Clone)]
-pub struct Leadership(Arc<Term>);
-
-struct Term {
-    ended: CancellationToken,
-    /// What it rests on; nothing, if a person wants the work done and no Lease is held.
-    renewal: Option<Renewal>,
-}
-
-struct Renewal {
-    clock: Arc<dyn Clock>,
-    lasts: Duration,
-    sent: Mutex<Moment>,
-}
-
-impl Leadership {
-    /// Leave to work that rests on no Lease and that nothing ends but [`Self::end`]: for a person who asks for one sweep.
-    #[must_use]
-    pub fn unlimited() -> Self {
-        Self(Arc::new(Term {
-            ended: CancellationToken::new(),
-            renewal: None,
-        }))
-    }
-
-    fn new(clock: Arc<dyn Clock>, sent: Moment, lasts: Duration) -> Self {
-        Self(Arc::new(Term {
-            ended: CancellationToken::new(),
-            renewal: Some(Renewal {
-                clock,
-                lasts,
-                sent: Mutex::new(sent),
-            }),
-        }))
-    }
-
-    /// Whether the term still lasts, now. To be asked immediately before each request that only the leader may send; it
-    /// costs two readings of clocks. Once it is `false` it stays so.
-    #[must_use]
-    pub fn holds(&self) -> bool {
-        if self.0.ended.is_cancelled() {
-            return false;
-        }
-        let Some(renewal) = &self.0.renewal else {
-            return true;
-        };
-        let holds = renewal.sent().age(&*renewal.clock) < renewal.lasts;
-        if !holds {
-            self.end();
-        }
-        holds
-    }
-
-    /// Waits for the end of the term. The work has to end then, and the next term waits for it.
-    pub async fn lost(&self) {
-        self.0.ended.cancelled().await;
-    }
-
-    /// Ends the term, for all clones.
-    pub fn end(&self) {
-        self.0.ended.cancel();
-    }
-
-    /// Counts from a later renewal, unless the term is over.
-    fn extend(&self, sent: Moment) -> bool {
-        if !self.holds() {
-            return false;
-        }
-        if let Some(renewal) = &self.0.renewal {
-            *renewal.sent() = sent;
-        }
-        true
-    }
-
-    /// Waits until the deadline passes without a renewal.
-    async fn expired(&self) {
-        while self.holds() {
-            let Some(renewal) = &self.0.renewal else {
-                return self.lost().await;
-            };
-            let deadline = renewal.sent().monotonic + renewal.lasts;
-            tokio::select! {
-                () = sleep_until(deadline) => {}
-                () = self.lost() => {}
-            }
-        }
-    }
-}
-
-impl Renewal {
-    fn sent(&self) -> MutexGuard<'_, Moment> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for Leadership {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leadership")
-            .field("ended", &self.0.ended.is_cancelled())
-            .finish_non_exhaustive()
-    }
-}
 
 /// Takes part in the election of a leader.
 pub struct Elector {
@@ -442,7 +242,7 @@ impl Elector {
         self.metrics.lease_transition("leading");
         let leadership = Leadership::new(self.clock.clone(), sent, self.settings.renew_deadline);
         // Also where this very future is dropped.
-        let _ended = leadership.0.ended.clone().drop_guard();
+        let _ended = leadership.ended_with_this();
         let mut work = AbortOnDropHandle::new(tokio::spawn(lead(leadership.clone())));
         let end = tokio::select! {
             // Work that ends because the term is over has not ended by itself.
@@ -673,25 +473,21 @@ fn holder(lease: &Lease) -> &str {
 mod tests {
     use std::{
         convert::Infallible,
-        sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst},
+        sync::{
+            Mutex, MutexGuard, PoisonError,
+            atomic::{AtomicBool, Ordering::SeqCst},
+        },
     };
 
     use http::{Method, Request, Response, StatusCode};
     use http_body_util::{BodyExt as _, Full};
     use hyper::body::Bytes;
-    use jiff::SignedDuration;
     use kube::client::Body;
     use serde_json::{Value, json};
-    use tokio::{
-        sync::watch,
-        task::JoinHandle,
-        time::{advance, timeout_at},
-    };
-
-    use jiff::Timestamp;
+    use tokio::{sync::watch, task::JoinHandle, time::timeout_at};
 
     use super::*;
-    use crate::telemetry::captured::Log;
+    use crate::{clock::settable::SettableClock, namespace::Namespace, telemetry::captured::Log};
 
     const DURATION: Duration = Duration::from_secs(15);
     const DEADLINE: Duration = Duration::from_secs(10);
@@ -836,31 +632,11 @@ mod tests {
         (code, object)
     }
 
-    /// Goes with tokio's time, and can be set.
-    struct TestClock {
-        start: Instant,
-        set: AtomicI64,
-    }
-
-    impl TestClock {
-        fn jump(&self, seconds: i64) {
-            self.set.fetch_add(seconds, SeqCst);
-        }
-    }
-
-    impl Clock for TestClock {
-        fn now(&self) -> Timestamp {
-            Timestamp::constant(1_800_000_000, 0)
-                + SignedDuration::try_from(self.start.elapsed()).expect("a time")
-                + SignedDuration::from_secs(self.set.load(SeqCst))
-        }
-    }
-
     /// A process that takes part, with work that counts how many do it.
     struct Replica {
         identity: String,
         treatment: Arc<Treatment>,
-        clock: Arc<TestClock>,
+        clock: Arc<SettableClock>,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
         term: watch::Receiver<Option<Leadership>>,
@@ -889,10 +665,7 @@ mod tests {
     }
 
     fn replica_with(api: &FakeLease, work: Work, treatment: &Arc<Treatment>) -> Replica {
-        let clock = Arc::new(TestClock {
-            start: Instant::now(),
-            set: AtomicI64::new(0),
-        });
+        let clock = Arc::new(SettableClock::default());
         let metrics = Arc::new(Metrics::default());
         let client = api.client(treatment);
         let elector =
@@ -1047,27 +820,6 @@ mod tests {
         first.treatment.hangs.store(false, SeqCst);
         sleep(seconds(30)).await;
         assert!(!first.works() && second.works());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_term_counts_from_before_its_renewal_was_sent() {
-        let clock = Arc::new(TestClock {
-            start: Instant::now(),
-            set: AtomicI64::new(0),
-        });
-        let sent = Moment::now(&*clock);
-        let leadership = Leadership::new(clock.clone(), sent, DEADLINE);
-        advance(seconds(9)).await;
-        assert!(leadership.holds());
-        let next = Moment::now(&*clock);
-        advance(Duration::from_millis(900)).await;
-        assert!(leadership.extend(next));
-        advance(seconds(9)).await;
-        assert!(leadership.holds());
-        advance(Duration::from_millis(100)).await;
-        assert!(!leadership.holds());
-        assert!(!leadership.extend(Moment::now(&*clock)), "it came back");
-        assert!(!leadership.holds());
     }
 
     #[tokio::test(start_paused = true)]
@@ -1312,58 +1064,12 @@ mod tests {
         assert!(asked.elapsed() <= RETRY * 2, "{:?}", asked.elapsed());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_sweep_by_hand_rests_on_no_lease() {
-        let leadership = Leadership::unlimited();
-        advance(seconds(100_000)).await;
-        assert!(
-            leadership.holds()
-                && leadership.extend(Moment {
-                    monotonic: Instant::now(),
-                    wall: Timestamp::UNIX_EPOCH,
-                })
-        );
-        leadership.clone().end();
-        assert!(!leadership.holds());
-        leadership.lost().await;
-    }
-
-    #[test]
-    fn times_by_which_two_could_lead_are_refused() {
-        assert_eq!(settings().check(), Ok(()));
-        let with = |change: &dyn Fn(&mut Settings)| {
-            let mut settings = settings();
-            change(&mut settings);
-            settings.check().map_err(|error| error.to_string())
-        };
-        for (change, named) in [
-            (
-                &(|s: &mut Settings| s.duration = seconds(10)) as &dyn Fn(&mut Settings),
-                "lease duration (10s)",
-            ),
-            (&|s| s.renew_deadline = seconds(20), "renew deadline (20s)"),
-            (
-                &|s| s.retry_period = Duration::from_millis(8400),
-                "retry period with its jitter (10.08s)",
-            ),
-            (&|s| s.retry_period = Duration::ZERO, "retry period is zero"),
-            (&|s| s.identity.clear(), "identity"),
-            (&|s| s.name = "a/b".to_owned(), r#""a/b""#),
-        ] {
-            let error = with(change).expect_err(named);
-            assert!(error.contains(named), "{error}");
-        }
-    }
-
     #[test]
     fn pauses_differ_within_a_fifth() {
         let client = || FakeLease::default().client(&Arc::default());
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let _context = runtime.as_ref().expect("a runtime").enter();
-        let clock = Arc::new(TestClock {
-            start: Instant::now(),
-            set: AtomicI64::new(0),
-        });
+        let clock = Arc::new(SettableClock::default());
         let metrics = Arc::<Metrics>::default();
         let elector = Elector::new(client(), settings(), clock.clone(), metrics.clone());
         let elector = elector.expect("good settings");
