@@ -379,7 +379,16 @@ async fn an_authority_that_is_deleted_or_changed_is_the_same_again_within_second
         }
     }
     assert!(handshake(&replica.serving, &bundle).await.is_some());
-    // Not ours, and no authority: left as it is.
+}
+
+#[tokio::test]
+async fn a_secret_of_others_in_the_authoritys_place_is_left_alone() {
+    let cluster = Cluster::turn().await;
+    cluster.fresh().await;
+    let mut replica = Replica::start(&cluster.us);
+    replica.lead();
+    let bundle = cluster.published().await;
+    let garbage = BASE64_STANDARD.encode("x");
     let foreign = json!({"metadata": {"labels": null}, "data": {"tls.key": garbage}});
     cluster.admin.merge(CA, &foreign).await.allowed();
     sleep(Duration::from_secs(3)).await;
