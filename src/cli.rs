@@ -29,6 +29,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     aws::{SurroundingsError, Trust},
+    memory,
     namespace::Namespace,
 };
 
@@ -123,6 +124,7 @@ impl Cli {
     /// Runs the command. An error is written to standard error, with its causes.
     #[must_use]
     pub fn run(self) -> ExitCode {
+        memory::take_small_pages();
         let result = match self.command {
             Command::Serve(flags) => flags.run(),
             Command::Preview(flags) => flags.run(),

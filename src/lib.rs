@@ -18,6 +18,7 @@ pub mod aws;
 pub mod cluster;
 pub mod config;
 pub mod descriptors;
+pub mod memory;
 pub mod readiness;
 pub mod shutdown;
 pub mod telemetry;

@@ -22,7 +22,7 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 49] = [
+const ROOMS: [(&str, Kind); 50] = [
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
@@ -53,6 +53,7 @@ const ROOMS: [(&str, Kind); 49] = [
     ("readiness", Acts),
     ("shutdown", Acts),
     ("descriptors", Acts),
+    ("memory", Acts),
     ("leader/settings", Pure),
     ("refresher/schedule", Pure),
     ("tls/rotation", Pure),
