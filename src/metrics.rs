@@ -2,6 +2,7 @@
 //! no host, namespace or message is one. What each means, and what to do about it, is in `docs/operations.md`.
 
 mod catalogue;
+mod labels;
 mod process;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 
 use jiff::Timestamp;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder},
+    encoding::{EncodeMetric, MetricEncoder},
     metrics::{
         MetricType,
         counter::Counter,
@@ -25,9 +26,19 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use self::{catalogue::Catalogue, process::Process};
-
-pub use self::catalogue::Family as Described;
+use self::{
+    catalogue::Catalogue,
+    labels::{
+        AdmissionLabels, ApiLabels, AwsLabels, IdentityLabels, KindLabels, OutcomeLabels,
+        PhaseLabels, ReasonLabels, SourceLabels, StateLabels, StepLabels, TransitionLabels,
+        WhatLabels,
+    },
+    process::Process,
+};
+pub use self::{
+    catalogue::Family as Described,
+    labels::{Handshake, Phase, Reload, Shed, Spans},
+};
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -93,49 +104,6 @@ pub struct Metrics {
     pub guard: Gauge,
 }
 
-/// What became of a changed configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reload {
-    /// It is in use.
-    Applied,
-    /// It is refused as a whole.
-    Refused,
-}
-
-impl Reload {
-    fn labels(self) -> OutcomeLabels {
-        let outcome = match self {
-            Self::Applied => "applied",
-            Self::Refused => "refused",
-        };
-        OutcomeLabels { outcome }
-    }
-}
-
-/// A part of an admission that is timed by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// The review is read out of its JSON.
-    Parse,
-    /// What the cluster is known to look like is looked up, and the verdict reached.
-    Decide,
-    /// Tokens are got, from memory or from AWS.
-    Token,
-    /// The pull secret is written.
-    Write,
-}
-
-/// What was not served because there was too much at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shed {
-    /// A connection gave its place to a new one.
-    Connection,
-    /// A body found no room among those in flight.
-    Body,
-    /// A review was answered at once, because too many others were in hand.
-    Review,
-}
-
 /// A phase under way; it is counted when this is dropped, also by whoever gives up.
 #[derive(Debug)]
 pub struct Timed<'a> {
@@ -149,28 +117,6 @@ impl Drop for Timed<'_> {
     }
 }
 
-/// How a TLS handshake ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handshake {
-    /// With a connection.
-    Done,
-    /// With an error of ours or the client's.
-    Failed,
-    /// By its deadline.
-    TimedOut,
-}
-
-/// What became of spans.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spans {
-    /// The collector has them.
-    Sent,
-    /// The collector didn't take them.
-    Failed,
-    /// Too many others waited to be sent.
-    Dropped,
-}
-
 /// What is measured when somebody looks.
 #[derive(Default)]
 struct Measures(Mutex<Vec<Measure>>);
@@ -181,76 +127,6 @@ pub type Measure = Box<dyn Fn(&Metrics) + Send + Sync>;
 /// A gauge that may have nothing to show, and is then absent from the text: 0 would be a value like others.
 #[derive(Debug, Clone, Default)]
 struct Reading(Arc<Mutex<Option<i64>>>);
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AdmissionLabels {
-    decision: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PhaseLabels {
-    phase: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AwsLabels {
-    operation: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SourceLabels {
-    source: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ApiLabels {
-    verb: &'static str,
-    resource: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindLabels {
-    kind: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StepLabels {
-    step: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TransitionLabels {
-    to: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IdentityLabels {
-    identity: String,
-    region: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    state: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WhatLabels {
-    what: &'static str,
-}
 
 impl fmt::Debug for Measures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -276,67 +152,6 @@ impl EncodeMetric for Reading {
 
     fn is_empty(&self) -> bool {
         self.value().is_none()
-    }
-}
-
-impl Phase {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Parse, Self::Decide, Self::Token, Self::Write];
-
-    /// As a metric's label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Parse => "parse",
-            Self::Decide => "decide",
-            Self::Token => "token",
-            Self::Write => "write",
-        }
-    }
-}
-
-impl Shed {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Connection, Self::Body, Self::Review];
-
-    /// As a metric's label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connection => "connection",
-            Self::Body => "body",
-            Self::Review => "review",
-        }
-    }
-}
-
-impl Handshake {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Done, Self::Failed, Self::TimedOut];
-
-    /// As a metric's label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "ok",
-            Self::Failed => "failed",
-            Self::TimedOut => "timeout",
-        }
-    }
-}
-
-impl Spans {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Sent, Self::Failed, Self::Dropped];
-
-    /// As a metric's label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Sent => "sent",
-            Self::Failed => "failed",
-            Self::Dropped => "dropped",
-        }
     }
 }
 

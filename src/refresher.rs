@@ -8,6 +8,7 @@ mod pace;
 pub mod schedule;
 pub mod store;
 mod telling;
+mod troubles;
 mod work;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};

@@ -4,7 +4,7 @@
 //! at most one. A write never waits for AWS: a namespace whose token isn't there is set aside until it is.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
@@ -22,10 +22,10 @@ use super::{
     keys::{Keys, Retries, Standing},
     pace::Pace,
     schedule::{
-        Action, Class, Plan, Policy, Schedule, TOGETHER_FROM_PERCENT, Target, backoff, leaving,
-        plan,
+        Action, Class, Plan, Policy, Schedule, TOGETHER_FROM_PERCENT, Target, leaving, plan,
     },
     telling::Telling,
+    troubles::Troubles,
 };
 use crate::{
     current::Follower,
@@ -59,13 +59,6 @@ const ANSWER_GOOD_FOR: Duration = Duration::from_mins(1);
 const AT_ONCE: usize = 256;
 /// How often the backlog is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
-/// Repairs of one pull secret in this time, in which the longest pause fits [`FIGHT_FROM`] times: else they would look like
-/// peace…
-const FIGHT_WINDOW: Duration = Duration::from_mins(16);
-/// …that make it a fight.
-const FIGHT_FROM: usize = 3;
-/// The first pause in a fight, as failures in a row: 16 s.
-const FIGHT_BACKOFF: u32 = 5;
 
 /// What the work is for.
 #[derive(Debug)]
@@ -95,8 +88,7 @@ pub(super) struct Work<'a> {
     read_pace: Pace,
     keys: Keys,
     under_way: HashSet<Namespace>,
-    troubles: HashMap<Namespace, Trouble>,
-    heals: HashMap<Namespace, VecDeque<Instant>>,
+    troubles: Troubles,
     /// Since when an intent is known that is not completed yet.
     intents: HashMap<Namespace, Timestamp>,
     /// Namespaces that were found to be opted out, and when.
@@ -109,13 +101,6 @@ pub(super) struct Work<'a> {
     mints: JoinSet<(TokenKey, Result<Arc<Token>, MintError>)>,
     clocks: (Instant, Timestamp),
     counted: Option<Instant>,
-}
-
-/// A namespace for which something failed.
-#[derive(Debug)]
-struct Trouble {
-    failures: u32,
-    until: Instant,
 }
 
 /// What came of a call.
@@ -157,8 +142,7 @@ impl<'a> Work<'a> {
                 Scope::Once(_) => Retries::Never,
             }),
             under_way: HashSet::new(),
-            troubles: HashMap::new(),
-            heals: HashMap::new(),
+            troubles: Troubles::default(),
             intents: HashMap::new(),
             answers: HashMap::new(),
             opted_in: HashSet::new(),
@@ -264,11 +248,7 @@ impl<'a> Work<'a> {
         self.write_pace.change(policy.writes_per_second, now);
         self.read_pace.change(policy.writes_per_second, now);
         self.policy = policy;
-        // What failed by the old one may go well now; a fight goes on by its own rules.
-        let heals = &self.heals;
-        let is_fought_over = |heals: &VecDeque<Instant>| heals.len() >= FIGHT_FROM;
-        self.troubles
-            .retain(|namespace, _| heals.get(namespace).is_some_and(is_fought_over));
+        self.troubles.start_over();
         self.consider_all();
     }
 
@@ -353,7 +333,7 @@ impl<'a> Work<'a> {
         } else {
             self.intents.remove(namespace);
         }
-        if let Some(trouble) = self.troubles.get(namespace) {
+        if let Some(until) = self.troubles.until(namespace) {
             if matches!(self.scope, Scope::Once(_)) {
                 // One sweep tries once.
                 self.writes.remove(namespace);
@@ -361,7 +341,7 @@ impl<'a> Work<'a> {
             }
             // Not before those that have not failed.
             class = class.max(Class::Changed);
-            let left = trouble.until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             if !left.is_zero() {
                 let left = SignedDuration::try_from(left).unwrap_or_default();
                 at = at.max(now.saturating_add(left).unwrap_or(now));
@@ -378,7 +358,7 @@ impl<'a> Work<'a> {
     fn unset(&mut self, namespace: &Namespace) {
         self.writes.remove(namespace);
         self.reads.remove(namespace);
-        self.troubles.remove(namespace);
+        self.troubles.forget(namespace);
         self.intents.remove(namespace);
         if !self.opted_in.contains(namespace) {
             self.telling.forget(namespace);
@@ -633,7 +613,7 @@ impl<'a> Work<'a> {
                 None
             }
             Done::Asked(Err(error)) => {
-                self.trouble(namespace);
+                self.troubles.failed(namespace, Instant::now());
                 self.telling.unread(namespace, &error);
                 self.result(namespace, |swept| swept.error = Some(error.to_string()));
                 None
@@ -667,12 +647,11 @@ impl<'a> Work<'a> {
     fn went_well(&mut self, namespace: &Namespace, kind: &Kind, due: Option<&Plan>) {
         match due {
             Some(planned) if kind_of(&planned.action) == *kind => {
-                self.trouble(namespace);
+                self.troubles.failed(namespace, Instant::now());
             }
             Some(_) => {}
             None => {
-                if !self.is_in_a_fight(namespace) {
-                    self.troubles.remove(namespace);
+                if self.troubles.went_well(namespace) {
                     self.telling.is_well(namespace);
                 }
                 self.result(namespace, |swept| swept.error = None);
@@ -712,40 +691,11 @@ impl<'a> Work<'a> {
             }
             _ => {}
         }
-        if target.heals.is_some() {
-            self.healed(namespace);
-        }
-    }
-
-    /// Whoever changes it again and again is not to be answered each time.
-    fn healed(&mut self, namespace: &Namespace) {
-        let now = Instant::now();
-        let heals = self.heals.entry(namespace.clone()).or_default();
-        heals.push_back(now);
-        while heals
-            .front()
-            .is_some_and(|at| now.duration_since(*at) > FIGHT_WINDOW)
+        if target.heals.is_some()
+            && let Some(fight) = self.troubles.healed(namespace, Instant::now())
         {
-            heals.pop_front();
+            self.telling.fight(namespace, fight.times, fight.pause);
         }
-        if heals.len() >= FIGHT_FROM {
-            let times = u32::try_from(heals.len()).unwrap_or(u32::MAX);
-            let before = self
-                .troubles
-                .get(namespace)
-                .map_or(0, |trouble| trouble.failures);
-            let failures = before.saturating_add(1).max(FIGHT_BACKOFF);
-            let pause = backoff(failures, namespace.as_str());
-            let until = now + pause;
-            self.troubles
-                .insert(namespace.clone(), Trouble { failures, until });
-            self.telling.fight(namespace, times, pause);
-        }
-    }
-
-    fn is_in_a_fight(&self, namespace: &Namespace) -> bool {
-        let heals = self.heals.get(namespace);
-        heals.is_some_and(|heals| heals.len() >= FIGHT_FROM)
     }
 
     fn failed(&mut self, namespace: &Namespace, error: &EnsureError) {
@@ -753,20 +703,8 @@ impl<'a> Work<'a> {
             return;
         }
         self.result(namespace, |swept| swept.error = Some(error.to_string()));
-        let times = self.trouble(namespace);
+        let times = self.troubles.failed(namespace, Instant::now());
         self.telling.failed(namespace, error, times);
-    }
-
-    /// Something failed for a namespace once more; tells how often in a row.
-    fn trouble(&mut self, namespace: &Namespace) -> u32 {
-        let now = Instant::now();
-        let trouble = self.troubles.entry(namespace.clone()).or_insert(Trouble {
-            failures: 0,
-            until: now,
-        });
-        trouble.failures = trouble.failures.saturating_add(1);
-        trouble.until = now + backoff(trouble.failures, namespace.as_str());
-        trouble.failures
     }
 
     /// What time brings: tokens to be tried again, clocks that went apart, figures.
@@ -797,8 +735,7 @@ impl<'a> Work<'a> {
             }
         }
         self.retry(instant);
-        self.heals
-            .retain(|_, heals| heals.back().is_some_and(|at| at.elapsed() <= FIGHT_WINDOW));
+        self.troubles.forget_peace(instant);
         self.answers
             .retain(|_, (_, at)| at.elapsed() < ANSWER_GOOD_FOR);
         let (due, since) = self.writes.backlog(now);
