@@ -68,7 +68,7 @@ impl ApiServer {
         })
     }
 
-    /// Calls other than lists and watches.
+    /// Calls other than lists, watches and dry runs.
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
@@ -103,8 +103,14 @@ fn answer(Query(parameters): Parameters, items: &[Value]) -> Response {
 }
 
 /// Takes whatever is applied, as a new object.
-async fn apply(State(calls): State<Arc<AtomicUsize>>, body: Bytes) -> Response {
-    calls.fetch_add(1, Ordering::Relaxed);
+async fn apply(
+    State(calls): State<Arc<AtomicUsize>>,
+    Query(parameters): Parameters,
+    body: Bytes,
+) -> Response {
+    if !parameters.contains_key("dryRun") {
+        calls.fetch_add(1, Ordering::Relaxed);
+    }
     let mut object: Value = serde_json::from_slice(&body).unwrap();
     object["metadata"]["uid"] = json!("7c1b0e5e-6f0a-4a5e-8f0e-9b8c1d2e3f40");
     object["metadata"]["resourceVersion"] = json!("2");
