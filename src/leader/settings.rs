@@ -16,7 +16,7 @@ pub struct Settings {
     pub namespace: Namespace,
     /// The Lease's name.
     pub name: String,
-    /// Who we are, for people: the Pod's name. Each [`Elector`] adds something random, so that a restarted container
+    /// Who we are, for people: the Pod's name. Each [`super::Elector`] adds something random, so that a restarted container
     /// doesn't take itself for the one before.
     pub identity: String,
     /// How long others wait for a holder that is silent. In the Lease it is rounded up to whole seconds.
