@@ -65,7 +65,7 @@ test: control-plane helm kube-score ## Run every test that CI runs
 
 .PHONY: test-helm3
 test-helm3: control-plane helm helm3 kube-score ## Run the chart's tests with Helm 3
-	HELM=$(TARGET)/helm3/helm $(CARGO) test --locked --test chart --test apiserver_chart
+	HELM=$(TARGET)/helm3/helm $(CARGO) test --locked --test chart --test apiserver_chart --test apiserver_conditions
 
 .PHONY: test-oldest
 test-oldest: control-plane-oldest helm kube-score ## Run the tests against an API server on the oldest Kubernetes

@@ -595,7 +595,7 @@ async fn a_warm_admission_makes_no_io() {
 async fn image_rewriters_before_us_are_followed_whatever_they_are_called() {
     let bed = bed().await;
     let client = bed.plane.pod_creator().await;
-    // Registrations run in the order of their names, and ours begins with zz for that. tests/apiserver_chart.rs has those after us.
+    // Registrations run in the order of their names, and ours begins with zz for that. tests/apiserver_conditions.rs has those after us.
     for name in ["a-rewriter", "z-rewriter"] {
         let to = registry(123_456_789_012, "eu-central-2");
         let _rewriter = Rewriter::register(&bed.plane, name, "mirror.example", &to).await;
