@@ -299,6 +299,49 @@ async fn a_deleted_namespace_is_not_written_to() {
 }
 
 #[tokio::test]
+async fn streamed_lists_are_asked_for_if_wanted_and_permitted_by_the_same_role() {
+    support::crypto();
+    let plane = ControlPlane::start().await;
+    let aws = FakeAws::start();
+    let installation = Installation::apply(&plane).await;
+    let namespace = plane.namespace("streamed", &[OPT_IN]).await;
+    let mut options = installation.webhook(&plane, &aws).await;
+    options.config = format!("prewarm: [{}]", registry(123_456_789_012, WARM));
+    options.arguments.push("--streaming-lists".to_owned());
+    let webhook = Webhook::start(options).await;
+    let secrets: Api<Secret> = Api::namespaced(plane.admin().await, &namespace);
+    eventually("the leader knows the namespace", SOON, async || {
+        secrets.get_opt(PULL_SECRET).await.unwrap()
+    })
+    .await;
+    let log = webhook.log();
+    // The audit log has a watch once it is over.
+    drop(webhook);
+    let asked = |verb: &str, what: &str| {
+        let mut events = plane.audit_events_of(USER);
+        events.retain(|event| {
+            let uri = event["requestURI"].as_str().unwrap();
+            let path = uri.split('?').next().unwrap();
+            ["/api/v1/namespaces", "/api/v1/secrets"].contains(&path)
+                && event["verb"] == verb
+                && uri.contains(what)
+        });
+        events.len()
+    };
+    eventually("two watches that began with all", SOON, async || {
+        (asked("watch", "sendInitialEvents=true") == 2).then_some(())
+    })
+    .await;
+    // The feature is on by default from 1.34 on.
+    let lists = if ControlPlane::minor_version() >= 34 {
+        0
+    } else {
+        2
+    };
+    assert_eq!(asked("list", ""), lists, "{log}");
+}
+
+#[tokio::test]
 async fn without_a_right_to_the_lease_it_says_so_and_still_admits() {
     support::crypto();
     let plane = ControlPlane::start().await;

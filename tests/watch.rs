@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ecr_injector::cluster::Cluster;
-use ecr_injector::cluster::watch::{Patience, watch_with};
+use ecr_injector::cluster::watch::{Lists, Patience, watch_with};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::Event;
 use kube::{Api, Config, ResourceExt as _};
 use support::{Ends, Fault, WatchedApi};
 use tokio::task::JoinHandle;
@@ -49,6 +49,10 @@ struct Store {
 
 impl Store {
     fn watching(api: &WatchedApi, patience: Patience) -> Self {
+        Self::told_by(Lists::Paged, api, patience)
+    }
+
+    fn told_by(lists: Lists, api: &WatchedApi, patience: Patience) -> Self {
         let api = objects(api, patience);
         let names = Arc::new(Mutex::new(BTreeSet::new()));
         let store = names.clone();
@@ -63,7 +67,7 @@ impl Store {
                 Event::Delete(object) => drop(names.remove(&object.name_any())),
             }
         };
-        let config = watcher::Config::default();
+        let config = lists.config();
         let watch = tokio::spawn(watch_with(patience, "names", api, config, sink));
         Self { names, watch }
     }
@@ -250,6 +254,41 @@ async fn a_list_that_stops_halfway_is_given_up() {
     let store = Store::watching(&api, SHORT);
     store.sees("first", SHORT.longest() + ANSWER).await;
     assert_eq!(api.lists(), 2);
+}
+
+#[tokio::test]
+async fn streamed_lists_bring_what_there_is_and_what_is_new_without_a_list() {
+    let api = WatchedApi::start().await;
+    api.create("first");
+    api.create("second");
+    let store = Store::told_by(Lists::Streamed, &api, SHORT);
+    store.sees("first", ANSWER).await;
+    store.sees("second", ANSWER).await;
+    api.create("third");
+    store.sees("third", ANSWER).await;
+    // The next watch goes on where this one ends.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    api.create("fourth");
+    store.sees("fourth", ANSWER).await;
+    assert_eq!((api.lists(), api.streamed()), (0, 1));
+    // What was forgotten is streamed anew.
+    api.forget(Fault::GoneByStatus);
+    api.create("fifth");
+    store.sees("fifth", SHORT.longest() + ANSWER).await;
+    assert_eq!((api.lists(), api.streamed()), (0, 2));
+}
+
+#[tokio::test]
+async fn an_api_server_that_streams_no_lists_is_asked_for_pages_at_once() {
+    let api = WatchedApi::start().await;
+    api.create("first");
+    api.stream_no_lists();
+    let store = Store::told_by(Lists::Streamed, &api, SHORT);
+    store.sees("first", ANSWER).await;
+    api.forget(Fault::GoneByStatus);
+    api.create("second");
+    store.sees("second", SHORT.longest() + ANSWER).await;
+    assert_eq!((api.lists(), api.streamed()), (2, 1));
 }
 
 #[tokio::test]

@@ -2,14 +2,14 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use clap::Args;
+use clap::{Args, builder::FalseyValueParser};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::AwsFlags;
 use crate::{
     aws::Surroundings,
     clock::{Clock, SystemClock},
-    cluster::Cluster,
+    cluster::{Cluster, watch::Lists},
     config::{
         Config, ConfigError,
         live::Live,
@@ -33,6 +33,10 @@ pub(super) struct WiringFlags {
     /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
     #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Have the API server stream what there is, object by object, instead of listing it page by page: for very large
+    /// clusters, from Kubernetes 1.34 on; where that is off, it is listed
+    #[arg(long, env = "ECR_INJECTOR_STREAMING_LISTS", value_parser = FalseyValueParser::new())]
+    streaming_lists: bool,
     #[command(flatten)]
     aws: AwsFlags,
 }
@@ -40,6 +44,14 @@ pub(super) struct WiringFlags {
 impl WiringFlags {
     pub(super) fn has_config(&self) -> bool {
         self.config.is_some()
+    }
+
+    fn lists(&self) -> Lists {
+        if self.streaming_lists {
+            Lists::Streamed
+        } else {
+            Lists::Paged
+        }
     }
 
     fn config(&self) -> Result<(Config, Option<Watched>), ConfigError> {
@@ -63,6 +75,7 @@ pub(super) struct Wiring {
     pub(super) tokens: TokenCache,
     pub(super) namespaces: Namespaces,
     pub(super) secrets: PullSecrets,
+    lists: Lists,
     /// Everything that runs in the background.
     pub(super) tasks: TaskTracker,
     /// Ends it.
@@ -107,6 +120,7 @@ impl Wiring {
             tokens,
             namespaces,
             secrets,
+            lists: flags.lists(),
             tasks,
             stop: CancellationToken::new(),
             changes,
@@ -146,11 +160,12 @@ impl Wiring {
         let secrets_synced = readiness
             .condition("pull-secrets-synced")
             .waiting_for("the first list of pull secrets");
+        let lists = self.lists;
         let (watched, condition) = (self.namespaces.clone(), namespaces_synced.clone());
-        self.spawn(async move { watched.run(condition).await });
+        self.spawn(async move { watched.run(lists, condition).await });
         let (watched, condition) = (self.secrets.clone(), secrets_synced.clone());
         let (client, name) = (self.cluster.client.clone(), self.secret_name());
-        self.spawn(async move { watched.run(client, &name, condition).await });
+        self.spawn(async move { watched.run(client, &name, lists, condition).await });
         [namespaces_synced, secrets_synced]
     }
 

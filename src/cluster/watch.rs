@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource,
     client::Body,
-    runtime::watcher::{self, Event, watcher},
+    runtime::watcher::{self, Event, InitialListStrategy, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -67,6 +67,29 @@ impl Patience {
     }
 }
 
+/// How a watch is told what there is, before it is told what changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lists {
+    /// By a list, page by page: every API server does that.
+    #[default]
+    Paged,
+    /// By the watch itself, object by object (KEP-3157): the API server keeps no list in memory for it. One that refuses is
+    /// asked for pages from then on.
+    Streamed,
+}
+
+impl Lists {
+    /// What kube's watcher has to be told for it. The selectors are the caller's.
+    #[must_use]
+    pub fn config(self) -> watcher::Config {
+        let config = watcher::Config::default();
+        match self {
+            Self::Paged => config,
+            Self::Streamed => config.streaming_lists(),
+        }
+    }
+}
+
 /// Watches until the future is dropped. `name` is for the log.
 pub async fn watch<K>(
     name: &'static str,
@@ -89,7 +112,7 @@ pub async fn watch_with<K>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let config = config.timeout(patience.watch_seconds).page_size(PAGE);
+    let mut config = config.timeout(patience.watch_seconds).page_size(PAGE);
     let mut pauses = Pauses::new(patience);
     loop {
         let mut events = std::pin::pin!(watcher(api.clone(), config.clone()));
@@ -101,6 +124,13 @@ pub async fn watch_with<K>(
                 }
                 Err(error) => error,
             };
+            if config.initial_list_strategy == InitialListStrategy::StreamingList
+                && streams_no_lists(&error)
+            {
+                tracing::warn!(watch = name, %error, "the API server streams no lists; it is asked for pages from now on");
+                config.initial_list_strategy = InitialListStrategy::ListWatch;
+                break;
+            }
             tracing::warn!(watch = name, %error, "a watch failed and is tried again");
             sleep(pauses.next(Instant::now(), random())).await;
             if is_refusal(&error) {
@@ -157,13 +187,24 @@ pub fn version(metadata: &ObjectMeta) -> u64 {
 /// for an event of 410 and would ask for the same again and again; an answer of 410 can come from what is between us and
 /// the API server, too.
 fn is_refusal(error: &watcher::Error) -> bool {
+    answered(error).is_some_and(|code| (400..500).contains(&code) && code != 429)
+}
+
+/// Whether it is the request that isn't understood: the answer where the feature `WatchList` is off.
+fn streams_no_lists(error: &watcher::Error) -> bool {
+    matches!(answered(error), Some(400 | 422))
+}
+
+/// The status that a watch was answered with, by the response or by an event in it.
+fn answered(error: &watcher::Error) -> Option<u16> {
     use kube::Error::Api;
     use watcher::Error::{WatchError, WatchFailed, WatchStartFailed};
-    let (WatchError(status) | WatchFailed(Api(status)) | WatchStartFailed(Api(status))) = error
-    else {
-        return false;
-    };
-    (400..500).contains(&status.code) && status.code != 429
+    match error {
+        WatchError(status) | WatchFailed(Api(status)) | WatchStartFailed(Api(status)) => {
+            Some(status.code)
+        }
+        _ => None,
+    }
 }
 
 /// How long to wait after errors. The pause grows while they come in a row; an event between them is no sign that all is

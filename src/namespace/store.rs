@@ -8,9 +8,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Namespace as Object;
 use kube::{
-    Api, Client, Resource as _, ResourceExt as _,
-    core::PartialObjectMeta,
-    runtime::watcher::{self, Event},
+    Api, Client, Resource as _, ResourceExt as _, core::PartialObjectMeta, runtime::watcher::Event,
 };
 use moka::future::Cache;
 use tokio::{
@@ -19,7 +17,12 @@ use tokio::{
 };
 
 use super::{Namespace, OptedIn, ROLE_ANNOTATION, changes::Changes};
-use crate::{cluster::watch::watch, config::OptIn, metrics::Metrics, readiness::Condition};
+use crate::{
+    cluster::watch::{Lists, watch},
+    config::OptIn,
+    metrics::Metrics,
+    readiness::Condition,
+};
 
 /// How long the answer of a live read is remembered: until the watch has surely seen the label.
 const LIVE_TTL: Duration = Duration::from_secs(5);
@@ -63,9 +66,9 @@ impl Namespaces {
     }
 
     /// Keeps the store filled until the future is dropped.
-    pub async fn run(&self, synced: Condition) {
+    pub async fn run(&self, lists: Lists, synced: Condition) {
         let OptIn { label, value } = &self.0.opt_in;
-        let config = watcher::Config::default().labels(&format!("{label}={value}"));
+        let config = lists.config().labels(&format!("{label}={value}"));
         let mut listed = HashMap::new();
         watch("namespaces", self.0.api.clone(), config, |event| {
             match event {

@@ -13,14 +13,14 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Obje
 use kube::{
     Api, Client,
     core::PartialObjectMeta,
-    runtime::watcher::{self, Event},
+    runtime::watcher::Event,
 };
 use tokio::time::Instant;
 
 use super::{Existing, Foreign, Knowledge, Unverified, is_managed, state::State, state_of};
 use crate::{
     admission::decide::SecretFacts,
-    cluster::watch::{version, watch},
+    cluster::watch::{Lists, version, watch},
     metrics::Metrics,
     namespace::{Namespace, changes::Changes},
     readiness::Condition,
@@ -207,10 +207,12 @@ impl PullSecrets {
     }
 
     /// Keeps the store filled until the future is dropped.
-    pub async fn run(&self, client: Client, secret_name: &str, synced: Condition) {
+    pub async fn run(&self, client: Client, secret_name: &str, lists: Lists, synced: Condition) {
         let api: Api<PartialObjectMeta<Secret>> = Api::all(client);
         // The only list and watch that our role permits: of this one name.
-        let config = watcher::Config::default().fields(&format!("metadata.name={secret_name}"));
+        let config = lists
+            .config()
+            .fields(&format!("metadata.name={secret_name}"));
         let mut list = List::default();
         watch("pull secrets", api, config, |event| match event {
             Event::Init => {

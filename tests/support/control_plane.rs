@@ -338,6 +338,11 @@ impl ControlPlane {
             .collect()
     }
 
+    /// Which Kubernetes it is: 37 for 1.37.
+    pub fn minor_version() -> u32 {
+        minor_version(&programs())
+    }
+
     /// The part that this user asked, such as `system:serviceaccount:ecr-injector:ecr-injector`.
     pub fn audit_events_of(&self, user: &str) -> Vec<Value> {
         let mut events = self.audit_events();

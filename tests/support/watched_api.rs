@@ -34,6 +34,9 @@ struct World {
     oldest: u64,
     refusal: Option<Fault>,
     keeps_forgetting: bool,
+    /// Whether it is from before streamed lists.
+    streams_no_lists: bool,
+    streamed: usize,
     cut: Option<(Duration, Ends)>,
     next_list: Option<Fault>,
     next_watch: Option<Fault>,
@@ -119,6 +122,16 @@ impl WatchedApi {
         self.shared.world().keeps_forgetting = true;
     }
 
+    /// From now on it knows no streamed lists.
+    pub fn stream_no_lists(&self) {
+        self.shared.world().streams_no_lists = true;
+    }
+
+    /// How many watches asked for what there is before what changes.
+    pub fn streamed(&self) -> usize {
+        self.shared.world().streamed
+    }
+
     /// From now on every watch's connection ends after so long.
     pub fn cut_after(&self, period: Duration, ends: Ends) {
         self.shared.world().cut = Some((period, ends));
@@ -192,6 +205,17 @@ fn object((version, name): &(u64, String)) -> Value {
         "metadata": {"name": name, "resourceVersion": version.to_string()}})
 }
 
+/// The end of what there is, in a watch that began with it.
+fn end_of_initial_events(version: u64) -> Value {
+    json!({"type": "BOOKMARK", "object": {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+        "metadata": {"resourceVersion": version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}}}})
+}
+
+fn streams_no_lists() -> Value {
+    json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Invalid", "code": 422,
+        "message": "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"})
+}
+
 fn gone() -> Value {
     json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Expired", "code": 410,
         "message": "too old resource version"})
@@ -207,7 +231,17 @@ async fn connection(mut stream: TcpStream, shared: Arc<Shared>) {
         let answered = if target.contains("watch=true") {
             let since = number("resourceVersion").unwrap();
             let limit = Duration::from_secs(number("timeoutSeconds").unwrap());
-            serve_watch(&mut stream, &shared, since, limit).await
+            let begins_with_all = target.contains("sendInitialEvents=true");
+            let may_begin = !begins_with_all || {
+                let mut world = shared.world();
+                world.streamed += 1;
+                !world.streams_no_lists
+            };
+            if may_begin {
+                serve_watch(&mut stream, &shared, since, limit, begins_with_all).await
+            } else {
+                refuse(&mut stream, "422 Unprocessable Entity", &streams_no_lists()).await
+            }
         } else {
             serve_list(&mut stream, &shared).await
         };
@@ -253,23 +287,23 @@ async fn serve_watch(
     shared: &Shared,
     mut since: u64,
     limit: Duration,
+    begins_with_all: bool,
 ) -> Option<()> {
     const HEAD: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
     let mut news = shared.news.subscribe();
     let (fault, refusal, cut) = {
         let mut world = shared.world();
         world.watches += 1;
-        (world.next_watch.take(), world.refusal(since), world.cut)
+        // One that begins with all there is goes on from nowhere.
+        let refusal = world.refusal(since).filter(|_| !begins_with_all);
+        (world.next_watch.take(), refusal, world.cut)
     };
     if let Some(fault) = fault {
         return hang(stream, shared, fault, HEAD).await;
     }
     match refusal {
         Some(Fault::GoneByStatus) => {
-            let body = gone().to_string();
-            let length = body.len();
-            let head = format!("HTTP/1.1 410 Gone\r\ncontent-length: {length}\r\n\r\n");
-            return send(stream, &(head + &body)).await;
+            return refuse(stream, "410 Gone", &gone()).await;
         }
         Some(_) => {
             send(stream, HEAD).await?;
@@ -283,6 +317,7 @@ async fn serve_watch(
     let (period, ends) = cut.unwrap_or((limit, Ends::Cleanly));
     let end = start + period.min(limit);
     let ended = news.borrow().1;
+    let mut is_to_mark = begins_with_all;
     loop {
         let newer: Vec<(u64, String)> = {
             let world = shared.world();
@@ -292,6 +327,9 @@ async fn serve_watch(
         for entry in newer {
             chunk(stream, &json!({"type": "ADDED", "object": object(&entry)})).await?;
             since = entry.0;
+        }
+        if std::mem::take(&mut is_to_mark) {
+            chunk(stream, &end_of_initial_events(since)).await?;
         }
         let is_over = timeout_at(end, news.changed()).await.is_err();
         if is_over || news.borrow_and_update().1 != ended {
@@ -324,6 +362,13 @@ async fn hang(stream: &mut TcpStream, shared: &Shared, fault: Fault, head: &str)
         () = sleep_until(far) => {}
     }
     None
+}
+
+async fn refuse(stream: &mut TcpStream, status: &str, body: &Value) -> Option<()> {
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n");
+    send(stream, &(head + &body)).await
 }
 
 async fn chunk(stream: &mut TcpStream, value: &Value) -> Option<()> {
