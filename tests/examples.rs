@@ -19,6 +19,18 @@ use jaq_json::{Val, read};
 use serde_json::{Value, json};
 use support::helm::{RELEASE, find, objects};
 
+/// As ARNs name them.
+const PARTITIONS: [&str; 8] = [
+    "aws",
+    "aws-cn",
+    "aws-us-gov",
+    "aws-eusc",
+    "aws-iso",
+    "aws-iso-b",
+    "aws-iso-e",
+    "aws-iso-f",
+];
+
 /// A release as one of the examples has it.
 struct Release {
     objects: Vec<Value>,
@@ -179,12 +191,14 @@ fn terraform_fills_in_each_example_of_the_policies_and_trusts_the_charts_account
             .map(|(example, _)| example)
             .collect();
         assert_eq!(block.matches("replace(").count(), examples.len(), "{path}");
-        for partition in ["aws", "aws-cn", "aws-us-gov", "aws-eusc"] {
-            let path = path.replace("${var.partition}", partition);
+        for partition in PARTITIONS {
+            let of_partition = |text: &str| text.replace("${var.partition}", partition);
+            let path = of_partition(path);
             let mut policy = text(&format!("{folder}/{path}"));
             for example in &examples {
-                assert!(policy.contains(example), "{path} has no {example}");
-                policy = policy.replace(example, "-");
+                let example = of_partition(example);
+                assert!(policy.contains(&example), "{path} has no {example}");
+                policy = policy.replace(&example, "-");
             }
             for left in ["123456789012", "CLUSTER", "eu-west-1", "012345"] {
                 assert!(!policy.contains(left), "{path} still has {left}");
@@ -197,6 +211,10 @@ fn terraform_fills_in_each_example_of_the_policies_and_trusts_the_charts_account
     let expected = [
         "../policy-aws-cn.json",
         "../policy-aws-eusc.json",
+        "../policy-aws-iso-b.json",
+        "../policy-aws-iso-e.json",
+        "../policy-aws-iso-f.json",
+        "../policy-aws-iso.json",
         "../policy-aws-us-gov.json",
         "../policy-aws.json",
         "../repository-policy.json",

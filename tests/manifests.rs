@@ -11,6 +11,7 @@ use std::path::Path;
 use ecr_injector::config::Config;
 use ecr_injector::events::REPORTER;
 use ecr_injector::pull_secret::{DATA_KEY, MANAGED_BY, MANAGED_BY_LABEL, TYPE};
+use ecr_injector::registry::Partition;
 use ecr_injector::server::PATH;
 use serde_json::{Value, json};
 
@@ -108,14 +109,25 @@ fn the_iam_policies_allow_pulls_and_nothing_else() {
         "ecr:BatchGetImage",
         "ecr:GetDownloadUrlForLayer"
     ]);
-    for partition in ["aws", "aws-cn", "aws-us-gov", "aws-eusc"] {
+    for partition in [
+        "aws",
+        "aws-cn",
+        "aws-us-gov",
+        "aws-eusc",
+        "aws-iso",
+        "aws-iso-b",
+        "aws-iso-e",
+        "aws-iso-f",
+    ] {
+        // The names that ARNs have are the parser's own.
+        assert!(Partition::parse(partition).is_some());
         let policy = read(&format!("policy-{partition}.json"));
         let statements = policy["Statement"].as_array().unwrap();
         assert_eq!(statements.len(), 2);
         assert_eq!(statements[0]["Action"], "ecr:GetAuthorizationToken");
         assert_eq!(statements[1]["Action"], pulls);
-        let resource = statements[1]["Resource"].as_str().unwrap();
-        assert!(resource.starts_with(&format!("arn:{partition}:ecr:")));
+        let resources = json!([format!("arn:{partition}:ecr:*:123456789012:repository/*")]);
+        assert_eq!(statements[1]["Resource"], resources);
     }
     let statement = &read("repository-policy.json")["Statement"][0];
     assert_eq!(statement["Action"], pulls);

@@ -3,9 +3,13 @@
 locals {
   role_arn = "arn:${var.partition}:iam::${var.account_id}:role/${var.role_name}"
 
+  repositories = [
+    for account in concat([var.account_id], tolist(var.registry_accounts)) : "arn:${var.partition}:ecr:*:${account}:repository/*"
+  ]
+
   policy = replace(
     file("${path.module}/../policy-${var.partition}.json"),
-    "123456789012", var.account_id
+    "arn:${var.partition}:ecr:*:123456789012:repository/*", join("\", \"", local.repositories)
   )
 
   trust_irsa = replace(replace(replace(replace(

@@ -4,12 +4,12 @@ variable "cluster_arn" {
 }
 
 variable "account_id" {
-  description = "The account of the role, and of the registries that it may pull from."
+  description = "The account of the role, and of registries that it may pull from."
   type        = string
 }
 
 variable "partition" {
-  description = "aws, aws-cn, aws-us-gov or aws-eusc."
+  description = "aws, aws-cn, aws-us-gov, aws-eusc, aws-iso, aws-iso-b, aws-iso-e or aws-iso-f."
   type        = string
   default     = "aws"
 }
@@ -44,8 +44,14 @@ variable "service_account" {
   default     = "ecr-injector"
 }
 
+variable "registry_accounts" {
+  description = "Other accounts whose registries the role may pull from. Their repositories have to allow it too."
+  type        = set(string)
+  default     = []
+}
+
 variable "repositories" {
-  description = "Repositories of another account, that of the provider aws.registries, which the role may pull from."
+  description = "Repositories of one of registry_accounts, that of the provider aws.registries: their policies are set to let the role pull."
   type        = set(string)
   default     = []
 }
