@@ -18,7 +18,7 @@ use k8s_openapi::{
     ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use thiserror::Error;
 
 use self::state::{DataDigest, HostState, State};
@@ -89,6 +89,12 @@ impl Knowledge {
         }
     }
 
+    /// What it would be made again with: what we knew to be true, or else what it said.
+    #[must_use]
+    pub fn remembered(&self) -> Option<&State> {
+        self.before().or(self.claims())
+    }
+
     /// What a Secret that is there says it has, true or not.
     #[must_use]
     pub fn claims(&self) -> Option<&State> {
@@ -140,7 +146,8 @@ pub struct Existing {
     pub resource_version: String,
     /// The state, if it can be read and its digest is that of the data; otherwise somebody else wrote.
     pub state: Option<State>,
-    /// The hosts that the state names, also where the digest doesn't hold: what a repair has to restore.
+    /// The hosts that the state names, also where the digest doesn't hold, or if it can't be read those that the data name:
+    /// what a repair has to restore.
     pub claimed: Vec<Host>,
     auths: BTreeMap<Host, SecretString>,
 }
@@ -194,10 +201,10 @@ impl Existing {
             .and_then(|data| data.get(DATA_KEY))
             .map_or(&[][..], |bytes| &bytes.0);
         let claims = state_of(&secret.metadata);
-        let claimed = claims
-            .iter()
-            .flat_map(|state| state.hosts.keys().cloned())
-            .collect();
+        let claimed = match &claims {
+            Some(state) => state.hosts.keys().cloned().collect(),
+            None => hosts_in(bytes),
+        };
         // Keys beside ours belong to others: nothing that pulls images reads them, and an apply can't remove them.
         let intact = claims
             .as_ref()
@@ -225,6 +232,21 @@ fn read_auths(bytes: &[u8]) -> BTreeMap<Host, SecretString> {
         .into_iter()
         .filter_map(|(host, auth)| Some((Host::parse(&host)?, auth.auth)))
         .collect()
+}
+
+/// The hosts that a docker config names, whatever it has for them.
+fn hosts_in(bytes: &[u8]) -> Vec<Host> {
+    #[allow(
+        clippy::zero_sized_map_values,
+        reason = "a map is what it is read from"
+    )]
+    #[derive(Deserialize)]
+    struct Named {
+        auths: BTreeMap<String, IgnoredAny>,
+    }
+    let config = serde_json::from_slice::<Named>(bytes).ok();
+    let named = config.into_iter().flat_map(|config| config.auths);
+    named.filter_map(|(host, _)| Host::parse(&host)).collect()
 }
 
 /// Whether the metadata has our label.
@@ -368,6 +390,11 @@ impl PullSecret {
             let auth = want.token.as_ref().map(|token| token.auth());
             auths.extend(auth.map(|auth| (host.clone(), auth)));
         }
+        // The leader's plan has said already what there is to be, and what is there is not to be lost by a limit.
+        let limit = match terms {
+            Terms::Add => limit,
+            Terms::Whole { .. } => limit.max(wanted.len()),
+        };
         if state.hosts.len() > limit {
             forget_expired(&mut state, &mut auths, wanted, limit, now);
         }
@@ -767,6 +794,27 @@ mod tests {
             merged.state().hosts.keys().collect::<Vec<_>>(),
             [&host(2), &host(3)]
         );
+    }
+
+    #[test]
+    fn what_the_leader_s_plan_has_is_written_though_the_limit_is_lower() {
+        let wanted = BTreeMap::from([
+            (host(1), want(Some(token("a", 12, NOW)))),
+            (host(2), want(Some(token("b", 12, NOW)))),
+        ]);
+        let before = existing(&create(&wanted));
+        let later = NOW + SignedDuration::from_hours(1);
+        let renewed = BTreeMap::from([
+            (host(1), want(Some(token("c", 12, later)))),
+            (host(2), want(None)),
+        ]);
+        let whole = Terms::Whole {
+            opted_out_at: None,
+            retired: false,
+        };
+        let merged = PullSecret::merge(Some(&before), &renewed, whole, 1, later);
+        let merged = merged.expect("no limit").expect("a write");
+        assert_eq!(merged.state().hosts.len(), 2);
     }
 
     #[test]

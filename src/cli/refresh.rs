@@ -567,6 +567,7 @@ mod tests {
         let ask = |at| Plan {
             class: Class::Due,
             at,
+            ends: at,
             action: Action::Look,
         };
         for (plan, expected) in [(ask(NOW), "would look"), (ask(later(3)), "fresh")] {

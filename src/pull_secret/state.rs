@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::{
-    identity::IdentityHash,
+    identity::{Identity, IdentityHash},
     registry::Host,
     token::{Freshness, Lifetime},
 };
@@ -89,6 +89,23 @@ struct WireHost {
 }
 
 impl State {
+    /// That of a pull secret of which nothing is known but the hosts; `None` if there are none. Whoever plans by it chooses
+    /// the identities anew.
+    #[must_use]
+    pub fn of_intents(hosts: &[Host]) -> Option<Self> {
+        let intent = HostState {
+            identity: Identity::Ambient.hash(),
+            lifetime: None,
+        };
+        let hosts = hosts.iter().map(|host| (host.clone(), intent.clone()));
+        let hosts: Hosts = hosts.collect();
+        hosts.iter().next()?;
+        Some(Self {
+            hosts,
+            ..Self::default()
+        })
+    }
+
     /// Reads the annotation.
     pub fn parse(text: &str) -> Result<Self, StateError> {
         if text.len() > MAX_STATE_BYTES {

@@ -10,11 +10,7 @@ use std::{
 };
 
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{
-    Api, Client,
-    core::PartialObjectMeta,
-    runtime::watcher::Event,
-};
+use kube::{Api, Client, core::PartialObjectMeta, runtime::watcher::Event};
 use tokio::time::Instant;
 
 use super::{Existing, Foreign, Knowledge, Unverified, is_managed, state::State, state_of};
@@ -65,6 +61,12 @@ impl Entry {
         &self.knowledge
     }
 
+    /// Of which version it is known.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// The state, if it is ours and intact.
     #[must_use]
     pub fn state(&self) -> Option<&State> {
@@ -105,14 +107,22 @@ impl Entry {
     }
 }
 
+/// That a pull secret was deleted.
+struct Loss {
+    at: Instant,
+    namespace: Namespace,
+    /// That of the entry that says so.
+    version: u64,
+}
+
 /// The pull secrets of the cluster; clones share them.
 #[derive(Clone)]
 pub struct PullSecrets(Arc<Inner>);
 
 struct Inner {
     entries: RwLock<HashMap<Namespace, Arc<Entry>>>,
-    /// What was lost when, the oldest first.
-    lost: Mutex<VecDeque<(Instant, Namespace)>>,
+    /// What was lost, the oldest first.
+    lost: Mutex<VecDeque<Loss>>,
     changes: Changes,
     metrics: Arc<Metrics>,
 }
@@ -180,7 +190,8 @@ impl PullSecrets {
                         Knowledge::Ours(state)
                     }
                     _ => Knowledge::Unverified {
-                        claims: state_of(&secret.metadata),
+                        claims: state_of(&secret.metadata)
+                            .or_else(|| State::of_intents(&existing.claimed)),
                         before: before.cloned().map(Box::new),
                         since: Unverified::Tampered,
                     },
@@ -250,12 +261,16 @@ impl PullSecrets {
         let known = entries.get(&namespace);
         if known.is_none_or(|known| known.version < version) {
             let knowledge = if is_managed(metadata) {
+                let claims = state_of(metadata);
+                let known = known.map(|known| known.knowledge());
+                // One that says nothing any more is not to be forgotten for that.
+                let before = match claims {
+                    Some(_) => known.and_then(Knowledge::before),
+                    None => known.and_then(Knowledge::remembered),
+                };
                 Knowledge::Unverified {
-                    claims: state_of(metadata),
-                    before: known
-                        .and_then(|known| known.knowledge.before())
-                        .cloned()
-                        .map(Box::new),
+                    before: before.cloned().map(Box::new),
+                    claims,
                     since,
                 }
             } else {
@@ -285,27 +300,37 @@ impl PullSecrets {
         if known.version > version || !known.is_there() {
             return;
         }
+        // An answer that was on its way when it was deleted is older than that.
+        let version = match version {
+            u64::MAX => known.version,
+            deleted => deleted,
+        };
         let gone = Entry {
-            version: known.version,
+            version,
             uid: Box::default(),
-            knowledge: Knowledge::Gone(known.knowledge.before().cloned()),
+            knowledge: Knowledge::Gone(known.knowledge.remembered().cloned()),
         };
         self.put(&mut entries, namespace, gone);
         let mut lost = self.0.lost.lock().unwrap_or_else(PoisonError::into_inner);
         while lost
             .front()
-            .is_some_and(|(at, _)| at.elapsed() > REMEMBER_LOST)
+            .is_some_and(|loss| loss.at.elapsed() > REMEMBER_LOST)
         {
-            let forgotten = lost.pop_front();
-            if let Some((_, namespace)) = forgotten
-                && entries
-                    .get(&namespace)
-                    .is_some_and(|known| !known.is_there())
-            {
-                entries.remove(&namespace);
+            let Some(long_ago) = lost.pop_front() else {
+                break;
+            };
+            // It may be there again, or lost again.
+            let is_that =
+                |known: &Arc<Entry>| !known.is_there() && known.version == long_ago.version;
+            if entries.get(&long_ago.namespace).is_some_and(is_that) {
+                entries.remove(&long_ago.namespace);
             }
         }
-        lost.push_back((Instant::now(), namespace.clone()));
+        lost.push_back(Loss {
+            at: Instant::now(),
+            namespace: namespace.clone(),
+            version,
+        });
         drop(lost);
         drop(entries);
         self.0.changes.tell(namespace);
@@ -459,6 +484,76 @@ mod tests {
         );
         store.saw(&namespace(), &secret(8));
         assert_eq!(is_verified(&store), Some(true));
+    }
+
+    fn remembered(store: &PullSecrets) -> Option<usize> {
+        let entry = store.get(&namespace())?;
+        let Knowledge::Gone(state) = entry.knowledge() else {
+            return None;
+        };
+        state.as_ref().map(|state| state.hosts.iter().count())
+    }
+
+    #[test]
+    fn what_was_only_listed_is_remembered_when_it_is_deleted() {
+        let store = store();
+        let listed = |version: u64| secret(version).metadata;
+        for since in [Unverified::Listed, Unverified::Changed] {
+            store.learn(&listed(7), since);
+            store.forget(&metadata(8));
+            assert_eq!(remembered(&store), Some(1), "{since:?}");
+            store.forget_namespace(&namespace());
+        }
+        // Its annotation is taken away, and then it is deleted.
+        store.learn(&listed(7), Unverified::Listed);
+        store.learn(&metadata(8), Unverified::Changed);
+        store.forget(&metadata(9));
+        assert_eq!(remembered(&store), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_loss_is_remembered_though_the_first_is_long_ago() {
+        let store = store();
+        store.saw(&namespace(), &secret(7));
+        store.forget(&metadata(8));
+        store.saw(&namespace(), &secret(9));
+        tokio::time::advance(REMEMBER_LOST + Duration::from_secs(1)).await;
+        store.forget(&metadata(10));
+        assert_eq!(remembered(&store), Some(1));
+        // Once it is long ago itself, another loss ends it.
+        tokio::time::advance(REMEMBER_LOST + Duration::from_secs(1)).await;
+        let other = Namespace::parse("other").expect("valid");
+        store.saw(&other, &secret(11));
+        store.saw_none(&other);
+        assert!(store.get(&namespace()).is_none() && store.get(&other).is_some());
+    }
+
+    #[test]
+    fn an_answer_from_before_the_deletion_brings_nothing_back() {
+        let store = store();
+        store.saw(&namespace(), &secret(7));
+        store.forget(&metadata(8));
+        store.saw(&namespace(), &secret(7));
+        assert_eq!(is_verified(&store), None);
+        store.saw(&namespace(), &secret(9));
+        assert_eq!(is_verified(&store), Some(true));
+    }
+
+    #[test]
+    fn a_secret_whose_state_can_t_be_read_is_known_by_the_hosts_in_its_data() {
+        let store = store();
+        let mut bare = secret(7);
+        let config = r#"{"auths": {"123456789012.dkr.ecr.eu-west-1.amazonaws.com": {}, "https://x/v1/": {}}}"#;
+        bare.data = Some(BTreeMap::from([(
+            ".dockerconfigjson".to_owned(),
+            k8s_openapi::ByteString(config.into()),
+        )]));
+        bare.metadata.annotations = None;
+        store.saw(&namespace(), &bare);
+        let entry = store.get(&namespace()).expect("known");
+        let claims = entry.knowledge().claims().expect("hosts");
+        assert_eq!(claims.hosts.iter().count(), 1);
+        assert!(entry.is_tampered());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! namespaces wait for it, and holds up nobody else.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use super::schedule::backoff;
 use crate::{
     namespace::Namespace,
+    registry::Region,
     token::{TokenKey, cache::MintError},
 };
 
@@ -20,6 +22,11 @@ pub(super) struct Keys {
     troubles: HashMap<TokenKey, Trouble>,
     /// For which tokens each namespace waits.
     waits: HashMap<Namespace, BTreeSet<TokenKey>>,
+    /// What is to be minted and isn't yet, by when it was asked for.
+    queue: BTreeMap<u64, TokenKey>,
+    asked: u64,
+    /// How many of each region's are being minted.
+    minting: HashMap<Region, usize>,
     retries: Retries,
 }
 
@@ -43,6 +50,8 @@ struct Trouble {
     asking: HashSet<Namespace>,
     /// Who knows that it can't be had, and waits.
     waiting: HashSet<Namespace>,
+    /// Since when somebody does.
+    since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +99,7 @@ impl Keys {
         }
     }
 
-    /// It is being minted from now on.
+    /// It is to be minted from now on, in its turn.
     pub(super) fn start(&mut self, key: &TokenKey) {
         let trouble = self.troubles.entry(key.clone()).or_insert_with(|| Trouble {
             stage: Stage::Minting,
@@ -98,8 +107,42 @@ impl Keys {
             error: None,
             asking: HashSet::new(),
             waiting: HashSet::new(),
+            since: None,
         });
         trouble.stage = Stage::Minting;
+        self.asked += 1;
+        self.queue.insert(self.asked, key.clone());
+    }
+
+    /// The next one to mint: of the region that has the fewest under way, for one that doesn't answer is not to hold up the
+    /// others; what has failed the least; what was asked for last.
+    pub(super) fn take_first(&mut self) -> Option<TokenKey> {
+        let rank = |(asked, key): &(&u64, &TokenKey)| {
+            let under_way = self.minting.get(&key.region).copied().unwrap_or_default();
+            let failures = self.troubles.get(key).map_or(0, |trouble| trouble.failures);
+            (under_way, failures, Reverse(**asked))
+        };
+        let asked = *self.queue.iter().min_by_key(rank)?.0;
+        let key = self.queue.remove(&asked)?;
+        *self.minting.entry(key.region.clone()).or_default() += 1;
+        Some(key)
+    }
+
+    /// One that was taken is minted no more, whatever came of it.
+    pub(super) fn minted(&mut self, key: &TokenKey) {
+        if let Some(count) = self.minting.get_mut(&key.region) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.minting.remove(&key.region);
+            }
+        }
+    }
+
+    /// Since when somebody has been waiting for a token that can't be had.
+    pub(super) fn oldest_wait(&self) -> Option<Instant> {
+        let troubles = self.troubles.values();
+        let waited_for = troubles.filter(|trouble| !trouble.waiting.is_empty());
+        waited_for.filter_map(|trouble| trouble.since).min()
     }
 
     /// A namespace waits for these, and for no others any more.
@@ -130,6 +173,7 @@ impl Keys {
     /// It is there. All who waited for it, and how often it had failed.
     pub(super) fn landed(&mut self, key: &TokenKey) -> (HashSet<Namespace>, u32) {
         let trouble = self.troubles.remove(key);
+        self.queue.retain(|_, queued| queued != key);
         let (waiting, failures) = trouble.map_or_else(Default::default, |mut trouble| {
             trouble.waiting.extend(trouble.asking);
             (trouble.waiting, trouble.failures)
@@ -164,6 +208,7 @@ impl Keys {
         let until = (self.retries == Retries::AfterAPause).then_some(now + pause);
         trouble.stage = Stage::Pausing(until);
         trouble.error = Some(error);
+        trouble.since.get_or_insert(now);
         let asking = std::mem::take(&mut trouble.asking);
         trouble.waiting.extend(asking.iter().cloned());
         (asking, pause)
@@ -222,7 +267,7 @@ mod tests {
     use super::*;
     use crate::{
         identity::Identity,
-        registry::{Region, Registry},
+        registry::{Endpoint, Registry},
         token::cache::Call,
     };
 
@@ -264,6 +309,45 @@ mod tests {
         let (all, failures) = keys.landed(&key());
         assert_eq!((all.len(), failures, keys.waiting()), (2, 2, 0));
         assert!(matches!(keys.standing(&key(), later), Standing::Free));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_minted_next_is_of_a_region_with_few_under_way_and_has_failed_little() {
+        let of = |region: &str, role: &str| {
+            let host = format!("123456789012.dkr.ecr.{region}.amazonaws.com");
+            let endpoint = Endpoint {
+                fips: role == "fips",
+                ..Endpoint::default()
+            };
+            TokenKey {
+                endpoint,
+                ..TokenKey::new(Identity::Ambient, &host.parse().expect("valid"))
+            }
+        };
+        let (mut keys, now) = (Keys::default(), Instant::now());
+        let failing = of("eu-west-1", "");
+        keys.start(&failing);
+        assert_eq!(keys.take_first(), Some(failing.clone()));
+        keys.minted(&failing);
+        keys.wait(&namespace("a"), BTreeSet::from([failing.clone()]));
+        assert_eq!(keys.oldest_wait(), None, "it is being minted");
+        let (_, pause) = keys.failed(&failing, refused(), now);
+        assert_eq!(keys.oldest_wait(), Some(now));
+        let (first, second, landed) = (
+            of("us-east-1", ""),
+            of("us-east-1", "fips"),
+            of("eu-west-2", ""),
+        );
+        for key in [&first, &failing, &second, &landed] {
+            keys.start(key);
+        }
+        keys.landed(&landed);
+        // The newest; then another region's although it has failed.
+        let order: Vec<_> = std::iter::from_fn(|| keys.take_first()).collect();
+        assert_eq!(order, [second, failing.clone(), first]);
+        keys.minted(&failing);
+        keys.failed(&failing, refused(), now + pause);
+        assert_eq!(keys.oldest_wait(), Some(now), "since the first failure");
     }
 
     #[tokio::test(start_paused = true)]

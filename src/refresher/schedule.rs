@@ -78,6 +78,8 @@ pub struct Plan {
     pub class: Class,
     /// Not before then.
     pub at: Timestamp,
+    /// When the first of its credentials ends, or what takes the place of that: of what is equally urgent the soonest comes first.
+    pub ends: Timestamp,
     /// What.
     pub action: Action,
 }
@@ -127,6 +129,7 @@ pub fn plan(
         Some(Plan {
             class,
             at: now,
+            ends: now,
             action,
         })
     };
@@ -160,7 +163,8 @@ pub fn plan(
             claims,
             before,
         }) => {
-            let had = union(claims.as_ref(), before.as_deref());
+            let most = policy.rules.registries_per_secret;
+            let had = union(claims.as_ref(), before.as_deref(), most);
             let mut target = policy.target(namespace, said, Some(&had), staying, now);
             target.due = target.keys.keys().cloned().collect();
             target.must_write = true;
@@ -179,7 +183,16 @@ pub fn plan(
             }
             soon(Class::Check, Action::Look)
         }
-        Some(Knowledge::Unverified { .. }) => soon(Class::Changed, Action::Look),
+        // What another replica couldn't complete is an intent before we have looked at it.
+        Some(Knowledge::Unverified { claims, .. }) => {
+            let is_intent = |state: &State| {
+                let mut hosts = state.hosts.iter();
+                hosts.any(|(host, entry)| entry.lifetime.is_none() && !is_public(host))
+            };
+            let waits = claims.as_ref().is_some_and(is_intent);
+            let class = if waits { Class::Intent } else { Class::Changed };
+            soon(class, Action::Look)
+        }
         Some(Knowledge::Ours(state)) => {
             Some(policy.plan_state(namespace, said, state, staying, now))
         }
@@ -208,6 +221,7 @@ fn plan_opted_out(
             return Some(Plan {
                 class: Class::Check,
                 at: now,
+                ends: now,
                 action: Action::Look,
             });
         }
@@ -232,6 +246,7 @@ fn plan_opted_out(
     Some(Plan {
         class: Class::Due,
         at,
+        ends: state.expires_at().unwrap_or(at),
         action: Action::AskNamespace,
     })
 }
@@ -254,6 +269,7 @@ pub fn leaving(
         return Some(Plan {
             class: Class::Due,
             at: now,
+            ends: now,
             action: Action::Remove,
         });
     }
@@ -295,27 +311,33 @@ impl Policy {
     ) -> Plan {
         let target = self.target(namespace, said, Some(state), terms, now);
         let mut class = Class::Due;
-        let mut at = Timestamp::MAX;
+        let (mut at, mut ends) = (Timestamp::MAX, Timestamp::MAX);
+        let share = share(namespace);
         for (host, key) in &target.keys {
             let entry = state.hosts.get(host);
             let lifetime = entry
                 .filter(|entry| entry.identity == key.identity.hash())
                 .and_then(|entry| entry.lifetime);
             if let Some(life) = lifetime {
-                at = at.min(due_at(&life, namespace, now));
+                at = at.min(due_by(&life, share, now));
+                ends = ends.min(life.expires_at);
                 continue;
             }
-            at = now;
+            (at, ends) = (at.min(now), ends.min(now));
             if entry.is_some_and(|entry| entry.lifetime.is_none()) && !is_public(host) {
                 class = Class::Intent;
             }
         }
         if target.must_write {
+            at = at.min(now);
+        }
+        if class == Class::Intent {
             at = now;
         }
         Plan {
             class,
             at,
+            ends,
             action: Action::Write(target),
         }
     }
@@ -363,11 +385,14 @@ impl Policy {
                 ..
             }
         );
-        let wanted = self.prewarm.iter().filter(|_| is_opted_in);
-        let keys: BTreeMap<Host, TokenKey> = had
-            .chain(wanted)
-            .filter_map(|host| self.rules.key_for(host.as_str(), namespace, said))
-            .collect();
+        let key_for = |host: &Host| self.rules.key_for(host.as_str(), namespace, said);
+        let mut keys: BTreeMap<Host, TokenKey> = had.filter_map(key_for).collect();
+        // What is there stays although the limit may have been higher once; what is to be there ahead has to find room.
+        for host in self.prewarm.iter().filter(|_| is_opted_in) {
+            if keys.len() < self.rules.registries_per_secret {
+                keys.extend(key_for(host));
+            }
+        }
         let mut due = BTreeSet::new();
         let mut must_write = false;
         for (host, key) in &keys {
@@ -416,16 +441,27 @@ impl Target {
 
 /// When a credential is due: the same namespace always at the same share of a life, other namespaces at others.
 fn due_at(life: &Lifetime, namespace: &Namespace, now: Timestamp) -> Timestamp {
-    if life.freshness(now) == Freshness::Expired {
-        return now;
-    }
-    let share = DUE_FROM + spread(namespace.as_str(), SPREAD);
+    due_by(life, share(namespace), now)
+}
+
+/// At which share of a life a namespace's credentials are due, in millionths.
+fn share(namespace: &Namespace) -> i64 {
+    i64::try_from(DUE_FROM + spread(namespace.as_str(), SPREAD)).unwrap_or_default()
+}
+
+fn due_by(life: &Lifetime, share: i64, now: Timestamp) -> Timestamp {
     let seconds = life.expires_at.duration_since(life.minted_at).as_secs();
-    let share = i64::try_from(share).unwrap_or_default();
     // In millionths of a second: whole seconds would be steps, and ten thousand namespaces would come in waves.
-    life.minted_at
-        .checked_add(SignedDuration::from_micros(seconds * share))
-        .unwrap_or(now)
+    let due = life
+        .minted_at
+        .checked_add(SignedDuration::from_micros(seconds.saturating_mul(share)))
+        .unwrap_or(now);
+    // One that has expired was due long ago; dates that can't be true say nothing.
+    if due > now && life.freshness(now) == Freshness::Expired {
+        now
+    } else {
+        due
+    }
 }
 
 /// A number below `range` that follows from a text, and spreads well (FNV-1a, with the last step of `MurmurHash3`).
@@ -438,15 +474,17 @@ fn spread(text: &str, range: u64) -> u64 {
     (mixed ^ (mixed >> 33)) % range
 }
 
-/// Both states' hosts; where both have one, the first's.
-fn union(first: Option<&State>, second: Option<&State>) -> State {
-    let hosts = second
-        .into_iter()
-        .chain(first)
-        .flat_map(|state| state.hosts.iter())
-        .map(|(host, entry)| (host.clone(), entry.clone()));
+/// Both states' hosts; where both have one, what it claims. Of those that are only claimed as many as there is room for: the
+/// claim may be anybody's.
+fn union(claims: Option<&State>, before: Option<&State>, most: usize) -> State {
+    let mut hosts = before.map(|state| state.hosts.clone()).unwrap_or_default();
+    for (host, entry) in claims.iter().flat_map(|state| state.hosts.iter()) {
+        if hosts.get(host).is_some() || hosts.len() < most {
+            hosts.insert(host.clone(), entry.clone());
+        }
+    }
     State {
-        hosts: hosts.collect(),
+        hosts,
         ..State::default()
     }
 }
@@ -472,25 +510,26 @@ pub struct Schedule {
 }
 
 /// Among the equally urgent: the newest intent first, for the kubelet asks again soon after a Pod is made; of the others
-/// what was due first.
+/// what ends first, and then what was due first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Order {
     Newest(Reverse<Timestamp>),
-    Oldest(Timestamp),
+    Soonest { ends: Timestamp, at: Timestamp },
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     class: Class,
     at: Timestamp,
+    ends: Timestamp,
     is_ready: bool,
 }
 
 impl Schedule {
     /// Plans a namespace, instead of what was planned for it before.
-    pub fn set(&mut self, namespace: &Namespace, class: Class, at: Timestamp) {
+    pub fn set(&mut self, namespace: &Namespace, class: Class, at: Timestamp, ends: Timestamp) {
         if let Some(slot) = self.slots.get(namespace)
-            && (slot.class, slot.at) == (class, at)
+            && (slot.class, slot.at, slot.ends) == (class, at, ends)
         {
             return;
         }
@@ -499,6 +538,7 @@ impl Schedule {
         let slot = Slot {
             class,
             at,
+            ends,
             is_ready: false,
         };
         self.slots.insert(namespace.clone(), slot);
@@ -554,21 +594,15 @@ impl Schedule {
     /// How many are due at `now`, and since when the one that waits longest is.
     pub fn backlog(&mut self, now: Timestamp) -> (usize, Option<Timestamp>) {
         let due = self.due(now);
-        let oldest = self.ready.iter().filter_map(|class| {
-            let ends = [class.first(), class.last()];
-            ends.into_iter()
-                .flatten()
-                .map(|(order, _)| order.at())
-                .min()
-        });
-        (due, oldest.min())
+        let ready = self.ready.iter().flatten();
+        (due, ready.map(|(order, _)| order.at()).min())
     }
 }
 
 impl Order {
     fn at(&self) -> Timestamp {
         match self {
-            Self::Newest(Reverse(at)) | Self::Oldest(at) => *at,
+            Self::Newest(Reverse(at)) | Self::Soonest { at, .. } => *at,
         }
     }
 }
@@ -577,7 +611,10 @@ impl Slot {
     fn order(&self) -> Order {
         match self.class {
             Class::Intent => Order::Newest(Reverse(self.at)),
-            _ => Order::Oldest(self.at),
+            _ => Order::Soonest {
+                ends: self.ends,
+                at: self.at,
+            },
         }
     }
 }
@@ -618,10 +655,13 @@ mod tests {
 
     /// One host with a credential of this age, or an intent.
     fn state(age: Option<SignedDuration>) -> State {
-        let lifetime = age.map(|age| Lifetime {
+        living(age.map(|age| Lifetime {
             minted_at: NOW - age,
             expires_at: NOW - age + hours(12),
-        });
+        }))
+    }
+
+    fn living(lifetime: Option<Lifetime>) -> State {
         let entry = HostState {
             identity: Identity::Ambient.hash(),
             lifetime,
@@ -676,6 +716,19 @@ mod tests {
     fn an_intent_comes_first_and_at_once() {
         let plan = planned(Some(&Knowledge::Ours(state(None))), &policy("")).expect("a plan");
         assert_eq!((plan.class, plan.at), (Class::Intent, NOW));
+    }
+
+    #[test]
+    fn what_another_replica_left_as_an_intent_is_looked_at_as_one() {
+        for (age, class) in [(None, Class::Intent), (Some(hours(1)), Class::Changed)] {
+            let news = Knowledge::Unverified {
+                claims: Some(state(age)),
+                before: None,
+                since: Unverified::Changed,
+            };
+            let plan = planned(Some(&news), &policy("")).expect("a plan");
+            assert_eq!((plan.class, plan.action), (class, Action::Look));
+        }
     }
 
     #[test]
@@ -822,10 +875,10 @@ mod tests {
             ("moved", Class::Intent, -9),
             ("gone", Class::Intent, -9),
         ] {
-            schedule.set(&name(text), class, NOW + hours(at));
+            schedule.set(&name(text), class, NOW + hours(at), NOW);
         }
         assert_eq!(schedule.backlog(NOW), (7, Some(NOW - hours(9))));
-        schedule.set(&name("moved"), Class::Check, NOW);
+        schedule.set(&name("moved"), Class::Check, NOW, NOW);
         schedule.remove(&name("gone"));
         let order: Vec<String> = std::iter::from_fn(|| schedule.pop(NOW))
             .map(|namespace| namespace.to_string())
@@ -840,5 +893,66 @@ mod tests {
         ];
         assert_eq!(order, expected);
         assert_eq!(schedule.next_at(), Some(NOW + hours(1)));
+    }
+
+    #[test]
+    fn of_what_is_due_the_soonest_to_end_comes_first_however_long_it_has_been_due() {
+        let name = |text: &str| Namespace::parse(text).expect("valid");
+        let life = |age: i64, whole: i64| Lifetime {
+            minted_at: NOW - hours(age),
+            expires_at: NOW - hours(age) + hours(whole),
+        };
+        let mut schedule = Schedule::default();
+        for (text, life) in [
+            ("long-life", life(6, 12)),
+            ("short-life", life(3, 4)),
+            ("expired", life(13, 12)),
+            ("expired-long-ago", life(20, 12)),
+        ] {
+            let known = Knowledge::Ours(living(Some(life)));
+            let planned = plan(
+                &name(text),
+                Some(&OptedIn::default()),
+                Some(&known),
+                &policy(""),
+                NOW,
+            );
+            let planned = planned.expect("a plan");
+            assert!(planned.at < NOW, "{text} was due at {}", planned.at);
+            schedule.set(&name(text), planned.class, planned.at, planned.ends);
+        }
+        let (due, since) = schedule.backlog(NOW);
+        assert_eq!(due, 4);
+        assert!(since.expect("a time") < NOW - hours(16));
+        let order: Vec<String> = std::iter::from_fn(|| schedule.pop(NOW))
+            .map(|namespace| namespace.to_string())
+            .collect();
+        let expected = ["expired-long-ago", "expired", "short-life", "long-life"];
+        assert_eq!(order, expected);
+    }
+
+    #[test]
+    fn what_is_there_is_renewed_though_the_limit_is_lower_and_prewarming_finds_no_room() {
+        let mut state = state(Some(hours(4)));
+        let entry = state.hosts.get(&host()).expect("there").clone();
+        let other = Host::parse("123456789012.dkr.ecr.us-east-1.amazonaws.com").expect("valid");
+        state.hosts.insert(other.clone(), entry);
+        let third = Host::parse("123456789012.dkr.ecr.us-west-2.amazonaws.com").expect("valid");
+        let policy = Policy {
+            prewarm: vec![third],
+            ..policy("limits: {registriesPerPod: 1, registriesPerSecret: 1}")
+        };
+        let known = Knowledge::Ours(state.clone());
+        let kept = target(planned(Some(&known), &policy).expect("a plan"));
+        assert_eq!(kept.keys.len(), 2);
+        assert!(!kept.must_write && kept.due.len() == 2);
+        // Of claims that may be anybody's, as many as there is room for.
+        let forged = Knowledge::Unverified {
+            claims: Some(state),
+            before: None,
+            since: Unverified::Tampered,
+        };
+        let healed = target(planned(Some(&forged), &policy).expect("a plan"));
+        assert_eq!(healed.keys.len(), 1);
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -49,6 +50,9 @@ use crate::{
 
 /// Calls to the API server under way at the same time.
 const MAX_UNDER_WAY: usize = 16;
+/// Tokens that are minted at the same time, half of what the cache mints at a time: a crowd of roles that nobody answers for
+/// leaves room for the others, and for admissions.
+const MAX_MINTS: usize = 16;
 /// The longest sleep: after a suspend or a step of the clock it takes no longer to notice.
 const MAX_SLEEP: Duration = Duration::from_secs(10);
 /// The clocks differ by more than this only if the machine slept or its clock was set.
@@ -98,6 +102,8 @@ pub(super) struct Work<'a> {
     forced: HashSet<Namespace>,
     results: BTreeMap<Namespace, Swept>,
     tasks: JoinSet<(Namespace, Done)>,
+    /// Told of each token that comes into the cache.
+    landings: watch::Receiver<()>,
     mints: JoinSet<(TokenKey, Result<Arc<Token>, MintError>)>,
     clocks: (Instant, Timestamp),
     counted: Option<Instant>,
@@ -149,6 +155,7 @@ impl<'a> Work<'a> {
             forced: HashSet::new(),
             results: BTreeMap::new(),
             tasks: JoinSet::new(),
+            landings: parts.tokens.landings(),
             mints: JoinSet::new(),
             clocks: (now, parts.clock.now()),
             counted: None,
@@ -195,22 +202,25 @@ impl<'a> Work<'a> {
     pub(super) async fn run(&mut self) {
         self.consider_all();
         while self.term.holds() {
-            self.tick().await;
+            self.tick();
             self.take_up_what_is_due().await;
             if matches!(self.scope, Scope::Once(_)) && self.is_settled() {
                 break;
             }
             let wake = self.next_wake();
             tokio::select! {
+                // What is under way ends before the news of it is read, which are among the changes.
+                biased;
                 () = self.term.lost() => break,
+                Some(done) = self.tasks.join_next() => self.finished_all(done.ok()),
+                Some(Ok((key, minted))) = self.mints.join_next() => self.minted(&key, minted),
                 changed = self.parts.changes.next() => {
                     for namespace in changed {
                         self.changed(&namespace);
                     }
                 }
                 policy = self.policies.next() => self.reconfigure(policy),
-                Some(done) = self.tasks.join_next() => self.finished_all(done.ok()),
-                Some(Ok((key, minted))) = self.mints.join_next() => self.minted(&key, minted),
+                Ok(()) = self.landings.changed() => self.look_for_luck().await,
                 () = sleep_until(wake) => {}
             }
         }
@@ -236,8 +246,21 @@ impl<'a> Work<'a> {
     }
 
     fn consider_all(&mut self) {
-        for namespace in self.names() {
-            self.consider(&namespace);
+        let mut names = self.names();
+        // Intents that we know of by what another leader left: the newest versions are the most recent Pods'.
+        let version = |name: &Namespace| self.parts.store.secret(name).map(|entry| entry.version());
+        names.sort_by_cached_key(version);
+        let now = self.parts.clock.now();
+        for (place, namespace) in names.iter().rev().enumerate() {
+            let planned = self.plan(namespace, now);
+            if planned.as_ref().is_some_and(|it| it.class == Class::Intent) {
+                let earlier = SignedDuration::from_nanos(i64::try_from(place).unwrap_or_default());
+                let at = now.saturating_sub(earlier).unwrap_or(now);
+                self.intents.entry(namespace.clone()).or_insert(at);
+            }
+            if !self.under_way.contains(namespace) {
+                self.follow(namespace, planned, now);
+            }
         }
     }
 
@@ -327,7 +350,7 @@ impl<'a> Work<'a> {
     }
 
     fn set(&mut self, namespace: &Namespace, planned: &Plan, now: Timestamp) {
-        let (mut class, mut at) = (planned.class, planned.at);
+        let (mut class, mut at, ends) = (planned.class, planned.at, planned.ends);
         if planned.class == Class::Intent {
             at = *self.intents.entry(namespace.clone()).or_insert(at);
         } else {
@@ -352,7 +375,7 @@ impl<'a> Work<'a> {
             Action::Write(_) | Action::Remove => (&mut self.writes, &mut self.reads),
         };
         other.remove(namespace);
-        one.set(namespace, class, at);
+        one.set(namespace, class, at, ends);
     }
 
     fn unset(&mut self, namespace: &Namespace) {
@@ -471,8 +494,10 @@ impl<'a> Work<'a> {
         let mut lacking = BTreeSet::new();
         let mut improves = target.must_write;
         let mut is_urgent = false;
+        let mut has_any = false;
         for (host, key) in &target.keys {
             let token = self.parts.tokens.usable(key).await;
+            has_any |= token.is_some();
             if target.due.contains(host) {
                 if !token.as_ref().is_some_and(|token| is_new(token, now)) {
                     lacking.insert(key.clone());
@@ -491,6 +516,8 @@ impl<'a> Work<'a> {
             let identity = key.identity.hash();
             wanted.insert(host.clone(), Want { identity, token });
         }
+        // What somebody changed may still open registries, and nothing at all opens none.
+        improves &= target.heals != Some(Damage::Changed) || has_any || lacking.is_empty();
         for key in &lacking {
             self.want_token(key);
         }
@@ -517,7 +544,7 @@ impl<'a> Work<'a> {
             .policy
             .next_without(&lacking, namespace, target, state, now)
         {
-            self.writes.set(namespace, Class::Due, at);
+            self.writes.set(namespace, Class::Due, at, at);
         }
         self.keys.wait(namespace, lacking);
         None
@@ -527,7 +554,16 @@ impl<'a> Work<'a> {
     fn want_token(&mut self, key: &TokenKey) {
         if matches!(self.keys.standing(key, Instant::now()), Standing::Free) {
             self.keys.start(key);
-            let (tokens, key) = (self.parts.tokens.clone(), key.clone());
+            self.mint_some();
+        }
+    }
+
+    /// Begins to mint what is to be minted, as much as may be at a time: admissions mint beside us.
+    fn mint_some(&mut self) {
+        while self.mints.len() < MAX_MINTS
+            && let Some(key) = self.keys.take_first()
+        {
+            let tokens = self.parts.tokens.clone();
             self.mints.spawn(async move {
                 let minted = tokens.renew(&key).await;
                 (key, minted)
@@ -536,6 +572,7 @@ impl<'a> Work<'a> {
     }
 
     fn minted(&mut self, key: &TokenKey, minted: Result<Arc<Token>, MintError>) {
+        self.keys.minted(key);
         let now = self.parts.clock.now();
         let useless = || {
             let call = Call::GetAuthorizationToken;
@@ -555,6 +592,7 @@ impl<'a> Work<'a> {
                 }
             }
         }
+        self.mint_some();
     }
 
     fn landed(&mut self, key: &TokenKey) {
@@ -708,7 +746,7 @@ impl<'a> Work<'a> {
     }
 
     /// What time brings: tokens to be tried again, clocks that went apart, figures.
-    async fn tick(&mut self) {
+    fn tick(&mut self) {
         let (instant, now) = (Instant::now(), self.parts.clock.now());
         let by_clock = now.duration_since(self.clocks.1);
         let by_time = SignedDuration::try_from(instant.duration_since(self.clocks.0));
@@ -727,13 +765,6 @@ impl<'a> Work<'a> {
             return;
         }
         self.counted = Some(instant);
-        // An admission may have had more luck.
-        for key in self.keys.failing() {
-            let token = self.parts.tokens.usable(&key).await;
-            if token.is_some_and(|token| is_new(&token, now)) {
-                self.landed(&key);
-            }
-        }
         self.retry(instant);
         self.troubles.forget_peace(instant);
         self.answers
@@ -741,9 +772,21 @@ impl<'a> Work<'a> {
         let (due, since) = self.writes.backlog(now);
         let overdue = since.map(|since| now.duration_since(since));
         let overdue = overdue.and_then(|overdue| Duration::try_from(overdue).ok());
-        let waiting = self.keys.waiting();
-        self.telling
-            .backlog(due, waiting, overdue.unwrap_or_default());
+        // Who waits for a token has been due for as long.
+        let waits = self.keys.oldest_wait().map(|since| since.elapsed());
+        let oldest = overdue.max(waits).unwrap_or_default();
+        self.telling.backlog(due, self.keys.waiting(), oldest);
+    }
+
+    /// A token has come into the cache: an admission may have had more luck than we.
+    async fn look_for_luck(&mut self) {
+        let now = self.parts.clock.now();
+        for key in self.keys.failing() {
+            let token = self.parts.tokens.usable(&key).await;
+            if token.is_some_and(|token| is_new(&token, now)) {
+                self.landed(&key);
+            }
+        }
     }
 
     fn retry(&mut self, instant: Instant) {
@@ -765,12 +808,6 @@ impl<'a> Work<'a> {
                     wake = wake.min((instant + left.min(MAX_SLEEP)).max(pace.next()));
                 }
             }
-        }
-        if self.keys.waiting() > 0
-            && let Some(counted) = self.counted
-        {
-            // An admission may have more luck at any time.
-            wake = wake.min(counted + COUNT_EVERY);
         }
         self.keys.next_retry().map_or(wake, |at| wake.min(at))
     }

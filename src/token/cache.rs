@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use moka::{Expiry, future::Cache};
 use thiserror::Error;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
@@ -27,8 +27,9 @@ use tokio_util::task::TaskTracker;
 use super::{Freshness, MalformedReply, Token, TokenKey};
 use crate::{clock::Clock, identity::RoleArn};
 
-/// Tokens kept: far more than the accounts and regions of any cluster.
-const MAX_TOKENS: u64 = 4096;
+/// Tokens kept, of some three kilobytes each: as many as the namespaces of the largest cluster, where each has a role of its
+/// own, and some.
+const MAX_TOKENS: u64 = 16_384;
 /// How long one flight may take, whoever still waits for it.
 const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long minting may take within a flight: less, so that it can say what it waited for.
@@ -171,6 +172,7 @@ struct Inner {
     tokens: Cache<TokenKey, Arc<Token>>,
     failures: Cache<TokenKey, Failure>,
     flights: Mutex<HashMap<TokenKey, Flight>>,
+    landings: watch::Sender<()>,
     permits: Semaphore,
     mint: Arc<dyn Mint>,
     clock: Arc<dyn Clock>,
@@ -230,6 +232,7 @@ impl TokenCache {
             tokens,
             failures,
             flights: Mutex::default(),
+            landings: watch::Sender::default(),
             permits,
             mint,
             clock,
@@ -276,6 +279,12 @@ impl TokenCache {
         self.flight(key).await
     }
 
+    /// Hears of each token that comes in from now on.
+    #[must_use]
+    pub fn landings(&self) -> watch::Receiver<()> {
+        self.0.landings.subscribe()
+    }
+
     /// The flight for a key, started if there is none. It runs in a task of its own: nobody's giving up ends it.
     fn flight(&self, key: &TokenKey) -> Flight {
         let mut flights = self.flights();
@@ -309,6 +318,7 @@ impl TokenCache {
                 let token = Arc::new(token);
                 self.0.tokens.insert(key.clone(), token.clone()).await;
                 self.0.failures.invalidate(key).await;
+                self.0.landings.send_replace(());
                 Ok(token)
             }
             Err(error) => {

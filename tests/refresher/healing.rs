@@ -67,6 +67,36 @@ async fn one_that_is_deleted_while_no_token_can_be_had_is_made_again_as_an_inten
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_only_another_replica_has_ever_written_is_made_again_too() {
+    let sim = Sim::new("");
+    let names = sim.teams("team", 2, &[IRELAND, VIRGINIA], Some(SignedDuration::ZERO));
+    sim.cluster.know_by_the_list_alone();
+    sim.cluster.delete(&names[0]);
+    let leader = sim.lead();
+    sim.after(2.0).await;
+    leader.stop().await;
+    let writes = sim.cluster.take_writes();
+    assert_eq!(writes.len(), 1);
+    assert_eq!((&writes[0].namespace, writes[0].hosts), (&names[0], 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_somebody_changed_is_left_as_it_is_until_there_is_a_token_for_it() {
+    let sim = Sim::new("");
+    let names = sim.teams("team", 2, &[IRELAND], Some(SignedDuration::from_hours(1)));
+    sim.aws.fail(0.0..1.0, "", Fault::Throttled);
+    // It has good credentials for hours, whatever was done to it, and a new leader has no token.
+    sim.cluster.rival(&names[0]);
+    let leader = sim.lead();
+    sim.until(0.9).await;
+    assert_eq!(sim.cluster.take_writes().len(), 0);
+    sim.until(1.1).await;
+    leader.stop().await;
+    assert_eq!(sim.cluster.take_writes().len(), 1);
+    assert_eq!(sim.cluster.unusable(), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_somebody_changed_is_put_right() {
     let sim = Sim::new("");
     let names = sim.teams("team", 3, &[IRELAND], None);

@@ -55,6 +55,25 @@ async fn once_aws_is_back_the_newest_intents_come_first() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_leader_completes_the_newest_intents_first_too() {
+    let sim = Sim::new("");
+    let mut names = Vec::new();
+    for number in [7, 3, 9, 1, 5, 8, 2, 6, 4, 0] {
+        let name = namespace(&format!("team-{number}"));
+        sim.cluster.opt_in(&name);
+        sim.intend(&name, &[IRELAND]);
+        names.push(name);
+    }
+    let leader = sim.lead();
+    sim.after(10.0).await;
+    leader.stop().await;
+    let writes = sim.cluster.take_writes();
+    let order: Vec<_> = writes.iter().map(|write| write.namespace.clone()).collect();
+    names.reverse();
+    assert_eq!(order, names);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_admission_that_gets_the_token_ends_the_wait_of_all() {
     let sim = Sim::new("");
     sim.aws.fail(0.0..0.5, "", Fault::Throttled);

@@ -120,3 +120,24 @@ async fn a_token_that_nobody_waits_for_any_more_is_not_tried_for_ever() {
     assert_eq!(sim.count("ecr_injector_refresh_waiting"), 0);
     leader.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_roles_that_nobody_answers_for_delays_no_other() {
+    let role = "arn:aws:iam::111122223333:role/{namespace}";
+    let config = format!("identities: [{{assumeRole: {{roleArn: '{role}'}}}}]");
+    let sim = Sim::new(&config);
+    sim.aws.fail(0.0..99.0, "us-east-1", Fault::Silent);
+    sim.teams("hung", 300, &[VIRGINIA], None);
+    let leader = sim.lead();
+    sim.after(1.0).await;
+    for number in 0..5 {
+        let late = sim
+            .teams(&format!("late-{number}"), 1, &[IRELAND], None)
+            .remove(0);
+        // As long as one that hangs holds its place, and then its own time.
+        sim.after(11.0).await;
+        assert!(sim.cluster.left(&late, IRELAND).is_some(), "{late}");
+    }
+    assert_eq!(sim.cluster.unusable().len(), 300);
+    leader.stop().await;
+}

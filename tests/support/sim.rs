@@ -235,7 +235,8 @@ impl SimCluster {
 
     /// Somebody deletes a pull secret.
     pub fn delete(&self, namespace: &Namespace) {
-        let state = self.state(namespace);
+        let known = self.knowledge(namespace);
+        let state = known.and_then(|known| known.remembered().cloned());
         self.set(namespace, Knowledge::Gone(state));
     }
 
@@ -320,7 +321,7 @@ impl SimCluster {
         state.opted_out_at = opted_out_at;
         state.retired = retired;
         let known = inner.secrets.get(namespace);
-        if known.is_some_and(|entry| *entry.knowledge() == Knowledge::Ours(state.clone())) {
+        if known.is_some_and(|entry| entry.state() == Some(&state)) {
             return Written::Unchanged;
         }
         inner.version += 1;
@@ -356,7 +357,7 @@ impl SimCluster {
                 before: None,
                 since: Unverified::Listed,
             };
-            *entry = Arc::new(Entry::new(1, "uid", listed));
+            *entry = Arc::new(Entry::new(entry.version(), "uid", listed));
         }
     }
 
