@@ -12,7 +12,7 @@ use clap::{Args, builder::FalseyValueParser};
 use futures::{StreamExt as _, stream};
 use tokio::{
     sync::Mutex,
-    time::{Instant, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use super::{
@@ -269,7 +269,9 @@ impl Site {
     ) -> Vec<Row> {
         let all = names.len();
         let per_second = self.wiring.live.config().refresh.writes_per_second;
-        let pace = interval(Duration::from_secs(1) / per_second.max(1));
+        let mut pace = interval(Duration::from_secs(1) / per_second.max(1));
+        // After a while in which nothing could leave, nothing leaves in a burst.
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let pace = Mutex::new(pace);
         let mut rows = Vec::with_capacity(all);
         let one = async |namespace: Namespace| {
