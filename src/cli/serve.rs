@@ -1,9 +1,16 @@
 //! `ecr-injector serve`: the webhook.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::Args;
+use rustix::io::Errno;
 use tokio::{
     net::{TcpListener, TcpSocket},
     task::JoinHandle,
@@ -309,7 +316,7 @@ fn connections() -> usize {
 
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     // The usual queue holds 128: of a burst of more, the kernel drops some without a word to their clients.
-    let listen = || {
+    let listen = |address| {
         let socket = match address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -318,7 +325,19 @@ fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listen().with_context(|| format!("{flag} {address}: can't listen there"))
+    let listener = listen(address).or_else(|error| {
+        let instead = without_ipv6(address, &error).ok_or(error)?;
+        tracing::info!(%address, %instead, "there is no IPv6 here; listening on all of IPv4");
+        listen(instead)
+    });
+    listener.with_context(|| format!("{flag} {address}: can't listen there"))
+}
+
+/// Where to listen in the place of all addresses, on a machine whose kernel has no IPv6 (`ipv6.disable=1`).
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let is_missing = error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error());
+    let is_all = address.is_ipv6() && address.ip().is_unspecified();
+    (is_missing && is_all).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
 fn webhook(wiring: &Wiring, events: Events) -> Webhook {
@@ -430,4 +449,25 @@ fn lead(
         };
         elector.run(stop, lead).await;
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_ipv4_takes_the_place_of_all_addresses_only_where_there_is_no_ipv6() {
+        let no_ipv6 = io::Error::from_raw_os_error(Errno::AFNOSUPPORT.raw_os_error());
+        let in_use = io::Error::from_raw_os_error(Errno::ADDRINUSE.raw_os_error());
+        for (address, error, instead) in [
+            ("[::]:8443", &no_ipv6, Some("0.0.0.0:8443")),
+            ("[::]:8443", &in_use, None),
+            ("[::1]:8443", &no_ipv6, None),
+            ("0.0.0.0:8443", &no_ipv6, None),
+        ] {
+            let address: SocketAddr = address.parse().expect("valid");
+            let found = without_ipv6(address, error).map(|instead| instead.to_string());
+            assert_eq!(found.as_deref(), instead, "{address}");
+        }
+    }
 }
