@@ -431,10 +431,11 @@ impl FileOptIn {
             }
         }
         if let Some(value) = self.value {
-            if is_label_part(&value) {
+            // Kubernetes takes an empty one; but the guard reads a label that isn't there as empty.
+            if is_label_part(&value) && !value.is_empty() {
                 config.opt_in.value = value;
             } else {
-                let message = format!("{value:?} can't be a label's value");
+                let message = format!("{value:?} can't be the label's value");
                 wrongs.0.push(wrong("optIn.value", message));
             }
         }
@@ -780,6 +781,8 @@ namespaceRoles:
                 "optIn.excludeNamespaces[0]: expected a namespace's name",
             ),
             ("optIn: {label: 'a b'}", "optIn.label:"),
+            ("optIn: {value: 'a b'}", "optIn.value:"),
+            ("optIn: {value: ''}", "optIn.value:"),
             (
                 "apiVersion: v1",
                 "apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"",

@@ -621,10 +621,13 @@ impl Cluster {
     async fn test_leaves(&self, left: &[String]) {
         let name = format!("{FULLNAME}-test");
         let admin = self.admin().await;
+        let objects = support::helm::of_the_test(RELEASE, NAMESPACE, "");
+        let of_the_test = objects.iter().find(|object| object["kind"] == "Namespace");
+        let of_the_test = &of_the_test.unwrap()["metadata"]["name"];
         for path in [
             format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}"),
             format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{name}"),
-            format!("/api/v1/namespaces/{name}"),
+            format!("/api/v1/namespaces/{}", of_the_test.as_str().unwrap()),
         ] {
             eventually(&format!("{path} is as it should be"), SOON, async || {
                 (admin.get(&path).await.0.is_ok() == left.contains(&path)).then_some(())

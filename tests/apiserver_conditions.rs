@@ -135,6 +135,16 @@ async fn aliases_and_ecr_public_are_in_the_conditions_if_they_are_in_the_configu
 }
 
 #[tokio::test]
+async fn where_docker_hub_is_an_alias_an_image_without_a_host_is_sent() {
+    let alias = "{host: docker.io, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}";
+    let values = format!("config: {{aliases: [{alias}]}}");
+    let probe = Probe::register("docker-hub", &values).await;
+    for image in ["nginx", "team/app:1", "docker.io/team/app:1", ECR] {
+        assert!(probe.calls(&pod("web", image)).await, "{image}");
+    }
+}
+
+#[tokio::test]
 async fn an_image_rewriter_that_comes_before_us_is_followed_and_one_after_us_only_without_conditions()
  {
     let target = "123456789012.dkr.ecr.eu-central-1.amazonaws.com";

@@ -487,6 +487,13 @@ fn values_that_cannot_be_are_refused_by_the_schema() {
         ),
         ("extraArgs: [serve]", "/extraArgs/0"),
         ("fullnameOverride: Upper", "/fullnameOverride"),
+        ("fullnameOverride: 7up", "/fullnameOverride"),
+        ("config: {optIn: {value: ''}}", "/config/optIn/value"),
+        ("dnsPolicy: None", "/dnsPolicy"),
+        (
+            "certificates: {certManager: {issuerRef: {kind: ClusterIssuer}}}",
+            "/certificates/certManager/issuerRef",
+        ),
     ] {
         let error = try_template(RELEASE, RELEASE, values).expect_err(values);
         let by_schema = error.contains("don't meet the specifications of the schema");
@@ -583,6 +590,9 @@ async fn the_notes_say_what_comes_next_and_warn_of_what_is_risky() {
     let quiet = notes("");
     assert!(!quiet.contains("WARNING"), "{quiet}");
     assert!(quiet.contains("kubectl label namespace NAMESPACE ecr-injector.dev/inject=enabled"));
+    assert!(quiet.contains("create secret generic ecr-injector-aws"));
+    let with_role = notes("aws: {roleArn: 'arn:aws:iam::123456789012:role/ecr'}");
+    assert!(!with_role.contains("NOTE: no AWS"), "{with_role}");
     let own = notes("config: {secretName: mine, optIn: {label: example.com/in, value: 'yes'}}");
     assert!(
         own.contains("example.com/in=yes") && own.contains("credential in mine,"),
@@ -599,6 +609,14 @@ async fn the_notes_say_what_comes_next_and_warn_of_what_is_risky() {
             "flowSchema.enabled is false",
         ),
         ("replicas: 1", "replicas is 1"),
+        (
+            "autoscaling: {enabled: true, minReplicas: 1}",
+            "autoscaling.minReplicas is 1",
+        ),
+        (
+            "serviceAccount: {create: false, name: other}\naws: {roleArn: 'arn:aws:iam::123456789012:role/ecr'}",
+            "aws.roleArn is an annotation",
+        ),
         ("hostNetwork: true", "hostNetwork is on"),
         (
             "webhook: {timeoutSeconds: 29}",
@@ -777,6 +795,14 @@ fn the_test_of_a_release_asks_for_an_image_that_the_credentials_open() {
             "012345678901.dkr.ecr.eusc-de-east-1.amazonaws.eu/probe",
         ),
         (
+            "aws: {region: us-isob-east-1}",
+            "123456789012.dkr.ecr.us-isob-east-1.sc2s.sgov.gov/probe",
+        ),
+        (
+            "aws: {region: us-iso-east-1}",
+            "123456789012.dkr.ecr.us-iso-east-1.c2s.ic.gov/probe",
+        ),
+        (
             "test: {image: 'images.example.com/x'}",
             "images.example.com/x",
         ),
@@ -799,6 +825,66 @@ fn the_test_of_a_release_asks_for_an_image_that_the_credentials_open() {
     assert_eq!(arguments(others), expected);
     let made = of_the_test(RELEASE, RELEASE, others);
     assert!(made.iter().all(|object| object["kind"] != "Namespace"));
+    // Helm would remove one that somebody has, such as this.
+    let name = |release: &str, namespace: &str| {
+        let made = of_the_test(release, namespace, "");
+        let made = made.iter().find(|object| object["kind"] == "Namespace");
+        made.unwrap()["metadata"]["name"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let one = name(RELEASE, "ecr-injector-test");
+    let (start, hash) = one.rsplit_once('-').unwrap();
+    assert_eq!((start, hash.len()), ("ecr-injector-test", 8));
+    assert_ne!(one, name(RELEASE, RELEASE), "two releases of one name");
+    // Nobody is served where the release itself is.
+    let error = try_template(RELEASE, RELEASE, "test: {namespace: ecr-injector}");
+    let error = error.expect_err("its own namespace");
+    assert!(error.contains("the release's own namespace"), "{error}");
+}
+
+#[test]
+fn values_that_contradict_each_other_are_refused() {
+    for (release, values, complaint) in [
+        (
+            RELEASE,
+            "adminPort: 8443",
+            "webhook.port and adminPort are both 8443",
+        ),
+        (
+            RELEASE,
+            "autoscaling: {enabled: true, minReplicas: 5, maxReplicas: 4}",
+            "autoscaling.minReplicas is 5, more than maxReplicas, 4",
+        ),
+        ("7up", "", "set fullnameOverride"),
+    ] {
+        let error = try_template(release, RELEASE, values).expect_err(values);
+        assert!(error.contains(complaint), "{values}\n{error}");
+    }
+    objects("7up", RELEASE, "fullnameOverride: seven-up");
+    let dotted = objects("ecr.staging", RELEASE, "");
+    find(&dotted, "Service", "ecr-staging-ecr-injector");
+}
+
+#[test]
+fn a_label_that_is_set_twice_stands_once_and_the_nearer_one_counts() {
+    let values = "commonLabels: {team: platform, release: none}
+podLabels: {team: ecr}
+metrics: {serviceMonitor: {enabled: true, labels: {release: prometheus}}}
+webhook: {labels: {team: admission}, namespaceSelector: {matchLabels: {ecr-injector.dev/inject: 'off'}}}";
+    // A key that stands twice is an error of this parser.
+    let objects = objects(RELEASE, RELEASE, values);
+    let label = |object: &Value, key: &str| object["metadata"]["labels"][key].clone();
+    let deployment = find(&objects, "Deployment", RELEASE);
+    assert_eq!(label(deployment, "team"), "platform");
+    assert_eq!(label(&deployment["spec"]["template"], "team"), "ecr");
+    let monitor = find(&objects, "ServiceMonitor", RELEASE);
+    assert_eq!(label(monitor, "release"), "prometheus");
+    let registration = find(&objects, "MutatingWebhookConfiguration", "zz-ecr-injector");
+    assert_eq!(label(registration, "team"), "admission");
+    let selector = &registration["webhooks"][0]["namespaceSelector"]["matchLabels"];
+    assert_eq!(*selector, json!({"ecr-injector.dev/inject": "enabled"}));
 }
 
 #[test]

@@ -198,7 +198,7 @@ fn what_the_parser_takes_the_schema_takes() {
         "{}",
         "secretName: null\noptIn:\nallow: {accounts: null}\nprewarm:\nrefresh: null\nonFailure:",
         "secretName: a.b-c.0",
-        "optIn: {label: app, value: \"\", excludeNamespaces: []}",
+        "optIn: {label: app, value: \"1\", excludeNamespaces: []}",
         "optIn: {label: a.b/C_d.e-f, value: A.b_c}",
         "allow: {regions: [us-gov-west-1, us-isob-east-1, eusc-de-east-1, cn-north-1, ap-southeast-10]}",
         "clusterName: A_b.c-9",

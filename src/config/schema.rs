@@ -15,7 +15,7 @@ pub(super) const OBJECT_NAME: &str =
 /// The same of two labels at least.
 pub(super) const HOST: &str = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+$";
 pub(super) const LABEL_KEY: &str = r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$";
-pub(super) const LABEL_VALUE: &str = r"^([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$";
+pub(super) const LABEL_VALUE: &str = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$";
 pub(super) const CLUSTER_NAME: &str = r"^[A-Za-z0-9_.-]{1,100}$";
 pub(super) const REGION: &str = r"^[a-z]{2,4}(-[a-z]+){1,2}-[0-9]{1,2}$";
 /// What isn't a number is no duration; the rest is the parser's.

@@ -8,10 +8,15 @@
 {{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
 {{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- /* A release may have dots in its name, a Service may not. */ -}}
+{{- $release := replace "." "-" .Release.Name -}}
+{{- if regexMatch "^[0-9]" $release -}}
+{{- fail (printf "a Service can't have a name that begins with a digit, such as that of the release, %s: set fullnameOverride" .Release.Name) -}}
+{{- end -}}
+{{- if contains $name $release -}}
+{{- $release | trunc 50 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- printf "%s-%s" $release $name | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -31,9 +36,15 @@ app.kubernetes.io/managed-by is not among them: Helm sets it on all that it inst
 is not managed by Helm. Pull secrets are known by that label, with another value.
 */ -}}
 {{- define "ecr-injector.labels" -}}
-{{ include "ecr-injector.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-{{- with .Values.commonLabels }}
+{{- $of := dict "root" . "more" dict -}}
+{{- include "ecr-injector.labelsWith" $of -}}
+{{- end -}}
+
+{{- /* The same with more of them, which win over commonLabels: each key once. (dict "root" . "more" labels) */ -}}
+{{- define "ecr-injector.labelsWith" -}}
+{{ include "ecr-injector.selectorLabels" .root }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+{{- with merge (dict) (.more | default dict) .root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -47,13 +58,10 @@ name: {{ index . 1 }}
 {{- with index . 2 }}
 namespace: {{ ternary $root.Release.Namespace . (kindIs "bool" .) }}
 {{- end }}
+{{- $labels := dict -}}
+{{- if gt (len .) 4 -}}{{- $labels = index . 4 -}}{{- end }}
 labels:
-  {{- include "ecr-injector.labels" $root | nindent 2 }}
-  {{- if gt (len .) 4 }}
-  {{- with index . 4 }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-  {{- end }}
+  {{- include "ecr-injector.labelsWith" (dict "root" $root "more" $labels) | nindent 2 }}
 {{- with $annotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
@@ -140,7 +148,7 @@ annotations:
 namespaceSelector:
   matchLabels:
     {{ include "ecr-injector.optInLabel" . | quote }}: {{ include "ecr-injector.optInValue" . | quote }}
-    {{- with .Values.webhook.namespaceSelector.matchLabels }}
+    {{- with omit (.Values.webhook.namespaceSelector.matchLabels | default dict) (include "ecr-injector.optInLabel" .) }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
   # Never the cluster's own Pods, nor ours, even if someone labels these namespaces: a webhook that is down must
@@ -167,9 +175,18 @@ clientConfig:
     port: {{ .Values.service.port }}
 {{- end -}}
 
+{{- /* Whether the API server can tell whose images are none of ours: where docker.io is an alias, one that names no host may be. */ -}}
+{{- define "ecr-injector.passesOver" -}}
+{{- $passes := .Values.matchConditions.enabled -}}
+{{- range dig "aliases" list .Values.config | default list -}}
+{{- if eq .host "docker.io" -}}{{- $passes = false -}}{{- end -}}
+{{- end -}}
+{{- if $passes -}}yes{{- end -}}
+{{- end -}}
+
 {{- /* A host that merely looks like one of ours is no harm: we decide by the whole of it. One that we would know must never be missed. */ -}}
 {{- define "ecr-injector.matchConditions" -}}
-{{- if .Values.matchConditions.enabled }}
+{{- if include "ecr-injector.passesOver" . }}
 - name: names-an-ecr-image
   expression: >-
     (object.spec.?containers.orValue([]).map(c, c.?image.orValue(""))
@@ -227,6 +244,20 @@ affinity:
 {{- end }}
 {{- end -}}
 
+{{- /*
+Where helm test makes its Pod: not where the release is, for nobody is served there. Helm removes a namespace of that name before and
+after, whoever made it, so it is one that nobody else has.
+*/ -}}
+{{- define "ecr-injector.testNamespace" -}}
+{{- if eq .Values.test.namespace .Release.Namespace -}}
+{{- fail "test.namespace is the release's own namespace, where no Pod is served: name one that is opted in, or none" -}}
+{{- else if .Values.test.namespace -}}
+{{- .Values.test.namespace -}}
+{{- else -}}
+{{- printf "%s-test-%s" (include "ecr-injector.fullname" . | trunc 48) (printf "%s/%s" .Release.Namespace .Release.Name | sha256sum | trunc 8) -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* An image of a registry that our credentials are likely to open. Any of the right region does: nothing is pulled. */ -}}
 {{- define "ecr-injector.testImage" -}}
 {{- if .Values.test.image -}}
@@ -236,8 +267,9 @@ affinity:
 {{- $account := first (concat ($allow.accounts | default list) (regexFindAll "[0-9]{12}" .Values.aws.roleArn 1) (list "123456789012")) -}}
 {{- $region := first (concat ($allow.regions | default list) (without (list .Values.aws.region) "") (list "us-east-1")) -}}
 {{- $suffix := "amazonaws.com" -}}
-{{- if hasPrefix "cn-" $region -}}{{- $suffix = "amazonaws.com.cn" -}}{{- end -}}
-{{- if hasPrefix "eusc-" $region -}}{{- $suffix = "amazonaws.eu" -}}{{- end -}}
+{{- range $prefix, $its := dict "cn-" "amazonaws.com.cn" "eusc-" "amazonaws.eu" "us-iso-" "c2s.ic.gov" "us-isob-" "sc2s.sgov.gov" "eu-isoe-" "cloud.adc-e.uk" "us-isof-" "csp.hci.ic.gov" -}}
+{{- if hasPrefix $prefix $region -}}{{- $suffix = $its -}}{{- end -}}
+{{- end -}}
 {{- printf "%s.dkr.ecr.%s.%s/probe" $account $region $suffix -}}
 {{- end -}}
 {{- end -}}
