@@ -1,0 +1,167 @@
+//! What the stores keep of a namespace, to the byte: both watches' and the leader's plan. `make scale` measures the whole
+//! process; here the allocator counts what is held, and nothing else is in it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that can't go on panics, and shows what it measured"
+)]
+
+mod support;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ecr_injector::clock::{Clock, SystemClock};
+use ecr_injector::cluster::watch::Lists;
+use ecr_injector::config::Config;
+use ecr_injector::config::live::Live;
+use ecr_injector::leader::Leadership;
+use ecr_injector::metrics::Metrics;
+use ecr_injector::namespace::Namespace;
+use ecr_injector::namespace::changes::Changes;
+use ecr_injector::namespace::store::Namespaces;
+use ecr_injector::pull_secret::store::PullSecrets;
+use ecr_injector::pull_secret::write::Writer;
+use ecr_injector::readiness::{self, Readiness};
+use ecr_injector::refresher::{Parts, Refresher, store};
+use ecr_injector::token::cache::TokenCache;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use jiff::SignedDuration;
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use support::bed::registry;
+use support::due::minted_ago;
+use support::installation::{OPT_IN, PULL_SECRET};
+use support::sim::Sim;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+
+/// As many as are added between two measurements, so that what is there once isn't counted.
+const MORE: usize = 5_000;
+
+/// All that a leader holds.
+struct Held {
+    _namespaces: Namespaces,
+    secrets: PullSecrets,
+    metrics: Arc<Metrics>,
+    _tasks: [JoinHandle<()>; 2],
+}
+
+/// A leader in a cluster of so many opted-in namespaces, each with a pull secret for two registries, none of it due.
+async fn leading(count: usize) -> Held {
+    let names: Vec<String> = (0..count)
+        .map(|number| format!("team-number-{number:05}"))
+        .collect();
+    let metrics = Arc::new(Metrics::default());
+    let changes = Changes::default();
+    let live = Live::new(Config::default(), None);
+    let client = cluster_of(&names);
+    let opt_in = live.config().opt_in.clone();
+    let namespaces = Namespaces::new(client.clone(), opt_in, changes.clone(), metrics.clone());
+    let secrets = PullSecrets::new(changes.clone(), metrics.clone());
+    let hosts = ["eu-west-1", "us-east-1"].map(|region| registry(123_456_789_012, region));
+    for (number, name) in names.iter().enumerate() {
+        let mut secret = minted_ago(name, &hosts, SignedDuration::from_hours(1));
+        // As long as a UID is.
+        secret.metadata.uid = Some(format!("6f1a3c52-9f0e-4e43-8a51-{number:012}"));
+        secret.metadata.resource_version = Some((1_000 + number).to_string());
+        secrets.saw(&Namespace::parse(name).unwrap(), &secret);
+    }
+    let synced = Readiness::default().condition("namespaces");
+    let (watched, condition) = (namespaces.clone(), synced.clone());
+    let watch = tokio::spawn(async move { watched.run(Lists::Paged, condition).await });
+    readiness::all_held(&[synced]).await;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let writer = Writer::new(
+        client,
+        PULL_SECRET.to_owned(),
+        secrets.clone(),
+        clock.clone(),
+        metrics.clone(),
+    );
+    let mint = Sim::new("").aws;
+    let refresher = Refresher::new(Parts {
+        store: Arc::new(store::Live {
+            namespaces: namespaces.clone(),
+            secrets: secrets.clone(),
+            writer,
+        }),
+        tokens: TokenCache::new(mint, clock.clone(), TaskTracker::new()),
+        policy: live.policy.clone(),
+        changes,
+        clock,
+        metrics: metrics.clone(),
+        events: None,
+    });
+    let lead = tokio::spawn(async move { refresher.lead(Leadership::unlimited()).await });
+    sleep(Duration::from_millis(10)).await;
+    Held {
+        _namespaces: namespaces,
+        secrets,
+        metrics,
+        _tasks: [watch, lead],
+    }
+}
+
+/// Lists these, and then has no news.
+fn cluster_of(names: &[String]) -> Client {
+    let object = |name: &String| {
+        let metadata =
+            json!({"name": name, "resourceVersion": "7", "labels": {OPT_IN.0: OPT_IN.1}});
+        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata})
+    };
+    let items: Vec<Value> = names.iter().map(object).collect();
+    let list = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList",
+        "metadata": {"resourceVersion": "7"}, "items": items});
+    let list = Bytes::from(list.to_string());
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let list = list.clone();
+        async move {
+            if request.uri().query().unwrap().contains("watch=true") {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(Response::new(Full::from(list)))
+        }
+    });
+    Client::new(service, "default")
+}
+
+#[test]
+fn a_namespace_takes_less_than_a_kilobyte_of_the_stores_and_the_plan_together() {
+    support::crypto();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let mut all = Vec::new();
+    let mut bytes = |count: usize| {
+        let counted = allocation_counter::measure(|| {
+            let held = runtime.block_on(leading(count));
+            let there = held.secrets.names().len();
+            assert_eq!(there, count);
+            let opted_in = held.metrics.namespaces.get();
+            assert_eq!(usize::try_from(opted_in).unwrap(), count);
+            all.push(held);
+        });
+        usize::try_from(counted.bytes_current).unwrap()
+    };
+    // The first takes along what is made once in a process.
+    bytes(1);
+    let few = bytes(MORE);
+    let many = bytes(2 * MORE);
+    // The list that the fake cluster answers from is none of ours.
+    let list = Bytes::from(json!({"metadata": {"name": "team-number-00000", "resourceVersion": "7",
+        "labels": {OPT_IN.0: OPT_IN.1}}, "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"}).to_string());
+    let each = (many - few) / MORE - (list.len() + 1);
+    println!("{each} bytes a namespace");
+    assert!(each <= 1024, "{each} bytes a namespace");
+    // What is measured is there: the state alone has two hosts of 44 bytes, and a UID.
+    assert!(each >= 256, "{each} bytes a namespace");
+}
