@@ -136,8 +136,41 @@ impl Cli {
         };
         result.unwrap_or_else(|error| {
             // If nobody reads the error, there is nobody left to tell.
-            let _ = writeln!(io::stderr(), "ecr-injector: {error:#}");
+            let _ = writeln!(io::stderr(), "ecr-injector: {}", with_causes(&error));
             ExitCode::FAILURE
         })
+    }
+}
+
+/// An error and its causes, each said once: some libraries say their cause in their own words, too.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if said.ends_with(&cause) {
+            continue;
+        }
+        if !said.is_empty() {
+            said.push_str(": ");
+        }
+        said.push_str(&cause);
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_that_was_said_already_is_not_said_again() {
+        let error = anyhow!("no such file")
+            .context("can't read it: no such file")
+            .context("reading the configuration");
+        assert_eq!(
+            with_causes(&error),
+            "reading the configuration: can't read it: no such file"
+        );
     }
 }
