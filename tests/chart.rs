@@ -869,8 +869,8 @@ fn values_that_contradict_each_other_are_refused() {
 
 #[test]
 fn a_label_that_is_set_twice_stands_once_and_the_nearer_one_counts() {
-    let values = "commonLabels: {team: platform, release: none}
-podLabels: {team: ecr}
+    let values = "commonLabels: {team: platform, release: none, note: x}
+podLabels: {team: ecr, note: ''}
 metrics: {serviceMonitor: {enabled: true, labels: {release: prometheus}}}
 webhook: {labels: {team: admission}, namespaceSelector: {matchLabels: {ecr-injector.dev/inject: 'off'}}}";
     // A key that stands twice is an error of this parser.
@@ -879,6 +879,7 @@ webhook: {labels: {team: admission}, namespaceSelector: {matchLabels: {ecr-injec
     let deployment = find(&objects, "Deployment", RELEASE);
     assert_eq!(label(deployment, "team"), "platform");
     assert_eq!(label(&deployment["spec"]["template"], "team"), "ecr");
+    assert_eq!(label(&deployment["spec"]["template"], "note"), "");
     let monitor = find(&objects, "ServiceMonitor", RELEASE);
     assert_eq!(label(monitor, "release"), "prometheus");
     let registration = find(&objects, "MutatingWebhookConfiguration", "zz-ecr-injector");

@@ -44,9 +44,18 @@ is not managed by Helm. Pull secrets are known by that label, with another value
 {{- define "ecr-injector.labelsWith" -}}
 {{ include "ecr-injector.selectorLabels" .root }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-{{- with merge (dict) (.more | default dict) .root.Values.commonLabels }}
-{{ toYaml . }}
+{{- with include "ecr-injector.both" (list .root.Values.commonLabels .more) }}
+{{ . }}
 {{- end }}
+{{- end -}}
+
+{{- /* The entries of some maps, as YAML; of the same key the last one's, also if it is empty, which merge takes for absent. */ -}}
+{{- define "ecr-injector.both" -}}
+{{- $all := dict -}}
+{{- range . -}}
+{{- range $key, $value := . -}}{{- $_ := set $all $key $value -}}{{- end -}}
+{{- end -}}
+{{- with $all -}}{{- toYaml . -}}{{- end -}}
 {{- end -}}
 
 {{- /* name and labels of an object; namespace too if it has one, the release's (true) or another: (list . name namespace [more annotations [more labels]]) */ -}}
