@@ -27,6 +27,7 @@ use crate::{
     admission::decide::{Allow, OnFailure, Rules},
     identity::Identities,
     namespace::{self, Namespace},
+    pull_secret::state::MAX_HOSTS,
     registry::{AccountId, Aliases, Region, Registry},
     token::SessionCap,
 };
@@ -40,7 +41,7 @@ const DEFAULT_EXCLUDED: [&str; 2] = ["kube-system", "kube-node-lease"];
 const DEFAULT_REGISTRIES_PER_POD: usize = 16;
 const DEFAULT_REGISTRIES_PER_SECRET: usize = 64;
 /// A Secret holds at most 1 MiB, and a host takes about 5 KB of it.
-const MAX_REGISTRIES_PER_SECRET: usize = 128;
+const MAX_REGISTRIES_PER_SECRET: usize = MAX_HOSTS;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]

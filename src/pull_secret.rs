@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use thiserror::Error;
 
-use self::state::{DataDigest, HostState, State};
+use self::state::{DataDigest, HostState, MAX_HOSTS, State};
 use crate::{
     identity::IdentityHash,
     namespace::Namespace,
@@ -234,7 +234,7 @@ fn read_auths(bytes: &[u8]) -> BTreeMap<Host, SecretString> {
         .collect()
 }
 
-/// The hosts that a docker config names, whatever it has for them.
+/// The hosts that a docker config names, whatever it has for them; of more than [`MAX_HOSTS`] the first.
 fn hosts_in(bytes: &[u8]) -> Vec<Host> {
     #[allow(
         clippy::zero_sized_map_values,
@@ -246,7 +246,8 @@ fn hosts_in(bytes: &[u8]) -> Vec<Host> {
     }
     let config = serde_json::from_slice::<Named>(bytes).ok();
     let named = config.into_iter().flat_map(|config| config.auths);
-    named.filter_map(|(host, _)| Host::parse(&host)).collect()
+    let hosts = named.filter_map(|(host, _)| Host::parse(&host));
+    hosts.take(MAX_HOSTS).collect()
 }
 
 /// Whether the metadata has our label.
@@ -390,11 +391,11 @@ impl PullSecret {
             let auth = want.token.as_ref().map(|token| token.auth());
             auths.extend(auth.map(|auth| (host.clone(), auth)));
         }
-        // The leader's plan has said already what there is to be, and what is there is not to be lost by a limit.
-        let limit = match terms {
-            Terms::Add => limit,
-            Terms::Whole { .. } => limit.max(wanted.len()),
-        };
+        // A limit that is lower than it was takes nothing away that is there; the leader's plan has seen to it already.
+        let limit = limit.max(match terms {
+            Terms::Add => had.map_or(0, |(_, had)| had.hosts.len()),
+            Terms::Whole { .. } => wanted.len().min(MAX_HOSTS),
+        });
         if state.hosts.len() > limit {
             forget_expired(&mut state, &mut auths, wanted, limit, now);
         }
@@ -812,9 +813,32 @@ mod tests {
             opted_out_at: None,
             retired: false,
         };
-        let merged = PullSecret::merge(Some(&before), &renewed, whole, 1, later);
-        let merged = merged.expect("no limit").expect("a write");
-        assert_eq!(merged.state().hosts.len(), 2);
+        for terms in [whole, Terms::Add] {
+            let merged = PullSecret::merge(Some(&before), &renewed, terms, 1, later);
+            let merged = merged.expect("no limit").expect("a write");
+            assert_eq!(merged.state().hosts.len(), 2, "{terms:?}");
+        }
+        // For one more there is no room.
+        let more = BTreeMap::from([(host(3), want(None))]);
+        let merged = PullSecret::merge(Some(&before), &more, Terms::Add, 1, later);
+        assert_eq!(merged.map(|_| ()), Err(TooManyHosts { hosts: 3, limit: 2 }));
+    }
+
+    #[test]
+    fn claims_of_more_hosts_than_we_ever_write_are_cut_or_not_believed() {
+        let name = |number: usize| format!("{number:012}.dkr.ecr.eu-west-1.amazonaws.com");
+        let names: Vec<String> = (0..20_000).map(name).collect();
+        let auths: Vec<String> = names.iter().map(|it| format!(r#""{it}":{{}}"#)).collect();
+        let config = format!(r#"{{"auths":{{{}}}}}"#, auths.join(","));
+        assert_eq!(hosts_in(config.as_bytes()).len(), MAX_HOSTS);
+        for (count, is_read) in [(MAX_HOSTS, true), (MAX_HOSTS + 1, false)] {
+            let hosts: Vec<Host> = names[..count]
+                .iter()
+                .filter_map(|it| Host::parse(it))
+                .collect();
+            let state = State::of_intents(&hosts).expect("hosts");
+            assert_eq!(State::parse(&state.to_text()).is_ok(), is_read, "{count}");
+        }
     }
 
     #[test]

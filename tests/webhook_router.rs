@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use ecr_injector::config::Config;
 use ecr_injector::server::{MAX_BODY_BYTES, MAX_IN_HAND};
 use futures::StreamExt as _;
@@ -124,6 +126,34 @@ async fn a_replica_that_meets_the_secret_of_another_adds_to_it() {
         let host = format!("123456789012.dkr.ecr.{region}.amazonaws.com");
         assert!(state.unwrap().contains(&host), "{state:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_secret_is_not_replaced_by_nothing_while_no_token_can_be_had() {
+    let one = InProcess::new();
+    post(&one, review("u-1", IMAGE)).await;
+    let garbage = json!(BASE64_STANDARD.encode(r#"{"auths": {}}"#));
+    one.api.change(NAMESPACE, |secret| {
+        secret["data"][".dockerconfigjson"] = garbage.clone();
+    });
+    // A replica that has no token yet.
+    let two = InProcess::over(one.api.clone());
+    two.mint.set_hangs(true);
+    let (_, body) = post(&two, review("u-2", IMAGE)).await;
+    assert_eq!(response(&body)["patchType"], "JSONPatch", "{body}");
+    let warning = response(&body)["warnings"][0].to_string();
+    assert!(warning.contains("no credential yet"), "{body}");
+    let data = |webhook: &InProcess| webhook.api.secret(NAMESPACE).unwrap()["data"].clone();
+    assert_eq!(data(&one)[".dockerconfigjson"], garbage);
+    // What it doesn't name yet is written down as wanted all the same.
+    let other = IMAGE.replace("eu-west-1", "us-east-1");
+    post(&two, review("u-3", &other)).await;
+    let secret = one.api.secret(NAMESPACE).unwrap();
+    let state = secret["metadata"]["annotations"]["ecr-injector.dev/state"].to_string();
+    assert!(
+        state.contains("eu-west-1") && state.contains("us-east-1"),
+        "{state}"
+    );
 }
 
 #[tokio::test]

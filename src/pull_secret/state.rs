@@ -17,6 +17,9 @@ use crate::{
 
 /// The annotations that together may not exceed 256 KiB; a state larger than this was not written by us.
 pub(super) const MAX_STATE_BYTES: usize = 64 * 1024;
+/// The most hosts that a pull secret ever has, whatever the configuration says: with tokens of 4 KB it stays below the megabyte that
+/// a Secret may have. One that claims more is not of our writing.
+pub const MAX_HOSTS: usize = 128;
 const STATE_VERSION: u32 = 1;
 
 /// Our state on a pull secret.
@@ -58,6 +61,9 @@ pub enum StateError {
     /// Not JSON of the right form.
     #[error("not the JSON that we write: {0}")]
     Json(#[source] serde_json::Error),
+    /// More hosts than we ever write.
+    #[error("{0} hosts where at most {MAX_HOSTS} can be")]
+    Hosts(usize),
     /// A version that this program doesn't know.
     #[error("version {0} where {STATE_VERSION} was expected")]
     Version(u32),
@@ -114,6 +120,9 @@ impl State {
         let wire: WireState = serde_json::from_str(text).map_err(StateError::Json)?;
         if wire.version != STATE_VERSION {
             return Err(StateError::Version(wire.version));
+        }
+        if wire.hosts.len() > MAX_HOSTS {
+            return Err(StateError::Hosts(wire.hosts.len()));
         }
         let hosts = wire.hosts.into_iter().map(|(host, entry)| {
             let lifetime = entry

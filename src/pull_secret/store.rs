@@ -259,7 +259,11 @@ impl PullSecrets {
         let version = version(metadata);
         let mut entries = self.entries();
         let known = entries.get(&namespace);
-        if known.is_none_or(|known| known.version < version) {
+        // One that was missing from what there is was missed there if it is told of now: a stream may begin with old news.
+        let is_news = |known: &Arc<Entry>| {
+            known.version < version || (known.version == version && !known.is_there())
+        };
+        if known.is_none_or(is_news) {
             let knowledge = if is_managed(metadata) {
                 let claims = state_of(metadata);
                 let known = known.map(|known| known.knowledge());
@@ -537,6 +541,21 @@ mod tests {
         assert_eq!(is_verified(&store), None);
         store.saw(&namespace(), &secret(9));
         assert_eq!(is_verified(&store), Some(true));
+    }
+
+    #[test]
+    fn one_that_old_news_left_out_is_there_again_when_it_is_told_of() {
+        let store = store();
+        store.saw(&namespace(), &secret(100));
+        // A stream that begins with the state of version 90 doesn't have it.
+        store.lose(&namespace(), u64::MAX);
+        assert_eq!(is_verified(&store), None);
+        store.learn(&secret(100).metadata, Unverified::Changed);
+        assert_eq!(is_verified(&store), Some(false));
+        // But one whose deletion was told of is not brought back by what was before.
+        store.forget(&metadata(101));
+        store.learn(&secret(100).metadata, Unverified::Changed);
+        assert_eq!(is_verified(&store), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::schedule::backoff;
@@ -21,7 +22,7 @@ use crate::{
 pub(super) struct Keys {
     troubles: HashMap<TokenKey, Trouble>,
     /// For which tokens each namespace waits.
-    waits: HashMap<Namespace, BTreeSet<TokenKey>>,
+    waits: HashMap<Namespace, Wait>,
     /// What is to be minted and isn't yet, by when it was asked for.
     queue: BTreeMap<u64, TokenKey>,
     asked: u64,
@@ -41,6 +42,13 @@ pub(super) enum Retries {
 }
 
 #[derive(Debug)]
+struct Wait {
+    keys: BTreeSet<TokenKey>,
+    /// When the namespace was due.
+    due: Timestamp,
+}
+
+#[derive(Debug)]
 struct Trouble {
     stage: Stage,
     failures: u32,
@@ -50,8 +58,6 @@ struct Trouble {
     asking: HashSet<Namespace>,
     /// Who knows that it can't be had, and waits.
     waiting: HashSet<Namespace>,
-    /// Since when somebody does.
-    since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +113,6 @@ impl Keys {
             error: None,
             asking: HashSet::new(),
             waiting: HashSet::new(),
-            since: None,
         });
         trouble.stage = Stage::Minting;
         self.asked += 1;
@@ -138,15 +143,18 @@ impl Keys {
         }
     }
 
-    /// Since when somebody has been waiting for a token that can't be had.
-    pub(super) fn oldest_wait(&self) -> Option<Instant> {
-        let troubles = self.troubles.values();
-        let waited_for = troubles.filter(|trouble| !trouble.waiting.is_empty());
-        waited_for.filter_map(|trouble| trouble.since).min()
+    /// When the first of those was due who wait.
+    pub(super) fn oldest_due(&self) -> Option<Timestamp> {
+        self.waits.values().map(|wait| wait.due).min()
     }
 
-    /// A namespace waits for these, and for no others any more.
-    pub(super) fn wait(&mut self, namespace: &Namespace, lacking: BTreeSet<TokenKey>) {
+    /// A namespace that was due then waits for these, and for no others any more.
+    pub(super) fn wait(
+        &mut self,
+        namespace: &Namespace,
+        lacking: BTreeSet<TokenKey>,
+        due: Timestamp,
+    ) {
         self.leave(namespace);
         for key in &lacking {
             if let Some(trouble) = self.troubles.get_mut(key) {
@@ -157,12 +165,14 @@ impl Keys {
                 waiters.insert(namespace.clone());
             }
         }
-        self.waits.insert(namespace.clone(), lacking);
+        let wait = Wait { keys: lacking, due };
+        self.waits.insert(namespace.clone(), wait);
     }
 
     /// A namespace waits no more.
     pub(super) fn leave(&mut self, namespace: &Namespace) {
-        for key in self.waits.remove(namespace).unwrap_or_default() {
+        let wait = self.waits.remove(namespace);
+        for key in wait.into_iter().flat_map(|wait| wait.keys) {
             if let Some(trouble) = self.troubles.get_mut(&key) {
                 trouble.asking.remove(namespace);
                 trouble.waiting.remove(namespace);
@@ -179,9 +189,9 @@ impl Keys {
             (trouble.waiting, trouble.failures)
         });
         for namespace in &waiting {
-            if let Some(keys) = self.waits.get_mut(namespace) {
-                keys.remove(key);
-                if keys.is_empty() {
+            if let Some(wait) = self.waits.get_mut(namespace) {
+                wait.keys.remove(key);
+                if wait.keys.is_empty() {
                     self.waits.remove(namespace);
                 }
             }
@@ -208,7 +218,6 @@ impl Keys {
         let until = (self.retries == Retries::AfterAPause).then_some(now + pause);
         trouble.stage = Stage::Pausing(until);
         trouble.error = Some(error);
-        trouble.since.get_or_insert(now);
         let asking = std::mem::take(&mut trouble.asking);
         trouble.waiting.extend(asking.iter().cloned());
         (asking, pause)
@@ -246,14 +255,15 @@ impl Keys {
         }
     }
 
-    /// Those that can't be had.
-    pub(super) fn failing(&self) -> Vec<TokenKey> {
+    /// Those that can't be had, or wait for their turn to be minted.
+    pub(super) fn wanting(&self) -> Vec<TokenKey> {
         let is_failing = |trouble: &Trouble| matches!(trouble.stage, Stage::Pausing(_));
         let failing = self
             .troubles
             .iter()
             .filter(|(_, trouble)| is_failing(trouble));
-        failing.map(|(key, _)| key.clone()).collect()
+        let failing = failing.map(|(key, _)| key);
+        failing.chain(self.queue.values()).cloned().collect()
     }
 
     /// How many namespaces wait.
@@ -278,6 +288,8 @@ mod tests {
         TokenKey::new(Identity::Ambient, &registry)
     }
 
+    const DUE: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
     fn namespace(name: &str) -> Namespace {
         Namespace::parse(name).expect("valid")
     }
@@ -291,7 +303,7 @@ mod tests {
         let (mut keys, now) = (Keys::default(), Instant::now());
         let only = || BTreeSet::from([key()]);
         keys.start(&key());
-        keys.wait(&namespace("a"), only());
+        keys.wait(&namespace("a"), only(), DUE);
         let (told, pause) = keys.failed(&key(), refused(), now);
         assert_eq!(told, HashSet::from([namespace("a")]));
         assert!(matches!(keys.standing(&key(), now), Standing::Failing(_)));
@@ -300,11 +312,11 @@ mod tests {
         keys.start(&key());
         // Nobody need wait for how this one ends.
         assert!(matches!(keys.standing(&key(), later), Standing::Failing(_)));
-        keys.wait(&namespace("b"), only());
+        keys.wait(&namespace("b"), only(), DUE);
         let (told, longer) = keys.failed(&key(), refused(), later);
         assert_eq!(told, HashSet::new(), "both know it");
         assert!(longer > pause);
-        keys.wait(&namespace("b"), only());
+        keys.wait(&namespace("b"), only(), DUE);
         assert_eq!(keys.waiting(), 2);
         let (all, failures) = keys.landed(&key());
         assert_eq!((all.len(), failures, keys.waiting()), (2, 2, 0));
@@ -329,25 +341,27 @@ mod tests {
         keys.start(&failing);
         assert_eq!(keys.take_first(), Some(failing.clone()));
         keys.minted(&failing);
-        keys.wait(&namespace("a"), BTreeSet::from([failing.clone()]));
-        assert_eq!(keys.oldest_wait(), None, "it is being minted");
-        let (_, pause) = keys.failed(&failing, refused(), now);
-        assert_eq!(keys.oldest_wait(), Some(now));
+        let earlier = DUE - jiff::SignedDuration::from_secs(9);
+        keys.wait(&namespace("b"), BTreeSet::from([failing.clone()]), DUE);
+        keys.wait(&namespace("a"), BTreeSet::from([failing.clone()]), earlier);
+        keys.failed(&failing, refused(), now);
+        assert_eq!(keys.oldest_due(), Some(earlier));
+        keys.leave(&namespace("a"));
+        assert_eq!(keys.oldest_due(), Some(DUE));
         let (first, second, landed) = (
             of("us-east-1", ""),
             of("us-east-1", "fips"),
             of("eu-west-2", ""),
         );
-        for key in [&first, &failing, &second, &landed] {
+        for key in [&first, &second, &failing, &landed] {
             keys.start(key);
         }
+        assert!(keys.wanting().contains(&landed));
         keys.landed(&landed);
-        // The newest; then another region's although it has failed.
+        // The newest that hasn't failed; then another region's although it has; then what is left.
         let order: Vec<_> = std::iter::from_fn(|| keys.take_first()).collect();
-        assert_eq!(order, [second, failing.clone(), first]);
-        keys.minted(&failing);
-        keys.failed(&failing, refused(), now + pause);
-        assert_eq!(keys.oldest_wait(), Some(now), "since the first failure");
+        assert_eq!(order, [second, failing, first]);
+        assert_eq!(keys.wanting(), []);
     }
 
     #[tokio::test(start_paused = true)]
@@ -364,7 +378,7 @@ mod tests {
     async fn what_all_have_left_is_not_tried_again() {
         let (mut keys, now) = (Keys::default(), Instant::now());
         keys.start(&key());
-        keys.wait(&namespace("a"), BTreeSet::from([key()]));
+        keys.wait(&namespace("a"), BTreeSet::from([key()]), DUE);
         let (_, pause) = keys.failed(&key(), refused(), now);
         keys.leave(&namespace("a"));
         assert_eq!(

@@ -41,7 +41,7 @@ use crate::{
         store::Entry,
         write::{EnsureError, Manner, Written},
     },
-    registry::Host,
+    registry::{Host, Service},
     token::{
         Freshness, MalformedReply, Token, TokenKey,
         cache::{Call, MintError},
@@ -444,7 +444,7 @@ impl<'a> Work<'a> {
                     .boxed()
             }
             Action::Write(target) => {
-                let Some(wanted) = self.wanted(namespace, &target, now).await else {
+                let Some(wanted) = self.wanted(namespace, &target, planned.at, now).await else {
                     return;
                 };
                 let class = planned.class;
@@ -484,6 +484,7 @@ impl<'a> Work<'a> {
         &mut self,
         namespace: &Namespace,
         target: &Target,
+        due: Timestamp,
         now: Timestamp,
     ) -> Option<BTreeMap<Host, Want>> {
         let entry = self.parts.store.secret(namespace);
@@ -516,8 +517,11 @@ impl<'a> Work<'a> {
             let identity = key.identity.hash();
             wanted.insert(host.clone(), Want { identity, token });
         }
-        // What somebody changed may still open registries, and nothing at all opens none.
-        improves &= target.heals != Some(Damage::Changed) || has_any || lacking.is_empty();
+        // What somebody changed may still open registries, and nothing at all opens none but the public ones.
+        let may_open = lacking
+            .iter()
+            .any(|key| key.endpoint.service == Service::Private);
+        improves &= target.heals != Some(Damage::Changed) || has_any || !may_open;
         for key in &lacking {
             self.want_token(key);
         }
@@ -546,7 +550,7 @@ impl<'a> Work<'a> {
         {
             self.writes.set(namespace, Class::Due, at, at);
         }
-        self.keys.wait(namespace, lacking);
+        self.keys.wait(namespace, lacking, due);
         None
     }
 
@@ -770,18 +774,17 @@ impl<'a> Work<'a> {
         self.answers
             .retain(|_, (_, at)| at.elapsed() < ANSWER_GOOD_FOR);
         let (due, since) = self.writes.backlog(now);
-        let overdue = since.map(|since| now.duration_since(since));
+        let oldest = since.into_iter().chain(self.keys.oldest_due()).min();
+        let overdue = oldest.map(|since| now.duration_since(since));
         let overdue = overdue.and_then(|overdue| Duration::try_from(overdue).ok());
-        // Who waits for a token has been due for as long.
-        let waits = self.keys.oldest_wait().map(|since| since.elapsed());
-        let oldest = overdue.max(waits).unwrap_or_default();
-        self.telling.backlog(due, self.keys.waiting(), oldest);
+        self.telling
+            .backlog(due, self.keys.waiting(), overdue.unwrap_or_default());
     }
 
     /// A token has come into the cache: an admission may have had more luck than we.
     async fn look_for_luck(&mut self) {
         let now = self.parts.clock.now();
-        for key in self.keys.failing() {
+        for key in self.keys.wanting() {
             let token = self.parts.tokens.usable(&key).await;
             if token.is_some_and(|token| is_new(&token, now)) {
                 self.landed(&key);

@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 
-use super::support::sim::{Fault, Sim};
+use super::support::sim::{Fault, Sim, namespace};
 use super::{IDENTITIES, IRELAND, VIRGINIA};
 
 #[tokio::test(start_paused = true)]
@@ -121,23 +121,59 @@ async fn a_token_that_nobody_waits_for_any_more_is_not_tried_for_ever() {
     leader.stop().await;
 }
 
+/// Each namespace has a role of its own, and 300 of them have their registry in a region.
+fn crowd(region: &str, whom: &str) -> Sim {
+    let role = "arn:aws:iam::111122223333:role/{namespace}";
+    let sim = Sim::new(&format!(
+        "identities: [{{assumeRole: {{roleArn: '{role}'}}}}]"
+    ));
+    sim.aws.fail(0.0..99.0, whom, Fault::Silent);
+    sim.teams("hung", 300, &[region], None);
+    sim
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_crowd_of_roles_that_nobody_answers_for_delays_no_other() {
-    let role = "arn:aws:iam::111122223333:role/{namespace}";
-    let config = format!("identities: [{{assumeRole: {{roleArn: '{role}'}}}}]");
-    let sim = Sim::new(&config);
-    sim.aws.fail(0.0..99.0, "us-east-1", Fault::Silent);
-    sim.teams("hung", 300, &[VIRGINIA], None);
+    for (region, whom) in [(VIRGINIA, "us-east-1"), (IRELAND, "role/hung")] {
+        let sim = crowd(region, whom);
+        let leader = sim.lead();
+        sim.after(1.0).await;
+        for number in 0..5 {
+            let late = sim.teams(&format!("late-{number}"), 1, &[IRELAND], None);
+            // As long as one that hangs holds its place, and then its own time.
+            sim.after(11.0).await;
+            let left = sim.cluster.left(&late[0], IRELAND);
+            assert!(left.is_some(), "{whom}: {}", late[0]);
+        }
+        assert_eq!(sim.cluster.unusable().len(), 300);
+        leader.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_roles_that_nobody_answers_for_leaves_admissions_room_to_mint() {
+    let sim = crowd(IRELAND, "role/hung");
     let leader = sim.lead();
     sim.after(1.0).await;
-    for number in 0..5 {
-        let late = sim
-            .teams(&format!("late-{number}"), 1, &[IRELAND], None)
-            .remove(0);
-        // As long as one that hangs holds its place, and then its own time.
-        sim.after(11.0).await;
-        assert!(sim.cluster.left(&late, IRELAND).is_some(), "{late}");
-    }
-    assert_eq!(sim.cluster.unusable().len(), 300);
+    let key = sim.key(&namespace("team"), IRELAND);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(2);
+    let minted = sim.tokens.get(&key, deadline).await;
+    assert!(minted.is_ok(), "{minted:?}");
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_an_admission_got_is_used_though_its_turn_has_not_come() {
+    let sim = crowd(IRELAND, "role/hung");
+    let leader = sim.lead();
+    sim.after(1.0).await;
+    let late = sim.teams("late", 1, &[IRELAND], None);
+    sim.after(0.1).await;
+    let key = sim.key(&late[0], IRELAND);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(2);
+    sim.tokens.get(&key, deadline).await.unwrap();
+    sim.after(0.5).await;
+    assert!(sim.cluster.left(&late[0], IRELAND).is_some());
+    assert_eq!(sim.aws.total().0, 1, "nobody minted another");
     leader.stop().await;
 }

@@ -54,6 +54,16 @@ impl FakeApi {
         self.shared().secrets.get(namespace).cloned()
     }
 
+    /// Somebody changes the one Secret of a namespace.
+    pub fn change(&self, namespace: &str, change: impl FnOnce(&mut Value)) {
+        let mut shared = self.shared();
+        shared.version += 1;
+        let version = json!(shared.version.to_string());
+        let secret = shared.secrets.get_mut(namespace).unwrap();
+        secret["metadata"]["resourceVersion"] = version;
+        change(secret);
+    }
+
     /// Method and path of every call so far.
     pub fn calls(&self) -> Vec<String> {
         self.shared().calls.clone()
