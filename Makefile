@@ -74,7 +74,7 @@ test-oldest: control-plane-oldest helm kube-score ## Run the tests against an AP
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
 	$(CARGO) test --locked --lib --test rooms --test manifests --test config_file --test admission_golden --test preview \
-		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test refresher --test watch \
+		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test refresher --test memory --test watch \
 		--test rotation --test operations --test traces --test faults
 
 .PHONY: kill-rounds
