@@ -1,5 +1,6 @@
 //! How we reach the API server: its client, with no retry and no wait that we did not ask for.
 
+pub mod object;
 pub mod rights;
 pub mod watch;
 

@@ -22,11 +22,13 @@ use tracing_subscriber::{
 /// included. Those levels are never written, whatever the filter asks for.
 const CAPPED: [&str; 2] = ["aws_", "hyper"];
 
-/// Where the SDK logs with all their causes the errors that sources of credentials end with: what a credential process
-/// printed is among those. Nothing of it is written; what failed is in our own log, in our own words.
-const SILENCED: [&str; 2] = [
+/// Where others log what nobody may read: the SDK, with all their causes, the errors that sources of credentials end with,
+/// what a credential process printed among them; kube's client, the whole of an answer that it can't read, Secrets among
+/// them. Nothing of it is written; what failed is in our own log, in our own words.
+const SILENCED: [&str; 3] = [
     "aws_config::profile::credentials",
     "aws_config::web_identity_token",
+    "kube_client::client",
 ];
 
 /// How logs are written.
@@ -268,8 +270,9 @@ mod tests {
             enabled!(target: "aws_config::profile::credentials", Level::ERROR),
             enabled!(target: "aws_config::profile::credentials", Level::WARN),
             enabled!(target: "aws_config::web_identity_token", Level::WARN),
+            enabled!(target: "kube_client::client", Level::ERROR),
         ] {
-            assert!(!is_written, "{filter}: errors of credential sources");
+            assert!(!is_written, "{filter}: what nobody may read");
         }
         let ours = enabled!(target: "ecr_injector::webhook", Level::TRACE);
         assert_eq!(ours, filter == "trace", "{filter}");

@@ -21,7 +21,7 @@ use support::bed::{create, hosts, image, registry};
 use support::due::minted_ago;
 use support::installation::{NAME, OPT_IN, PULL_SECRET, USER};
 use support::pods::{pod, pull_secrets};
-use support::{Bed, Behaviour, ControlPlane, FakeAws, Installation, Webhook, eventually};
+use support::{Bed, Behaviour, Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
@@ -296,6 +296,48 @@ async fn a_deleted_namespace_is_not_written_to() {
         })
         .collect();
     assert!(refused.is_empty(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn dates_that_no_type_of_ours_can_hold_are_in_nobodys_way_and_bring_no_token_to_the_log() {
+    support::crypto();
+    let plane = ControlPlane::start().await;
+    let aws = FakeAws::start();
+    let installation = Installation::apply(&plane).await;
+    let admin = Caller(plane.admin().await);
+    let path = |namespace: &str| format!("/api/v1/namespaces/{namespace}/secrets/{PULL_SECRET}");
+    // Anybody can who may write Secrets there: of what doesn't change with it the field's manager stays as it is written.
+    let date = async |namespace: &str| {
+        let label = json!({"metadata": {"labels": {"theirs": "x"}}});
+        admin.merge(&path(namespace), &label).await.allowed();
+        let fields = json!({"manager": "x", "operation": "Update", "apiVersion": "v1", "time": "9999-12-31T00:00:00Z",
+            "fieldsType": "FieldsV1", "fieldsV1": {"f:metadata": {"f:labels": {"f:theirs": {}}}}});
+        let dated = json!({"metadata": {"annotations": {"more": "x"}, "managedFields": [fields]}});
+        let stored = admin.merge(&path(namespace), &dated).await.allowed();
+        assert!(stored.to_string().contains("9999-12-31"), "{stored}");
+    };
+    let elsewhere = plane.namespace("elsewhere", &[]).await;
+    let theirs = json!({"metadata": {"name": PULL_SECRET}});
+    let all = format!("/api/v1/namespaces/{elsewhere}/secrets");
+    admin.post(&all, &theirs).await.allowed();
+    date(&elsewhere).await;
+
+    let webhook = Webhook::start(installation.webhook(&plane, &aws).await).await;
+    installation.register(&plane).await;
+    let namespace = plane.namespace("dated", &[OPT_IN]).await;
+    let client = plane.pod_creator().await;
+    let object = pod("web", &image("eu-west-1"));
+    create(&client, &namespace, &object, false).await.unwrap();
+    date(&namespace).await;
+    let object = pod("second", &image("eu-west-2"));
+    let admitted = create(&client, &namespace, &object, false).await.unwrap();
+    assert_eq!(admitted.warnings, [""; 0]);
+    assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
+    let log = webhook.log();
+    assert!(
+        !log.contains("dockerconfigjson") && !log.contains("9999"),
+        "{log}"
+    );
 }
 
 #[tokio::test]

@@ -7,9 +7,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Namespace as Object;
-use kube::{
-    Api, Client, Resource as _, ResourceExt as _, core::PartialObjectMeta, runtime::watcher::Event,
-};
+use kube::{Api, Client, Resource as _, ResourceExt as _, runtime::watcher::Event};
 use moka::future::Cache;
 use tokio::{
     sync::Semaphore,
@@ -18,7 +16,10 @@ use tokio::{
 
 use super::{Namespace, OptedIn, ROLE_ANNOTATION, changes::Changes};
 use crate::{
-    cluster::watch::{Lists, watch},
+    cluster::{
+        object::Metadata,
+        watch::{Lists, watch},
+    },
     config::OptIn,
     metrics::Metrics,
     readiness::Condition,
@@ -38,7 +39,7 @@ const MAX_READS: usize = 16;
 pub struct Namespaces(Arc<Inner>);
 
 struct Inner {
-    api: Api<PartialObjectMeta<Object>>,
+    api: Api<Metadata<Object>>,
     opt_in: OptIn,
     known: RwLock<HashMap<Namespace, OptedIn>>,
     live: Cache<Namespace, Option<OptedIn>>,
@@ -187,7 +188,7 @@ impl Namespaces {
         &self,
         namespace: &Namespace,
         deadline: Instant,
-    ) -> Result<Option<PartialObjectMeta<Object>>, ReadError> {
+    ) -> Result<Option<Metadata<Object>>, ReadError> {
         let read = timeout_at(deadline, async {
             // The semaphore is never closed.
             let _permit = self.0.reads.acquire().await;
@@ -217,11 +218,11 @@ pub enum Look {
     Absent,
 }
 
-fn entry(object: &PartialObjectMeta<Object>) -> Option<(Namespace, OptedIn)> {
+fn entry(object: &Metadata<Object>) -> Option<(Namespace, OptedIn)> {
     Some((Namespace::parse(&object.name_any())?, said_by(object)))
 }
 
-fn said_by(object: &PartialObjectMeta<Object>) -> OptedIn {
+fn said_by(object: &Metadata<Object>) -> OptedIn {
     let role = object.annotations().get(ROLE_ANNOTATION);
     OptedIn {
         role: role.map(|text| text.as_str().into()),

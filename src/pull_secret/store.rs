@@ -10,13 +10,16 @@ use std::{
 };
 
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::{Api, Client, core::PartialObjectMeta, runtime::watcher::Event};
+use kube::{Api, Client, runtime::watcher::Event};
 use tokio::time::Instant;
 
 use super::{Existing, Foreign, Knowledge, Unverified, is_managed, state::State, state_of};
 use crate::{
     admission::decide::SecretFacts,
-    cluster::watch::{Lists, version, watch},
+    cluster::{
+        object::Metadata,
+        watch::{Lists, version, watch},
+    },
     metrics::Metrics,
     namespace::{Namespace, changes::Changes},
     readiness::Condition,
@@ -219,7 +222,7 @@ impl PullSecrets {
 
     /// Keeps the store filled until the future is dropped.
     pub async fn run(&self, client: Client, secret_name: &str, lists: Lists, synced: Condition) {
-        let api: Api<PartialObjectMeta<Secret>> = Api::all(client);
+        let api: Api<Metadata<Secret>> = Api::all(client);
         // The only list and watch that our role permits: of this one name.
         let config = lists
             .config()

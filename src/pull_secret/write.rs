@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    cluster::object::WholeSecret,
     metrics::Metrics,
     namespace::Namespace,
     registry::Host,
@@ -333,7 +334,7 @@ impl Writer {
         result
     }
 
-    fn api(&self, namespace: &Namespace) -> Api<Secret> {
+    fn api(&self, namespace: &Namespace) -> Api<WholeSecret> {
         Api::namespaced(self.0.client.clone(), namespace.as_str())
     }
 
@@ -353,7 +354,7 @@ impl Writer {
     /// Reads the Secret for a merge. What the store knows better, such as dates that were edited, is not trusted.
     async fn read_ours(
         &self,
-        api: &Api<Secret>,
+        api: &Api<WholeSecret>,
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<Existing>, EnsureError> {
@@ -371,13 +372,13 @@ impl Writer {
 
     async fn read(
         &self,
-        api: &Api<Secret>,
+        api: &Api<WholeSecret>,
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<Secret>, EnsureError> {
         let call = api.get_opt(&self.0.secret_name);
         let (outcome, result) = match self.call(call, deadline).await {
-            Some(Ok(secret)) => ("ok", Ok(secret)),
+            Some(Ok(secret)) => ("ok", Ok(secret.map(|secret| secret.0))),
             Some(Err(error)) => ("error", Err(lost("read", &error))),
             None => ("timeout", Err(Lost::ForGood(timed_out("read")))),
         };
@@ -397,7 +398,7 @@ impl Writer {
 
     async fn apply(
         &self,
-        api: &Api<Secret>,
+        api: &Api<WholeSecret>,
         secret: &Secret,
         fence: &dyn Fence,
         deadline: Instant,
@@ -409,7 +410,7 @@ impl Writer {
         }
         let call = api.patch(&self.0.secret_name, &params, &patch);
         let (outcome, result) = match self.call(call, deadline).await {
-            Some(Ok(secret)) => ("ok", Ok(secret)),
+            Some(Ok(WholeSecret(secret))) => ("ok", Ok(secret)),
             Some(Err(error)) => {
                 let lost = lost("write", &error);
                 (lost.as_str(), Err(lost))
