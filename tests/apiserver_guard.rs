@@ -64,7 +64,7 @@ async fn creates_a_pull_secret_in_an_opted_in_namespace() {
     let path = path_in(&cluster.opted_in().await);
     let new = pull_secret_with(&json!({"metadata": {
         "resourceVersion": "1",
-        "labels": {"app.kubernetes.io/part-of": "x"},
+        "labels": {"app.kubernetes.io/name": "x"},
         "annotations": {"ecr-injector.dev/state": "{}"},
     }}));
     us.apply_dry_run(&path, &new).await.allowed();
@@ -286,6 +286,9 @@ async fn refuses_labels_and_annotations_that_others_act_on() {
     let replicated = "reflector.v1.k8s.emberstack.com/reflection-allowed";
     for (field, key, refusal) in [
         ("labels", "argocd.argoproj.io/secret-type", "adds no label"),
+        // By which Argo CD may tell what belongs to an application, and is to be pruned.
+        ("labels", "app.kubernetes.io/instance", "adds no label"),
+        ("labels", "app.kubernetes.io/part-of", "adds no label"),
         ("annotations", replicated, "adds no annotation"),
         (
             "annotations",
@@ -636,7 +639,32 @@ async fn holds_its_one_lease_and_no_other_even_with_a_wider_role() {
     // Deleted meanwhile: not made again.
     let lost = us.put(&path, &held).await.0.unwrap_err();
     assert_eq!(lost.code, 409, "{lost:?}");
+    // With one of these the namespace could not be deleted, or the collector would delete the Lease.
+    for (held_up, refusal) in [
+        (
+            json!({"finalizers": ["example.com/stuck"]}),
+            "adds no finalizer",
+        ),
+        (json!({"ownerReferences": [owner()]}), "adds no owner"),
+    ] {
+        let held_up = json!({"metadata": held_up});
+        us.put(&path, &with(&lease(OURS), &held_up))
+            .await
+            .denied(refusal);
+    }
     us.put(&path, &lease(OURS)).await.allowed();
+    let there = us.get(&path).await.allowed();
+    let stuck = json!({"metadata": {"finalizers": ["example.com/stuck"]}});
+    us.put(&path, &with(&there, &stuck))
+        .await
+        .denied("adds no finalizer");
+    // What others put there is no reason to stop.
+    admin.merge(&path, &stuck).await.allowed();
+    let there = us.get(&path).await.allowed();
+    let renewed = with(&there, &json!({"spec": {"holderIdentity": "z"}}));
+    us.put(&path, &renewed).await.allowed();
+    let free = json!({"metadata": {"finalizers": null}});
+    admin.merge(&path, &free).await.allowed();
 
     for path in [format!("{ours}/other"), format!("{here}/{OURS}")] {
         us.put(&path, &lease(path.rsplit('/').next().unwrap()))
@@ -758,6 +786,14 @@ async fn writes_no_event_about_others_or_in_their_name() {
             ABOUT_SECRETS,
         ),
         (json!({"reportingController": "kubelet"}), OWN_NAME),
+        (
+            json!({"metadata": {"finalizers": ["example.com/stuck"]}}),
+            "adds no finalizer",
+        ),
+        (
+            json!({"metadata": {"ownerReferences": [owner()]}}),
+            "adds no owner",
+        ),
     ] {
         us.post(&events, &with(&event, &change))
             .await
@@ -917,7 +953,14 @@ async fn has_expressions_that_the_api_server_finds_no_fault_with() {
     let plane = ControlPlane::start_with(controllers).await;
     Installation::apply(&plane).await;
     let admin = Caller(plane.admin().await);
-    for policy in ["writes-nothing-else", "secrets", "removals", "events"] {
+    for policy in [
+        "writes-nothing-else",
+        "secrets",
+        "removals",
+        "events",
+        "holds-up-nothing",
+        "registration",
+    ] {
         let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
         let path = format!("{policies}/{policy}.ecr-injector.dev");
         let checked = eventually("the types are checked", SOON, async || {

@@ -102,6 +102,10 @@ const MATRIX: &[(&str, &str)] = &[
         "replicas: 1\nguard: {enabled: false}\nflowSchema: {enabled: false}",
     ),
     (
+        "labels of another policy on every Secret",
+        "guard: {otherLabels: [example.com/cost-centre, team], otherAnnotations: [example.com/seen-by]}",
+    ),
+    (
         "monitors",
         "metrics: {serviceMonitor: {enabled: true, labels: {release: prometheus}}, podMonitor: {enabled: true, interval: 1m}}",
     ),
@@ -490,6 +494,10 @@ fn values_that_cannot_be_are_refused_by_the_schema() {
         ("fullnameOverride: 7up", "/fullnameOverride"),
         ("config: {optIn: {value: ''}}", "/config/optIn/value"),
         ("dnsPolicy: None", "/dnsPolicy"),
+        (
+            "guard: {otherLabels: ['a\")||(\"']}",
+            "/guard/otherLabels/0",
+        ),
         (
             "certificates: {certManager: {issuerRef: {kind: ClusterIssuer}}}",
             "/certificates/certManager/issuerRef",
