@@ -5,8 +5,8 @@
 
 use thiserror::Error;
 
-/// The longest name, domain included, that the grammar allows, in bytes.
-pub const MAX_NAME_BYTES: usize = 255;
+/// The longest path that the grammar allows, in bytes; the domain is beside it (since distribution/reference 0.6).
+pub const MAX_PATH_BYTES: usize = 255;
 const MAX_TAG_BYTES: usize = 128;
 const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL_PREFIX: &str = "library/";
@@ -38,8 +38,8 @@ pub enum ImageError {
     /// The digest is not `algorithm:hex` with at least 32 hex digits.
     #[error("the image's digest must be algorithm:hex with at least 32 hex digits")]
     Digest,
-    /// The name is longer than [`MAX_NAME_BYTES`].
-    #[error("the image's name is longer than {MAX_NAME_BYTES} bytes")]
+    /// The path is longer than [`MAX_PATH_BYTES`].
+    #[error("the image's path is longer than {MAX_PATH_BYTES} bytes")]
     TooLong,
     /// A bare name of 64 hex digits is an image id, not a reference.
     #[error("64 hex digits are an image id, not a name")]
@@ -83,7 +83,7 @@ impl<'a> ImageReference<'a> {
         } else {
             0
         };
-        if domain.len() + 1 + official + path.len() > MAX_NAME_BYTES {
+        if official + path.len() > MAX_PATH_BYTES {
             return Err(ImageError::TooLong);
         }
         Ok(Self {
@@ -307,8 +307,10 @@ mod tests {
         ] {
             assert_eq!(ImageReference::parse(text), Err(error), "{text}");
         }
-        let long = format!("a.example/{}", "a".repeat(MAX_NAME_BYTES));
-        assert_eq!(ImageReference::parse(&long), Err(ImageError::TooLong));
+        let long = |bytes: usize| format!("a.example/{}", "a".repeat(bytes));
+        assert!(ImageReference::parse(&long(MAX_PATH_BYTES)).is_ok());
+        let too_long = long(MAX_PATH_BYTES + 1);
+        assert_eq!(ImageReference::parse(&too_long), Err(ImageError::TooLong));
         let tag = format!("a.example/a:{}", "a".repeat(129));
         assert_eq!(ImageReference::parse(&tag), Err(ImageError::Tag));
     }
@@ -426,9 +428,9 @@ mod tests {
                         _ => ("docker.io", name),
                     };
                     let full = if the_domain == "docker.io" && !path.contains('/') {
-                        format!("docker.io/library/{path}")
+                        format!("library/{path}")
                     } else {
-                        format!("{the_domain}/{path}")
+                        path.to_owned()
                     };
                     if domain(the_domain) && path.split('/').all(component) && full.len() <= 255 {
                         return Some((the_domain.to_owned(), path.to_owned()));

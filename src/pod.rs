@@ -1,13 +1,14 @@
 //! The partial, borrowed view of a Pod: the few fields that an admission decision reads.
 //!
 //! Everything else is skipped by the deserializer without being kept, and since the answer is a patch, what was skipped
-//! is not lost either. Strings borrow from the request's body wherever JSON wrote them without an escape.
+//! is not lost either. Strings borrow from the request's body wherever JSON wrote them without an escape. Of lists only
+//! those elements are kept that say something: a body of eight megabytes has room for millions that don't.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
 use crate::image::ImageReference;
@@ -44,7 +45,7 @@ struct Metadata<'a> {
     annotations: Option<Annotations>,
     #[serde(default)]
     deletion_timestamp: Option<IgnoredAny>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "controller")]
     owner_references: Option<Vec<Owner<'a>>>,
 }
 
@@ -62,16 +63,16 @@ struct Owner<'a> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Spec<'a> {
-    #[serde(borrow, default)]
-    containers: Option<Vec<Container<'a>>>,
-    #[serde(borrow, default)]
-    init_containers: Option<Vec<Container<'a>>>,
-    #[serde(borrow, default)]
-    ephemeral_containers: Option<Vec<Container<'a>>>,
-    #[serde(borrow, default)]
-    volumes: Option<Vec<Volume<'a>>>,
-    #[serde(borrow, default)]
-    image_pull_secrets: Option<Vec<LocalReference<'a>>>,
+    #[serde(borrow, default, deserialize_with = "images")]
+    containers: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "images")]
+    init_containers: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "images")]
+    ephemeral_containers: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "image_volumes")]
+    volumes: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "names")]
+    image_pull_secrets: Option<Vec<Text<'a>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -96,6 +97,68 @@ struct ImageVolume<'a> {
 struct LocalReference<'a> {
     #[serde(borrow, default)]
     name: Option<Text<'a>>,
+}
+
+/// The controller alone, if there is one.
+fn controller<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Owner<'de>>>, D::Error> {
+    let mut is_found = false;
+    kept(list, |owner: Owner<'de>| {
+        let is_first = owner.controller == Some(true) && !is_found;
+        is_found |= is_first;
+        is_first.then_some(owner)
+    })
+}
+
+/// The images that containers name.
+fn images<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
+    kept(list, |container: Container<'de>| said(container.image))
+}
+
+/// The images that volumes are made of.
+fn image_volumes<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
+    kept(list, |volume: Volume<'de>| said(volume.image?.reference))
+}
+
+/// The names of references.
+fn names<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
+    kept(list, |reference: LocalReference<'de>| said(reference.name))
+}
+
+fn said(text: Option<Text<'_>>) -> Option<Text<'_>> {
+    text.filter(|text| !text.0.is_empty())
+}
+
+/// What `keep` makes of a list's elements, one at a time as they stream past; `None` if there is no list.
+fn kept<'de, D, E, T>(list: D, keep: impl FnMut(E) -> Option<T>) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    E: Deserialize<'de>,
+{
+    struct Keeper<E, F>(F, PhantomData<E>);
+    impl<'de, E: Deserialize<'de>, T, F: FnMut(E) -> Option<T>> Visitor<'de> for Keeper<E, F> {
+        type Value = Option<Vec<T>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_none<X>(self) -> Result<Self::Value, X> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, list: D) -> Result<Self::Value, D::Error> {
+            list.deserialize_seq(self)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut kept = Vec::new();
+            while let Some(element) = list.next_element()? {
+                kept.extend((self.0)(element));
+            }
+            Ok(Some(kept))
+        }
+    }
+    list.deserialize_option(Keeper(keep, PhantomData))
 }
 
 /// The two annotations that matter, picked while the map streams past.
@@ -171,13 +234,7 @@ impl<'a> Pod<'a> {
             .and_then(|spec| spec.image_pull_secrets.as_ref())
         {
             None => PullSecrets::NoList,
-            Some(list)
-                if list
-                    .iter()
-                    .any(|entry| entry.name.as_ref().is_some_and(|n| n.0 == name)) =>
-            {
-                PullSecrets::Present
-            }
+            Some(list) if list.iter().any(|listed| listed.0 == name) => PullSecrets::Present,
             Some(_) => PullSecrets::Listed,
         }
     }
@@ -222,8 +279,7 @@ impl<'a> Pod<'a> {
             .metadata
             .as_ref()
             .and_then(|metadata| metadata.owner_references.as_ref());
-        let mut owners = owners.into_iter().flatten();
-        let controller = owners.find(|owner| owner.controller == Some(true));
+        let controller = owners.and_then(|owners| owners.first());
         controller.map_or(("Pod", self.name()), |owner| {
             (
                 owner.kind.as_ref().map_or("", |t| &*t.0),
@@ -249,13 +305,8 @@ impl Spec<'_> {
         ]
         .into_iter()
         .flatten()
-        .flatten()
-        .filter_map(|container| container.image.as_ref());
-        let volumes = self
-            .volumes
-            .iter()
-            .flatten()
-            .filter_map(|volume| volume.image.as_ref()?.reference.as_ref());
+        .flatten();
+        let volumes = self.volumes.iter().flatten();
         containers.chain(volumes).map(|text| &*text.0)
     }
 }
@@ -282,6 +333,22 @@ mod tests {
     }
 
     #[test]
+    fn of_lists_only_what_says_something_is_kept() {
+        let pod = parse(
+            r#"{"metadata":{"name":"x","ownerReferences":[{},{"controller":false,"kind":"A"},{"controller":true,"kind":"B",
+                "name":"b"},{"controller":true,"kind":"C"}]},
+                "spec":{"containers":[{},{"image":""},{"image":"a/1"}],"imagePullSecrets":[{},{"name":""}]}}"#,
+        );
+        assert_eq!(pod.owner(), ("B", "b"));
+        assert_eq!(pod.images().collect::<Vec<_>>(), ["a/1"]);
+        assert_eq!(pod.pull_secrets("ours"), PullSecrets::Listed);
+        let spec = pod.spec.as_ref().expect("a spec");
+        assert_eq!(spec.image_pull_secrets.as_deref(), Some(&[][..]));
+        let owners = pod.metadata.as_ref().expect("metadata");
+        assert_eq!(owners.owner_references.as_ref().map(Vec::len), Some(1));
+    }
+
+    #[test]
     fn null_is_absent_everywhere() {
         let pod = parse(
             r#"{"metadata":null,"spec":{"containers":null,"initContainers":[{"image":null}],"volumes":[{"image":null}],
@@ -302,11 +369,8 @@ mod tests {
             .as_ref()
             .and_then(|spec| spec.containers.as_ref())
             .expect("containers");
-        assert!(matches!(
-            &containers[0].image,
-            Some(Text(Cow::Borrowed("a/b")))
-        ));
-        assert!(matches!(&containers[1].image, Some(Text(Cow::Owned(text))) if text == "a/c"));
+        assert!(matches!(&containers[0], Text(Cow::Borrowed("a/b"))));
+        assert!(matches!(&containers[1], Text(Cow::Owned(text)) if text == "a/c"));
     }
 
     #[test]

@@ -367,9 +367,13 @@ impl Webhook {
         } else {
             "registries"
         };
-        injection.warnings.push(warning(&format!(
-            "no credential yet for {missing} ECR {registries} ({label}); pulls may be late"
-        )));
+        injection.warnings.push(match &error {
+            // Nothing that is tried again makes room.
+            EnsureError::TooManyHosts(full) => warning(&full.to_string()),
+            _ => warning(&format!(
+                "no credential yet for {missing} ECR {registries} ({label}); pulls may be late"
+            )),
+        });
         // A Pod that is stored has its list already; the decision says so by `Present`.
         debug_assert!(
             is_creation || injection.stands == Stands::Present,

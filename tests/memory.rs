@@ -13,6 +13,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ecr_injector::admission::Request;
 use ecr_injector::clock::{Clock, SystemClock};
 use ecr_injector::cluster::watch::Lists;
 use ecr_injector::config::Config;
@@ -27,7 +28,7 @@ use ecr_injector::pull_secret::write::Writer;
 use ecr_injector::readiness::{self, Readiness};
 use ecr_injector::refresher::{Parts, Refresher, store};
 use ecr_injector::token::cache::TokenCache;
-use http::{Request, Response};
+use http::Response;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use jiff::SignedDuration;
@@ -120,7 +121,7 @@ fn cluster_of(names: &[String]) -> Client {
     let list = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList",
         "metadata": {"resourceVersion": "7"}, "items": items});
     let list = Bytes::from(list.to_string());
-    let service = tower::service_fn(move |request: Request<Body>| {
+    let service = tower::service_fn(move |request: http::Request<Body>| {
         let list = list.clone();
         async move {
             if request.uri().query().unwrap().contains("watch=true") {
@@ -130,6 +131,30 @@ fn cluster_of(names: &[String]) -> Client {
         }
     });
     Client::new(service, "default")
+}
+
+#[test]
+fn a_review_of_millions_of_nothings_is_read_in_a_fraction_of_its_size() {
+    // As large as a body may be.
+    let size = 8 * 1024 * 1024;
+    for (before, element, after) in [
+        (r#""metadata":{"ownerReferences":["#, "{}", "]}"),
+        (r#""spec":{"containers":["#, "{}", "]}"),
+        (r#""spec":{"volumes":["#, r#"{"image":{}}"#, "]}"),
+        (r#""spec":{"imagePullSecrets":["#, r#"{"name":""}"#, "]}"),
+        (r#""metadata":{"annotations":{"#, r#""a":"""#, "}}"),
+    ] {
+        let elements = vec![element; (size - 200) / (element.len() + 1)].join(",");
+        let body = format!(
+            r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","kind":{{"group":"","version":"v1","kind":"Pod"}},"resource":{{"group":"","version":"v1","resource":"pods"}},"operation":"CREATE","namespace":"team","object":{{{before}{elements}{after}}}}}}}"#
+        );
+        let counted = allocation_counter::measure(|| {
+            let request = Request::parse(body.as_bytes());
+            assert!(request.unwrap().object.is_some(), "{before}");
+        });
+        let most = counted.bytes_max;
+        assert!(most < 64 * 1024, "{before}: {most} bytes");
+    }
 }
 
 #[test]

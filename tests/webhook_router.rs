@@ -129,6 +129,21 @@ async fn a_replica_that_meets_the_secret_of_another_adds_to_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replica_that_gets_no_token_takes_what_another_has_written_meanwhile() {
+    let one = InProcess::new();
+    let two = InProcess::over(one.api.clone());
+    two.mint.set_hangs(true);
+    let luckier = async {
+        sleep(Duration::from_secs(1)).await;
+        post(&one, review("u-1", IMAGE)).await
+    };
+    let ((_, body), _) = tokio::join!(post(&two, review("u-2", IMAGE)), luckier);
+    let answer = response(&body);
+    assert_eq!(answer["patchType"], "JSONPatch", "{body}");
+    assert_eq!(answer["warnings"], Value::Null, "{body}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_changed_secret_is_not_replaced_by_nothing_while_no_token_can_be_had() {
     let one = InProcess::new();
     post(&one, review("u-1", IMAGE)).await;

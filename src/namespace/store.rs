@@ -160,15 +160,21 @@ impl Namespaces {
             return Some(known.clone());
         }
         let deadline = deadline.min(Instant::now() + LIVE_TIMEOUT);
-        let read = self
-            .0
-            .live
-            .try_get_with_by_ref(namespace, self.read(namespace, deadline));
-        match read.await {
-            Ok(opted_in) => opted_in,
-            Err(error) => {
+        // Whoever asks first reads for all, by a deadline of its own: it may be later than ours, and it may be too soon.
+        loop {
+            let read = self
+                .0
+                .live
+                .try_get_with_by_ref(namespace, self.read(namespace, deadline));
+            let error = match timeout_at(deadline, read).await {
+                Ok(Ok(opted_in)) => return opted_in,
+                Ok(Err(error)) => error,
+                Err(_) => Arc::new(ReadError::Timeout),
+            };
+            let was_anothers = matches!(*error, ReadError::Timeout) && Instant::now() < deadline;
+            if !was_anothers {
                 tracing::warn!(%namespace, %error, "reading the namespace's label failed");
-                None
+                return None;
             }
         }
     }

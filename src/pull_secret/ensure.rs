@@ -257,10 +257,15 @@ impl Ensurer {
         } = self.mint(hosts, deadline).await;
         drop(minting);
         let _writing = place.enter(&self.0.parts.metrics, Phase::Write);
+        let names: Vec<Host> = wanted.keys().cloned().collect();
         let (secret, result) = match self.write(namespace, wanted, &rules, deadline).await {
             Err(error @ EnsureError::Foreign(_)) => (SecretSource::Foreign, Err(error)),
             Err(error) => (SecretSource::Failed, Err(error)),
-            Ok(written) => match (failed, written) {
+            // Another replica, or the leader, may have had more luck meanwhile.
+            Ok(written) => match (
+                failed.filter(|_| !self.0.parts.writer.is_usable(namespace, &names)),
+                written,
+            ) {
                 (Some(error), _) => (SecretSource::Intent, Err(error)),
                 (None, Written::Done) => (SecretSource::Written, Ok(())),
                 (None, _) => (SecretSource::Unchanged, Ok(())),

@@ -270,6 +270,18 @@ impl Writer {
         Err(EnsureError::Contended)
     }
 
+    /// Whether the pull secret, as we know it, has a credential for each of these hosts that can be used.
+    #[must_use]
+    pub fn is_usable(&self, namespace: &Namespace, hosts: &[Host]) -> bool {
+        let now = self.0.clock.now();
+        let known = self.0.secrets.get(namespace);
+        let state = known.as_ref().and_then(|known| known.state());
+        state.is_some_and(|state| {
+            let mut hosts = hosts.iter();
+            hosts.all(|host| state.freshness(host, now) != Freshness::Expired)
+        })
+    }
+
     /// Looks at the whole Secret once; the store takes what is seen.
     pub async fn look(&self, namespace: &Namespace, deadline: Instant) -> Result<(), EnsureError> {
         let api = self.api(namespace);

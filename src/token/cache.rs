@@ -5,7 +5,7 @@
 //! renewal is served while the renewal runs.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{Freshness, MalformedReply, Token, TokenKey};
-use crate::{clock::Clock, identity::RoleArn};
+use crate::{clock::Clock, identity::RoleArn, registry::Region};
 
 /// Tokens kept, of some three kilobytes each: as many as the namespaces of the largest cluster, where each has a role of its
 /// own, and some.
@@ -34,7 +34,8 @@ const MAX_TOKENS: u64 = 16_384;
 const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long minting may take within a flight: less, so that it can say what it waited for.
 pub(super) const MINT_TIMEOUT: Duration = Duration::from_secs(9);
-/// Mints at the same time. Regions come from Pods, so their number is not ours to bound otherwise.
+/// Mints at the same time in regions that have given a token before; and as many beside them in all others, which come from
+/// Pods, whoever makes those: most that can be named don't exist, and none of them is to be in the others' way.
 const MAX_FLIGHTS: usize = 32;
 /// The first pause after a failure where nobody has a usable token; it doubles up to [`MISSING_CEILING`].
 const MISSING_FLOOR: Duration = Duration::from_millis(250);
@@ -174,6 +175,9 @@ struct Inner {
     flights: Mutex<HashMap<TokenKey, Flight>>,
     landings: watch::Sender<()>,
     permits: Semaphore,
+    /// For regions that have given no token yet.
+    strange: Semaphore,
+    proven: Mutex<HashSet<Region>>,
     mint: Arc<dyn Mint>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
@@ -228,12 +232,15 @@ impl TokenCache {
             .time_to_live(2 * RENEWAL_CEILING)
             .build();
         let permits = Semaphore::new(MAX_FLIGHTS);
+        let strange = Semaphore::new(MAX_FLIGHTS);
         Self(Arc::new(Inner {
             tokens,
             failures,
             flights: Mutex::default(),
             landings: watch::Sender::default(),
             permits,
+            strange,
+            proven: Mutex::default(),
             mint,
             clock,
             tasks,
@@ -309,13 +316,19 @@ impl TokenCache {
 
     async fn fly(&self, key: &TokenKey) -> Result<Arc<Token>, MintError> {
         let minted = timeout(FLIGHT_TIMEOUT, async {
-            // The semaphore is never closed.
-            let _permit = self.0.permits.acquire().await;
+            let permits = if self.proven().contains(&key.region) {
+                &self.0.permits
+            } else {
+                &self.0.strange
+            };
+            // Neither semaphore is ever closed.
+            let _permit = permits.acquire().await;
             self.0.mint.mint(key).await
         });
         match minted.await.unwrap_or(Err(MintError::GaveUp)) {
             Ok(token) => {
                 let token = Arc::new(token);
+                self.proven().insert(key.region.clone());
                 self.0.tokens.insert(key.clone(), token.clone()).await;
                 self.0.failures.invalidate(key).await;
                 self.0.landings.send_replace(());
@@ -337,6 +350,10 @@ impl TokenCache {
                 Err(error)
             }
         }
+    }
+
+    fn proven(&self) -> MutexGuard<'_, HashSet<Region>> {
+        self.0.proven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<TokenKey, Flight>> {

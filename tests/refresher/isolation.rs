@@ -177,3 +177,30 @@ async fn a_token_that_an_admission_got_is_used_though_its_turn_has_not_come() {
     assert_eq!(sim.aws.total().0, 1, "nobody minted another");
     leader.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn regions_that_nobody_has_heard_of_hold_up_none_that_has_given_a_token() {
+    let sim = Sim::new("");
+    let names = sim.teams("team", 1, &[IRELAND], None);
+    let soon = || tokio::time::Instant::now() + std::time::Duration::from_secs(2);
+    let key = |region: &str| {
+        let host = format!("123456789012.dkr.ecr.{region}.amazonaws.com");
+        sim.key(&names[0], &host)
+    };
+    sim.tokens.get(&key("eu-west-1"), soon()).await.unwrap();
+    sim.aws.fail(0.0..99.0, "aa-", Fault::Silent);
+    let invented: Vec<_> = ('a'..='z')
+        .flat_map(|a| ('a'..='d').map(move |b| format!("aa-{a}{b}-1")))
+        .map(|region| key(&region))
+        .collect();
+    let asked = invented.iter().map(|key| sim.tokens.get(key, soon()));
+    let asked = futures::future::join_all(asked);
+    let renewed = async {
+        sim.after(0.5).await;
+        let proven = key("eu-west-1");
+        tokio::time::timeout_at(soon(), sim.tokens.renew(&proven)).await
+    };
+    let (failed, renewed) = tokio::join!(asked, renewed);
+    assert!(failed.iter().all(Result::is_err));
+    assert!(renewed.is_ok_and(|minted| minted.is_ok()));
+}
