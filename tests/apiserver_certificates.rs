@@ -292,7 +292,7 @@ async fn a_new_authority_that_is_asked_for_is_published_before_it_signs_and_nobo
 }
 
 #[tokio::test]
-async fn a_bundle_that_anything_resets_is_filled_in_again_within_seconds_and_without_a_fight() {
+async fn a_bundle_that_anything_resets_is_filled_in_again_within_seconds() {
     let cluster = Cluster::turn().await;
     cluster.fresh().await;
     let mut replica = Replica::start(&cluster.us);
@@ -329,8 +329,17 @@ async fn a_bundle_that_anything_resets_is_filled_in_again_within_seconds_and_wit
         .allowed();
     assert_eq!(names(&applied).len(), 1, "{:?}", names(&applied));
     cluster.published().await;
+    let _ = admin.delete(&registration_path()).await;
+}
 
-    // Somebody who takes it out, again and again.
+#[tokio::test]
+async fn a_bundle_that_is_reset_on_end_is_filled_in_ever_more_rarely() {
+    let cluster = Cluster::turn().await;
+    cluster.fresh().await;
+    let admin = &cluster.admin;
+    let mut replica = Replica::start(&cluster.us);
+    replica.lead();
+    cluster.published().await;
     let patches =
         r#"ecr_injector_api_calls_total{resource="mutatingwebhookconfigurations",outcome="ok"}"#;
     let before = replica.count(patches);
