@@ -111,7 +111,13 @@ fn controller<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Owner<'de
 
 /// The images that containers name.
 fn images<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
-    kept(list, |container: Container<'de>| said(container.image))
+    // One that is empty is kept for whoever looks at a manifest, and no more of them.
+    let mut has_empty = false;
+    kept(list, |container: Container<'de>| {
+        let image = container.image?;
+        let is_more = image.0.is_empty() && std::mem::replace(&mut has_empty, true);
+        (!is_more).then_some(image)
+    })
 }
 
 /// The images that volumes are made of.
@@ -337,10 +343,10 @@ mod tests {
         let pod = parse(
             r#"{"metadata":{"name":"x","ownerReferences":[{},{"controller":false,"kind":"A"},{"controller":true,"kind":"B",
                 "name":"b"},{"controller":true,"kind":"C"}]},
-                "spec":{"containers":[{},{"image":""},{"image":"a/1"}],"imagePullSecrets":[{},{"name":""}]}}"#,
+                "spec":{"containers":[{},{"image":""},{"image":""},{"image":"a/1"},{"image":""}],"imagePullSecrets":[{},{"name":""}]}}"#,
         );
         assert_eq!(pod.owner(), ("B", "b"));
-        assert_eq!(pod.images().collect::<Vec<_>>(), ["a/1"]);
+        assert_eq!(pod.images().collect::<Vec<_>>(), ["", "a/1"]);
         assert_eq!(pod.pull_secrets("ours"), PullSecrets::Listed);
         let spec = pod.spec.as_ref().expect("a spec");
         assert_eq!(spec.image_pull_secrets.as_deref(), Some(&[][..]));

@@ -241,6 +241,11 @@ impl std::str::FromStr for Registry {
 }
 
 impl Partition {
+    /// All that there are.
+    pub fn all() -> impl Iterator<Item = Self> {
+        PARTITIONS.iter().map(|(_, partition)| *partition)
+    }
+
     /// The partition of this name, as ARNs write it.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -22,14 +22,16 @@ use tracing_subscriber::{
 /// included. Those levels are never written, whatever the filter asks for.
 const CAPPED: [&str; 2] = ["aws_", "hyper"];
 
-/// Where others log what nobody may read: the SDK, with all their causes, the errors that sources of credentials end with,
-/// what a credential process printed among them; kube's client, the whole of an answer that it can't read, Secrets among
-/// them. Nothing of it is written; what failed is in our own log, in our own words.
-const SILENCED: [&str; 3] = [
+/// Where the SDK logs with all their causes the errors that sources of credentials end with: what a credential process
+/// printed is among those. Nothing of it is written; what failed is in our own log, in our own words.
+const SILENCED: [&str; 2] = [
     "aws_config::profile::credentials",
     "aws_config::web_identity_token",
-    "kube_client::client",
 ];
+
+/// Where kube's client logs the whole of an answer that it can't read, Secrets among them. What it says elsewhere, such as of
+/// a CA bundle, is no secret.
+const UNREAD_ANSWERS: &str = "kube_client::client";
 
 /// How logs are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -131,7 +133,8 @@ fn is_safe(metadata: &Metadata<'_>) -> bool {
             .iter()
             .any(|start| metadata.target().starts_with(start))
     };
-    !is_among(&SILENCED) && (*metadata.level() <= Level::INFO || !is_among(&CAPPED))
+    let is_silenced = is_among(&SILENCED) || metadata.target() == UNREAD_ANSWERS;
+    !is_silenced && (*metadata.level() <= Level::INFO || !is_among(&CAPPED))
 }
 
 /// What others said, as far as it may stand in a log line: at most so many bytes, and nothing that could begin another

@@ -380,7 +380,7 @@ async fn an_authority_that_is_deleted_or_changed_is_the_same_again_within_second
     for change in [
         json!({"data": {"tls.key": garbage}}),
         json!({"data": {"ca.crt": null}}),
-        json!({"data": {"more": garbage}}),
+        json!({"data": {"more": garbage, "next.crt": garbage}}),
     ] {
         cluster.admin.merge(CA, &change).await.allowed();
         if change["data"]["more"].is_null() {

@@ -13,23 +13,12 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use ecr_injector::registry::Partition;
 use jaq_core::load::{Arena, File, Loader};
 use jaq_core::{Ctx, Vars, data, unwrap_valr};
 use jaq_json::{Val, read};
 use serde_json::{Value, json};
 use support::helm::{RELEASE, find, objects};
-
-/// As ARNs name them.
-const PARTITIONS: [&str; 8] = [
-    "aws",
-    "aws-cn",
-    "aws-us-gov",
-    "aws-eusc",
-    "aws-iso",
-    "aws-iso-b",
-    "aws-iso-e",
-    "aws-iso-f",
-];
 
 /// A release as one of the examples has it.
 struct Release {
@@ -191,7 +180,7 @@ fn terraform_fills_in_each_example_of_the_policies_and_trusts_the_charts_account
             .map(|(example, _)| example)
             .collect();
         assert_eq!(block.matches("replace(").count(), examples.len(), "{path}");
-        for partition in PARTITIONS {
+        for partition in Partition::all().map(Partition::as_str) {
             let of_partition = |text: &str| text.replace("${var.partition}", partition);
             let path = of_partition(path);
             let mut policy = text(&format!("{folder}/{path}"));

@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use super::write::EnsureError;
 use super::{
-    Terms, Want,
+    Terms, Want, is_public,
     write::{Manner, NoFence, Writer, Written},
 };
 use crate::{
@@ -257,7 +257,9 @@ impl Ensurer {
         } = self.mint(hosts, deadline).await;
         drop(minting);
         let _writing = place.enter(&self.0.parts.metrics, Phase::Write);
-        let names: Vec<Host> = wanted.keys().cloned().collect();
+        // The public gallery's images pull without.
+        let matters = |host: &&Host| !is_public(host);
+        let names: Vec<Host> = wanted.keys().filter(matters).cloned().collect();
         let (secret, result) = match self.write(namespace, wanted, &rules, deadline).await {
             Err(error @ EnsureError::Foreign(_)) => (SecretSource::Foreign, Err(error)),
             Err(error) => (SecretSource::Failed, Err(error)),

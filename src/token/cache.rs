@@ -25,7 +25,11 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{Freshness, MalformedReply, Token, TokenKey};
-use crate::{clock::Clock, identity::RoleArn, registry::Region};
+use crate::{
+    clock::Clock,
+    identity::RoleArn,
+    registry::{Endpoint, Region},
+};
 
 /// Tokens kept, of some three kilobytes each: as many as the namespaces of the largest cluster, where each has a role of its
 /// own, and some.
@@ -34,7 +38,7 @@ const MAX_TOKENS: u64 = 16_384;
 const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long minting may take within a flight: less, so that it can say what it waited for.
 pub(super) const MINT_TIMEOUT: Duration = Duration::from_secs(9);
-/// Mints at the same time in regions that have given a token before; and as many beside them in all others, which come from
+/// Mints at the same time at endpoints that have given a token before; and as many beside them in all others, which come from
 /// Pods, whoever makes those: most that can be named don't exist, and none of them is to be in the others' way.
 const MAX_FLIGHTS: usize = 32;
 /// The first pause after a failure where nobody has a usable token; it doubles up to [`MISSING_CEILING`].
@@ -175,9 +179,9 @@ struct Inner {
     flights: Mutex<HashMap<TokenKey, Flight>>,
     landings: watch::Sender<()>,
     permits: Semaphore,
-    /// For regions that have given no token yet.
+    /// For endpoints that have given no token yet.
     strange: Semaphore,
-    proven: Mutex<HashSet<Region>>,
+    proven: Mutex<HashSet<(Region, Endpoint)>>,
     mint: Arc<dyn Mint>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
@@ -316,7 +320,9 @@ impl TokenCache {
 
     async fn fly(&self, key: &TokenKey) -> Result<Arc<Token>, MintError> {
         let minted = timeout(FLIGHT_TIMEOUT, async {
-            let permits = if self.proven().contains(&key.region) {
+            let endpoint = (key.region.clone(), key.endpoint);
+            let is_proven = self.proven().contains(&endpoint);
+            let permits = if is_proven {
                 &self.0.permits
             } else {
                 &self.0.strange
@@ -328,7 +334,7 @@ impl TokenCache {
         match minted.await.unwrap_or(Err(MintError::GaveUp)) {
             Ok(token) => {
                 let token = Arc::new(token);
-                self.proven().insert(key.region.clone());
+                self.proven().insert((key.region.clone(), key.endpoint));
                 self.0.tokens.insert(key.clone(), token.clone()).await;
                 self.0.failures.invalidate(key).await;
                 self.0.landings.send_replace(());
@@ -352,7 +358,7 @@ impl TokenCache {
         }
     }
 
-    fn proven(&self) -> MutexGuard<'_, HashSet<Region>> {
+    fn proven(&self) -> MutexGuard<'_, HashSet<(Region, Endpoint)>> {
         self.0.proven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
