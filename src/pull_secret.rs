@@ -7,6 +7,7 @@
 pub mod ensure;
 pub mod gauges;
 pub mod guard;
+pub mod seal;
 pub mod state;
 pub mod store;
 pub mod write;

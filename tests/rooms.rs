@@ -22,7 +22,7 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 50] = [
+const ROOMS: [(&str, Kind); 51] = [
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
@@ -37,6 +37,7 @@ const ROOMS: [(&str, Kind); 50] = [
     ("pull_secret/gauges", Acts),
     ("pull_secret/guard", Acts),
     ("pull_secret/store", Acts),
+    ("pull_secret/seal", Acts),
     ("namespace/store", Acts),
     ("namespace/changes", Acts),
     ("token/ecr", Acts),

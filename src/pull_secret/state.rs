@@ -52,6 +52,10 @@ pub struct HostState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DataDigest([u8; 32]);
 
+/// The message authentication code of a state: the proof that one of our replicas wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seal([u8; 32]);
+
 /// Why a state annotation can't be read.
 #[derive(Debug, Error)]
 pub enum StateError {
@@ -265,30 +269,62 @@ impl DataDigest {
         Self(Sha256::digest(data).into())
     }
 
-    /// 64 lower-case hex digits, or `None`.
+    /// Parses 64 lower-case hex digits, or returns `None`.
     fn parse(text: &str) -> Option<Self> {
-        let mut bytes = [0; 32];
-        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-        if pairs.len() != bytes.len() || !rest.is_empty() {
-            return None;
-        }
-        let value = |digit: u8| {
-            char::from(digit)
-                .to_digit(16)
-                .filter(|_| !digit.is_ascii_uppercase())
-        };
-        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-            *byte = u8::try_from(value(*high)? * 16 + value(*low)?).ok()?;
-        }
-        Some(Self(bytes))
+        hex_bytes(text).map(Self)
+    }
+}
+
+/// Parses 64 lower-case hex digits, or returns `None`.
+pub(super) fn hex_bytes(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != bytes.len() || !rest.is_empty() {
+        return None;
+    }
+    let value = |digit: u8| {
+        char::from(digit)
+            .to_digit(16)
+            .filter(|_| !digit.is_ascii_uppercase())
+    };
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = u8::try_from(value(*high)? * 16 + value(*low)?).ok()?;
+    }
+    Some(bytes)
+}
+
+impl Seal {
+    /// A code of these bytes.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Parses 64 lower-case hex digits, or returns `None`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        hex_bytes(text).map(Self)
+    }
+}
+
+impl fmt::Display for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_hex(f, &self.0)
     }
 }
 
 impl fmt::Display for DataDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.0 {
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
+        write_hex(f, &self.0)
     }
+}
+
+fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
