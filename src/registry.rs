@@ -5,6 +5,8 @@
 //! dual-stack forms that AWS does not serve. Nothing that leaves this process is ever built from a host that did not
 //! pass here.
 
+mod regions;
+
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use thiserror::Error;
@@ -313,6 +315,13 @@ impl Region {
         // Whatever is a region has a partition.
         Partition::of_region(&self.0).unwrap_or(Partition::Aws)
     }
+
+    /// Whether AWS has a region of this name, as far as this release knows. A name of the right form that is not in the
+    /// table may belong to a newer region, or to none.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        regions::REGIONS.binary_search(&&*self.0).is_ok()
+    }
 }
 
 impl Host {
@@ -436,6 +445,25 @@ mod tests {
             registry.partition(),
             registry.endpoint(),
         )
+    }
+
+    #[test]
+    fn every_known_region_is_found_and_no_other() {
+        assert!(regions::REGIONS.is_sorted());
+        for name in regions::REGIONS {
+            let region = Region::parse(name).unwrap_or_else(|| panic!("{name} has no partition"));
+            assert!(region.is_known(), "{name}");
+        }
+        for partition in Partition::all() {
+            let mut regions = regions::REGIONS
+                .iter()
+                .filter_map(|name| Region::parse(name));
+            let has_one = regions.any(|region| region.partition() == partition);
+            assert!(has_one, "{partition:?} has no region");
+        }
+        for name in ["aa-bcde-1", "eu-west-9", "us-gov-south-1", "cn-south-1"] {
+            assert!(!Region::parse(name).expect("a form").is_known(), "{name}");
+        }
     }
 
     #[test]
