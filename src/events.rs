@@ -32,6 +32,7 @@ use crate::{
     metrics::Metrics,
     namespace::Namespace,
     pull_secret::{Damage, Foreign},
+    token::cache::AwsReply,
 };
 
 /// Who every Event says that it is from; the guard lets our account write no other.
@@ -64,8 +65,8 @@ pub enum Happening {
     Refreshed,
     /// AWS gives no token, by this code of its API.
     Refused {
-        /// Such as `AccessDeniedException`.
-        code: String,
+        /// Such as `AccessDeniedException`. AWS's message, which names the account and the principal, is not told.
+        code: AwsReply,
     },
     /// A Secret of its name is not ours and is left alone.
     Foreign {
@@ -134,7 +135,7 @@ impl Happening {
                 ),
             ),
             Self::Refused { code } => {
-                let code = quote(code);
+                let code = quote(code.code().unwrap_or("a code that can't be shown"));
                 let note = format!(
                     "AWS gives no ECR token: {code}. What the pull secret {secret} holds is good until it expires; it is tried again."
                 );
@@ -614,9 +615,7 @@ mod tests {
     }
 
     fn refused(code: &str) -> Happening {
-        Happening::Refused {
-            code: code.to_owned(),
-        }
+        Happening::Refused { code: code.into() }
     }
 
     /// One of each, with the longest and worst that others may say.
@@ -624,7 +623,9 @@ mod tests {
         let said = said.to_owned();
         vec![
             Happening::Refreshed,
-            Happening::Refused { code: said.clone() },
+            Happening::Refused {
+                code: AwsReply::new(said.clone(), said.clone()),
+            },
             Happening::Foreign { why: Foreign::Type },
             Happening::Healed {
                 what: Damage::Deleted,
@@ -874,6 +875,22 @@ mod tests {
             (look.reason, look.detail)
         });
         assert_eq!(looks.collect::<HashSet<_>>().len(), all("x").len());
+    }
+
+    #[test]
+    fn refused_token_event_names_no_account_or_principal() {
+        let message = "User: arn:aws:sts::123456789012:assumed-role/ecr-injector/i-0abc is not authorized to perform: \
+                       ecr:GetAuthorizationToken on resource: *";
+        let refused = Happening::Refused {
+            code: AwsReply::new("AccessDeniedException", message),
+        };
+        let look = refused.look("ecr-pull-secret", &namespace("here"));
+        for text in [&look.note, &look.detail] {
+            assert!(text.contains("AccessDeniedException"), "{text}");
+            for private in ["arn:", "123456789012", "i-0abc"] {
+                assert!(!text.contains(private), "{text}");
+            }
+        }
     }
 
     #[test]

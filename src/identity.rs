@@ -303,7 +303,8 @@ impl Manner {
             .any(|text| text.contains(NAMESPACE))
     }
 
-    fn role(&self, arn: RoleArn, namespace: &str) -> Arc<Role> {
+    /// The role of this ARN, assumed so for a namespace.
+    pub(crate) fn role(&self, arn: RoleArn, namespace: &str) -> Arc<Role> {
         let fill_in = |text: &String| text.replace(NAMESPACE, namespace);
         let manner = Self {
             external_id: self.external_id.as_ref().map(fill_in),

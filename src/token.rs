@@ -2,6 +2,8 @@
 
 pub mod cache;
 pub mod ecr;
+mod error;
+mod flights;
 mod reason;
 mod session;
 

@@ -724,7 +724,9 @@ async fn tells_of_each_happening_by_an_event_that_the_api_server_takes() {
     let long = "word ".repeat(1000);
     let happenings = [
         Happening::Refreshed,
-        Happening::Refused { code: long.clone() },
+        Happening::Refused {
+            code: long.as_str().into(),
+        },
         Happening::Foreign {
             why: Foreign::Label,
         },

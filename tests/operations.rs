@@ -190,7 +190,7 @@ fn set<'a>(words: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 
 #[test]
 fn every_value_that_a_label_can_have_is_in_the_tables() {
-    let mint = words("src/token/cache.rs", "MintError");
+    let mint = words("src/token/error.rs", "MintError");
     let ensure = words("src/pull_secret/write.rs", "EnsureError");
     let refusal = words("src/identity.rs", "Refusal");
     let decide = words("src/admission/decide.rs", "Reason");

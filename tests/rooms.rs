@@ -22,7 +22,7 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 51] = [
+const ROOMS: [(&str, Kind); 52] = [
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
@@ -44,6 +44,7 @@ const ROOMS: [(&str, Kind); 51] = [
     ("token/session", Acts),
     ("token/reason", Acts),
     ("token/cache", Acts),
+    ("token/flights", Acts),
     ("aws", Acts),
     ("tls/secret", Acts),
     ("cluster", Acts),

@@ -5,157 +5,41 @@
 //! renewal is served while the renewal runs.
 
 use std::{
-    collections::{HashMap, HashSet},
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures::{
-    FutureExt as _,
-    future::{BoxFuture, Shared},
-};
+use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use moka::{Expiry, future::Cache};
-use thiserror::Error;
 use tokio::{
     sync::{Semaphore, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 
-use super::{Freshness, MalformedReply, Token, TokenKey};
-use crate::{
-    clock::Clock,
-    identity::RoleArn,
-    registry::{Endpoint, Region},
+pub use super::error::{AwsReply, Call, MintError};
+use super::{
+    Freshness, Token, TokenKey,
+    error::{FLIGHT_TIMEOUT, MAX_UNPROVEN},
+    flights::{Failure, Flight, Flights, Lane, Purpose, RENEWAL_CEILING},
 };
+use crate::clock::Clock;
 
 /// Tokens kept, of some three kilobytes each: as many as the namespaces of the largest cluster, where each has a role of its
 /// own, and some.
 const MAX_TOKENS: u64 = 16_384;
-/// How long one flight may take, whoever still waits for it.
-const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long minting may take within a flight: less, so that it can say what it waited for.
+/// How long minting may take within a flight: less than the flight, so that it can say what it waited for.
 pub(super) const MINT_TIMEOUT: Duration = Duration::from_secs(9);
-/// Mints at the same time at endpoints that have given a token before; and as many beside them in all others, which come from
-/// Pods, whoever makes those: most that can be named don't exist, and none of them is to be in the others' way.
-const MAX_FLIGHTS: usize = 32;
-/// The first pause after a failure where nobody has a usable token; it doubles up to [`MISSING_CEILING`].
-const MISSING_FLOOR: Duration = Duration::from_millis(250);
-/// The longest pause where nobody has a usable token: Pods wait, and the kubelet's first retries come within 13 s.
-const MISSING_CEILING: Duration = Duration::from_secs(2);
-/// The first pause after a failed renewal of a token that is still good; it doubles up to [`RENEWAL_CEILING`].
-const RENEWAL_FLOOR: Duration = Duration::from_secs(1);
-/// The longest pause between renewals of a token that is still good.
-const RENEWAL_CEILING: Duration = Duration::from_mins(5);
+/// Mints at the same time in one lane: at endpoints that have given a token before; as many beside them in all others, which
+/// come from Pods, whoever makes those: some of what can be named doesn't answer, and is not to be in the others' way; and
+/// as many for renewals.
+const MAX_MINTS: usize = 32;
 
 /// What mints a token: ECR, or a stand-in for it.
 pub trait Mint: Send + Sync + 'static {
     /// Asks for a token once, with no retry.
     fn mint<'a>(&'a self, key: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>>;
-}
-
-/// A call to AWS that minting takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
-    /// ECR's.
-    GetAuthorizationToken,
-    /// ECR Public's.
-    GetPublicAuthorizationToken,
-    /// STS's, for a role.
-    AssumeRole(RoleArn),
-}
-
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::GetAuthorizationToken => f.write_str("ECR's GetAuthorizationToken"),
-            Self::GetPublicAuthorizationToken => f.write_str("ECR Public's GetAuthorizationToken"),
-            Self::AssumeRole(arn) => write!(f, "STS's AssumeRole of {arn}"),
-        }
-    }
-}
-
-impl Call {
-    /// Where to look if it was refused.
-    fn policy(&self) -> &'static str {
-        match self {
-            Self::GetAuthorizationToken | Self::GetPublicAuthorizationToken => {
-                "the principal's IAM policy"
-            }
-            Self::AssumeRole(_) => {
-                "the role's trust policy, its external id, and that the ambient identity may assume it"
-            }
-        }
-    }
-}
-
-/// Why there is no token. Never holds any part of a reply but AWS's own code and message.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum MintError {
-    /// No principal could be found in this process's surroundings, or its source failed.
-    #[error("no AWS credentials: {0}; docs/aws.md has what each source needs")]
-    Credentials(String),
-    /// AWS said no.
-    #[error("{0} was refused: {1}; check {policy}", policy = .0.policy())]
-    Refused(Call, String),
-    /// AWS asked us to slow down.
-    #[error("{0} is throttled ({1})")]
-    Throttled(Call, String),
-    /// AWS had an error of its own.
-    #[error("{0} failed on AWS's side ({1})")]
-    Server(Call, String),
-    /// No connection.
-    #[error("{0}: the endpoint can't be reached: {1}")]
-    Unreachable(Call, String),
-    /// No answer in time.
-    #[error("{0} was not answered in time")]
-    Timeout(Call),
-    /// The credentials that signed the call, or those that it gave, have expired.
-    #[error("{0}: expired credentials: {1}")]
-    SessionExpired(Call, String),
-    /// An answer to this call that holds no usable token.
-    #[error("{0}: the answer can't be used: {1}")]
-    Unusable(Call, MalformedReply),
-    /// An answer that isn't one of AWS's.
-    #[error("{0}: the answer is not one of AWS's")]
-    NotAws(Call),
-    /// The request couldn't be made, such as for an endpoint that can't be.
-    #[error("{0}: the request could not be made: {1}")]
-    Request(Call, String),
-    /// The caller's own deadline came first; the flight goes on.
-    #[error("no token within the request's deadline")]
-    Deadline,
-    /// The flight took longer than any may. A call that isn't answered is [`Self::Timeout`]: it ends earlier.
-    #[error(
-        "minting was given up after {} s, the wait for its turn among {MAX_FLIGHTS} included",
-        FLIGHT_TIMEOUT.as_secs()
-    )]
-    GaveUp,
-    /// The flight died.
-    #[error("minting the token failed inside ecr-injector")]
-    Crashed,
-}
-
-impl MintError {
-    /// The error as a metric's label.
-    #[must_use]
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Credentials(_) => "credentials",
-            Self::Refused(..) => "refused",
-            Self::Throttled(..) => "throttled",
-            Self::Server(..) => "server_error",
-            Self::Unreachable(..) => "unreachable",
-            Self::Timeout(_) | Self::GaveUp => "timeout",
-            Self::SessionExpired(..) => "session_expired",
-            Self::Unusable(..) | Self::NotAws(_) => "malformed",
-            Self::Request(..) => "request",
-            Self::Deadline => "deadline",
-            Self::Crashed => "crashed",
-        }
-    }
 }
 
 /// Where a token came from.
@@ -167,8 +51,6 @@ pub enum Origin {
     Minted,
 }
 
-type Flight = Shared<BoxFuture<'static, Result<Arc<Token>, MintError>>>;
-
 /// A handle on the cache; clones share it.
 #[derive(Clone)]
 pub struct TokenCache(Arc<Inner>);
@@ -176,22 +58,12 @@ pub struct TokenCache(Arc<Inner>);
 struct Inner {
     tokens: Cache<TokenKey, Arc<Token>>,
     failures: Cache<TokenKey, Failure>,
-    flights: Mutex<HashMap<TokenKey, Flight>>,
+    flights: Mutex<Flights>,
     landings: watch::Sender<()>,
-    permits: Semaphore,
-    /// For endpoints that have given no token yet.
-    strange: Semaphore,
-    proven: Mutex<HashSet<(Region, Endpoint)>>,
+    permits: [Arc<Semaphore>; Lane::ALL.len()],
     mint: Arc<dyn Mint>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
-}
-
-#[derive(Debug, Clone)]
-struct Failure {
-    error: MintError,
-    count: u32,
-    at: Instant,
 }
 
 /// A token leaves the cache when it expires.
@@ -235,16 +107,19 @@ impl TokenCache {
             .max_capacity(MAX_TOKENS)
             .time_to_live(2 * RENEWAL_CEILING)
             .build();
-        let permits = Semaphore::new(MAX_FLIGHTS);
-        let strange = Semaphore::new(MAX_FLIGHTS);
+        let permits = Lane::ALL.map(|lane| {
+            Arc::new(Semaphore::new(match lane {
+                // There are no more flights than that.
+                Lane::Unproven => MAX_UNPROVEN,
+                Lane::Proven | Lane::Untried | Lane::Renewal => MAX_MINTS,
+            }))
+        });
         Self(Arc::new(Inner {
             tokens,
             failures,
             flights: Mutex::default(),
             landings: watch::Sender::default(),
             permits,
-            strange,
-            proven: Mutex::default(),
             mint,
             clock,
             tasks,
@@ -252,13 +127,16 @@ impl TokenCache {
     }
 
     /// A token that can be used now: from memory if there is one, else from the one flight for this key. Past
-    /// `deadline` the caller gets an error and the flight goes on for the others.
+    /// `deadline` the caller gets an error, and the flight goes on if others wait for it or it has begun to mint.
+    ///
+    /// There is an error at once if as many flights as may be are under way ([`MintError::TooManyMints`]), or as many for
+    /// regions that AWS is not known to have ([`MintError::TooManyRegions`]).
     pub async fn get(
         &self,
         key: &TokenKey,
         deadline: Instant,
     ) -> Result<(Arc<Token>, Origin), MintError> {
-        let failure = self.0.failures.get(key).await;
+        let failure = self.failure(key).await;
         let is_pausing = |has_token| {
             failure
                 .as_ref()
@@ -266,14 +144,15 @@ impl TokenCache {
         };
         if let Some(token) = self.usable(key).await {
             if token.lifetime().wants_renewal(self.0.clock.now()) && is_pausing(true).is_none() {
-                drop(self.flight(key));
+                self.renew_ahead(key);
             }
             return Ok((token, Origin::Memory));
         }
         if let Some(failure) = is_pausing(false) {
             return Err(failure.error.clone());
         }
-        let minted = timeout_at(deadline, self.flight(key)).await;
+        let flight = self.flight(key, Purpose::Admission)?;
+        let minted = timeout_at(deadline, flight).await;
         let token = minted.unwrap_or(Err(MintError::Deadline))?;
         Ok((token, Origin::Minted))
     }
@@ -285,9 +164,10 @@ impl TokenCache {
     }
 
     /// A new token, whatever there is in memory and whatever has failed before: when to try is the caller's to know. Who asks
-    /// while a flight is under way gets what that brings.
+    /// while a flight is under way gets what that brings. Renewals have permits of their own, so admissions never hold one up;
+    /// they are bounded as in [`Self::get`].
     pub async fn renew(&self, key: &TokenKey) -> Result<Arc<Token>, MintError> {
-        self.flight(key).await
+        self.flight(key, Purpose::Renewal)?.await
     }
 
     /// Hears of each token that comes in from now on.
@@ -296,73 +176,53 @@ impl TokenCache {
         self.0.landings.subscribe()
     }
 
-    /// The flight for a key, started if there is none. It runs in a task of its own: nobody's giving up ends it.
-    fn flight(&self, key: &TokenKey) -> Flight {
-        let mut flights = self.flights();
-        if let Some(flight) = flights.get(key) {
-            return flight.clone();
+    /// Starts a renewal that nobody waits for, if none is under way. If there is no room for it, the next caller tries again.
+    fn renew_ahead(&self, key: &TokenKey) {
+        // Bound to a name, so that it isn't dropped under the lock.
+        let under_way = self.flights().join(key);
+        if under_way.is_none()
+            && let Ok(flight) = self.flight(key, Purpose::Admission)
+        {
+            self.0.tasks.spawn(flight);
         }
+    }
+
+    /// Joins the flight for a key, started if there is none.
+    fn flight(&self, key: &TokenKey, purpose: Purpose) -> Result<Flight, MintError> {
+        let mut flights = self.flights();
+        if let Some(flight) = flights.join(key) {
+            return Ok(flight);
+        }
+        let (id, lane) = flights.reserve(key, purpose)?;
         let landing = Landing {
             cache: self.clone(),
             key: key.clone(),
+            id,
         };
-        let task = self
-            .0
-            .tasks
-            .spawn(async move { landing.cache.fly(&landing.key).await });
-        let flight = task
-            .map(|result| result.unwrap_or(Err(MintError::Crashed)))
-            .boxed()
-            .shared();
-        flights.insert(key.clone(), flight.clone());
-        flight
+        let flight = landing.fly(lane).boxed().shared();
+        flights.begin(key, (id, lane), &flight);
+        Ok(flight)
     }
 
-    async fn fly(&self, key: &TokenKey) -> Result<Arc<Token>, MintError> {
-        let minted = timeout(FLIGHT_TIMEOUT, async {
-            let endpoint = (key.region.clone(), key.endpoint);
-            let is_proven = self.proven().contains(&endpoint);
-            let permits = if is_proven {
-                &self.0.permits
-            } else {
-                &self.0.strange
-            };
-            // Neither semaphore is ever closed.
-            let _permit = permits.acquire().await;
-            self.0.mint.mint(key).await
-        });
-        match minted.await.unwrap_or(Err(MintError::GaveUp)) {
-            Ok(token) => {
-                let token = Arc::new(token);
-                self.proven().insert((key.region.clone(), key.endpoint));
-                self.0.tokens.insert(key.clone(), token.clone()).await;
-                self.0.failures.invalidate(key).await;
-                self.0.landings.send_replace(());
-                Ok(token)
-            }
-            Err(error) => {
-                let count = self
-                    .0
-                    .failures
-                    .get(key)
-                    .await
-                    .map_or(0, |failure| failure.count.saturating_add(1));
-                let failure = Failure {
-                    error: error.clone(),
-                    count,
-                    at: Instant::now(),
-                };
-                self.0.failures.insert(key.clone(), failure).await;
-                Err(error)
-            }
+    async fn failed(&self, key: &TokenKey, error: &MintError) {
+        if self.flights().fail(key, error) {
+            return;
+        }
+        let before = self.0.failures.get(key).await;
+        let failure = Failure::after(before.as_ref(), error.clone());
+        self.0.failures.insert(key.clone(), failure).await;
+    }
+
+    /// How the last try failed, if it did and that is remembered.
+    async fn failure(&self, key: &TokenKey) -> Option<Failure> {
+        let unproven = self.flights().failure(key).cloned();
+        match unproven {
+            Some(failure) => Some(failure),
+            None => self.0.failures.get(key).await,
         }
     }
 
-    fn proven(&self) -> MutexGuard<'_, HashSet<(Region, Endpoint)>> {
-        self.0.proven.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn flights(&self) -> MutexGuard<'_, HashMap<TokenKey, Flight>> {
+    fn flights(&self) -> MutexGuard<'_, Flights> {
         self.0
             .flights
             .lock()
@@ -370,29 +230,60 @@ impl TokenCache {
     }
 }
 
-/// Takes a flight off the map when it ends, also by a panic.
+/// A flight from its start to its end, which takes it off: also when it panics, and when all who wait for its turn are gone.
 struct Landing {
     cache: TokenCache,
     key: TokenKey,
+    id: u64,
+}
+
+impl Landing {
+    /// Waits for a turn, as long as somebody waits for this, and mints in a task of its own: nobody's giving up ends that for
+    /// the others.
+    async fn fly(self, lane: Lane) -> Result<Arc<Token>, MintError> {
+        let ends = Instant::now() + FLIGHT_TIMEOUT;
+        let (cache, key, id) = (self.cache.clone(), self.key.clone(), self.id);
+        let permits = cache.0.permits[lane as usize].clone();
+        // No semaphore is ever closed.
+        let Ok(permit) = timeout_at(ends, permits.acquire_owned()).await else {
+            cache.failed(&key, &MintError::GaveUp).await;
+            return Err(MintError::GaveUp);
+        };
+        let task = cache.0.tasks.spawn(async move {
+            let _permit = permit;
+            self.mint(ends).await
+        });
+        let flight = task
+            .map(|result| result.unwrap_or(Err(MintError::Crashed)))
+            .boxed()
+            .shared();
+        cache.flights().mint(&key, id, flight.clone());
+        flight.await
+    }
+
+    async fn mint(self, ends: Instant) -> Result<Arc<Token>, MintError> {
+        let Self { cache, key, .. } = &self;
+        let minted = timeout_at(ends, cache.0.mint.mint(key)).await;
+        match minted.unwrap_or(Err(MintError::GaveUp)) {
+            Ok(token) => {
+                let token = Arc::new(token);
+                cache.flights().prove(key);
+                cache.0.tokens.insert(key.clone(), token.clone()).await;
+                cache.0.failures.invalidate(key).await;
+                cache.0.landings.send_replace(());
+                Ok(token)
+            }
+            Err(error) => {
+                cache.failed(key, &error).await;
+                Err(error)
+            }
+        }
+    }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.cache.flights().remove(&self.key);
-    }
-}
-
-impl Failure {
-    fn is_pausing(&self, has_token: bool) -> bool {
-        let (floor, ceiling) = if has_token {
-            (RENEWAL_FLOOR, RENEWAL_CEILING)
-        } else {
-            (MISSING_FLOOR, MISSING_CEILING)
-        };
-        let pause = floor
-            .saturating_mul(2_u32.saturating_pow(self.count))
-            .min(ceiling);
-        self.at.elapsed() < pause
+        self.cache.flights().end(&self.key, self.id);
     }
 }
 
@@ -407,8 +298,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        identity::Identity,
+        identity::{Identity, Manner, RoleArn},
         registry::{Endpoint, Region},
+        token::flights::{MAX_FLIGHTS, MISSING_CEILING},
     };
 
     /// A clock that tests turn by hand.
@@ -480,11 +372,33 @@ mod tests {
     }
 
     fn key() -> TokenKey {
-        let region = Region::parse("eu-west-1").expect("valid");
+        key_in("eu-west-1")
+    }
+
+    fn key_in(region: &str) -> TokenKey {
         TokenKey {
             identity: Identity::Ambient,
-            region,
+            region: Region::parse(region).expect("valid"),
             endpoint: Endpoint::default(),
+        }
+    }
+
+    /// In a region that AWS doesn't have.
+    fn invented(number: usize) -> TokenKey {
+        let letter = |at: usize| char::from(b"abcdefghijklmnopqrstuvwxyz"[at % 26]);
+        let place: String = [number / 676, number / 26, number]
+            .map(letter)
+            .iter()
+            .collect();
+        key_in(&format!("aa-{place}-1"))
+    }
+
+    /// Of one of many roles, in a known region.
+    fn of_role(number: usize) -> TokenKey {
+        let arn = RoleArn::parse(&format!("arn:aws:iam::123456789012:role/r{number}"));
+        TokenKey {
+            identity: Identity::Role(Manner::default().role(arn.expect("valid"), "team")),
+            ..key()
         }
     }
 
@@ -547,8 +461,9 @@ mod tests {
             .expect_err("cancelled");
         bed.mint.gate.send_replace(true);
         bed.settle().await;
-        assert!(
-            bed.cache.flights().is_empty(),
+        assert_eq!(
+            bed.cache.flights().count(),
+            0,
             "the flight waits for somebody who waits for it"
         );
         assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
@@ -620,15 +535,156 @@ mod tests {
             bed.get_within(FLIGHT_TIMEOUT * 2).await,
             Err(MintError::GaveUp)
         );
-        assert!(bed.cache.flights().is_empty());
+        assert_eq!(bed.cache.flights().count(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flight_that_panics_is_an_error_and_blocks_nobody_after() {
         let bed = bed_that(true);
         assert_eq!(bed.get().await, Err(MintError::Crashed));
-        assert!(bed.cache.flights().is_empty());
+        assert_eq!(bed.cache.flights().count(), 0);
         assert_eq!(bed.get().await, Err(MintError::Crashed));
         assert_eq!(bed.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unproven_regions_in_hand_are_bounded() {
+        let bed = bed();
+        bed.mint.gate.send_replace(false);
+        let soon = Instant::now() + Duration::from_secs(1);
+        let names: Vec<_> = (0..500).map(invented).collect();
+        let asked = names.iter().map(|key| bed.cache.get(key, soon));
+        let results = futures::future::join_all(asked).await;
+        let count = |wanted: &MintError| {
+            let errors = results.iter().filter_map(|result| result.as_ref().err());
+            errors.filter(|error| *error == wanted).count()
+        };
+        assert_eq!(count(&MintError::Deadline), MAX_UNPROVEN);
+        assert_eq!(count(&MintError::TooManyRegions), 500 - MAX_UNPROVEN);
+        assert_eq!(bed.calls(), MAX_UNPROVEN, "each that is in hand is minted");
+        // Neither a renewal nor a known region is any different for it.
+        assert_eq!(
+            bed.cache.renew(&invented(500)).await.map(|_| ()),
+            Err(MintError::TooManyRegions)
+        );
+        bed.mint.gate.send_replace(true);
+        assert!(bed.get().await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failing_unproven_regions_make_room_after_their_pause() {
+        let bed = bed();
+        bed.fail(Some(MintError::NotAws(Call::GetAuthorizationToken)));
+        let get = async |number| {
+            let key = invented(number);
+            let minted = bed.cache.get(&key, Instant::now() + FLIGHT_TIMEOUT);
+            minted.await.map(|_| ())
+        };
+        for number in 0..100 {
+            let expected = if number < MAX_UNPROVEN {
+                MintError::NotAws(Call::GetAuthorizationToken)
+            } else {
+                MintError::TooManyRegions
+            };
+            assert_eq!(get(number).await, Err(expected), "{number}");
+        }
+        assert_eq!(bed.calls(), MAX_UNPROVEN, "a failure is remembered");
+        tokio::time::advance(MISSING_CEILING).await;
+        for number in 100..200 {
+            let _ = get(number).await;
+        }
+        assert_eq!(bed.calls(), 2 * MAX_UNPROVEN);
+        assert_eq!(bed.cache.flights().unproven(), MAX_UNPROVEN);
+        assert_eq!(bed.cache.flights().count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn region_that_gave_a_token_is_bounded_no_more() {
+        let bed = bed();
+        let newer = |number| TokenKey {
+            region: invented(0).region,
+            ..of_role(number)
+        };
+        let soon = Instant::now() + Duration::from_secs(1);
+        assert!(bed.cache.get(&newer(0), soon).await.is_ok());
+        assert_eq!(bed.cache.flights().unproven(), 0);
+        bed.mint.gate.send_replace(false);
+        let names: Vec<_> = (1..100).map(newer).collect();
+        let asked = names.iter().map(|key| bed.cache.get(key, soon));
+        let results = futures::future::join_all(asked).await;
+        for result in results {
+            assert_eq!(result.map(|_| ()), Err(MintError::Deadline));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn flights_are_bounded_and_renewals_have_room_all_the_same() {
+        let bed = bed();
+        bed.mint.gate.send_replace(false);
+        let soon = Instant::now() + Duration::from_secs(1);
+        let names: Vec<_> = (0..MAX_FLIGHTS + 100).map(of_role).collect();
+        let asked = names.iter().map(|key| bed.cache.get(key, soon));
+        let counted = async {
+            bed.settle().await;
+            assert_eq!(bed.cache.flights().count(), MAX_FLIGHTS);
+            assert_eq!(bed.calls(), MAX_MINTS);
+            let renewed = bed.cache.renew(&names[MAX_FLIGHTS]);
+            let _ = tokio::time::timeout(Duration::from_millis(1), renewed).await;
+            assert_eq!(bed.calls(), MAX_MINTS + 1, "a renewal waits for admissions");
+        };
+        let (results, ()) = futures::join!(futures::future::join_all(asked), counted);
+        let refused = results
+            .iter()
+            .filter(|result| matches!(result, Err(MintError::TooManyMints)));
+        assert_eq!(refused.count(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queued_key_goes_with_its_last_waiter() {
+        let bed = bed();
+        bed.mint.gate.send_replace(false);
+        let names: Vec<_> = (0..MAX_MINTS + 50).map(of_role).collect();
+        let get = |number: usize, time| bed.cache.get(&names[number], Instant::now() + time);
+        let (short, long) = (Duration::from_secs(1), Duration::from_secs(3));
+        let asked = futures::future::join_all((0..names.len()).map(|at| get(at, short)));
+        let stays = get(names.len() - 1, long);
+        let looked = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            bed.settle().await;
+            assert_eq!(
+                bed.cache.flights().count(),
+                MAX_MINTS + 1,
+                "those that mint and the one that somebody waits for"
+            );
+            bed.mint.gate.send_replace(true);
+        };
+        let (_, stays, ()) = futures::join!(asked, stays, looked);
+        assert!(stays.is_ok());
+        bed.settle().await;
+        assert_eq!(bed.calls(), MAX_MINTS + 1, "nobody wanted the others");
+        for key in &names[..MAX_MINTS] {
+            assert!(bed.cache.usable(key).await.is_some(), "it was minting");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewal_ahead_of_need_goes_on_though_nobody_waits() {
+        let bed = bed();
+        assert!(bed.get().await.is_ok());
+        bed.mint.gate.send_replace(false);
+        let crowd: Vec<_> = (0..MAX_MINTS).map(of_role).collect();
+        let soon = Instant::now() + Duration::from_secs(1);
+        let asked = futures::future::join_all(crowd.iter().map(|key| bed.cache.get(key, soon)));
+        let looked = async {
+            bed.settle().await;
+            bed.clock.advance(4);
+            assert_eq!(bed.get().await.as_deref(), Ok("AWS:token-1"));
+            bed.settle().await;
+            assert_eq!(bed.calls(), MAX_MINTS + 1, "it has its turn yet to come");
+            bed.mint.gate.send_replace(true);
+        };
+        futures::join!(asked, looked);
+        bed.settle().await;
+        assert_eq!(bed.calls(), MAX_MINTS + 2);
     }
 }

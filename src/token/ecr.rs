@@ -252,7 +252,11 @@ mod tests {
     use aws_smithy_types::body::SdkBody;
 
     use super::*;
-    use crate::{clock::SystemClock, registry::Registry, token::MalformedReply};
+    use crate::{
+        clock::SystemClock,
+        registry::Registry,
+        token::{MalformedReply, cache::AwsReply},
+    };
 
     fn key(host: &str) -> TokenKey {
         let registry: Registry = format!("123456789012.{host}").parse().expect("a registry");
@@ -417,7 +421,10 @@ mod tests {
             (
                 400,
                 r#"{"__type":"AccessDeniedException","message":"not authorized"}"#,
-                MintError::Refused(call(), "AccessDeniedException not authorized".into()),
+                MintError::Refused(
+                    call(),
+                    AwsReply::new("AccessDeniedException", "not authorized"),
+                ),
             ),
             (
                 500,

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 
-use super::cache::{Call, MintError};
+use super::cache::{AwsReply, Call, MintError};
 use crate::aws::credentials::explain;
 
 /// The codes by which AWS asks to slow down.
@@ -28,20 +28,20 @@ pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or_default().to_owned();
             let message = service.err().message().unwrap_or_default();
-            let said = format!("{code} {}", short(message)).trim_end().to_owned();
+            let reply = AwsReply::new(&code, short(message));
             if code.is_empty() {
                 MintError::NotAws(call)
             } else if THROTTLES.contains(&code.as_str()) {
-                MintError::Throttled(call, code)
+                MintError::Throttled(call, reply)
             } else if EXPIRED.contains(&code.as_str()) {
-                MintError::SessionExpired(call, said)
+                MintError::SessionExpired(call, reply)
             } else if code == "ServerException"
                 || code.starts_with("Internal")
                 || code.starts_with("ServiceUnavailable")
             {
-                MintError::Server(call, code)
+                MintError::Server(call, reply)
             } else {
-                MintError::Refused(call, said)
+                MintError::Refused(call, reply)
             }
         }
         SdkError::TimeoutError(_) => MintError::Timeout(call),

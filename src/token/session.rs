@@ -91,10 +91,7 @@ impl Sessions {
         let expires_at = Timestamp::from_second(credentials.expiration().secs())
             .map_err(|_| MintError::NotAws(call()))?;
         if expires_at.duration_since(now) < MIN_LEFT {
-            return Err(MintError::SessionExpired(
-                call(),
-                format!("the session that it gave ends at {expires_at}"),
-            ));
+            return Err(MintError::SessionTooShort(call(), expires_at));
         }
         Ok(Session {
             credentials: Credentials::new(
