@@ -31,7 +31,8 @@ const LIVE_TTL: Duration = Duration::from_secs(5);
 const LIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Live answers remembered. Whoever reaches the port may name namespaces; this bounds what that costs.
 const MAX_LIVE: u64 = 10_000;
-/// Live reads at the same time.
+/// Live reads for admissions at the same time; and as many beside them for whoever else looks, mostly the leader. Anybody
+/// who reaches the port may name namespaces, and the leader is not to wait for those.
 const MAX_READS: usize = 16;
 
 /// The opted-in namespaces; clones share them.
@@ -43,7 +44,8 @@ struct Inner {
     opt_in: OptIn,
     known: RwLock<HashMap<Namespace, OptedIn>>,
     live: Cache<Namespace, Option<OptedIn>>,
-    reads: Semaphore,
+    admission_reads: Semaphore,
+    looks: Semaphore,
     changes: Changes,
     metrics: Arc<Metrics>,
 }
@@ -60,7 +62,8 @@ impl Namespaces {
                 .max_capacity(MAX_LIVE)
                 .time_to_live(LIVE_TTL)
                 .build(),
-            reads: Semaphore::new(MAX_READS),
+            admission_reads: Semaphore::new(MAX_READS),
+            looks: Semaphore::new(MAX_READS),
             changes,
             metrics,
         }))
@@ -131,9 +134,18 @@ impl Namespaces {
         self.known().keys().cloned().collect()
     }
 
-    /// Asks the API server itself what has become of a namespace.
+    /// Asks the API server itself what has become of a namespace. Admissions' reads never hold this up.
     pub async fn look(&self, namespace: &Namespace, deadline: Instant) -> Result<Look, ReadError> {
-        let Some(object) = self.get(namespace, deadline).await? else {
+        self.look_by(&self.0.looks, namespace, deadline).await
+    }
+
+    async fn look_by(
+        &self,
+        permits: &Semaphore,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<Look, ReadError> {
+        let Some(object) = self.get(permits, namespace, deadline).await? else {
             return Ok(Look::Absent);
         };
         let OptIn { label, value } = &self.0.opt_in;
@@ -184,7 +196,8 @@ impl Namespaces {
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<OptedIn>, ReadError> {
-        Ok(match self.look(namespace, deadline).await? {
+        let permits = &self.0.admission_reads;
+        Ok(match self.look_by(permits, namespace, deadline).await? {
             Look::OptedIn(said) => Some(said),
             Look::OptedOut(_) | Look::Absent => None,
         })
@@ -192,12 +205,13 @@ impl Namespaces {
 
     async fn get(
         &self,
+        permits: &Semaphore,
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<Metadata<Object>>, ReadError> {
         let read = timeout_at(deadline, async {
-            // The semaphore is never closed.
-            let _permit = self.0.reads.acquire().await;
+            // Neither semaphore is ever closed.
+            let _permit = permits.acquire().await;
             self.0.api.get_opt(namespace.as_str()).await
         });
         let result = read.await;
@@ -245,4 +259,64 @@ pub enum ReadError {
     /// The API server's error, or none could be reached.
     #[error(transparent)]
     Api(Box<kube::Error>),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::Bytes;
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    fn namespace(name: &str) -> Namespace {
+        Namespace::parse(name).expect("a name")
+    }
+
+    /// Over an API server that never answers about strangers.
+    fn namespaces() -> Namespaces {
+        let service = tower::service_fn(|request: Request<Body>| async move {
+            if request.uri().path().contains("stranger") {
+                std::future::pending::<()>().await;
+            }
+            let object = json!({
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": "team", "labels": {"ecr-injector.dev/inject": "enabled"}},
+            });
+            let body = Full::<Bytes>::from(object.to_string());
+            Ok::<_, Infallible>(Response::new(body))
+        });
+        let client = Client::new(service, "default");
+        let opt_in = OptIn {
+            label: "ecr-injector.dev/inject".to_owned(),
+            value: "enabled".to_owned(),
+        };
+        Namespaces::new(client, opt_in, Changes::default(), Arc::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leaders_look_waits_for_no_admission() {
+        let namespaces = namespaces();
+        let strangers = (0..2 * MAX_READS).map(|number| {
+            let (namespaces, name) = (namespaces.clone(), format!("stranger-{number}"));
+            async move {
+                let deadline = Instant::now() + LIVE_TIMEOUT;
+                namespaces.opted_in(&namespace(&name), deadline).await
+            }
+        });
+        let look = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(namespaces.0.admission_reads.available_permits(), 0);
+            let deadline = Instant::now() + Duration::from_millis(100);
+            namespaces.look(&namespace("team"), deadline).await
+        };
+        let (strangers, look) = tokio::join!(futures::future::join_all(strangers), look);
+        assert!(strangers.iter().all(Option::is_none));
+        assert!(matches!(look, Ok(Look::OptedIn(_))), "{look:?}");
+    }
 }
