@@ -45,7 +45,7 @@ use rustls::{
 };
 use thiserror::Error;
 
-use self::credentials::PinnedChain;
+use self::credentials::{PinnedChain, Source};
 use crate::{metrics::Metrics, registry::Region};
 
 /// Which release of the SDK's defaults we were tested with.
@@ -187,8 +187,9 @@ impl HttpConnector for Connectors {
 }
 
 impl Surroundings {
-    /// Reads the environment and profile files by the SDK's own rules. No call leaves yet.
-    pub async fn read(trust: &Trust, metrics: Arc<Metrics>) -> Self {
+    /// Reads the environment and profile files by the SDK's own rules. No call leaves yet. If a source of credentials is
+    /// `expected`, those of any other sign nothing.
+    pub async fn read(trust: &Trust, expected: Option<Source>, metrics: Arc<Metrics>) -> Self {
         let direct = http_client(trust, &ProxyConfig::disabled());
         let client = SharedHttpClient::new(Ways {
             proxied: http_client(trust, &ProxyConfig::from_env()),
@@ -235,6 +236,7 @@ impl Surroundings {
         let chain = PinnedChain::new(
             &providers,
             &providers.clone().with_http_client(direct),
+            expected,
             metrics,
         );
         surroundings.config = surroundings

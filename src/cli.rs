@@ -23,12 +23,13 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{
-    Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::Resettable,
+    Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    builder::{PossibleValuesParser, Resettable, TypedValueParser},
 };
 use tokio::runtime::Runtime;
 
 use crate::{
-    aws::{SurroundingsError, Trust},
+    aws::{SurroundingsError, Trust, credentials::Source},
     memory,
     namespace::Namespace,
 };
@@ -63,6 +64,20 @@ struct AwsFlags {
     /// Trust the certificate authorities in this file (PEM) for AWS's endpoints, and not the system's
     #[arg(long, env = "AWS_CA_BUNDLE", value_name = "FILE")]
     aws_ca_bundle: Option<PathBuf>,
+    /// Use the ambient credentials of this source alone; those of any other are an error, and sign nothing
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_EXPECT_CREDENTIALS",
+        value_name = "SOURCE",
+        value_parser = source_parser()
+    )]
+    expect_credentials: Option<Source>,
+}
+
+/// Takes the names that the log and the metric have for sources of credentials.
+fn source_parser() -> impl TypedValueParser<Value = Source> {
+    let names = Source::ALL.map(Source::as_str);
+    PossibleValuesParser::new(names).try_map(|name| Source::parse(&name).ok_or("no such source"))
 }
 
 impl AwsFlags {

@@ -18,6 +18,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ecr_injector::aws::credentials::Source;
 use ecr_injector::config::Config;
 use serde_json::{Value, json};
 use support::caller::Outcome;
@@ -445,6 +446,7 @@ fn values_that_cannot_be_are_refused_by_the_schema() {
         ("aws: {roleArn: ecr-injector}", "/aws/roleArn"),
         ("aws: {region: Frankfurt}", "/aws/region"),
         ("aws: {accessKeyId: AKIA}", "/aws"),
+        ("aws: {expectCredentials: irsa}", "/aws/expectCredentials"),
         ("serviceAccount: {create: false}", "/serviceAccount/name"),
         (
             "serviceAccount: {annotations: {a: 1}}",
@@ -1055,6 +1057,35 @@ fn pods_restart_only_for_what_a_running_process_cannot_take_up() {
         "config: {optIn: {value: other}}",
     ] {
         assert_ne!(template(values), before, "{values}");
+    }
+}
+
+#[test]
+fn credentials_of_a_role_by_irsa_are_expected() {
+    const ROLE: &str = "roleArn: 'arn:aws:iam::123456789012:role/ecr-injector'";
+    let expected = |aws: &str| -> Option<String> {
+        let objects = objects(RELEASE, RELEASE, &format!("aws: {{{aws}}}"));
+        let deployment = find(&objects, "Deployment", RELEASE);
+        let arguments = &deployment["spec"]["template"]["spec"]["containers"][0]["args"];
+        let mut arguments = arguments.as_array().unwrap().iter();
+        let flag = |text: &Value| {
+            Some(
+                text.as_str()?
+                    .strip_prefix("--expect-credentials=")?
+                    .to_owned(),
+            )
+        };
+        arguments.find_map(flag)
+    };
+    assert_eq!(expected(""), None);
+    assert_eq!(expected("expectCredentials: any"), None);
+    assert_eq!(expected(ROLE).as_deref(), Some("web_identity"));
+    assert_eq!(expected(&format!("{ROLE}, expectCredentials: any")), None);
+    for source in Source::ALL.map(Source::as_str) {
+        for role in ["", &format!("{ROLE}, ")] {
+            let values = format!("{role}expectCredentials: {source}");
+            assert_eq!(expected(&values).as_deref(), Some(source));
+        }
     }
 }
 

@@ -86,6 +86,21 @@ pub struct NoSource {
     last: String,
 }
 
+/// The expected source has none, nor has any other.
+#[derive(Debug, Error)]
+#[error("expected credentials of {expected}, and no source has any: {}", .expected.hint())]
+pub struct NoExpectedSource {
+    expected: Source,
+}
+
+/// Another source than the expected one has credentials. They are another principal's, so they sign nothing.
+#[derive(Debug, Error)]
+#[error("expected credentials of {expected} and found those of {found}, which are not used: {}", .expected.hint())]
+pub struct UnexpectedSource {
+    expected: Source,
+    found: Source,
+}
+
 /// A source with its place in the chain.
 #[derive(Debug)]
 pub struct Candidate {
@@ -102,11 +117,50 @@ pub struct Candidate {
 #[derive(Debug)]
 pub struct PinnedChain {
     sources: Vec<Candidate>,
+    expected: Option<Source>,
     pinned: OnceLock<usize>,
     metrics: Arc<Metrics>,
 }
 
 impl Source {
+    /// All that there are, in the order of the chain.
+    pub const ALL: [Self; 6] = [
+        Self::Environment,
+        Self::Profile,
+        Self::WebIdentity,
+        Self::PodIdentity,
+        Self::Container,
+        Self::InstanceMetadata,
+    ];
+
+    /// Returns the source of this name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|source| source.as_str() == text)
+    }
+
+    /// What to check where it was expected and has no credentials.
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Environment => {
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the Secret that they come from"
+            }
+            Self::Profile => {
+                "check AWS_PROFILE and the files AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE"
+            }
+            Self::WebIdentity => {
+                "check the ServiceAccount's annotation eks.amazonaws.com/role-arn and the pod-identity webhook, and restart the Pod"
+            }
+            Self::PodIdentity => {
+                "check the ServiceAccount's Pod Identity association and the agent's DaemonSet, and restart the Pod"
+            }
+            Self::Container => "check AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI",
+            Self::InstanceMetadata => {
+                "check the instance's profile and the hop limit of its metadata service"
+            }
+        }
+    }
+
     /// The source as a metric's label and a log's field.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -128,9 +182,15 @@ impl fmt::Display for Source {
 }
 
 impl PinnedChain {
-    /// The sources in the SDK's own order. `direct` is the way to endpoints on the node itself.
+    /// The sources in the SDK's own order. `direct` is the way to endpoints on the node itself. If a source is `expected`, the
+    /// credentials of any other are an error.
     #[must_use]
-    pub fn new(config: &ProviderConfig, direct: &ProviderConfig, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        config: &ProviderConfig,
+        direct: &ProviderConfig,
+        expected: Option<Source>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let value = |name: &str| env::var(name).ok();
         let container = if value(POD_IDENTITY_VARIABLE).is_some() {
             Source::PodIdentity
@@ -162,14 +222,15 @@ impl PinnedChain {
             begun: begun(from, value),
             provider,
         });
-        Self::of(candidates.collect(), metrics)
+        Self::of(candidates.collect(), expected, metrics)
     }
 
     /// Any sources, for tests.
     #[must_use]
-    pub fn of(sources: Vec<Candidate>, metrics: Arc<Metrics>) -> Self {
+    pub fn of(sources: Vec<Candidate>, expected: Option<Source>, metrics: Arc<Metrics>) -> Self {
         Self {
             sources,
+            expected,
             pinned: OnceLock::new(),
             metrics,
         }
@@ -183,6 +244,7 @@ impl PinnedChain {
         for (at, source) in self.sources.iter().enumerate() {
             match source.ask().await {
                 Ok(credentials) => {
+                    self.check(source.from)?;
                     if self.pinned.set(at).is_ok() {
                         let from = source.from;
                         self.metrics.credentials_from(from.as_str());
@@ -194,7 +256,21 @@ impl PinnedChain {
                 Err(cause) => return Err(source.failed(&cause)),
             }
         }
-        Err(CredentialsError::not_loaded(NoSource { last }))
+        Err(match self.expected {
+            Some(expected) => CredentialsError::not_loaded(NoExpectedSource { expected }),
+            None => CredentialsError::not_loaded(NoSource { last }),
+        })
+    }
+
+    /// Lets no other source than the expected one give credentials. It isn't pinned, so a source that comes up late is found.
+    fn check(&self, found: Source) -> Result<(), CredentialsError> {
+        match self.expected.filter(|expected| *expected != found) {
+            Some(expected) => Err(CredentialsError::provider_error(UnexpectedSource {
+                expected,
+                found,
+            })),
+            None => Ok(()),
+        }
     }
 }
 
@@ -337,13 +413,14 @@ fn exit_status(said: &str) -> Option<String> {
 #[must_use]
 pub fn explain(error: &CredentialsError) -> String {
     let first: &(dyn StdError + 'static) = error;
-    let chain = || std::iter::successors(Some(first), |&error| error.source());
-    chain()
-        .find_map(|error| error.downcast_ref::<SourceError>().map(ToString::to_string))
-        .or_else(|| {
-            chain().find_map(|error| error.downcast_ref::<NoSource>().map(ToString::to_string))
+    std::iter::successors(Some(first), |&error| error.source())
+        .find(|error| {
+            error.is::<SourceError>()
+                || error.is::<UnexpectedSource>()
+                || error.is::<NoSource>()
+                || error.is::<NoExpectedSource>()
         })
-        .unwrap_or_else(|| innermost(error))
+        .map_or_else(|| innermost(error), ToString::to_string)
 }
 
 /// What the system or AWS said, where the SDK's own words only say that something failed.
@@ -406,7 +483,7 @@ mod tests {
         let sources = sources
             .into_iter()
             .map(|(from, script)| candidate(from, None, script));
-        PinnedChain::of(sources.collect(), Arc::default())
+        PinnedChain::of(sources.collect(), None, Arc::default())
     }
 
     fn not_configured() -> provider::Result {
@@ -471,6 +548,47 @@ mod tests {
         assert_eq!(next(&chain).await.as_deref(), Ok("web again"));
     }
 
+    #[tokio::test]
+    async fn unexpected_source_is_an_error_until_the_expected_one_is_there() {
+        let sources = vec![
+            candidate(
+                Source::WebIdentity,
+                None,
+                vec![keys("web"), not_configured()],
+            ),
+            candidate(Source::InstanceMetadata, None, vec![keys("node")]),
+        ];
+        let chain = PinnedChain::of(sources, Some(Source::WebIdentity), Arc::default());
+        let error = next(&chain).await.expect_err("another principal");
+        for word in ["web_identity", "instance_metadata", "role-arn", "not used"] {
+            assert!(error.contains(word), "{error}");
+        }
+        assert_eq!(next(&chain).await.as_deref(), Ok("web"));
+    }
+
+    #[tokio::test]
+    async fn every_expectation_that_fails_says_what_to_check() {
+        for expected in Source::ALL {
+            assert_eq!(Source::parse(expected.as_str()), Some(expected));
+            let other = Source::ALL.into_iter().find(|other| *other != expected);
+            let found = candidate(other.expect("six"), None, vec![keys("other")]);
+            let none = Err(CredentialsError::not_loaded_no_source());
+            let none = candidate(expected, None, vec![none]);
+            for sources in [vec![found], vec![none]] {
+                let chain = PinnedChain::of(sources, Some(expected), Arc::default());
+                let error = chain.provide_credentials().await.expect_err("not it");
+                let error = explain(&error);
+                assert!(
+                    error.contains(expected.as_str()) && error.contains("check "),
+                    "{error}"
+                );
+                // What is longer is cut before it is logged.
+                assert!(error.len() <= 300, "{error}");
+            }
+        }
+        assert_eq!(Source::parse("any"), None);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_source_that_hangs_is_an_error_that_names_it() {
         let chain = chain(vec![
@@ -506,7 +624,7 @@ mod tests {
             ),
             candidate(Source::InstanceMetadata, None, vec![keys("node")]),
         ];
-        let chain = PinnedChain::of(sources, Arc::default());
+        let chain = PinnedChain::of(sources, None, Arc::default());
         for _ in 0..2 {
             let error = next(&chain).await.expect_err("half");
             assert!(

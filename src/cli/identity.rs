@@ -118,7 +118,9 @@ impl Flags {
                 let key = TokenKey::new(identity.clone(), &registry);
                 let minted = runtime.block_on(async {
                     let metrics = Arc::new(Metrics::default());
-                    let surroundings = Surroundings::read(&trust, metrics.clone()).await;
+                    let surroundings =
+                        Surroundings::read(&trust, self.aws.expect_credentials, metrics.clone())
+                            .await;
                     let clock = Arc::new(SystemClock);
                     let ecr = Ecr::new(
                         surroundings.clone(),

@@ -92,7 +92,8 @@ impl Wiring {
         let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         metrics.config_applied(clock.now());
-        let surroundings = Surroundings::read(&trust, metrics.clone()).await;
+        let surroundings =
+            Surroundings::read(&trust, flags.aws.expect_credentials, metrics.clone()).await;
         let live = Live::new(config, cluster.own_namespace.clone());
         let config = live.config();
         let ecr = Ecr::new(

@@ -238,6 +238,90 @@ async fn the_instance_metadata_mints() {
 }
 
 #[tokio::test]
+async fn expected_web_identity_never_becomes_the_nodes_role() {
+    let node = Node::start();
+
+    let run = node
+        .identity()
+        .argument("--expect-credentials", "web_identity")
+        .mint()
+        .await;
+
+    run.failed(
+        "credentials",
+        &[
+            "expected credentials of web_identity",
+            "instance_metadata",
+            "eks.amazonaws.com/role-arn",
+            "pod-identity webhook",
+        ],
+    );
+    assert!(
+        node.aws.calls().is_empty(),
+        "a call was signed by the node's role"
+    );
+    assert_eq!(run.report["mint"]["credentials"], "none", "{run:#?}");
+}
+
+#[tokio::test]
+async fn expected_pod_identity_never_becomes_keys() {
+    let node = Node::start();
+    let agent = ContainerCredentials::start(&node.aws, "pod");
+    let keys = node.aws.keys_of(PRINCIPAL);
+
+    let run = with_agent(node.identity(), &agent.uri())
+        .variables(keys.variables())
+        .variable("ECR_INJECTOR_EXPECT_CREDENTIALS", "pod_identity")
+        .mint()
+        .await;
+
+    node.failed_in(&run, "pod_identity", &["environment", "association"]);
+}
+
+#[tokio::test]
+async fn expected_source_that_is_found_mints() {
+    let node = Node::start();
+    let token = web_identity_token("pod");
+    node.aws.accept_web_identity(&[&token]);
+
+    let run = with_web_identity(node.identity(), &token)
+        .argument("--expect-credentials", "web_identity")
+        .mint()
+        .await;
+
+    node.minted_by(&run, "web_identity", ROLE);
+}
+
+#[tokio::test]
+async fn expected_source_without_any_says_what_to_check() {
+    let node = Node::start();
+
+    let run = node
+        .identity()
+        .variable("AWS_EC2_METADATA_DISABLED", "true")
+        .argument("--expect-credentials", "pod_identity")
+        .mint()
+        .await;
+
+    run.failed("credentials", &["pod_identity", "no source", "association"]);
+    assert!(node.metadata.visits().is_empty());
+}
+
+#[tokio::test]
+async fn expected_source_of_no_known_name_is_refused() {
+    let node = Node::start();
+
+    let run = node
+        .identity()
+        .argument("--expect-credentials", "irsa")
+        .mint()
+        .await;
+
+    assert_eq!(run.code, Some(2), "{run:#?}");
+    assert!(run.err.contains("web_identity"), "{run:#?}");
+}
+
+#[tokio::test]
 async fn of_many_sources_the_first_in_the_sdks_order_mints() {
     let node = Node::start();
     let agent = ContainerCredentials::start(&node.aws, "pod");

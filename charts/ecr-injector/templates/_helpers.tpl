@@ -267,6 +267,12 @@ after, whoever made it, so it is one that nobody else has.
 {{- end -}}
 {{- end -}}
 
+{{- /* The one source of AWS credentials that may be used, or nothing: a role by IRSA is expected to be that role. */ -}}
+{{- define "ecr-injector.expectedCredentials" -}}
+{{- $expected := default (ternary "web_identity" "any" (ne .Values.aws.roleArn "")) .Values.aws.expectCredentials -}}
+{{- if ne $expected "any" }}{{ $expected }}{{ end -}}
+{{- end -}}
+
 {{- /* An image of a registry that our credentials are likely to open. Any of the right region does: nothing is pulled. */ -}}
 {{- define "ecr-injector.testImage" -}}
 {{- if .Values.test.image -}}
