@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use thiserror::Error;
 
 use super::{Operation, Request, warning};
 use crate::{
@@ -263,22 +264,59 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
     }
 }
 
+/// Why the rules give a host of a pull secret no token. Its credential is kept until it expires, and is not renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Suspension {
+    /// The configuration's allow list has neither the registry's account nor its region.
+    #[error("the registry is not in the allow list")]
+    NotAllowed,
+    /// No identity may mint for the registry in this namespace.
+    #[error("no identity may mint: {0}")]
+    NoIdentity(Refusal),
+    /// The host is neither an ECR registry's nor an alias of one, or no longer one.
+    #[error("the host is neither an ECR registry's nor one of the aliases")]
+    NotEcr,
+}
+
+impl Suspension {
+    /// Returns the reason as a metric's label and a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "not_allowed",
+            Self::NoIdentity(why) => why.as_str(),
+            Self::NotEcr => "not_ecr",
+        }
+    }
+}
+
 impl Rules {
-    /// What a host in a pull secret of a namespace takes: the host to write, and the token for it. `None` if we would not
-    /// mint for it.
+    /// Returns the host to write and the token that it takes, for a host in the pull secret of a namespace, or why the
+    /// rules give it no token.
+    pub fn key_or_reason(
+        &self,
+        host: &str,
+        namespace: &Namespace,
+        settings: &OptedIn,
+    ) -> Result<(Host, TokenKey), Suspension> {
+        let (host, registry) = self.aliases.resolve(host).ok_or(Suspension::NotEcr)?;
+        if !self.allow.permits(&registry) {
+            return Err(Suspension::NotAllowed);
+        }
+        let choice = self.identities.choose(&registry, namespace, settings);
+        let identity = choice.identity.map_err(Suspension::NoIdentity)?;
+        Ok((host, TokenKey::new(identity, &registry)))
+    }
+
+    /// Returns what [`Self::key_or_reason`] returns, for callers that need no reason.
     #[must_use]
     pub fn key_for(
         &self,
         host: &str,
         namespace: &Namespace,
-        said: &OptedIn,
+        settings: &OptedIn,
     ) -> Option<(Host, TokenKey)> {
-        let (host, registry) = self.aliases.resolve(host)?;
-        if !self.allow.permits(&registry) {
-            return None;
-        }
-        let choice = self.identities.choose(&registry, namespace, said);
-        Some((host, TokenKey::new(choice.identity.ok()?, &registry)))
+        self.key_or_reason(host, namespace, settings).ok()
     }
 }
 
@@ -721,6 +759,42 @@ mod tests {
             let warning = warning_for(reason, &rules()).expect("a warning");
             assert!(!warning.ends_with('…'), "{warning}");
         }
+    }
+
+    #[test]
+    fn host_without_a_token_has_its_reason() {
+        let mut rules = rules();
+        let namespace = Namespace::parse("team").expect("valid");
+        let reason = |rules: &Rules, host: &str, settings: &OptedIn| {
+            let key = rules.key_or_reason(host, &namespace, settings);
+            assert_eq!(
+                rules.key_for(host, &namespace, settings),
+                key.clone().ok(),
+                "{host}"
+            );
+            key.err()
+        };
+        assert_eq!(reason(&rules, IRELAND, &SAID_NOTHING), None);
+        for host in ["docker.io", "images.example.com", "public.ecr.aws", ""] {
+            let not_ecr = Some(Suspension::NotEcr);
+            assert_eq!(reason(&rules, host, &SAID_NOTHING), not_ecr, "{host}");
+        }
+        let annotated = OptedIn {
+            role: Some("arn:aws:iam::123456789012:role/admin".into()),
+            ..OptedIn::default()
+        };
+        let refused = Suspension::NoIdentity(Refusal::NotAllowed);
+        assert_eq!(reason(&rules, IRELAND, &annotated), Some(refused));
+        assert_eq!(refused.as_str(), "role_not_allowed");
+        assert!(refused.to_string().contains("namespaceRoles.allow"));
+        let account = AccountId::parse("210987654321").expect("valid");
+        rules.allow.accounts.insert(account);
+        // What the configuration alone decides comes first.
+        for settings in [&SAID_NOTHING, &annotated] {
+            let not_allowed = Some(Suspension::NotAllowed);
+            assert_eq!(reason(&rules, IRELAND, settings), not_allowed);
+        }
+        assert_eq!(reason(&rules, OREGON, &SAID_NOTHING), None);
     }
 
     #[test]
