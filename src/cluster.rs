@@ -3,6 +3,7 @@
 pub mod object;
 pub mod rights;
 pub mod watch;
+pub(crate) mod write;
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},

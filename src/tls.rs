@@ -146,11 +146,11 @@ pub struct Served {
 
 /// What is wrong now, so that it is told once, however often it is tried.
 #[derive(Debug, Default)]
-struct Complaint(Option<String>);
+pub(crate) struct Complaint(Option<String>);
 
 impl Complaint {
     /// Whether this isn't what was wrong already.
-    fn is_news(&mut self, why: &dyn fmt::Display) -> bool {
+    pub(crate) fn is_news(&mut self, why: &dyn fmt::Display) -> bool {
         let why = Some(why.to_string());
         let is_news = self.0 != why;
         self.0 = why;
@@ -158,7 +158,7 @@ impl Complaint {
     }
 
     /// Nothing is wrong any more.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.0 = None;
     }
 }

@@ -11,9 +11,8 @@ pub mod registration;
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use kube::{Client, core::Status};
-use thiserror::Error;
-use tokio::time::{Instant, sleep_until, timeout};
+use kube::Client;
+use tokio::time::{Instant, sleep_until};
 
 use self::{
     ca_secret::{CaSecret, Content, Held},
@@ -26,7 +25,8 @@ use super::{
     rotation::{Lifetimes, needs_renewal},
 };
 use crate::{
-    clock::Clock, leader::Leadership, metrics::Metrics, namespace::Namespace, readiness::Condition,
+    clock::Clock, cluster::write::WriteError, leader::Leadership, metrics::Metrics,
+    namespace::Namespace, readiness::Condition,
 };
 
 /// The longest sleep: a machine that was suspended, or a clock that was set, is noticed by then.
@@ -35,10 +35,6 @@ const MAX_SLEEP: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(100);
 /// The pause after an authority, or a certificate under it, could not be made.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long one call that writes may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// What the API server says may be long.
-const MAX_COMPLAINT_CHARS: usize = 300;
 
 /// What it works with.
 pub struct Parts {
@@ -212,52 +208,6 @@ fn is_trusted(held: &Held, seen: &Seen) -> bool {
         }
         _ => false,
     }
-}
-
-/// Why something wasn't written.
-#[derive(Debug, Error)]
-pub enum WriteError {
-    /// Somebody else wrote it first.
-    #[error("somebody else wrote it first")]
-    Conflict,
-    /// We lead no more.
-    #[error("another replica leads now")]
-    NotLeading,
-    /// The API server doesn't answer.
-    #[error("no answer within {} s", CALL_TIMEOUT.as_secs())]
-    Timeout,
-    /// The API server says no, or can't be reached.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl WriteError {
-    fn as_str(&self) -> &'static str {
-        match self {
-            Self::Conflict => "conflict",
-            Self::NotLeading => "not_leading",
-            Self::Timeout => "timeout",
-            Self::Failed(_) => "error",
-        }
-    }
-}
-
-/// One call that writes, with its deadline. `lost` says of a refusal whether somebody else was first.
-async fn call<T>(
-    call: impl Future<Output = kube::Result<T>>,
-    lost: impl FnOnce(&Status) -> bool,
-) -> Result<T, WriteError> {
-    match timeout(CALL_TIMEOUT, call).await {
-        Ok(Ok(written)) => Ok(written),
-        Ok(Err(kube::Error::Api(status))) if lost(&status) => Err(WriteError::Conflict),
-        Ok(Err(kube::Error::Api(status))) => Err(WriteError::Failed(short(&status.message))),
-        Ok(Err(error)) => Err(WriteError::Failed(short(&error.to_string()))),
-        Err(_) => Err(WriteError::Timeout),
-    }
-}
-
-fn short(text: &str) -> String {
-    text.chars().take(MAX_COMPLAINT_CHARS).collect()
 }
 
 impl Source for SelfManaged {

@@ -11,9 +11,11 @@ use kube::{
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::{WriteError, call};
 use crate::{
-    cluster::watch::{News, version, watch_one},
+    cluster::{
+        watch::{News, version, watch_one},
+        write::{WriteError, call},
+    },
     leader::Leadership,
     metrics::Metrics,
     namespace::Namespace,
@@ -161,7 +163,7 @@ impl CaSecret {
 
     /// Writes an authority over what is known to be there: over nothing only if there is still nothing, else only over
     /// that very version. A replica that isn't the leader may only make the first one.
-    pub async fn write(
+    pub(super) async fn write(
         &self,
         authority: &Authority,
         term: Option<&Leadership>,

@@ -6,21 +6,16 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Inner, MAX_SLEEP, WriteError,
+    Inner, MAX_SLEEP,
     ca_secret::{Content, Held},
     registration::{Entries, Seen},
 };
 use crate::{
     clock::Moment,
+    cluster::write::{WriteBackoff, WriteError},
     leader::Leadership,
     tls::{Complaint, authority::Authority, rotation::Step},
 };
-
-/// The pause after the first failure; it doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_mins(5);
-/// What is put right again within this time, and the pause before it, was put wrong by the same hand.
-const ROW: Duration = Duration::from_mins(1);
 
 /// What the leader remembers in its term.
 pub(super) struct Keeper<'a> {
@@ -29,46 +24,9 @@ pub(super) struct Keeper<'a> {
     /// Since when the registration has trusted all of the bundle without a break.
     published: Option<Moment>,
     /// Before then nothing is written, after a failure.
-    secret: Pauses,
-    registration: Pauses,
+    secret: WriteBackoff,
+    registration: WriteBackoff,
     complaint: Complaint,
-}
-
-/// When what goes wrong, or is put wrong, again and again may be tried again.
-#[derive(Default)]
-struct Pauses {
-    pause: Duration,
-    last: Option<Instant>,
-}
-
-impl Pauses {
-    fn may_at(&self) -> Option<Instant> {
-        self.last.map(|last| last + self.pause)
-    }
-
-    fn may(&self) -> bool {
-        self.may_at().is_none_or(|at| at <= Instant::now())
-    }
-
-    /// It is done once more. The first time has no pause after it: what is put wrong once is put right at once.
-    fn did(&mut self) {
-        let now = Instant::now();
-        let is_row = self
-            .last
-            .is_some_and(|last| now.duration_since(last) < self.pause * 2 + ROW);
-        self.pause = if is_row {
-            (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE)
-        } else {
-            Duration::ZERO
-        };
-        self.last = Some(now);
-    }
-
-    /// It failed.
-    fn failed(&mut self) {
-        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
-        self.last = Some(Instant::now());
-    }
 }
 
 impl<'a> Keeper<'a> {
@@ -77,8 +35,8 @@ impl<'a> Keeper<'a> {
             inner,
             term,
             published: None,
-            secret: Pauses::default(),
-            registration: Pauses::default(),
+            secret: WriteBackoff::default(),
+            registration: WriteBackoff::default(),
             complaint: Complaint::default(),
         }
     }
@@ -126,8 +84,8 @@ impl<'a> Keeper<'a> {
             let wait = Duration::try_from(wait).unwrap_or_default();
             return looked.min(Instant::now() + wait.min(MAX_SLEEP));
         };
-        if !self.secret.may() {
-            return self.secret.may_at().unwrap_or_else(Instant::now);
+        if !self.secret.is_over() {
+            return self.secret.until().unwrap_or_else(Instant::now);
         }
         match authority.after(step, now) {
             Ok(after) => self.write(&after, label(step)).await,
@@ -136,7 +94,7 @@ impl<'a> Keeper<'a> {
                 self.secret.failed();
             }
         }
-        self.secret.may_at().unwrap_or_else(Instant::now)
+        self.secret.until().unwrap_or_else(Instant::now)
     }
 
     /// Makes the Secret what it has to be: the last authority that was known, or a new one if nobody knows one.
@@ -155,8 +113,8 @@ impl<'a> Keeper<'a> {
             self.complain(&format!("the Secret {path} isn't ours and can't be used: {why}; delete it, or name another by --ca-secret"));
             return Instant::now() + MAX_SLEEP;
         }
-        if !self.secret.may() {
-            return self.secret.may_at().unwrap_or_else(Instant::now);
+        if !self.secret.is_over() {
+            return self.secret.until().unwrap_or_else(Instant::now);
         }
         let known = match broken {
             Content::Good { authority, .. } => Some(&**authority),
@@ -173,7 +131,7 @@ impl<'a> Keeper<'a> {
                 self.secret.failed();
             }
         }
-        self.secret.may_at().unwrap_or_else(Instant::now)
+        self.secret.until().unwrap_or_else(Instant::now)
     }
 
     async fn write(&mut self, authority: &Authority, what: &'static str) {
@@ -182,7 +140,7 @@ impl<'a> Keeper<'a> {
             Ok(()) => {
                 tracing::info!(secret = path, what, "the certificate authority was written");
                 self.inner.metrics.authority_step(what);
-                self.secret.did();
+                self.secret.wrote();
                 self.complaint.settle();
             }
             // The watch brings what is there now.
@@ -216,10 +174,10 @@ impl<'a> Keeper<'a> {
             self.complain("the registration doesn't trust our authority yet; filling in its caBundle is left to cert-manager, as its annotation says");
             return later;
         }
-        if self.registration.may() {
+        if self.registration.is_over() {
             self.patch(entries, bundle).await;
         }
-        self.registration.may_at().unwrap_or(later)
+        self.registration.until().unwrap_or(later)
     }
 
     async fn patch(&mut self, entries: &Entries, bundle: &str) {
@@ -230,7 +188,7 @@ impl<'a> Keeper<'a> {
                     registration = registration.name(),
                     "the registration's caBundle was written"
                 );
-                self.registration.did();
+                self.registration.wrote();
                 self.complaint.settle();
             }
             // What it is now is brought by the watch.

@@ -15,9 +15,11 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{WriteError, call};
 use crate::{
-    cluster::watch::{News, watch_one},
+    cluster::{
+        watch::{News, watch_one},
+        write::{WriteError, call},
+    },
     leader::Leadership,
     metrics::Metrics,
 };
@@ -206,7 +208,7 @@ impl Registration {
     }
 
     /// Makes each entry trust these certificates, unless the registration has changed since it was seen.
-    pub async fn publish(
+    pub(super) async fn publish(
         &self,
         entries: &Entries,
         bundle: &str,
