@@ -104,9 +104,10 @@ impl Ecr {
             Behaviour::Refuse => ecr_error(
                 StatusCode::BAD_REQUEST,
                 "AccessDeniedException",
-                &format!(
-                    "not authorized to perform: {}:GetAuthorizationToken on resource: *",
-                    request.service.name()
+                &reply::denied(
+                    principal,
+                    &format!("{}:{OPERATION}", request.service.name()),
+                    "*",
                 ),
             ),
             Behaviour::ExpiredToken => ecr_error(

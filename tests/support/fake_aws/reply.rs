@@ -30,11 +30,23 @@ pub(super) fn sts_answer(operation: &str, result: &str) -> Response<Body> {
 }
 
 pub(super) fn sts_error(status: StatusCode, code: &str) -> Response<Body> {
+    sts_error_saying(status, code, "The fake says so.")
+}
+
+pub(super) fn sts_error_saying(status: StatusCode, code: &str, message: &str) -> Response<Body> {
     let body = format!(
         "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
-         <Code>{code}</Code><Message>The fake says so.</Message></Error><RequestId>fake</RequestId></ErrorResponse>"
+         <Code>{code}</Code><Message>{message}</Message></Error><RequestId>fake</RequestId></ErrorResponse>"
     );
     with(status, XML, Body::from(body))
+}
+
+/// Returns IAM's message for a refusal, which names the principal, the action and the resource.
+pub(super) fn denied(principal: &str, action: &str, resource: &str) -> String {
+    format!(
+        "User: {principal} is not authorized to perform: {action} on resource: {resource} because no identity-based \
+         policy allows the {action} action"
+    )
 }
 
 pub(super) fn with(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {

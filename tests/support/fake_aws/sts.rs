@@ -8,7 +8,7 @@ use axum::http::{Response, StatusCode};
 use jiff::Timestamp;
 
 use super::iam::Iam;
-use super::reply::{self, sts_answer, sts_error};
+use super::reply::{self, sts_answer, sts_error, sts_error_saying};
 use super::{ACCOUNT, Behaviour, Knobs, Outcome, Request};
 
 pub(super) const OPERATIONS: [&str; 3] = ["AssumeRole", WITH_WEB_IDENTITY, "GetCallerIdentity"];
@@ -92,7 +92,7 @@ pub(super) fn reply(
         }
         Outcome::UnknownOperation => return sts_error(StatusCode::BAD_REQUEST, "InvalidAction"),
         Outcome::Rejected("AccessDenied") => {
-            return sts_error(StatusCode::FORBIDDEN, "AccessDenied");
+            return denied(iam, request);
         }
         Outcome::Rejected(code) => return sts_error(StatusCode::BAD_REQUEST, code),
         Outcome::Answered => Behaviour::Answer,
@@ -118,7 +118,7 @@ pub(super) fn reply(
             reply::with(StatusCode::OK, reply::XML, Body::from("{\"not\": \"XML\"}"))
         }
         Behaviour::Throttle => sts_error(StatusCode::BAD_REQUEST, "Throttling"),
-        Behaviour::Refuse => sts_error(StatusCode::FORBIDDEN, "AccessDenied"),
+        Behaviour::Refuse => denied(iam, request),
         // For a web identity it is the token in the call that has expired.
         Behaviour::ExpiredToken if request.operation == WITH_WEB_IDENTITY => {
             sts_error(StatusCode::BAD_REQUEST, "ExpiredTokenException")
@@ -128,6 +128,14 @@ pub(super) fn reply(
             sts_error(StatusCode::INTERNAL_SERVER_ERROR, "InternalFailure")
         }
     }
+}
+
+fn denied(iam: &Iam, request: &Request) -> Response<Body> {
+    let signature = request.signature.as_ref();
+    let principal = iam.principal(signature.map_or("", |signature| &signature.access_key));
+    let action = format!("sts:{}", request.operation);
+    let message = reply::denied(&principal, &action, request.parameter("RoleArn"));
+    sts_error_saying(StatusCode::FORBIDDEN, "AccessDenied", &message)
 }
 
 fn assume(iam: &mut Iam, request: &Request, until: Timestamp) -> Response<Body> {
