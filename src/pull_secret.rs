@@ -9,6 +9,7 @@ pub mod gauges;
 pub mod guard;
 pub mod seal;
 pub mod state;
+pub mod state_key;
 pub mod store;
 pub mod write;
 

@@ -22,13 +22,14 @@ enum Kind {
 /// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
 /// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
 /// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: [(&str, Kind); 52] = [
+const ROOMS: &[(&str, Kind)] = &[
     ("main", Acts),
     ("cli", Acts),
     ("server", Acts),
     ("webhook", Acts),
     ("refresher", Acts),
     ("tls/self_managed", Acts),
+    ("pull_secret/state_key", Acts),
     ("leader", Acts),
     ("events", Acts),
     ("probe", Acts),
@@ -37,6 +38,7 @@ const ROOMS: [(&str, Kind); 52] = [
     ("pull_secret/gauges", Acts),
     ("pull_secret/guard", Acts),
     ("pull_secret/store", Acts),
+    ("pull_secret/state_key/plan", Pure),
     ("pull_secret/seal", Acts),
     ("namespace/store", Acts),
     ("namespace/changes", Acts),
@@ -79,7 +81,7 @@ const ROOMS: [(&str, Kind); 52] = [
 ];
 
 /// What a pure room may import from other crates. Whatever is not here has to be argued for.
-const PURE_IMPORTS: [&str; 27] = [
+const PURE_IMPORTS: &[&str] = &[
     "base64",
     "jiff",
     "json_patch",
@@ -363,7 +365,7 @@ fn no_file_is_named_for_holding_whatever_had_no_place() {
 #[test]
 fn every_room_on_the_plan_is_there() {
     let files = files();
-    for (room, _) in &ROOMS {
+    for (room, _) in ROOMS {
         assert!(files.iter().any(|file| file.name == *room), "src/{room}.rs");
     }
 }
