@@ -43,6 +43,7 @@ where to remove pull secrets is missing: name namespaces by --namespace, or say 
 const COMMAND: Command = Command {
     doing: "removing",
     verbs: &["delete"],
+    seals: false,
 };
 /// Namespaces that a warning names.
 const NAMED: usize = 5;

@@ -37,6 +37,8 @@ use crate::{
 const SYNC_TIMEOUT: Duration = Duration::from_mins(1);
 /// Namespaces that are worked on at the same time.
 const AT_ONCE: usize = 16;
+/// How long a command that needs no state key waits for one.
+const KEY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a namespace that was labelled a moment ago may be unknown to the watch.
 const LABEL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -78,6 +80,8 @@ pub(super) struct Command {
     pub(super) doing: &'static str,
     /// What it does to pull secrets, beside reading and watching; nothing in a dry run.
     pub(super) verbs: &'static [&'static str],
+    /// Whether it writes states, which takes the key that seals them.
+    pub(super) seals: bool,
 }
 
 impl OnceFlags {
@@ -161,6 +165,8 @@ impl OnceFlags {
         self.demand_rights(command, &wiring).await?;
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
+        let is_key_needed = command.seals && !self.dry_run;
+        let keyed = is_key_needed.then(|| wiring.share_state_key(&mut readiness));
         timeout(SYNC_TIMEOUT, readiness::all_held(&synced)).await.ok().with_context(|| {
             format!(
                 "{} did not list its namespaces and the Secrets named {} within {} s; the log above says why, --log debug \
@@ -170,6 +176,21 @@ impl OnceFlags {
                 SYNC_TIMEOUT.as_secs()
             )
         })?;
+        match keyed {
+            Some(keyed) => {
+                let held = timeout(SYNC_TIMEOUT, keyed.held()).await;
+                held.ok().with_context(|| {
+                    format!(
+                        "there is no key that seals the states of pull secrets: {} has none in the Secret {} after {} s; the \
+                         log above says why; --state-key-secret and --state-key-namespace name another",
+                        wiring.cluster.server,
+                        wiring.state_key_secret.path(),
+                        SYNC_TIMEOUT.as_secs()
+                    )
+                })?;
+            }
+            None => read_state_key(&wiring).await,
+        }
         Ok(Site {
             wiring,
             progress,
@@ -180,7 +201,13 @@ impl OnceFlags {
     async fn demand_rights(&self, command: &Command, wiring: &Wiring) -> anyhow::Result<()> {
         let client = &wiring.cluster.client;
         let secret = On::Secrets(wiring.secret_name());
-        let rights = rights(command, self, &secret);
+        let mut rights = rights(command, self, &secret);
+        if command.seals && !self.dry_run {
+            rights.extend(state_key_rights(
+                wiring,
+                &["list", "watch", "create", "patch"],
+            ));
+        }
         let missing = rights::missing(client, &rights).await.with_context(|| {
             format!(
                 "can't work on {}; if that isn't the cluster that is meant, see --kubeconfig and `kubectl config \
@@ -225,6 +252,27 @@ fn rights(command: &Command, flags: &OnceFlags, secret: &On) -> Vec<Right> {
         rights.extend(verbs.map(|verb| there(verb, secret.clone())));
     }
     rights
+}
+
+/// These verbs on the Secret of the state key.
+fn state_key_rights(wiring: &Wiring, verbs: &[&'static str]) -> Vec<Right> {
+    let secret = &wiring.state_key_secret;
+    let right = |verb: &&'static str| Right {
+        verb,
+        on: On::Secrets(secret.name().to_owned()),
+        namespaces: Some(vec![secret.namespace().clone()]),
+    };
+    verbs.iter().map(right).collect()
+}
+
+/// Reads the state key where this account may: a command that writes no state does without.
+async fn read_state_key(wiring: &Wiring) {
+    let rights = state_key_rights(wiring, &["list", "watch"]);
+    let missing = rights::missing(&wiring.cluster.client, &rights).await;
+    if missing.is_ok_and(|missing| missing.is_empty()) {
+        wiring.watch_state_key();
+        let _ = timeout(KEY_TIMEOUT, wiring.state_key_secret.looked_at()).await;
+    }
 }
 
 /// A deadline for the work for one namespace, from now on.

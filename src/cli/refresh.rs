@@ -46,6 +46,7 @@ identities that it names are taken out of the pull secrets";
 const COMMAND: Command = Command {
     doing: "refreshing",
     verbs: &["create", "patch"],
+    seals: true,
 };
 
 /// Bring all pull secrets up to date once, and end.

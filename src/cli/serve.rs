@@ -204,6 +204,7 @@ impl Flags {
         let (traces, exporter) = traces.context("traces")?;
         let mut readiness = Readiness::default();
         let synced = wiring.watch(&mut readiness);
+        wiring.share_state_key(&mut readiness);
         let tls = serve_certificate(&wiring, &mut readiness, certificates.source, service);
         let tls = self.certificates.server_config(&wiring, tls)?;
         let authority = certificates.authority;
@@ -431,6 +432,7 @@ fn lead(
         wiring.metrics.clone(),
     )?;
     let (refresher, stop) = (wiring.refresher(Some(events)), wiring.stop.clone());
+    let state_key = wiring.state_key_secret.clone();
     Ok(tokio::spawn(async move {
         let known = stop.run_until_cancelled(readiness::all_held(&synced));
         if known.await.is_none() {
@@ -438,13 +440,14 @@ fn lead(
         }
         let lead = |term: Leadership| {
             let (refresher, authority) = (refresher.clone(), authority.clone());
+            let state_key = state_key.clone();
             async move {
                 let keep = async {
                     if let Some(authority) = authority {
                         authority.keep(term.clone()).await;
                     }
                 };
-                tokio::join!(refresher.lead(term.clone()), keep);
+                tokio::join!(refresher.lead(term.clone()), keep, state_key.keep(&term));
             }
         };
         elector.run(stop, lead).await;

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use anyhow::Context as _;
 use clap::{Args, builder::FalseyValueParser};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -17,12 +18,20 @@ use crate::{
     },
     events::{self, Events},
     metrics::Metrics,
-    namespace::{changes::Changes, store::Namespaces},
-    pull_secret::{store::PullSecrets, write::Writer},
+    namespace::{Namespace, changes::Changes, store::Namespaces},
+    pull_secret::{
+        seal::StateKeys,
+        state_key::{self, KeySecret},
+        store::PullSecrets,
+        write::Writer,
+    },
     readiness::{Condition, Readiness},
     refresher::{self, Refresher, store},
     token::{cache::TokenCache, ecr::Ecr},
 };
+
+/// The namespace that an installation has by default.
+const INSTALLATION: &str = "ecr-injector";
 
 /// Where the configuration and the cluster are.
 #[derive(Debug, Args)]
@@ -38,7 +47,28 @@ pub(super) struct WiringFlags {
     #[arg(long, env = "ECR_INJECTOR_STREAMING_LISTS", value_parser = FalseyValueParser::new())]
     streaming_lists: bool,
     #[command(flatten)]
+    state_key: StateKeyFlags,
+    #[command(flatten)]
     aws: AwsFlags,
+}
+
+/// The Secret that shares the key by which replicas seal the states of pull secrets.
+#[derive(Debug, Args)]
+struct StateKeyFlags {
+    /// The Secret of the key that seals the states of pull secrets
+    #[arg(id = "state_key_secret", long = "state-key-secret", env = "ECR_INJECTOR_STATE_KEY_SECRET", value_name = "NAME", default_value = state_key::DEFAULT_NAME)]
+    secret: String,
+    /// The namespace of that Secret; by default the Pod's own, and outside of a cluster ecr-injector
+    #[arg(id = "state_key_namespace", long = "state-key-namespace", env = "ECR_INJECTOR_STATE_KEY_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
+    namespace: Option<Namespace>,
+}
+
+impl StateKeyFlags {
+    fn namespace(&self, own: Option<Namespace>) -> anyhow::Result<Namespace> {
+        let named = self.namespace.clone().or(own);
+        let namespace = named.or_else(|| Namespace::parse(INSTALLATION));
+        namespace.context("the Secret of the state key has no namespace")
+    }
 }
 
 impl WiringFlags {
@@ -75,6 +105,11 @@ pub(super) struct Wiring {
     pub(super) tokens: TokenCache,
     pub(super) namespaces: Namespaces,
     pub(super) secrets: PullSecrets,
+    /// What states are sealed and proven with; filled by [`Self::state_key_secret`].
+    #[allow(dead_code, reason = "the writer of pull secrets is to take them")]
+    pub(super) state_keys: StateKeys,
+    /// The Secret that shares these keys.
+    pub(super) state_key_secret: KeySecret,
     lists: Lists,
     /// Everything that runs in the background.
     pub(super) tasks: TaskTracker,
@@ -111,6 +146,15 @@ impl Wiring {
             metrics.clone(),
         );
         let secrets = PullSecrets::new(changes.clone(), metrics.clone());
+        let state_keys = StateKeys::default();
+        let state_key_secret = KeySecret::new(
+            cluster.client.clone(),
+            flags.state_key.namespace(cluster.own_namespace.clone())?,
+            flags.state_key.secret.clone(),
+            state_keys.clone(),
+            clock.clone(),
+            metrics.clone(),
+        );
         Ok(Self {
             cluster,
             live,
@@ -121,6 +165,8 @@ impl Wiring {
             tokens,
             namespaces,
             secrets,
+            state_keys,
+            state_key_secret,
             lists: flags.lists(),
             tasks,
             stop: CancellationToken::new(),
@@ -168,6 +214,21 @@ impl Wiring {
         let (client, name) = (self.cluster.client.clone(), self.secret_name());
         self.spawn(async move { watched.run(client, &name, lists, condition).await });
         [namespaces_synced, secrets_synced]
+    }
+
+    /// Starts to share the state key. The condition holds once a key is known.
+    pub(super) fn share_state_key(&self, readiness: &mut Readiness) -> Condition {
+        let condition = readiness
+            .condition("state-key")
+            .waiting_for("the key that seals states");
+        self.watch_state_key();
+        self.spawn(self.state_key_secret.clone().provide(condition.clone()));
+        condition
+    }
+
+    /// Starts to watch the state key, and makes none.
+    pub(super) fn watch_state_key(&self) {
+        self.spawn(self.state_key_secret.clone().watch());
     }
 
     /// A writer through the admissions' client, or the refresher's.
