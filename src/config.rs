@@ -18,10 +18,10 @@ use serde::Deserialize;
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 
-pub use self::refresh::Refresh;
+pub use self::refresh::{Discovery, Refresh};
 use self::{
     identities::{FileDefaultIdentity, FileNamespaceRoles, FileRule},
-    refresh::{FileDuration, FileRefresh},
+    refresh::{FileDiscovery, FileRefresh, FileRevocation},
 };
 use crate::{
     admission::decide::{Allow, OnFailure, Rules},
@@ -155,6 +155,9 @@ struct File {
     on_failure: Option<FileOnFailure>,
     /// Which registries are minted for; without it all.
     allow: Option<FileAllow>,
+    /// What becomes of credentials that the rules (allow, identities, aliases) no longer allow.
+    #[schemars(extend("default" = "onExpiry"))]
+    revoke: Option<FileRevocation>,
     /// Other host names (a CNAME, a mirror) that stand for ECR registries.
     aliases: Option<Vec<FileAlias>>,
     /// How many registries are served.
@@ -177,10 +180,10 @@ struct File {
     /// The hosts whose credentials every opted-in namespace gets before a Pod names them: of ECR registries, or of aliases.
     #[schemars(with = "Option<schema::Hosts>")]
     prewarm: Option<Vec<String>>,
-    /// How long a pull secret is kept fresh after its namespace was opted out: 0 to 30 days, in hours.
-    #[schemars(extend("default" = "24h"))]
-    opt_out_grace: Option<FileDuration>,
-    /// Whether the pull secret is removed then; else it stays, marked as retired.
+    /// Where the leader looks for registries that no admission has told it of.
+    #[schemars(extend("default" = "none"))]
+    discover: Option<FileDiscovery>,
+    /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired; else it stays.
     #[schemars(extend("default" = false))]
     opt_out_remove: Option<bool>,
     /// What is logged.
@@ -374,7 +377,8 @@ impl File {
         let keeping = refresh::File {
             prewarm,
             refresh: self.refresh,
-            grace: self.opt_out_grace,
+            revoke: self.revoke,
+            discover: self.discover,
             removes: self.opt_out_remove,
         };
         let most = config.rules.registries_per_secret;

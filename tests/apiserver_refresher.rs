@@ -32,7 +32,7 @@ async fn bed() -> &'static Bed {
     static BED: OnceCell<Bed> = OnceCell::const_new();
     BED.get_or_init(|| async {
         let warm = registry(123_456_789_012, WARM);
-        let config = format!("prewarm: [{warm}]\noptOutGrace: 6s\n");
+        let config = format!("prewarm: [{warm}]\n");
         Bed::start(&config, "debug").await
     })
     .await
@@ -153,34 +153,6 @@ async fn whatever_is_changed_on_a_secret_is_put_right_without_a_pod() {
     }
     let note = bed.note(&namespace, "PullSecretHealed").await;
     assert!(note.contains("changed"), "{note}");
-}
-
-#[tokio::test]
-async fn an_opted_out_namespace_keeps_its_secret_and_it_goes_out_of_use_after_the_grace() {
-    let bed = bed().await;
-    let namespace = bed.opted_in("leaving").await;
-    let before = bed.until_has(&namespace, &[WARM]).await;
-    bed.label(&namespace, None).await;
-    eventually("it is marked", SOON, async || {
-        let secret = bed.pull_secret(&namespace).await.unwrap();
-        state(&secret)["optedOutAt"].is_string().then_some(())
-    })
-    .await;
-    bed.note(&namespace, "OptedOut").await;
-    let retired = eventually("it is retired", 2 * SOON, async || {
-        let secret = bed.pull_secret(&namespace).await.unwrap();
-        (state(&secret)["retired"] == true).then_some(secret)
-    })
-    .await;
-    assert_eq!(retired.data, before.data, "its credentials stay");
-    bed.note(&namespace, "PullSecretRetired").await;
-
-    bed.label(&namespace, Some(OPT_IN.1)).await;
-    eventually("it is in use again", SOON, async || {
-        let state = state(&bed.pull_secret(&namespace).await.unwrap());
-        (state["retired"].is_null() && state["optedOutAt"].is_null()).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -84,9 +84,10 @@ const MATRIX: &[(&str, &str)] = &[
                          assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/ecr-pull', externalId: '0x10', pullOnly: true}}]
            namespaceRoles: {allow: ['arn:aws:iam::*:role/ecr-pull-{namespace}']}
            prewarm: [images.example.com]
-           refresh: {writesPerSecond: 50, sessionCap: 6h}
+           refresh: {writesPerSecond: 50, sessionCap: 6h, forgetAfter: 14d}
+           revoke: immediately
+           discover: pods
            limits: {registriesPerPod: 8, registriesPerSecret: 32}
-           optOutGrace: 0
            optOutRemove: true
            log: {filter: 'info,ecr_injector=debug'}",
     ),
@@ -974,6 +975,36 @@ fn each_mode_of_certificates_has_what_it_needs_and_no_more() {
         find(&by_issuer, "Certificate", "ecr-injector-tls")["spec"]["issuerRef"]["name"],
         "company"
     );
+}
+
+#[test]
+fn role_may_list_pods_only_where_discover_is_pods() {
+    let rules = |values: &str| -> Vec<Value> {
+        let objects = objects(RELEASE, RELEASE, values);
+        let rules = find(&objects, "ClusterRole", RELEASE)["rules"].as_array();
+        let of_pods = |rule: &&Value| {
+            let resources = rule["resources"].as_array().unwrap();
+            resources.contains(&json!("pods")) || resources.contains(&json!("*"))
+        };
+        rules.unwrap().iter().filter(of_pods).cloned().collect()
+    };
+    let list = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]});
+    for (values, expected) in [
+        ("", vec![]),
+        ("config: {discover: none}", vec![]),
+        ("config: {discover: null}", vec![]),
+        ("config: {discover: pods}", vec![list]),
+    ] {
+        assert_eq!(rules(values), expected, "{values}");
+    }
+    let unknown = try_template(RELEASE, RELEASE, "config: {discover: nodes}");
+    assert!(unknown.is_err(), "{unknown:?}");
+    // What docs/configuration.md says to add by hand is what the chart renders.
+    let document = fs::read_to_string(of_repository("docs/configuration.md")).unwrap();
+    let by_hand = document.split("```text\n").nth(1).unwrap();
+    let by_hand = by_hand.split("```").next().unwrap();
+    let by_hand: Vec<Value> = serde_saphyr::from_str(by_hand).unwrap();
+    assert_eq!(rules("config: {discover: pods}"), by_hand);
 }
 
 #[test]

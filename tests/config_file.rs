@@ -202,8 +202,15 @@ fn what_the_parser_takes_the_schema_takes() {
         "optIn: {label: a.b/C_d.e-f, value: A.b_c}",
         "allow: {regions: [us-gov-west-1, us-isob-east-1, eusc-de-east-1, cn-north-1, ap-southeast-10]}",
         "clusterName: A_b.c-9",
-        "optOutGrace: 0",
-        "optOutGrace: 1h30m",
+        "refresh: {forgetAfter: 30d}",
+        "refresh: {forgetAfter: 720h}",
+        "refresh: {forgetAfter: never}",
+        "revoke: onExpiry",
+        "revoke: immediately",
+        "revoke: null",
+        "discover: none",
+        "discover: pods",
+        "discover: null",
         "refresh: {sessionCap: none}",
         "refresh: {sessionCap: PT6H, writesPerSecond: 1000}",
         "limits: {registriesPerPod: 1, registriesPerSecret: 128}",
@@ -275,9 +282,14 @@ fn what_the_parser_refuses_for_its_shape_the_schema_refuses() {
         "refresh: {writesPerMinute: 1}",
         "refresh: {sessionCap: 5}",
         "refresh: {sessionCap: soon}",
-        "optOutGrace: 24",
-        "optOutGrace: soon",
-        "optOutGrace: [1h]",
+        "refresh: {forgetAfter: 30}",
+        "refresh: {forgetAfter: soon}",
+        "refresh: {forgetAfter: [1d]}",
+        "revoke: onexpiry",
+        "revoke: true",
+        "discover: nodes",
+        "discover: [pods]",
+        "optOutGrace: 24h",
         "optOutRemove: later",
         "log: info",
         "log: {filter: \"\"}",
@@ -310,8 +322,8 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn a_good_file_is_summed_up() {
-    let input =
-        "allow: {accounts: [\"123456789012\"]}\nonFailure: deny\noptOutGrace: 36h\npublicEcr: true";
+    let input = "allow: {accounts: [\"123456789012\"]}\nonFailure: deny\nrefresh: {forgetAfter: 36h}\nrevoke: immediately\n\
+         discover: pods\noptOutRemove: true\npublicEcr: true";
     let output = config(&["check", "-"], input);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -322,7 +334,10 @@ fn a_good_file_is_summed_up() {
         "1 account and all regions; no aliases; ECR Public\n",
         "no rules; no patterns of roles for annotations; else the ambient identity\n",
         "20 writes a second",
-        "kept fresh for 36h, then retired\n",
+        "registries that no Pod has wanted for 36h\n",
+        "taken out at once\n",
+        "also what Pending Pods want\n",
+        "not renewed, and deleted once all credentials have expired\n",
         "deny\n",
     ] {
         assert!(said.contains(part), "{part} not in:\n{said}");

@@ -278,6 +278,16 @@ pub enum Suspension {
     NotEcr,
 }
 
+/// What becomes of a credential that the rules no longer allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Revocation {
+    /// It stays until it expires, and is not renewed.
+    #[default]
+    OnExpiry,
+    /// It is taken out of the pull secret at once.
+    Immediately,
+}
+
 impl Suspension {
     /// Returns the reason as a metric's label and a log's field.
     #[must_use]

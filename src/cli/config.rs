@@ -8,9 +8,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
+use jiff::SignedDuration;
 
 use crate::{
-    config::{Config, ConfigError, schema},
+    admission::decide::Revocation,
+    config::{Config, ConfigError, Discovery, schema},
     identity::DefaultIdentity,
     token::SessionCap,
 };
@@ -189,16 +191,36 @@ fn summary(config: &Config) -> String {
             ),
         ),
         (
+            "forgotten",
+            match refresh.forget_after {
+                Some(after) => format!("registries that no Pod has wanted for {}", days(after)),
+                None => "nothing".to_owned(),
+            },
+        ),
+        (
+            "disallowed",
+            match refresh.revocation {
+                Revocation::OnExpiry => "kept until it expires, and not renewed",
+                Revocation::Immediately => "taken out at once",
+            }
+            .to_owned(),
+        ),
+        (
+            "discovered",
+            match refresh.discovery {
+                Discovery::None => "nothing beside what admissions want",
+                Discovery::Pods => "also what Pending Pods want",
+            }
+            .to_owned(),
+        ),
+        (
             "opted out",
-            format!(
-                "kept fresh for {:#}, then {}",
-                refresh.grace,
-                if refresh.removes {
-                    "removed"
-                } else {
-                    "retired"
-                }
-            ),
+            if refresh.removes {
+                "not renewed, and deleted once all credentials have expired"
+            } else {
+                "not renewed"
+            }
+            .to_owned(),
         ),
         (
             "limits",
@@ -223,6 +245,16 @@ fn summary(config: &Config) -> String {
         .iter()
         .map(|(name, text)| format!("  {name:<12}{text}\n"));
     lines.collect()
+}
+
+/// Returns a duration in days where it is a number of them.
+fn days(duration: SignedDuration) -> String {
+    let hours = duration.as_hours();
+    if duration == SignedDuration::from_hours(hours) && hours % 24 == 0 {
+        format!("{}d", hours / 24)
+    } else {
+        format!("{duration:#}")
+    }
 }
 
 fn listed(names: &[String]) -> String {

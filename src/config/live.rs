@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use jiff::SignedDuration;
+
 use super::Config;
 use crate::{
     admission::decide::Rules,
@@ -10,6 +12,9 @@ use crate::{
     refresher::schedule::{AfterGrace, Policy},
     token::SessionCap,
 };
+
+/// How long a pull secret is kept fresh after its namespace was opted out, until the leader plans without it.
+const GRACE: SignedDuration = SignedDuration::from_hours(24);
 
 /// The configuration of the moment; clones share it.
 ///
@@ -102,7 +107,7 @@ fn policy(config: &Config, rules: Arc<Rules>) -> Policy {
     Policy {
         rules,
         prewarm: refresh.prewarm.clone(),
-        grace: refresh.grace,
+        grace: GRACE,
         after_grace: if refresh.removes {
             AfterGrace::Remove
         } else {

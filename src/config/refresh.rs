@@ -1,11 +1,12 @@
-//! The part of the file that says how pull secrets are kept: `refresh`, `prewarm`, `optOutGrace`, `optOutRemove`.
+//! The part of the file that says how pull secrets are kept: `refresh`, `prewarm`, `revoke`, `discover`, `optOutRemove`.
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{Wrong, Wrongs, schema, seconds, wrong};
 use crate::{
+    admission::decide::Revocation,
     registry::{Aliases, Host, Registry},
     token::SessionCap,
 };
@@ -13,9 +14,12 @@ use crate::{
 const DEFAULT_WRITES_PER_SECOND: u32 = 20;
 /// What an API server takes beside all its other work; more would be a mistake.
 const MAX_WRITES_PER_SECOND: u32 = 1000;
-const DEFAULT_GRACE: SignedDuration = SignedDuration::from_hours(24);
-/// Past it nobody remembers that the namespace was opted out.
-const MAX_GRACE_DAYS: u32 = 30;
+/// Past the pause between two releases of most applications.
+const DEFAULT_FORGET_AFTER: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// What admissions want is written at most once a day, so less would forget what is in use.
+const MIN_FORGET_AFTER: SignedDuration = SignedDuration::from_hours(24);
+/// Ten years: a date that is so far away can still be reckoned with, and whoever wants more means `never`.
+const MAX_FORGET_AFTER: SignedDuration = SignedDuration::from_hours(3650 * 24);
 /// A token whose life is shorter than this would be renewed all the time.
 const MIN_SESSION_CAP_SECONDS: u32 = 900;
 
@@ -26,10 +30,35 @@ pub struct Refresh {
     pub prewarm: Vec<Host>,
     /// How many pull secrets the leader writes in a second at most.
     pub writes_per_second: u32,
-    /// How long a pull secret is kept fresh after its namespace was opted out.
-    pub grace: SignedDuration,
-    /// Whether it is removed then; else it stays, marked as retired.
+    /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired.
     pub removes: bool,
+    /// How long after its last admission a host is forgotten; `None`: never.
+    pub forget_after: Option<SignedDuration>,
+    /// What becomes of credentials that the rules no longer allow.
+    pub revocation: Revocation,
+    /// Where the leader looks for registries that no admission has told it of.
+    pub discovery: Discovery,
+}
+
+/// Where the leader looks for registries that no admission has told it of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Discovery {
+    /// Nowhere: admissions are all that there is.
+    #[default]
+    None,
+    /// In the cluster's Pending Pods.
+    Pods,
+}
+
+impl Discovery {
+    /// Returns the value as the file has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Pods => "pods",
+        }
+    }
 }
 
 impl Default for Refresh {
@@ -37,8 +66,10 @@ impl Default for Refresh {
         Self {
             prewarm: Vec::new(),
             writes_per_second: DEFAULT_WRITES_PER_SECOND,
-            grace: DEFAULT_GRACE,
             removes: false,
+            forget_after: Some(DEFAULT_FORGET_AFTER),
+            revocation: Revocation::default(),
+            discovery: Discovery::default(),
         }
     }
 }
@@ -52,26 +83,40 @@ pub(super) struct FileRefresh {
     /// How many pull secrets the leader writes in a second at most.
     #[schemars(extend("default" = DEFAULT_WRITES_PER_SECOND, "minimum" = 1, "maximum" = MAX_WRITES_PER_SECOND))]
     writes_per_second: Option<u32>,
+    /// How long after a Pod last wanted it a registry leaves a pull secret, unless prewarm has it: 1d to 3650d, or never.
+    #[schemars(extend("default" = "30d", "pattern" = schema::FORGET_AFTER))]
+    forget_after: Option<String>,
 }
 
-/// A duration as text. Zero needs no unit, and then YAML takes it for a number.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a duration such as 90m or 24h")]
-pub(super) enum FileDuration {
-    Number(i64),
-    Text(String),
+#[derive(Deserialize, JsonSchema, Clone, Copy)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum FileRevocation {
+    /// They stay until they expire, and are not renewed.
+    OnExpiry,
+    /// They are taken out of the pull secrets at once, and pulls that need them fail.
+    Immediately,
 }
 
-/// What the file says about it, in four places.
+#[derive(Deserialize, JsonSchema, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum FileDiscovery {
+    /// Admissions alone say what Pods want.
+    None,
+    /// The leader also lists Pending Pods, for which its role needs a right; the chart gives it by the same value.
+    Pods,
+}
+
+/// What the file says about it, in five places.
 pub(super) struct File {
     pub(super) prewarm: Option<Vec<String>>,
     pub(super) refresh: Option<FileRefresh>,
-    pub(super) grace: Option<FileDuration>,
+    pub(super) revoke: Option<FileRevocation>,
+    pub(super) discover: Option<FileDiscovery>,
     pub(super) removes: Option<bool>,
 }
 
 impl File {
-    /// Checks all four, given what other fields say: the aliases, and how many registries a pull secret can have.
+    /// Checks all five, given what other fields say: the aliases, and how many registries a pull secret can have.
     pub(super) fn check(
         self,
         aliases: &Aliases,
@@ -89,13 +134,21 @@ impl File {
             registries_per_secret,
             wrongs,
         );
-        let grace = self.grace.map(grace);
-        let grace = grace.and_then(|checked| wrongs.take(checked));
+        let forget_after = of_refresh.forget_after.as_deref().map(forget_after);
+        let forget_after = forget_after.and_then(|checked| wrongs.take(checked));
         let refresh = Refresh {
             prewarm,
             writes_per_second: pace.unwrap_or(default.writes_per_second),
-            grace: grace.unwrap_or(default.grace),
             removes: self.removes.unwrap_or(default.removes),
+            forget_after: forget_after.unwrap_or(default.forget_after),
+            revocation: match self.revoke {
+                None | Some(FileRevocation::OnExpiry) => Revocation::OnExpiry,
+                Some(FileRevocation::Immediately) => Revocation::Immediately,
+            },
+            discovery: match self.discover {
+                None | Some(FileDiscovery::None) => Discovery::None,
+                Some(FileDiscovery::Pods) => Discovery::Pods,
+            },
         };
         (refresh, session_cap.unwrap_or_default())
     }
@@ -135,19 +188,29 @@ fn writes_per_second(value: u32) -> Result<u32, Wrong> {
     Err(wrong("refresh.writesPerSecond", message))
 }
 
-fn grace(duration: FileDuration) -> Result<SignedDuration, Wrong> {
-    let field = "optOutGrace";
-    let text = match duration {
-        FileDuration::Number(0) => "0s".to_owned(),
-        FileDuration::Number(number) => number.to_string(),
-        FileDuration::Text(text) => text,
+/// Reads a duration in which days may stand, such as `30d` or `720h`; `never` is `None`.
+fn forget_after(text: &str) -> Result<Option<SignedDuration>, Wrong> {
+    let field = "refresh.forgetAfter";
+    if text == "never" {
+        return Ok(None);
+    }
+    let span: Option<Span> = text.parse().ok();
+    let duration = span.and_then(|span| {
+        let relative_to = SpanRelativeTo::days_are_24_hours();
+        span.to_duration(relative_to).ok()
+    });
+    let Some(duration) = duration else {
+        let message = format!("expected a duration such as 30d or 720h, or never, got {text:?}");
+        return Err(wrong(field, message));
     };
-    let grace = seconds(field, &text)?;
-    if grace > MAX_GRACE_DAYS * 24 * 60 * 60 {
-        let message = format!("expected at most {MAX_GRACE_DAYS} days, got {text:?}");
+    if duration < MIN_FORGET_AFTER {
+        return Err(wrong(field, format!("expected at least 1d, got {text:?}")));
+    }
+    if duration > MAX_FORGET_AFTER {
+        let message = format!("expected at most 3650d, or never, got {text:?}");
         return Err(wrong(field, message));
     }
-    Ok(SignedDuration::from_secs(grace.into()))
+    Ok(Some(duration))
 }
 
 fn session_cap(text: Option<&str>) -> Result<SessionCap, Wrong> {
@@ -190,26 +253,37 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_pull_secrets_stay_fresh_for_a_day_and_are_never_removed() {
-        for text in ["", "refresh: {}", "prewarm: []"] {
+    fn empty_file_keeps_pull_secrets_by_the_defaults() {
+        for text in [
+            "",
+            "refresh: {}",
+            "prewarm: []",
+            "refresh: {forgetAfter: null}\nrevoke:\ndiscover: null",
+            "revoke: onExpiry\ndiscover: none",
+        ] {
             let expected = Refresh {
                 prewarm: Vec::new(),
                 writes_per_second: 20,
-                grace: SignedDuration::from_hours(24),
                 removes: false,
+                forget_after: Some(SignedDuration::from_hours(720)),
+                revocation: Revocation::OnExpiry,
+                discovery: Discovery::None,
             };
             assert_eq!(refresh(text), expected, "{text}");
         }
     }
 
     #[test]
-    fn what_the_file_says_is_taken() {
-        let text = "refresh: {writesPerSecond: 1000, sessionCap: 1h}\noptOutGrace: 90m\noptOutRemove: true";
+    fn every_value_of_the_file_is_taken() {
+        let text = "refresh: {writesPerSecond: 1000, sessionCap: 1h, forgetAfter: 2d}\nrevoke: immediately\n\
+            discover: pods\noptOutRemove: true";
         let expected = Refresh {
             prewarm: Vec::new(),
             writes_per_second: 1000,
-            grace: SignedDuration::from_mins(90),
             removes: true,
+            forget_after: Some(SignedDuration::from_hours(48)),
+            revocation: Revocation::Immediately,
+            discovery: Discovery::Pods,
         };
         assert_eq!(refresh(text), expected);
     }
@@ -288,30 +362,78 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_grace_is_none_to_thirty_days() {
-        for (value, hours) in [("0", 0), ("0s", 0), ("36h", 36), ("720h", 720)] {
-            let grace = refresh(&format!("optOutGrace: {value}")).grace;
-            assert_eq!(grace, SignedDuration::from_hours(hours), "{value}");
-        }
-        for (value, expected) in [
-            ("721h", "expected at most 30 days, got \"721h\""),
-            ("-1h", "expected a duration such as 90m or 24h, got \"-1h\""),
-            (
-                "soon",
-                "expected a duration such as 90m or 24h, got \"soon\"",
-            ),
-            ("24", "expected a duration such as 90m or 24h, got \"24\""),
-            ("[1h]", "expected a duration such as 90m or 24h"),
+    fn forget_after_is_a_day_to_ten_years_or_never() {
+        for (value, hours) in [
+            ("1d", 24),
+            ("24h", 24),
+            ("1440m", 24),
+            ("1d12h", 36),
+            ("4w", 672),
+            ("30 days", 720),
+            ("720h", 720),
+            ("P7D", 168),
+            ("3650d", 87_600),
         ] {
-            let error = error(&format!("optOutGrace: {value}"));
-            assert_eq!(error, format!("optOutGrace: {expected}"), "{value}");
+            let forget_after = refresh(&format!("refresh: {{forgetAfter: {value}}}")).forget_after;
+            let expected = SignedDuration::from_hours(hours);
+            assert_eq!(forget_after, Some(expected), "{value}");
+        }
+        assert_eq!(refresh("refresh: {forgetAfter: never}").forget_after, None);
+        let form = "expected a duration such as 30d or 720h, or never, got";
+        for (value, expected) in [
+            ("23h", "expected at least 1d, got \"23h\"".to_owned()),
+            ("0s", "expected at least 1d, got \"0s\"".to_owned()),
+            ("-30d", "expected at least 1d, got \"-30d\"".to_owned()),
+            (
+                "3651d",
+                "expected at most 3650d, or never, got \"3651d\"".to_owned(),
+            ),
+            ("1mo", format!("{form} \"1mo\"")),
+            ("1y", format!("{form} \"1y\"")),
+            ("99999999999d", format!("{form} \"99999999999d\"")),
+            ("soon", format!("{form} \"soon\"")),
+            ("'30'", format!("{form} \"30\"")),
+            ("''", format!("{form} \"\"")),
+        ] {
+            let error = error(&format!("refresh: {{forgetAfter: {value}}}"));
+            assert_eq!(error, format!("refresh.forgetAfter: {expected}"), "{value}");
+        }
+        let number = error("refresh: {forgetAfter: 30}");
+        assert!(
+            number.starts_with("refresh.forgetAfter: invalid type"),
+            "{number}"
+        );
+    }
+
+    #[test]
+    fn revoke_and_discover_take_their_own_words_only() {
+        for (text, start) in [
+            ("revoke: on_expiry", "revoke: unknown variant `on_expiry`"),
+            ("revoke: true", "revoke: "),
+            ("discover: nodes", "discover: unknown variant `nodes`"),
+            ("discover: [pods]", "discover: "),
+        ] {
+            let error = error(text);
+            assert!(error.starts_with(start), "{text}: {error}");
         }
     }
 
     #[test]
-    fn removal_after_the_time_of_grace_is_yes_or_no() {
+    fn opt_out_remove_is_yes_or_no() {
         assert!(refresh("optOutRemove: true").removes);
         assert!(!refresh("optOutRemove: false").removes);
         assert!(error("optOutRemove: later").starts_with("optOutRemove: invalid type"));
+    }
+
+    #[test]
+    fn opt_out_grace_is_refused_with_the_reason_why_it_is_gone() {
+        let error = error("optOutGrace: 24h\nsecretNam: x");
+        let (gone, other) = error.split_once("; ").expect("both fields");
+        assert!(
+            gone.starts_with("optOutGrace: unknown field: it is gone"),
+            "{gone}"
+        );
+        assert!(gone.contains("8 hours"), "{gone}");
+        assert!(other.starts_with("secretNam: unknown field `secretNam`"));
     }
 }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Map, Value};
 
-use super::{File, refresh::FileDuration};
+use super::File;
 
 /// A lower-case DNS name of any number of labels.
 pub(super) const OBJECT_NAME: &str =
@@ -21,6 +21,7 @@ pub(super) const REGION: &str = r"^[a-z]{2,4}(-[a-z]+){1,2}-[0-9]{1,2}$";
 /// What isn't a number is no duration; the rest is the parser's.
 pub(super) const DURATION: &str = r"[0-9]";
 pub(super) const SESSION_CAP: &str = r"^(auto|none)$|[0-9]";
+pub(super) const FORGET_AFTER: &str = r"^never$|[0-9]";
 pub(super) const ROLE_ARN: &str = r"^arn:";
 const ACCOUNT: &str = r"^[0-9]{12}$";
 const NAMESPACE: &str = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
@@ -77,18 +78,4 @@ lists! {
     Hosts: HOST,
     Patterns: PATTERN,
     RolePatterns: ROLE_PATTERN,
-}
-
-impl JsonSchema for FileDuration {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Duration".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"anyOf": [{"type": "string", "pattern": DURATION}, {"const": 0}]})
-    }
 }

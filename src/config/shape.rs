@@ -9,6 +9,12 @@ use super::{File, Wrong, wrong};
 
 /// Past this nobody reads on.
 const MOST: usize = 50;
+/// Fields that older files have, each with the reason why it is gone.
+const GONE: [(&str, &str); 1] = [(
+    "optOutGrace",
+    "it is gone, take it out: an opt-out needs no grace, since the tokens in a pull secret are good for 8 hours or more \
+     after it (for less where refresh.sessionCap or a role's session ends them sooner), and nothing is written any more",
+)];
 
 /// The file that a value is, or all that keeps it from being one.
 pub(super) fn file_of(mut value: Value) -> Result<File, Vec<Wrong>> {
@@ -22,11 +28,21 @@ pub(super) fn file_of(mut value: Value) -> Result<File, Vec<Wrong>> {
             Err(error) => error,
         };
         let field = removed.original(error.path());
-        found.push(wrong(field, error.inner().to_string()));
+        let message = message(&field, error.inner());
+        found.push(wrong(field, message));
         if found.len() >= MOST || !removed.remove(&mut value, error.path()) {
             return Err(found);
         }
     }
+}
+
+/// Returns the parser's own words, or what a person needs to know of a field that is gone.
+fn message(field: &str, error: &serde_json::Error) -> String {
+    let gone = GONE.iter().find(|(name, _)| *name == field);
+    gone.map_or_else(
+        || error.to_string(),
+        |(_, why)| format!("unknown field: {why}"),
+    )
 }
 
 /// What was taken out of lists: what stood behind it has another place now.

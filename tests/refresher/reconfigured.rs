@@ -107,28 +107,6 @@ async fn what_is_allowed_no_more_is_taken_out_and_what_is_wanted_ahead_is_put_in
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_time_of_grace_and_what_follows_it_count_for_those_who_have_left_already() {
-    let sim = Sim::new("optOutGrace: 30h");
-    let teams = sim.teams("team", 2, &[IRELAND], Some(SignedDuration::ZERO));
-    let leader = sim.lead();
-    sim.after(5.0).await;
-    for team in &teams {
-        sim.cluster.opt_out(team);
-    }
-    sim.until(2.0).await;
-    let retired = |at: usize| sim.cluster.state(&teams[at]).map(|state| state.retired);
-    assert_eq!(retired(0), Some(false));
-
-    sim.configure("optOutGrace: 1h");
-    sim.after(5.0).await;
-    assert_eq!((retired(0), retired(1)), (Some(true), Some(true)));
-    sim.configure("optOutGrace: 1h\noptOutRemove: true");
-    sim.after(70.0).await;
-    assert_eq!((retired(0), retired(1)), (None, None));
-    leader.stop().await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_new_pace_counts_from_the_next_write_on() {
     let sim = Sim::new("refresh: {writesPerSecond: 1}");
     sim.teams("team", 100, &[IRELAND], None);

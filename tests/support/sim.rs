@@ -21,6 +21,7 @@ use ecr_injector::pull_secret::state::{HostState, State};
 use ecr_injector::pull_secret::store::Entry;
 use ecr_injector::pull_secret::write::{EnsureError, Fence, Manner, Written};
 use ecr_injector::pull_secret::{Knowledge, Terms, Unverified, Want, is_public};
+use ecr_injector::refresher::schedule::Policy;
 use ecr_injector::refresher::store::Store;
 use ecr_injector::refresher::{Parts, Refresher};
 use ecr_injector::registry::Host;
@@ -603,7 +604,10 @@ impl Sim {
 
     #[must_use]
     pub fn gracing(self, hours: i64) -> Self {
-        self.changed(|config| config.refresh.grace = SignedDuration::from_hours(hours))
+        let grace = SignedDuration::from_hours(hours);
+        let policy = Policy::clone(&self.live.policy.get());
+        self.live.policy.replace(Policy { grace, ..policy });
+        self
     }
 
     #[must_use]
