@@ -9,6 +9,7 @@ pub mod cli;
 pub mod server;
 pub mod webhook;
 
+pub mod discovery;
 pub mod events;
 pub mod leader;
 pub mod probe;

@@ -37,7 +37,7 @@ use self::{
 };
 pub use self::{
     catalogue::Family as Described,
-    labels::{Handshake, Phase, Reload, Shed, Spans},
+    labels::{DiscoveryRun, Handshake, Phase, Reload, Shed, Spans},
 };
 
 /// All metrics of the process.
@@ -94,6 +94,7 @@ pub struct Metrics {
     refreshes: Family<ReasonLabels, Counter>,
     refresh_failures: Family<ReasonLabels, Counter>,
     heals: Family<WhatLabels, Counter>,
+    discovery_runs: Family<OutcomeLabels, Counter>,
     /// Namespaces that are due now.
     pub queue_depth: Gauge,
     /// Namespaces that wait for a token that can't be had now.
@@ -212,6 +213,7 @@ impl Default for Metrics {
             refreshes: Family::default(),
             refresh_failures: Family::default(),
             heals: Family::default(),
+            discovery_runs: Family::default(),
             queue_depth: Gauge::default(),
             waiting: Gauge::default(),
             oldest_overdue: Gauge::default(),
@@ -235,6 +237,14 @@ impl Default for Metrics {
         for outcome in Spans::ALL {
             let outcome = outcome.as_str();
             drop(metrics.spans.get_or_create(&OutcomeLabels { outcome }));
+        }
+        for outcome in DiscoveryRun::ALL {
+            let outcome = outcome.as_str();
+            drop(
+                metrics
+                    .discovery_runs
+                    .get_or_create(&OutcomeLabels { outcome }),
+            );
         }
         registry.register(
             "build",
@@ -426,6 +436,11 @@ impl Default for Metrics {
             metrics.heals.clone(),
         );
         registry.register(
+            "discovery_runs",
+            "Rounds in which the leader listed Pending Pods, by how they ended",
+            metrics.discovery_runs.clone(),
+        );
+        registry.register(
             "refresh_queue",
             "Namespaces whose pull secret is due now",
             metrics.queue_depth.clone(),
@@ -606,6 +621,14 @@ impl Metrics {
     /// One pull secret that the leader put right.
     pub fn healed(&self, what: &'static str) {
         self.heals.get_or_create(&WhatLabels { what }).inc();
+    }
+
+    /// One round of discovery ended.
+    pub fn discovery_run(&self, outcome: DiscoveryRun) {
+        let outcome = outcome.as_str();
+        self.discovery_runs
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
     }
 
     /// How many seconds are left of the credential that expires first, if there is any.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ecr_injector::metrics::{Handshake, Metrics, Phase, Shed, Spans};
+use ecr_injector::metrics::{DiscoveryRun, Handshake, Metrics, Phase, Shed, Spans};
 use ecr_injector::pull_secret::ensure::{SecretSource, TokenSource};
 use ecr_injector::pull_secret::gauges::Worth;
 use ecr_injector::webhook::Verdict;
@@ -225,6 +225,11 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
             set(Handshake::ALL.map(Handshake::as_str)),
         ),
         ("spans_total", "outcome", set(Spans::ALL.map(Spans::as_str))),
+        (
+            "discovery_runs_total",
+            "outcome",
+            set(DiscoveryRun::ALL.map(DiscoveryRun::as_str)),
+        ),
         ("refused_requests_total", "reason", refused),
         (
             "connection_failures_total",

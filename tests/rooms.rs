@@ -28,6 +28,7 @@ const ROOMS: &[(&str, Kind)] = &[
     ("server", Acts),
     ("webhook", Acts),
     ("refresher", Acts),
+    ("discovery", Acts),
     ("tls/self_managed", Acts),
     ("pull_secret/state_key", Acts),
     ("leader", Acts),

@@ -318,6 +318,30 @@ impl Rules {
         Ok((host, TokenKey::new(identity, &registry)))
     }
 
+    /// Returns the hosts for which an admission of this Pod would have wanted a credential: none unless the Pod has our
+    /// reference, as those have that were admitted with it.
+    #[must_use]
+    pub fn hosts_wanted_by(
+        &self,
+        pod: &Pod<'_>,
+        namespace: &Namespace,
+        settings: &OptedIn,
+    ) -> BTreeSet<Host> {
+        let is_served = pod.pull_secrets(&self.secret_name) == PullSecrets::Present
+            && !pod.is_mirror()
+            && !pod.is_disabled()
+            && !pod.is_deleting()
+            && !self.excluded.contains(namespace);
+        if !is_served {
+            return BTreeSet::new();
+        }
+        let (registries, _) = registries(pod, self).unwrap_or_default();
+        let hosts = registries.into_keys();
+        hosts
+            .filter(|host| self.key_for(host.as_str(), namespace, settings).is_some())
+            .collect()
+    }
+
     /// Returns what [`Self::key_or_reason`] returns, for callers that need no reason.
     #[must_use]
     pub fn key_for(
@@ -805,6 +829,53 @@ mod tests {
             assert_eq!(reason(&rules, IRELAND, settings), not_allowed);
         }
         assert_eq!(reason(&rules, OREGON, &SAID_NOTHING), None);
+    }
+
+    #[test]
+    fn pod_wants_what_its_admission_would_have_wanted() {
+        let mut rules = rules();
+        let namespace = Namespace::parse("team").expect("valid");
+        let system = Namespace::parse("kube-system").expect("valid");
+        let wanted = |rules: &Rules, namespace: &Namespace, pod: &Value, settings: &OptedIn| {
+            let text = pod.to_string();
+            let pod: Pod<'_> = serde_json::from_str(&text).expect("a Pod");
+            let hosts = rules.hosts_wanted_by(&pod, namespace, settings);
+            hosts
+                .iter()
+                .map(|host| host.as_str().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let mut plain = pod(&[&image(OREGON), "nginx", ":::", "", &image(IRELAND)]);
+        let none: [&str; 0] = [];
+        assert_eq!(wanted(&rules, &namespace, &plain, &SAID_NOTHING), none);
+        plain["spec"]["imagePullSecrets"] = json!([{"name": "a"}, {"name": "ecr-pull-secret"}]);
+        let both = wanted(&rules, &namespace, &plain, &SAID_NOTHING);
+        assert_eq!(both, [IRELAND, OREGON]);
+        assert_eq!(wanted(&rules, &system, &plain, &SAID_NOTHING), none);
+        for (field, value) in [
+            (
+                "annotations",
+                json!({"ecr-injector.dev/inject": "disabled"}),
+            ),
+            ("annotations", json!({"kubernetes.io/config.mirror": "x"})),
+            ("deletionTimestamp", json!("2026-01-01T00:00:00Z")),
+        ] {
+            let mut other = plain.clone();
+            other["metadata"][field] = value;
+            assert_eq!(wanted(&rules, &namespace, &other, &SAID_NOTHING), none);
+        }
+        let annotated = OptedIn {
+            role: Some("arn:aws:iam::123456789012:role/admin".into()),
+            ..OptedIn::default()
+        };
+        assert_eq!(wanted(&rules, &namespace, &plain, &annotated), none);
+        rules.registries_per_pod = 1;
+        let first = wanted(&rules, &namespace, &plain, &SAID_NOTHING);
+        assert_eq!(first, [OREGON]);
+        let account = AccountId::parse("123456789012").expect("valid");
+        rules.allow.accounts.insert(account);
+        let allowed = wanted(&rules, &namespace, &plain, &SAID_NOTHING);
+        assert_eq!(allowed, [IRELAND]);
     }
 
     #[test]

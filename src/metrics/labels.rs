@@ -67,6 +67,21 @@ pub enum Spans {
     Dropped,
 }
 
+/// How a round of discovery ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiscoveryRun {
+    /// At the end of the list.
+    Complete,
+    /// Before the end of the list, because there were more Pods than a round looks at.
+    Truncated,
+    /// By a refusal for want of rights.
+    Refused,
+    /// By a page that did not come in time.
+    TimedOut,
+    /// By any other error.
+    Failed,
+}
+
 impl Phase {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Parse, Self::Decide, Self::Token, Self::Write];
@@ -124,6 +139,29 @@ impl Spans {
             Self::Sent => "sent",
             Self::Failed => "failed",
             Self::Dropped => "dropped",
+        }
+    }
+}
+
+impl DiscoveryRun {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Complete,
+        Self::Truncated,
+        Self::Refused,
+        Self::TimedOut,
+        Self::Failed,
+    ];
+
+    /// Returns the outcome as a metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "ok",
+            Self::Truncated => "truncated",
+            Self::Refused => "refused",
+            Self::TimedOut => "timeout",
+            Self::Failed => "error",
         }
     }
 }
