@@ -74,12 +74,20 @@ test-oldest: control-plane-oldest helm kube-score ## Run the tests against an AP
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
 	$(CARGO) test --locked --lib --test rooms --test manifests --test config_file --test admission_golden --test preview \
-		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test refresher --test memory --test watch \
+		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test refresh --test memory --test watch \
 		--test rotation --test operations --test traces --test faults
 
 .PHONY: kill-rounds
 kill-rounds: control-plane ## Kill the leader in the middle of its work, 19 times with a short Lease and once with the usual
 	ECR_INJECTOR_KILL_ROUNDS=19 $(CARGO) test --locked --test apiserver_leader -- --nocapture
+
+.PHONY: lost-pods
+lost-pods: control-plane ## Opt 1,000 namespaces in just before their first Pods, with two replicas, and look for a lost registry
+	ECR_INJECTOR_LOST_PODS=1000 $(CARGO) test --locked --test apiserver_core first_pods_lose_no_registry
+
+.PHONY: week
+week: ## Simulate a week of 10,000 namespaces with outages (about 5 minutes)
+	ECR_INJECTOR_WEEK_NAMESPACES=10000 $(CARGO) test --locked --test refresh week -- --nocapture
 
 .PHONY: soak
 soak: control-plane ## Change certificates, authorities, replicas and leaders under all the load that this machine makes
@@ -128,7 +136,7 @@ docs: ## Build the API documentation, with warnings as errors
 ci: lint docs test ## What CI runs
 
 .PHONY: test-all
-test-all: ci image-test test-helm3 test-oldest kill-rounds soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci image-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -4,6 +4,7 @@
 //! patch as an array of numbers where the wire wants base64.
 
 pub mod decide;
+pub mod impact;
 pub mod patch;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};

@@ -73,13 +73,22 @@ pub enum Happening {
         /// What shows that it isn't.
         why: Foreign,
     },
-    /// It was put right.
-    Healed {
+    /// It was repaired.
+    Repaired {
         /// After what.
         what: Damage,
     },
-    /// Another controller changes it again and again, so it is put right less often.
-    Fight,
+    /// Another controller changes it again and again, so it is repaired less often.
+    Contended,
+    /// The configuration no longer allows registries that it has.
+    Suspended {
+        /// The first of them.
+        host: String,
+        /// How many more there are.
+        more: usize,
+        /// Why.
+        why: String,
+    },
     /// The namespace's quota has no room for it.
     Quota {
         /// What the API server said.
@@ -99,13 +108,8 @@ pub enum Happening {
     },
     /// The namespace was opted in.
     OptedIn,
-    /// The namespace is opted in no more; its pull secret is kept fresh for a while.
-    OptedOut {
-        /// For how long.
-        grace: Duration,
-    },
-    /// That while is over: the pull secret is refreshed no more.
-    Retired,
+    /// The namespace is opted in no more.
+    OptedOut,
 }
 
 /// How a happening looks as an Event.
@@ -119,6 +123,20 @@ struct Look {
 }
 
 impl Happening {
+    /// Returns what a namespace's people are told of a refusal by the API server; `None` where the namespace is going away, and
+    /// what would be written with it.
+    #[must_use]
+    pub fn of_refusal(message: &str) -> Option<Self> {
+        let text = message.to_owned();
+        if message.contains("being terminated") {
+            None
+        } else if message.contains("exceeded quota") {
+            Some(Self::Quota { message: text })
+        } else {
+            Some(Self::Forbidden { message: text })
+        }
+    }
+
     #[allow(
         clippy::too_many_lines,
         reason = "a table: each happening with its texts"
@@ -150,26 +168,44 @@ impl Happening {
                      Rename or delete it to have one made."
                 ),
             ),
-            Self::Healed { what } => {
+            Self::Repaired { what } => {
                 let note = match what {
                     Damage::Deleted => format!(
                         "The pull secret {secret} had been deleted and was made again. To be without it, take the opt-in label off the namespace."
                     ),
                     Damage::Changed => format!(
-                        "The pull secret {secret} had been changed and was put right. For credentials of your own, use another Secret."
+                        "The pull secret {secret} had been changed and was repaired. For credentials of your own, use another Secret."
                     ),
                 };
-                (false, "PullSecretHealed", "Heal", format!("{what:?}"), note)
+                (
+                    false,
+                    "PullSecretRepaired",
+                    "Repair",
+                    format!("{what:?}"),
+                    note,
+                )
             }
-            Self::Fight => warning(
+            Self::Contended => warning(
                 "PullSecretContested",
-                "Heal",
+                "Repair",
                 String::new(),
                 format!(
-                    "Something else changes the pull secret {secret} again and again; it is put right less and less often. \
+                    "Something else changes the pull secret {secret} again and again; it is repaired less and less often. \
                      Who it may be: kubectl get secret {secret} -n {namespace} -o jsonpath='{{.metadata.managedFields[*].manager}}'"
                 ),
             ),
+            Self::Suspended { host, more, why } => {
+                let others = match more {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                let (host, why) = (quote(host), quote(why));
+                let note = format!(
+                    "The configuration no longer allows the registry {host}{others} of the pull secret {secret}: {why}. Its credential is kept \
+                     until it expires, and is renewed once the registry is allowed again."
+                );
+                warning("RegistrySuspended", "Suspend", host + &why, note)
+            }
             Self::Quota { message } => warning(
                 "QuotaExceeded",
                 "Write",
@@ -202,20 +238,12 @@ impl Happening {
                      to replace those of Deployments: kubectl rollout restart deployment -n {namespace}"
                 ),
             ),
-            Self::OptedOut { grace } => normal(
+            Self::OptedOut => normal(
                 "OptedOut",
                 "OptOut",
                 format!(
-                    "New Pods no longer get the pull secret {secret}. It is kept fresh for those that have it for another {}.",
-                    rounded(*grace)
-                ),
-            ),
-            Self::Retired => normal(
-                "PullSecretRetired",
-                "Retire",
-                format!(
-                    "The pull secret {secret} is refreshed no more, as the namespace is not opted in. Pods that name it can't pull \
-                     once it has expired."
+                    "New Pods no longer get the pull secret {secret}, and it is no longer refreshed. Pods that name it can pull until its \
+                     credentials expire, at least eight hours from now."
                 ),
             ),
         };
@@ -255,14 +283,6 @@ fn clip(text: &str, limit: usize) -> String {
     let mark = "…";
     let end = text.floor_char_boundary(limit - mark.len());
     text[..end].to_owned() + mark
-}
-
-fn rounded(time: Duration) -> String {
-    match time.as_secs() {
-        seconds if seconds >= 3600 => format!("{} h", seconds / 3600),
-        seconds if seconds >= 60 => format!("{} min", seconds / 60),
-        seconds => format!("{seconds} s"),
-    }
 }
 
 /// Tells of happenings; clones share the queue. The task behind it ends when all of them are gone and what they told
@@ -627,13 +647,13 @@ mod tests {
                 code: AwsReply::new(said.clone(), said.clone()),
             },
             Happening::Foreign { why: Foreign::Type },
-            Happening::Healed {
+            Happening::Repaired {
                 what: Damage::Deleted,
             },
-            Happening::Healed {
+            Happening::Repaired {
                 what: Damage::Changed,
             },
-            Happening::Fight,
+            Happening::Contended,
             Happening::Quota {
                 message: said.clone(),
             },
@@ -642,13 +662,15 @@ mod tests {
             },
             Happening::RoleRefused {
                 role: said.clone(),
+                why: said.clone(),
+            },
+            Happening::Suspended {
+                host: said.clone(),
+                more: 3,
                 why: said,
             },
             Happening::OptedIn,
-            Happening::OptedOut {
-                grace: Duration::from_hours(24),
-            },
-            Happening::Retired,
+            Happening::OptedOut,
         ]
     }
 
@@ -720,7 +742,7 @@ mod tests {
             bed.events.tell(&here, &refused("A"));
             bed.events.tell(&here, &refused("B"));
             bed.events.tell(&there, &refused("A"));
-            bed.events.tell(&here, &Happening::Fight);
+            bed.events.tell(&here, &Happening::Contended);
             // A number in the message makes it no other matter.
             for used in 1..3 {
                 let message = format!("used: secrets={used}");
@@ -741,7 +763,7 @@ mod tests {
         let here = namespace("here");
         for (code, told) in [(HANGS, 1), (503, 2), (429, 3), (201, 4), (201, 4)] {
             bed.answers(code);
-            bed.events.tell(&here, &Happening::Fight);
+            bed.events.tell(&here, &Happening::Contended);
             sleep(Duration::from_secs(5)).await;
             assert_eq!(bed.count(), told, "{code}");
         }
@@ -811,7 +833,7 @@ mod tests {
         let _guard = log.start();
         let bed = bed();
         bed.answers(404);
-        bed.events.tell(&namespace("gone"), &Happening::Retired);
+        bed.events.tell(&namespace("gone"), &Happening::OptedOut);
         sleep(Duration::from_secs(1)).await;
         assert_eq!(bed.count(), 1);
         assert_eq!(log.count("could not be written"), 0);
@@ -843,7 +865,7 @@ mod tests {
         bed.tasks.wait().await;
         assert_eq!(Instant::now(), before);
         // Later ones are dropped, and that is all.
-        bed.events.tell(&namespace("here"), &Happening::Retired);
+        bed.events.tell(&namespace("here"), &Happening::OptedOut);
         assert_eq!(bed.dropped(), 1);
     }
 

@@ -1,7 +1,7 @@
 //! `ecr-injector`: a mutating admission webhook that makes private Amazon ECR images pull on any Kubernetes cluster.
 //!
 //! The modules are rooms, listed from what a person touches down to what everything rests on; imports point downwards.
-//! What decides is pure, and the parts of a pure room that act (such as [`pull_secret::ensure`]) stand higher than the
+//! What decides is pure, and the parts of a pure room that act (such as [`pull_secret::provisioner`]) stand higher than the
 //! room itself; `tests/rooms.rs` holds every file to its place. `docs/architecture.md` walks through them in prose.
 
 pub mod cli;
@@ -13,7 +13,7 @@ pub mod discovery;
 pub mod events;
 pub mod leader;
 pub mod probe;
-pub mod refresher;
+pub mod refresh;
 
 pub mod aws;
 pub mod cluster;
@@ -37,6 +37,7 @@ pub mod namespace;
 pub mod pod;
 pub mod registry;
 
+pub mod backoff;
 pub mod clock;
 pub mod current;
 pub mod metrics;

@@ -29,9 +29,9 @@ use tokio::time::Instant;
 use self::{
     catalogue::Catalogue,
     labels::{
-        AdmissionLabels, ApiLabels, AwsLabels, IdentityLabels, KindLabels, OutcomeLabels,
-        PhaseLabels, ReasonLabels, SourceLabels, StateLabels, StepLabels, TransitionLabels,
-        WhatLabels,
+        AdmissionLabels, ApiLabels, AwsLabels, CauseLabels, IdentityLabels, KindLabels,
+        OutcomeLabels, PhaseLabels, ReasonLabels, SourceLabels, StateLabels, StepLabels,
+        TransitionLabels, WhatLabels,
     },
     process::Process,
 };
@@ -93,7 +93,13 @@ pub struct Metrics {
     by_state: Family<StateLabels, Gauge>,
     refreshes: Family<ReasonLabels, Counter>,
     refresh_failures: Family<ReasonLabels, Counter>,
-    heals: Family<WhatLabels, Counter>,
+    repairs: Family<CauseLabels, Counter>,
+    /// Namespaces whose Pods want what could not be written yet.
+    pub wants_pending: Gauge,
+    /// Wants that were not kept because too many were.
+    pub wants_dropped: Counter,
+    /// 1 while the configuration suspends registries in more than half of the namespaces.
+    pub mass_suspension: Gauge,
     discovery_runs: Family<OutcomeLabels, Counter>,
     /// Namespaces that are due now.
     pub queue_depth: Gauge,
@@ -212,7 +218,10 @@ impl Default for Metrics {
             by_state: Family::default(),
             refreshes: Family::default(),
             refresh_failures: Family::default(),
-            heals: Family::default(),
+            repairs: Family::default(),
+            wants_pending: Gauge::default(),
+            wants_dropped: Counter::default(),
+            mass_suspension: Gauge::default(),
             discovery_runs: Family::default(),
             queue_depth: Gauge::default(),
             waiting: Gauge::default(),
@@ -431,9 +440,27 @@ impl Default for Metrics {
             metrics.refresh_failures.clone(),
         );
         registry.register(
-            "heals",
-            "Pull secrets that the leader put right",
-            metrics.heals.clone(),
+            "repairs",
+            "Pull secrets that the leader repaired, by what was done to them",
+            metrics.repairs.clone(),
+        );
+        for cause in ["deleted", "changed"] {
+            drop(metrics.repairs.get_or_create(&CauseLabels { cause }));
+        }
+        registry.register(
+            "wants_pending",
+            "Namespaces whose Pods want registries that could not be written yet",
+            metrics.wants_pending.clone(),
+        );
+        registry.register(
+            "wants_dropped",
+            "Wants that were not kept because too many were pending",
+            metrics.wants_dropped.clone(),
+        );
+        registry.register(
+            "mass_suspension",
+            "1 while the configuration suspends registries in more than half of the namespaces, and in ten at least",
+            metrics.mass_suspension.clone(),
         );
         registry.register(
             "discovery_runs",
@@ -618,9 +645,9 @@ impl Metrics {
             .inc();
     }
 
-    /// One pull secret that the leader put right.
-    pub fn healed(&self, what: &'static str) {
-        self.heals.get_or_create(&WhatLabels { what }).inc();
+    /// Counts a pull secret that the leader repaired.
+    pub fn repaired(&self, cause: &'static str) {
+        self.repairs.get_or_create(&CauseLabels { cause }).inc();
     }
 
     /// One round of discovery ended.
@@ -754,7 +781,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.refreshed("due");
         metrics.refresh_failed("throttled");
-        metrics.healed("deleted");
+        metrics.repaired("deleted");
         metrics.queue_depth.set(3);
         metrics.waiting.set(2);
         metrics.oldest_overdue.set(60);
@@ -762,7 +789,7 @@ mod tests {
         for line in [
             r#"ecr_injector_refreshes_total{reason="due"} 1"#,
             r#"ecr_injector_refresh_failures_total{reason="throttled"} 1"#,
-            r#"ecr_injector_heals_total{what="deleted"} 1"#,
+            r#"ecr_injector_repairs_total{cause="deleted"} 1"#,
             "ecr_injector_refresh_queue 3",
             "ecr_injector_refresh_waiting 2",
             "ecr_injector_refresh_oldest_overdue_seconds 60",

@@ -11,6 +11,8 @@ pub const ROLE_ANNOTATION: &str = "ecr-injector.dev/role-arn";
 /// What an opted-in namespace says about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OptedIn {
+    /// Its UID: a namespace that was deleted and made again is another.
+    pub uid: Arc<str>,
     /// The text of [`ROLE_ANNOTATION`], unchecked.
     pub role: Option<Arc<str>>,
     /// Whether it is being deleted: nothing can be created there any more.

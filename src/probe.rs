@@ -168,7 +168,8 @@ impl Probe {
         let entry = state
             .as_ref()
             .filter(|state| state.freshness(&self.host, now) != Freshness::Expired)
-            .and_then(|state| state.hosts.get(&self.host)?.lifetime);
+            .and_then(|state| state.hosts.get(&self.host)?.credential)
+            .map(|credential| credential.lifetime);
         entry
             .map(|life| life.expires_at)
             .ok_or_else(|| NotYet::NoCredential {

@@ -144,6 +144,13 @@ impl Lifetime {
             && self.expires_at.duration_since(now) <= MAX_LIFE + CLOCK_SKEW
     }
 
+    /// Returns whether it is over at `now`; dates that can't be true count as over. Until then the token pulls, also when there
+    /// is too little left to rely on it.
+    #[must_use]
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        !self.is_plausible(now) || self.expires_at <= now
+    }
+
     /// Whether so many per cent of its life are gone at `now`.
     #[must_use]
     pub fn has_used(&self, percent: i64, now: Timestamp) -> bool {

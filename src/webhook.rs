@@ -21,7 +21,7 @@ use crate::{
     namespace::{Namespace, OptedIn, store::Namespaces},
     pod::{Pod, PullSecrets as Stands},
     pull_secret::{
-        ensure::{EnsureError, Ensured, Ensurer, SecretSource, TokenSource},
+        provisioner::{Provisioned, Provisioner, PullSecretError, SecretSource, TokenSource},
         store::PullSecrets,
     },
     registry::Host,
@@ -46,7 +46,7 @@ pub struct Webhook {
     rules: Current<Rules>,
     namespaces: Namespaces,
     secrets: PullSecrets,
-    ensurer: Ensurer,
+    provisioner: Provisioner,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     events: Option<Events>,
@@ -60,7 +60,7 @@ struct Outcome {
     hosts: Vec<Host>,
     tokens: TokenSource,
     secret: SecretSource,
-    error: Option<EnsureError>,
+    error: Option<PullSecretError>,
 }
 
 /// What was answered, in a word.
@@ -104,7 +104,7 @@ impl Webhook {
         rules: Current<Rules>,
         namespaces: Namespaces,
         secrets: PullSecrets,
-        ensurer: Ensurer,
+        provisioner: Provisioner,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -112,7 +112,7 @@ impl Webhook {
             rules,
             namespaces,
             secrets,
-            ensurer,
+            provisioner,
             clock,
             metrics,
             events: None,
@@ -208,10 +208,13 @@ impl Webhook {
         let namespace = demand.namespace().clone();
         let opted_in = self.namespaces.opted_in(&namespace, deadline).await;
         let mut entry = self.secrets.get(&namespace);
-        let is_news = entry.as_ref().is_some_and(|entry| entry.is_news());
-        if is_news && opted_in.is_some() && !request.dry_run {
-            // Looked at before AWS is asked for what is there most likely: after a restart AWS may be away.
-            self.ensurer.look_once(&namespace, deadline).await;
+        if let Some(settings) = &opted_in
+            && entry.as_ref().is_some_and(|entry| entry.is_unread())
+            && !request.dry_run
+        {
+            // Read before AWS is asked for what is there most likely: after a restart AWS may be away.
+            let provisioner = &self.provisioner;
+            provisioner.look_once(&namespace, settings, deadline).await;
             entry = self.secrets.get(&namespace);
         }
         let secret = entry
@@ -227,11 +230,18 @@ impl Webhook {
         if !request.dry_run {
             self.tell(&namespace, opted_in.as_ref(), &decision);
         }
+        // A namespace without settings is left alone.
+        let settings = opted_in.unwrap_or_default();
         match decision {
             Decision::LeaveAlone(reason) => self.leave_alone(reason, rules),
             Decision::Inject(injection) => {
                 if injection.due {
                     self.metrics.due.inc();
+                }
+                if !request.dry_run && !injection.unnoted.is_empty() {
+                    let limit = rules.registries_per_secret;
+                    self.provisioner
+                        .note_demand(&namespace, &settings, &injection.unnoted, limit);
                 }
                 let (reason, secret) = if request.dry_run {
                     ("dry_run", SecretSource::DryRun)
@@ -244,17 +254,26 @@ impl Webhook {
                 }
             }
             Decision::InjectAfterEnsuring(injection, missing) => {
-                let Ensured {
+                let Provisioned {
                     tokens,
                     secret,
                     result,
                 } = self
-                    .ensurer
-                    .ensure(&namespace, missing.clone(), rules, deadline, place)
+                    .provisioner
+                    .provision(
+                        &namespace,
+                        &settings,
+                        missing.clone(),
+                        rules,
+                        deadline,
+                        place,
+                    )
                     .await;
                 let outcome = match result {
                     Ok(()) => self.inject(injection, "ensured", rules),
-                    Err(EnsureError::Foreign(why)) => self.leave_alone(Reason::Foreign(why), rules),
+                    Err(PullSecretError::Foreign(why)) => {
+                        self.leave_alone(Reason::Foreign(why), rules)
+                    }
                     Err(error) => self.fail(request, injection, missing.len(), error, rules),
                 };
                 Outcome {
@@ -337,15 +356,16 @@ impl Webhook {
         request: &Request<'_>,
         mut injection: Injection,
         missing: usize,
-        error: EnsureError,
+        error: PullSecretError,
         rules: &Rules,
     ) -> Outcome {
         let is_creation = request.operation == Operation::Create;
         let label = error.as_str();
         if refuses(request, rules) {
             let message = format!(
-                "ecr-injector: pull secret {} is not ready: {error}",
-                rules.secret_name
+                "ecr-injector: pull secret {} is not ready: {}",
+                rules.secret_name,
+                error.public_text()
             );
             let hosts = injection.hosts.into_iter().collect();
             let response = Response {
@@ -369,7 +389,14 @@ impl Webhook {
         };
         injection.warnings.push(match &error {
             // Nothing that is tried again makes room.
-            EnsureError::TooManyHosts(full) => warning(&full.to_string()),
+            PullSecretError::Full { hosts, limit } => warning(&format!(
+                "no room for {} of this Pod's ECR registries (limits.registriesPerSecret: {limit})",
+                hosts.len()
+            )),
+            PullSecretError::Refused { .. } => warning(&format!(
+                "the API server refuses to write Secret {} ({label}); see this namespace's Events",
+                rules.secret_name
+            )),
             _ => warning(&format!(
                 "no credential yet for {missing} ECR {registries} ({label}); pulls may be late"
             )),

@@ -25,7 +25,7 @@ use ecr_injector::{
     namespace::OptedIn,
     pull_secret::{
         Foreign,
-        state::{DataDigest, HostState, State},
+        state::{Credential, DataDigest, Demand, HostState, State},
     },
     registry::{Host, Service},
     token::{Lifetime, MAX_LIFE, TokenKey},
@@ -204,10 +204,13 @@ impl Secret {
         let hosts = ages.iter().map(|(host, hours)| {
             let minted_at = NOW - SignedDuration::from_hours(*hours);
             let entry = HostState {
-                identity: Identity::Ambient.hash(),
-                lifetime: Some(Lifetime {
-                    minted_at,
-                    expires_at: minted_at + MAX_LIFE,
+                demand: Demand::new(NOW),
+                credential: Some(Credential {
+                    identity: Identity::Ambient.hash(),
+                    lifetime: Lifetime {
+                        minted_at,
+                        expires_at: minted_at + MAX_LIFE,
+                    },
                 }),
             };
             (Host::parse(host).unwrap(), entry)

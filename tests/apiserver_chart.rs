@@ -123,7 +123,7 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
     let secrets = format!("/api/v1/namespaces/{NAMESPACE}/secrets");
     assert_eq!(
         named(&cluster.get(&secrets).await),
-        [format!("{FULLNAME}-ca")]
+        [format!("{FULLNAME}-ca"), format!("{FULLNAME}-state-key")]
     );
     let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases");
     assert_eq!(named(&cluster.get(&leases).await), [FULLNAME]);
@@ -533,10 +533,10 @@ impl Cluster {
         let account = account.as_str().unwrap();
         let mut environment = self.aws.environment();
         // In a Pod it is in a file of the account's.
-        environment.push((
-            "ECR_INJECTOR_LEASE_NAMESPACE".to_owned(),
-            NAMESPACE.to_owned(),
-        ));
+        for name in ["LEASE", "STATE_KEY"] {
+            let variable = format!("ECR_INJECTOR_{name}_NAMESPACE");
+            environment.push((variable, NAMESPACE.to_owned()));
+        }
         let own = self.plane.private_address();
         webhook::Options {
             binary: None,

@@ -18,10 +18,10 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use support::bed::registry;
+use support::bed::{hosts as hosts_of, registry};
 use support::command::{self, Ran, end, interrupt};
 use support::control_plane::may;
-use support::due::{make_due, minted_ago};
+use support::due::{make_due, minted_ago_in, state_keys};
 use support::fake_aws::ACCOUNT;
 use support::installation::{NAME, OPT_IN, PULL_SECRET};
 use support::{Behaviour, ControlPlane, FakeAws, Installation, eventually};
@@ -120,8 +120,15 @@ impl Ground {
 
     /// Gives a namespace a pull secret that was written so long ago.
     async fn written_ago(&self, namespace: &str, hosts: &[String], ago: SignedDuration) {
-        let secret = minted_ago(namespace, hosts, ago);
+        let secret = self.sealed_ago(namespace, hosts, ago).await;
         self.apply(namespace, &secret).await;
+    }
+
+    /// A pull secret for a namespace that was written so long ago.
+    async fn sealed_ago(&self, namespace: &str, hosts: &[String], ago: SignedDuration) -> Secret {
+        let admin = self.admin().await;
+        let keys = state_keys(&admin).await;
+        minted_ago_in(&admin, &keys, namespace, hosts, ago).await
     }
 
     async fn apply(&self, namespace: &str, secret: &Secret) {
@@ -361,7 +368,7 @@ async fn leaves_a_secret_of_others_and_says_so() {
     for more in [&["--dry-run"][..], &[]] {
         let ran = run(&ground.ours().await, &aws, &refresh(&all, more)).await;
         ran.ended(1);
-        assert_eq!(ran.results(), each(&all, "left"));
+        assert_eq!(ran.results(), each(&all, "skipped"));
         assert!(ran.message(&all[0]).contains("lacks the label"));
         assert!(ran.message(&all[1]).contains("its type is not"));
         assert_eq!(ran.json()["ok"], false);
@@ -378,7 +385,7 @@ async fn fails_with_the_reason_when_aws_refuses() {
     let before = ground.versions(&all).await;
     let ran = run(&ground.ours().await, &aws, &refresh(&all, &[])).await;
     ran.ended(1);
-    assert_eq!(ran.results(), each(&all, "failed"));
+    assert_eq!(ran.results(), each(&all, "refused"));
     for namespace in &all {
         let message = ran.message(namespace);
         assert!(message.contains("AccessDeniedException"), "{message}");
@@ -396,7 +403,8 @@ async fn says_why_also_to_those_that_asked_after_aws_had_refused() {
     aws.tune_ecr(|knobs| knobs.behaviour = Behaviour::Refuse);
     let all = ground.opted_in("tampered", 6).await;
     for namespace in &all {
-        let mut secret = minted_ago(namespace, &[host("eu-west-1")], RECENTLY);
+        let hosts = [host("eu-west-1")];
+        let mut secret = ground.sealed_ago(namespace, &hosts, RECENTLY).await;
         let data = secret.data.as_mut().unwrap();
         data.get_mut(".dockerconfigjson").unwrap().0 = b"{\"auths\":{}}".to_vec();
         ground.apply(namespace, &secret).await;
@@ -406,11 +414,101 @@ async fn says_why_also_to_those_that_asked_after_aws_had_refused() {
     let slow = refresh(&all, &["--config", config.to_str().unwrap()]);
     let ran = run(&ground.ours().await, &aws, &slow).await;
     ran.ended(1);
-    assert_eq!(ran.results(), each(&all, "failed"));
+    assert_eq!(ran.results(), each(&all, "refused"));
     for namespace in &all {
         let message = ran.message(namespace);
         assert!(message.contains("AccessDeniedException"), "{message}");
     }
+}
+
+#[tokio::test]
+async fn suspended_hosts_stay_until_they_are_pruned() {
+    let (ground, aws) = (Ground::shared().await, FakeAws::start());
+    let all = ground.opted_in("suspended", 2).await;
+    let hosts = [host("eu-west-1"), host("us-east-1")];
+    ground.written_ago(&all[0], &hosts[..1], RECENTLY).await;
+    ground.written_ago(&all[1], &hosts, RECENTLY).await;
+    let before = ground.versions(&all).await;
+    let config = ground.plane.folder().join("one-region.yaml");
+    std::fs::write(&config, "allow: {regions: [us-east-1]}").unwrap();
+    let with = ["--config", config.to_str().unwrap()];
+    let mut expected = each(&all[..1], "suspended");
+    expected.extend(each(&all[1..], "fresh"));
+    for more in [&[][..], &["--dry-run"]] {
+        let more: Vec<_> = with.iter().chain(more).copied().collect();
+        let ran = run(&ground.ours().await, &aws, &refresh(&all, &more)).await;
+        ran.ended(1);
+        assert_eq!(ran.results(), expected);
+        for namespace in &all {
+            let message = ran.message(namespace);
+            let named = format!("{} suspended: ", hosts[0]);
+            assert!(message.starts_with(&named), "{message}");
+        }
+    }
+    assert_eq!(ground.versions(&all).await, before);
+
+    let more: Vec<_> = with
+        .iter()
+        .chain(&["--prune", "--dry-run"])
+        .copied()
+        .collect();
+    let dry = run(&ground.ours().await, &aws, &refresh(&all, &more)).await;
+    assert_eq!(dry.results(), each(&all, "would renew"));
+    assert!(dry.message(&all[0]).contains("1 host dropped"), "{dry:?}");
+    assert_eq!(ground.versions(&all).await, before);
+
+    let more: Vec<_> = with.iter().chain(&["--prune"]).copied().collect();
+    let ran = run(&ground.ours().await, &aws, &refresh(&all, &more)).await;
+    ran.ended(0);
+    assert_eq!(ran.results(), each(&all, "renewed"));
+    let held = hosts_of(&ground.secret(&all[1]).await.unwrap());
+    assert_eq!(held, hosts[1..]);
+    let again = run(&ground.ours().await, &aws, &refresh(&all, &with)).await;
+    again.ended(0);
+    let mut expected = each(&all[..1], "empty");
+    expected.extend(each(&all[1..], "fresh"));
+    assert_eq!(again.results(), expected);
+    assert!(aws.calls().is_empty(), "{:?}", aws.calls());
+}
+
+/// A namespace that is opted out can't be named, so this takes a cluster.
+#[tokio::test]
+async fn opted_out_secret_is_removed_once_it_has_expired() {
+    let (ground, aws) = (Ground::start().await, FakeAws::start());
+    let all = ground.opted_in("out", 2).await;
+    let (good, expired) = (&all[0], &all[1]);
+    let hosts = [host("eu-west-1")];
+    ground.written_ago(good, &hosts, RECENTLY).await;
+    let thirteen = SignedDuration::from_hours(13);
+    ground.written_ago(expired, &hosts, thirteen).await;
+    for namespace in &all {
+        ground.opt_out(namespace).await;
+    }
+    let before = ground.versions(&all).await;
+    let admin = ground.plane.kubeconfig_for_admin();
+    let results = |last: &str| {
+        let mut results = each(&all[..1], "opted-out");
+        results.extend(each(&all[1..], last));
+        results
+    };
+    let ran = run(&admin, &aws, &refresh(&[], &[])).await;
+    ran.ended(0);
+    assert_eq!(ran.results(), results("expired-out"));
+    assert_eq!(ground.versions(&all).await, before);
+
+    let config = ground.plane.folder().join("removes.yaml");
+    std::fs::write(&config, "optOutRemove: true").unwrap();
+    let with = ["--config", config.to_str().unwrap()];
+    let dry: Vec<_> = with.iter().chain(&["--dry-run"]).copied().collect();
+    let dry = run(&admin, &aws, &refresh(&[], &dry)).await;
+    assert_eq!(dry.results(), results("would remove"));
+    assert_eq!(ground.versions(&all).await, before);
+    let ran = run(&admin, &aws, &refresh(&[], &with)).await;
+    ran.ended(0);
+    assert_eq!(ran.results(), results("removed"));
+    assert!(ground.secret(good).await.is_some());
+    assert!(ground.secret(expired).await.is_none());
+    assert!(aws.calls().is_empty(), "{:?}", aws.calls());
 }
 
 #[tokio::test]
@@ -488,11 +586,13 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     let hosts = [host("eu-west-1")];
     let due = ground.opted_in("due", 2).await;
     let new = ground.opted_in("new", 1).await.remove(0);
-    let left = ground.opted_in("left", 1).await.remove(0);
+    let out = ground.opted_in("out", 1).await.remove(0);
     let theirs = ground.plane.namespace("theirs", &[]).await;
     make_due(&ground.admin, &due, &hosts).await;
-    ground.written_ago(&left, &hosts, RECENTLY).await;
-    ground.opt_out(&left).await;
+    let five = SignedDuration::from_hours(5);
+    ground.written_ago(&out, &hosts, five).await;
+    ground.opt_out(&out).await;
+    let as_it_was = ground.version(&out).await;
     ground.foreign(&theirs, &json!({})).await;
     let config = ground.plane.folder().join("prewarm.yaml");
     std::fs::write(&config, format!("prewarm: [{}]", hosts[0])).unwrap();
@@ -508,7 +608,7 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     preview.ended(0);
     let mut expected = each(&due, "would renew");
     expected.insert(new.clone(), "would create".to_owned());
-    expected.insert(left.clone(), "would check".to_owned());
+    expected.insert(out.clone(), "opted-out".to_owned());
     assert_eq!(
         preview.results(),
         expected,
@@ -518,29 +618,21 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     ran.ended(0);
     let mut expected = each(&due, "renewed");
     expected.insert(new.clone(), "created".to_owned());
-    expected.insert(left.clone(), "renewed".to_owned());
+    expected.insert(out.clone(), "opted-out".to_owned());
     assert_eq!(ran.results(), expected);
     assert_eq!(aws.calls().len(), 1);
-    let state = ground
-        .secret(&left)
-        .await
-        .unwrap()
-        .metadata
-        .annotations
-        .unwrap();
-    assert!(state["ecr-injector.dev/state"].contains("optedOutAt"));
-    // What is on its way out is renewed too when all is.
     let forced = run(&ours, &aws, &refresh(&[], &["--all", "--config", config])).await;
     forced.ended(0);
-    assert_eq!(forced.results()[&left], "renewed", "{forced:#?}");
+    assert_eq!(forced.results()[&out], "opted-out", "{forced:#?}");
+    assert_eq!(ground.version(&out).await, as_it_was, "it isn't written");
 
     let janitor = ground.janitor().await;
-    let all = [due[0].clone(), due[1].clone(), new.clone(), left.clone()];
+    let all = [due[0].clone(), due[1].clone(), new.clone(), out.clone()];
     let before = ground.versions(&all).await;
     let dry = run(&janitor, &aws, &cleanup(&[], &["--all", "--dry-run"])).await;
     dry.ended(0);
     let mut expected = each(&all, "would remove");
-    expected.insert(theirs.clone(), "left".to_owned());
+    expected.insert(theirs.clone(), "skipped".to_owned());
     assert_eq!(dry.results(), expected);
     dry.says("4 pull secrets would be removed, 1 Secret of others left alone");
     assert_eq!(ground.versions(&all).await, before);
@@ -548,7 +640,7 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     let ran = run(&janitor, &aws, &cleanup(&[], &["--all"])).await;
     ran.ended(0);
     let mut expected = each(&all, "removed");
-    expected.insert(theirs.clone(), "left".to_owned());
+    expected.insert(theirs.clone(), "skipped".to_owned());
     assert_eq!(ran.results(), expected);
     ran.says("comes again while a webhook runs");
     ran.says(&format!(
@@ -556,7 +648,7 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
         due[0]
     ));
     assert!(
-        !ran.stderr.contains(&left),
+        !ran.stderr.contains(&out),
         "it is opted out: {}",
         ran.stderr
     );
@@ -568,7 +660,7 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     again.says("nothing to remove");
     let none = run(&janitor, &aws, &cleanup(&all, &[])).await;
     none.ended(0);
-    assert_eq!(none.results(), each(&all, "none"));
+    assert_eq!(none.results(), each(&all, "absent"));
 }
 
 // Cleaning up
@@ -671,6 +763,10 @@ async fn every_missing_right_is_named_at_once() {
         "get secrets/ecr-pull-secret (all namespaces)",
         "create secrets/ecr-pull-secret (all namespaces)",
         "patch secrets/ecr-pull-secret (all namespaces)",
+        "list secrets/ecr-injector-state-key (namespace ecr-injector)",
+        "watch secrets/ecr-injector-state-key (namespace ecr-injector)",
+        "create secrets/ecr-injector-state-key (namespace ecr-injector)",
+        "patch secrets/ecr-injector-state-key (namespace ecr-injector)",
     ];
     assert_eq!(lines(&ran), expected);
     ran.says("system:serviceaccount:default:stranger may not do what this takes");

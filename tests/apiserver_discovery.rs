@@ -77,7 +77,7 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
     let team = plane.namespace("team", &[OPT_IN]).await;
     let quiet = plane.namespace("quiet", &[OPT_IN]).await;
     let stranger = plane.namespace("stranger", &[]).await;
-    make_pods(&plane, &team, &quiet, &stranger).await;
+    Box::pin(make_pods(&plane, &team, &quiet, &stranger)).await;
 
     let client = plane.as_service_account(NAME, "ecr-injector").await;
     let metrics = Arc::<Metrics>::default();
@@ -109,11 +109,11 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
         }),
     )
     .with_sizes(3, 100);
-    let term = Leadership::unlimited();
+    let leadership = Leadership::unlimited();
     let mut cursor = Cursor::default();
 
     // The rights of deploy/ are not enough, and nothing else comes of it.
-    let outcome = discoverer.round(&term, &mut cursor).await;
+    let outcome = discoverer.round(&leadership, &mut cursor).await;
     assert_eq!(outcome, DiscoveryRun::Refused);
     assert!(found.lock().unwrap().is_empty());
 
@@ -122,7 +122,7 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
         may(&client, "list", "pods").await.then_some(())
     })
     .await;
-    let outcome = discoverer.round(&term, &mut cursor).await;
+    let outcome = discoverer.round(&leadership, &mut cursor).await;
     assert_eq!(outcome, DiscoveryRun::Complete);
     let expected = ["eu-west-1", "eu-west-2", "eu-north-1", "us-east-1"].map(host);
     let expected = BTreeMap::from([(team.clone(), BTreeSet::from(expected))]);
@@ -143,7 +143,7 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
     let discoverer = discoverer.with_sizes(3, 7);
     let mut together = BTreeSet::new();
     for expected in [DiscoveryRun::Truncated, DiscoveryRun::Complete] {
-        let outcome = discoverer.round(&term, &mut cursor).await;
+        let outcome = discoverer.round(&leadership, &mut cursor).await;
         assert_eq!(outcome, expected);
         let found = std::mem::take(&mut *found.lock().unwrap());
         assert!(found.keys().all(|namespace| *namespace == team));
@@ -162,7 +162,7 @@ async fn make_pods(plane: &ControlPlane, team: &str, quiet: &str, stranger: &str
     let mut init = admitted("init", &["nginx"]);
     let spec = init.spec.as_mut().unwrap();
     let mut first = spec.containers[0].clone();
-    first.name = "first".to_owned();
+    "first".clone_into(&mut first.name);
     first.image = Some(image("eu-west-2"));
     spec.init_containers = Some(vec![first]);
     create(plane, team, &init).await;

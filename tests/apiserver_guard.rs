@@ -41,12 +41,13 @@ const BY_NAME: &str = "fieldSelector=metadata.name%3Decr-pull-secret";
 const WATCH: &str = "watch=true&timeoutSeconds=1";
 
 // What the guard says.
-const ONE_NAME: &str = "writes no Secret but ecr-pull-secret, and ecr-injector-ca";
-const ONE_TYPE: &str = "of type kubernetes.io/dockerconfigjson only";
-const NOT_HERE: &str = "never writes a pull Secret in a system namespace or its own";
-const OUR_LABEL: &str = "only pull Secrets with the label app.kubernetes.io/managed-by";
-const OPTED_IN: &str = "only in a namespace with the label ecr-injector.dev/inject=enabled";
-const ONLY_OURS: &str = "updates only one that has its label already";
+const THREE_SECRETS: &str = "writes no Secret but ecr-pull-secret of type kubernetes.io/dockerconfigjson, \
+    and in its own namespace ecr-injector-ca of type kubernetes.io/tls \
+    and ecr-injector-state-key of type ecr-injector.dev/state-key";
+const OUR_LABEL: &str = "only Secrets with the label app.kubernetes.io/managed-by";
+const OPTED_IN: &str = "only in a namespace with the label ecr-injector.dev/inject=enabled, \
+    and never in a system namespace";
+const ONLY_OURS: &str = "updates only a pull Secret that has its label already";
 const ONE_KEY: &str = "adds no data to a pull Secret but .dockerconfigjson";
 const NOTHING_ELSE: &str =
     "writes Secrets, its own Lease, new Events and the caBundle of its registration";
@@ -70,15 +71,6 @@ async fn creates_a_pull_secret_in_an_opted_in_namespace() {
     us.apply_dry_run(&path, &new).await.allowed();
     let created = us.apply(&path, &new).await.allowed();
     assert_eq!(created["data"], pull_secret()["data"]);
-}
-
-#[tokio::test]
-async fn updates_its_secret_where_nobody_is_opted_in_any_more() {
-    let (cluster, us, admin) = ready().await;
-    let path = path_in(&cluster.plain().await);
-    admin.apply(&path, &pull_secret()).await.allowed();
-    let updated = us.apply(&path, &refreshed()).await.allowed();
-    assert_eq!(updated["data"], refreshed()["data"]);
 }
 
 #[tokio::test]
@@ -119,6 +111,33 @@ async fn keeps_its_secret_fresh_whatever_others_put_on_it() {
 // Refused because of where
 
 #[tokio::test]
+async fn opted_out_namespace_is_never_written_to_again() {
+    let (cluster, us, admin) = ready().await;
+    let namespace = cluster.opted_in().await;
+    let path = path_in(&namespace);
+    us.apply(&path, &pull_secret()).await.allowed();
+    us.apply(&path, &refreshed()).await.allowed();
+    let opt_out = json!({"metadata": {"labels": {OPT_IN.0: null}}});
+    let namespace = format!("/api/v1/namespaces/{namespace}");
+    admin.merge(&namespace, &opt_out).await.allowed();
+    // The API server's own view of the namespace is a moment old.
+    eventually("the opt-out is known", SOON, async || {
+        us.apply(&path, &pull_secret()).await.0.err()
+    })
+    .await;
+    us.apply(&path, &refreshed()).await.denied(OPTED_IN);
+    us.apply_dry_run(&path, &refreshed()).await.denied(OPTED_IN);
+    let marked = json!({"metadata": {"annotations": {"ecr-injector.dev/state": "{}"}}});
+    us.merge(&path, &marked).await.denied(OPTED_IN);
+    let opt_in = json!({"metadata": {"labels": {OPT_IN.0: OPT_IN.1}}});
+    admin.merge(&namespace, &opt_in).await.allowed();
+    eventually("the opt-in is known", SOON, async || {
+        us.apply(&path, &refreshed()).await.0.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn refuses_a_pull_secret_where_nobody_opted_in() {
     let (cluster, us, _) = ready().await;
     for labels in [&[][..], &[(OPT_IN.0, "disabled")]] {
@@ -141,11 +160,16 @@ async fn refuses_a_pull_secret_in_excluded_namespaces_even_when_they_are_labelle
             admin.merge(&path, &label).await.0.ok()
         })
         .await;
+        let refusal = if namespace == OURS {
+            THREE_SECRETS
+        } else {
+            OPTED_IN
+        };
         let path = path_in(namespace);
-        us.apply(&path, &pull_secret()).await.denied(NOT_HERE);
+        us.apply(&path, &pull_secret()).await.denied(refusal);
         // Nor where one with our label is there already.
         admin.apply(&path, &pull_secret()).await.allowed();
-        us.apply(&path, &refreshed()).await.denied(NOT_HERE);
+        us.apply(&path, &refreshed()).await.denied(refusal);
     }
 }
 
@@ -168,7 +192,7 @@ async fn refuses_to_update_a_secret_of_another_type_that_has_our_label() {
     let opaque = pull_secret_with(&json!({"type": "Opaque"}));
     admin.apply(&path, &opaque).await.allowed();
     let data = json!({"data": refreshed()["data"]});
-    us.merge(&path, &data).await.denied(ONE_TYPE);
+    us.merge(&path, &data).await.denied(THREE_SECRETS);
 }
 
 // Refused because of what
@@ -187,9 +211,9 @@ async fn refuses_a_service_account_token_secret() {
             "annotations": {"kubernetes.io/service-account.name": "default"},
         },
     });
-    us.apply(&path, &token).await.denied(ONE_TYPE);
+    us.apply(&path, &token).await.denied(THREE_SECRETS);
     let dry_run = us.apply_dry_run(&path, &token).await;
-    dry_run.denied(ONE_TYPE);
+    dry_run.denied(THREE_SECRETS);
     // Nothing but the guard stands in its way.
     admin.apply(&path, &token).await.allowed();
 }
@@ -209,7 +233,7 @@ async fn refuses_a_secret_of_any_other_type() {
         json!({"type": "example.com/any"}),
     ] {
         let secret = pull_secret_with(&other);
-        us.apply(&path, &secret).await.denied(ONE_TYPE);
+        us.apply(&path, &secret).await.denied(THREE_SECRETS);
     }
 }
 
@@ -318,11 +342,11 @@ async fn refuses_another_name_even_with_a_wider_role() {
     let secrets = secrets(&namespace);
     let other = pull_secret_with(&json!({"metadata": {"name": "other"}}));
     let path = format!("{secrets}/other");
-    us.apply(&path, &other).await.denied(ONE_NAME);
-    us.post(&secrets, &other).await.denied(ONE_NAME);
+    us.apply(&path, &other).await.denied(THREE_SECRETS);
+    us.post(&secrets, &other).await.denied(THREE_SECRETS);
     let generated = json!({"metadata": {"name": null, "generateName": PULL_SECRET}});
     let generated = pull_secret_with(&generated);
-    us.post(&secrets, &generated).await.denied(ONE_NAME);
+    us.post(&secrets, &generated).await.denied(THREE_SECRETS);
     // The guard has nothing against the verb.
     us.post(&secrets, &pull_secret()).await.allowed();
 }
@@ -415,7 +439,7 @@ async fn refuses_all_else_even_with_a_wider_role() {
 }
 
 #[tokio::test]
-async fn keeps_a_place_for_its_own_ca() {
+async fn own_secrets_have_their_name_type_and_namespace() {
     let (cluster, us, admin) = ready().await;
     // Only to write: another test reads in this namespace.
     let writer = json!({
@@ -428,31 +452,72 @@ async fn keeps_a_place_for_its_own_ca() {
     let elsewhere = cluster.opted_in().await;
     cluster.widen_our_role_in(&elsewhere).await;
 
-    let ca = json!({
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "type": "kubernetes.io/tls",
-        "metadata": {"name": "ecr-injector-ca"},
-        "data": {"tls.crt": "eA==", "tls.key": "eA=="},
-    });
-    let path = format!("{}/ecr-injector-ca", secrets(OURS));
-    eventually("the CA may be made", SOON, async || {
-        us.apply_dry_run(&path, &ca).await.0.ok()
+    let own = |name: &str, kind: &str, data: &Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": kind,
+            "metadata": {"name": name, "labels": {MANAGED_BY: OURS}},
+            "data": data,
+        })
+    };
+    let pair = json!({"tls.crt": "eA==", "tls.key": "eA=="});
+    let ca = own("ecr-injector-ca", "kubernetes.io/tls", &pair);
+    let key = own(
+        "ecr-injector-state-key",
+        "ecr-injector.dev/state-key",
+        &json!({"current": "eA=="}),
+    );
+    let other = format!("{}/other", secrets(OURS));
+    eventually("RBAC lets us write", SOON, async || {
+        let refused = us.apply(&other, &ca).await.0.err()?;
+        (refused.code != 403).then_some(())
     })
     .await;
-    let opaque = with(&ca, &json!({"type": "Opaque"}));
-    us.apply(&path, &opaque)
-        .await
-        .denied("its CA as kubernetes.io/tls");
-    let other_name = format!("{}/other", secrets(OURS));
-    let other = with(&ca, &json!({"metadata": {"name": "other"}}));
-    us.apply(&other_name, &other).await.denied(ONE_NAME);
-    let elsewhere = format!("{}/ecr-injector-ca", secrets(&elsewhere));
-    us.apply(&elsewhere, &ca).await.denied(ONE_NAME);
-
-    us.apply(&path, &ca).await.allowed();
-    let change = json!({"data": {"tls.crt": "eQ==", "next.crt": "eQ=="}});
-    us.apply(&path, &with(&ca, &change)).await.allowed();
+    for (secret, others_type, change) in [
+        (
+            &ca,
+            &key["type"],
+            json!({"tls.crt": "eQ==", "next.crt": "eQ=="}),
+        ),
+        (
+            &key,
+            &ca["type"],
+            json!({"current": "eQ==", "previous": "eA=="}),
+        ),
+    ] {
+        let name = secret["metadata"]["name"].as_str().unwrap();
+        let path = format!("{}/{name}", secrets(OURS));
+        for wrong in ["Opaque", others_type.as_str().unwrap()] {
+            let wrong = with(secret, &json!({"type": wrong, "data": pair}));
+            us.apply(&path, &wrong).await.denied(THREE_SECRETS);
+        }
+        let renamed = with(secret, &json!({"metadata": {"name": "other"}}));
+        us.apply(&other, &renamed).await.denied(THREE_SECRETS);
+        let there = format!("{}/{name}", secrets(&elsewhere));
+        us.apply(&there, secret).await.denied(THREE_SECRETS);
+        let unlabelled = with(secret, &json!({"metadata": {"labels": null}}));
+        us.apply(&path, &unlabelled).await.denied(OUR_LABEL);
+        for (added, refusal) in [
+            (
+                json!({"finalizers": ["example.com/stuck"]}),
+                "adds no finalizer",
+            ),
+            (json!({"ownerReferences": [owner()]}), "adds no owner"),
+            (
+                json!({"annotations": {"theirs": "x"}}),
+                "adds no annotation",
+            ),
+            (json!({"labels": {"theirs": "x"}}), "adds no label"),
+        ] {
+            let added = with(secret, &json!({"metadata": added}));
+            us.apply(&path, &added).await.denied(refusal);
+        }
+        us.apply(&path, secret).await.allowed();
+        let changed = with(secret, &json!({"data": change}));
+        us.apply(&path, &changed).await.allowed();
+        admin.delete(&path).await.allowed();
+    }
 }
 
 #[tokio::test]
@@ -730,13 +795,13 @@ async fn tells_of_each_happening_by_an_event_that_the_api_server_takes() {
         Happening::Foreign {
             why: Foreign::Label,
         },
-        Happening::Healed {
+        Happening::Repaired {
             what: Damage::Deleted,
         },
-        Happening::Healed {
+        Happening::Repaired {
             what: Damage::Changed,
         },
-        Happening::Fight,
+        Happening::Contended,
         Happening::Quota {
             message: long.clone(),
         },
@@ -745,11 +810,15 @@ async fn tells_of_each_happening_by_an_event_that_the_api_server_takes() {
         },
         Happening::RoleRefused {
             role: long.clone(),
-            why: long,
+            why: long.clone(),
         },
         Happening::OptedIn,
-        Happening::OptedOut { grace: SOON },
-        Happening::Retired,
+        Happening::OptedOut,
+        Happening::Suspended {
+            host: long.clone(),
+            more: 3,
+            why: long,
+        },
     ];
     for happening in &happenings {
         events.tell(&namespace, happening);
@@ -1107,7 +1176,7 @@ async fn has_the_rights_that_the_docs_list_and_no_other() {
     let sorted: BTreeSet<String> = listed.into();
     assert_eq!(ours.into_iter().collect::<BTreeSet<_>>(), sorted);
 
-    // In our own namespace two more. Other tests have made others there meanwhile.
+    // In our own namespace three more. Other tests have made others there meanwhile.
     let lease = json!({
         "verbs": ["get", "create", "update"],
         "apiGroups": ["coordination.k8s.io"],
@@ -1120,8 +1189,12 @@ async fn has_the_rights_that_the_docs_list_and_no_other() {
         "resources": ["secrets"],
         "resourceNames": ["ecr-injector-ca"],
     });
+    let key = with(
+        &authority,
+        &json!({"resourceNames": ["ecr-injector-state-key"]}),
+    );
     let there = us.rights_in(OURS).await;
-    for rule in [lease, authority] {
+    for rule in [lease, authority, key] {
         assert!(there.contains(&rule.to_string()), "{there:?}");
     }
 }

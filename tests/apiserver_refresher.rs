@@ -1,5 +1,5 @@
 //! The leader's work seen from a real API server, with no Pod that would ask for it: pull secrets are there before the
-//! first Pod, come back when they are deleted, are put right, and go out of use with their namespace.
+//! first Pod, come back when they are deleted, are repaired, and go out of use with their namespace.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -14,11 +14,11 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::api::rbac::v1::RoleBinding;
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use support::bed::{create, hosts, image, registry};
-use support::due::minted_ago;
+use support::due::{make_due, minted_ago_in, state_keys};
 use support::installation::{NAME, OPT_IN, PULL_SECRET, USER};
 use support::pods::{pod, pull_secrets};
 use support::{Bed, Behaviour, Caller, ControlPlane, FakeAws, Installation, Webhook, eventually};
@@ -119,12 +119,12 @@ async fn a_deleted_secret_comes_back_with_the_hosts_it_had() {
         .unwrap();
     let after = bed.until_has(&namespace, &[WARM, "eu-west-2"]).await;
     assert_ne!(after.metadata.uid, before.metadata.uid);
-    let note = bed.note(&namespace, "PullSecretHealed").await;
+    let note = bed.note(&namespace, "PullSecretRepaired").await;
     assert!(note.contains("deleted"), "{note}");
 }
 
 #[tokio::test]
-async fn whatever_is_changed_on_a_secret_is_put_right_without_a_pod() {
+async fn whatever_is_changed_on_a_secret_is_repaired_without_a_pod() {
     let bed = bed().await;
     let namespace = bed.opted_in("changed").await;
     let before = bed.until_has(&namespace, &[WARM]).await;
@@ -139,7 +139,7 @@ async fn whatever_is_changed_on_a_secret_is_put_right_without_a_pod() {
     ] {
         let good = state(&bed.until_has(&namespace, &[WARM]).await);
         bed.change(&namespace, change.clone()).await;
-        let what = format!("{change} is put right");
+        let what = format!("{change} is repaired");
         let after = eventually(&what, Duration::from_secs(20), async || {
             let secret = bed.pull_secret(&namespace).await?;
             let text = &secret.metadata.annotations.as_ref()?;
@@ -151,7 +151,7 @@ async fn whatever_is_changed_on_a_secret_is_put_right_without_a_pod() {
         .await;
         assert_eq!(after.metadata.uid, before.metadata.uid, "made again");
     }
-    let note = bed.note(&namespace, "PullSecretHealed").await;
+    let note = bed.note(&namespace, "PullSecretRepaired").await;
     assert!(note.contains("changed"), "{note}");
 }
 
@@ -161,7 +161,10 @@ async fn an_old_secret_is_renewed_and_its_hosts_cost_one_write() {
     let namespace = bed.plane.namespace("old", &[]).await;
     let regions = [WARM, "ap-south-1", "eu-north-1"];
     let old = regions.map(|region| registry(123_456_789_012, region));
-    let secret = minted_ago(&namespace, &old, SignedDuration::from_hours(5));
+    let admin = bed.plane.admin().await;
+    let keys = state_keys(&admin).await;
+    let five = SignedDuration::from_hours(5);
+    let secret = minted_ago_in(&admin, &keys, &namespace, &old, five).await;
     let secrets = bed.secrets(&namespace).await;
     secrets
         .create(&PostParams::default(), &secret)
@@ -203,7 +206,7 @@ fn minted_data(
 }
 
 #[tokio::test]
-async fn an_intent_is_completed_however_long_aws_was_away() {
+async fn pending_host_is_completed_however_long_aws_was_away() {
     let bed = bed().await;
     let region = "me-south-1";
     bed.aws
@@ -239,6 +242,99 @@ async fn a_foreign_secret_is_left_alone_and_reported() {
     bed.note(&namespace, "ForeignSecret").await;
     sleep(Duration::from_secs(1)).await;
     assert_eq!(secrets.get(PULL_SECRET).await.unwrap(), made);
+}
+
+#[tokio::test]
+async fn opted_out_namespace_is_never_written_to() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("out").await;
+    bed.until_has(&namespace, &[WARM]).await;
+    bed.label(&namespace, None).await;
+    let note = bed.note(&namespace, "OptedOut").await;
+    assert!(note.contains("no longer refreshed"), "{note}");
+    // What would be renewed, and what would be repaired.
+    let admin = bed.plane.admin().await;
+    let names = [namespace.clone()];
+    make_due(&admin, &names, &[registry(123_456_789_012, WARM)]).await;
+    let docker = r#"{"auths":{}}"#;
+    let changed = json!({"stringData": {".dockerconfigjson": docker}});
+    let changed = bed.change(&namespace, changed).await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(bed.pull_secret(&namespace).await, Some(changed));
+    let secrets = bed.secrets(&namespace).await;
+    let params = DeleteParams::default();
+    secrets.delete(PULL_SECRET, &params).await.unwrap();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(bed.pull_secret(&namespace).await, None);
+    // Whoever comes back finds it as before.
+    bed.label(&namespace, Some(OPT_IN.1)).await;
+    bed.until_has(&namespace, &[WARM]).await;
+}
+
+#[tokio::test]
+async fn opt_out_remove_deletes_what_has_expired() {
+    support::crypto();
+    let plane = ControlPlane::start().await;
+    let aws = FakeAws::start();
+    let installation = Installation::apply(&plane).await;
+    let right = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "removes"},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": [PULL_SECRET], "verbs": ["delete"]}],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "removes"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "removes"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": NAME, "name": NAME}],
+    });
+    plane.apply(&format!("{right}\n---\n{binding}")).await;
+    let admin = plane.admin().await;
+    let keys = state_keys(&admin).await;
+    let warm = [registry(123_456_789_012, WARM)];
+    let (good, over) = (
+        plane.namespace("good", &[]).await,
+        plane.namespace("over", &[]).await,
+    );
+    for (namespace, hours) in [(&good, 5), (&over, 13)] {
+        let ago = SignedDuration::from_hours(hours);
+        let secret = minted_ago_in(&admin, &keys, namespace, &warm, ago).await;
+        let secrets: Api<Secret> = Api::namespaced(admin.clone(), namespace);
+        let params = PostParams::default();
+        secrets.create(&params, &secret).await.unwrap();
+    }
+    let mut options = installation.webhook(&plane, &aws).await;
+    options.config = format!("prewarm: [{}]\noptOutRemove: true", warm[0]);
+    let webhook = Webhook::start(options).await;
+    installation.register(&plane).await;
+    let left = plane.namespace("left", &[OPT_IN]).await;
+    let held = async |namespace: &str| {
+        let secrets: Api<Secret> = Api::namespaced(admin.clone(), namespace);
+        secrets.get_opt(PULL_SECRET).await.unwrap()
+    };
+    eventually("it has a pull secret", SOON, async || held(&left).await).await;
+    let namespaces: Api<Namespace> = Api::all(admin.clone());
+    let change = json!({"metadata": {"labels": {OPT_IN.0: null}}});
+    let params = PatchParams::default();
+    namespaces
+        .patch(&left, &params, &Patch::Merge(change))
+        .await
+        .unwrap();
+    eventually("it is removed", SOON, async || {
+        held(&over).await.is_none().then_some(())
+    })
+    .await;
+    sleep(Duration::from_secs(3)).await;
+    let removed = r#"ecr_injector_refreshes_total{reason="removed"}"#;
+    assert!((webhook.metric(removed).await - 1.0).abs() < 0.5);
+    for namespace in [&good, &left] {
+        let is_there = held(namespace).await.is_some();
+        assert!(is_there, "{namespace}: its credential is good");
+    }
+    let events = plane.audit_events_of(USER);
+    let written = events.iter().find(|event| {
+        let namespace = event["objectRef"]["namespace"].as_str();
+        event["verb"] == "patch" && [Some(&*good), Some(&*over)].contains(&namespace)
+    });
+    assert_eq!(written, None);
 }
 
 #[tokio::test]
@@ -361,11 +457,12 @@ async fn without_a_right_to_the_lease_it_says_so_and_still_admits() {
     let plane = ControlPlane::start().await;
     let aws = FakeAws::start();
     let installation = Installation::apply(&plane).await;
-    let bindings: Api<RoleBinding> = Api::namespaced(plane.admin().await, NAME);
-    bindings
-        .delete(NAME, &DeleteParams::default())
-        .await
-        .unwrap();
+    let roles: Api<Role> = Api::namespaced(plane.admin().await, NAME);
+    let mut role = roles.get(NAME).await.unwrap();
+    let is_lease = |rule: &PolicyRule| rule.resources == Some(vec!["leases".to_owned()]);
+    role.rules.as_mut().unwrap().retain(|rule| !is_lease(rule));
+    let params = PostParams::default();
+    roles.replace(NAME, &params, &role).await.unwrap();
     let options = installation.webhook(&plane, &aws).await;
     let webhook = Webhook::start(options).await;
     installation.register(&plane).await;

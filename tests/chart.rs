@@ -907,14 +907,19 @@ fn each_mode_of_certificates_has_what_it_needs_and_no_more() {
         serde_json::from_value(container["args"].clone()).unwrap()
     };
     let role_of_secrets = |objects: &[Value]| -> Value {
-        let rules = find(objects, "Role", RELEASE)["rules"]
-            .as_array()
-            .unwrap()
-            .clone();
-        rules
-            .into_iter()
-            .find(|rule| rule["resources"] == json!(["secrets"]))
-            .unwrap()
+        let rules = find(objects, "Role", RELEASE)["rules"].as_array().unwrap();
+        let mut secrets = rules
+            .iter()
+            .filter(|rule| rule["resources"] == json!(["secrets"]));
+        // Whatever the mode: the key that seals states.
+        let key = json!({"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["ecr-injector-state-key"],
+            "verbs": ["list", "watch", "create", "patch"]});
+        assert_eq!(secrets.next(), Some(&key));
+        let key = "--state-key-secret=ecr-injector-state-key".to_owned();
+        assert!(arguments(objects).contains(&key));
+        let rule = secrets.next().unwrap().clone();
+        assert_eq!(secrets.next(), None);
+        rule
     };
     let writes_registration = |objects: &[Value]| {
         let role = find(objects, "ClusterRole", RELEASE);

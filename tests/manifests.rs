@@ -10,6 +10,8 @@ use std::path::Path;
 
 use ecr_injector::config::Config;
 use ecr_injector::events::REPORTER;
+use ecr_injector::pull_secret::state_key::DEFAULT_NAME;
+use ecr_injector::pull_secret::state_key::plan::SECRET_TYPE;
 use ecr_injector::pull_secret::{DATA_KEY, MANAGED_BY, MANAGED_BY_LABEL, TYPE};
 use ecr_injector::registry::Partition;
 use ecr_injector::server::PATH;
@@ -145,7 +147,7 @@ fn each_role_is_narrowed_to_the_names_of_what_is_ours() {
     assert_eq!(narrowed, [json!([registration])]);
     assert_eq!(
         names(&rules("Role"), "secrets"),
-        [json!(["ecr-injector-ca"])]
+        [json!([DEFAULT_NAME]), json!(["ecr-injector-ca"])]
     );
 }
 
@@ -158,7 +160,11 @@ fn the_defaults_of_serve_are_what_is_installed() {
         .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let registration = &documents("registration.yaml")[0]["metadata"]["name"];
-    for name in [registration.as_str().unwrap(), "ecr-injector-ca"] {
+    for name in [
+        registration.as_str().unwrap(),
+        "ecr-injector-ca",
+        DEFAULT_NAME,
+    ] {
         assert!(
             help.contains(&format!("[default: {name}]")),
             "{name}: {help}"
@@ -254,6 +260,8 @@ fn the_guard_knows_the_name_the_label_the_type_and_the_excluded_namespaces() {
         MANAGED_BY,
         TYPE,
         DATA_KEY,
+        DEFAULT_NAME,
+        SECRET_TYPE,
     ] {
         assert!(text.contains(word), "the guard doesn't name {word}");
     }

@@ -23,10 +23,13 @@ use ecr_injector::metrics::Metrics;
 use ecr_injector::namespace::Namespace;
 use ecr_injector::namespace::changes::Changes;
 use ecr_injector::namespace::store::Namespaces;
+use ecr_injector::pull_secret::seal::{StateKey, StateKeys};
+use ecr_injector::pull_secret::state::Subject;
 use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::write::Writer;
+use ecr_injector::pull_secret::write::api::KubeSecrets;
 use ecr_injector::readiness::{self, Readiness};
-use ecr_injector::refresher::{Parts, Refresher, store};
+use ecr_injector::refresh::{Parts, Reconciler};
 use ecr_injector::token::cache::TokenCache;
 use http::Response;
 use http_body_util::Full;
@@ -65,34 +68,39 @@ async fn leading(count: usize) -> Held {
     let client = cluster_of(&names);
     let opt_in = live.config().opt_in.clone();
     let namespaces = Namespaces::new(client.clone(), opt_in, changes.clone(), metrics.clone());
-    let secrets = PullSecrets::new(changes.clone(), metrics.clone());
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let keys = StateKeys::of(StateKey::new([7; 32]), None);
+    let known = namespaces.clone();
+    let secrets = PullSecrets::new(
+        keys.clone(),
+        Arc::new(move |namespace| known.uid(namespace)),
+        clock.clone(),
+        changes.clone(),
+        metrics.clone(),
+    );
     let hosts = ["eu-west-1", "us-east-1"].map(|region| registry(123_456_789_012, region));
     for (number, name) in names.iter().enumerate() {
-        let mut secret = minted_ago(name, &hosts, SignedDuration::from_hours(1));
-        // As long as a UID is.
-        secret.metadata.uid = Some(format!("6f1a3c52-9f0e-4e43-8a51-{number:012}"));
+        let subject = Subject {
+            namespace: name,
+            namespace_uid: &uid(number),
+            secret_uid: &uid(count + number),
+        };
+        let mut secret = minted_ago(&keys, subject, &hosts, SignedDuration::from_hours(1));
+        secret.metadata.uid = Some(uid(count + number));
         secret.metadata.resource_version = Some((1_000 + number).to_string());
-        secrets.saw(&Namespace::parse(name).unwrap(), &secret);
+        secrets.wrote(&Namespace::parse(name).unwrap(), &uid(number), &secret);
     }
     let synced = Readiness::default().condition("namespaces");
     let (watched, condition) = (namespaces.clone(), synced.clone());
     let watch = tokio::spawn(async move { watched.run(Lists::Paged, condition).await });
     readiness::all_held(&[synced]).await;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let writer = Writer::new(
-        client,
-        PULL_SECRET.to_owned(),
-        secrets.clone(),
-        clock.clone(),
-        metrics.clone(),
-    );
+    let name = PULL_SECRET.to_owned();
+    let api = KubeSecrets::new(client, name.clone(), metrics.clone());
     let mint = Sim::new("").aws;
-    let refresher = Refresher::new(Parts {
-        store: Arc::new(store::Live {
-            namespaces: namespaces.clone(),
-            secrets: secrets.clone(),
-            writer,
-        }),
+    let reconciler = Reconciler::new(Parts {
+        namespaces: Arc::new(namespaces.clone()),
+        secrets: secrets.clone(),
+        writer: Writer::new(Arc::new(api), name, secrets.clone(), clock.clone()),
         tokens: TokenCache::new(mint, clock.clone(), TaskTracker::new()),
         policy: live.policy.clone(),
         changes,
@@ -100,7 +108,7 @@ async fn leading(count: usize) -> Held {
         metrics: metrics.clone(),
         events: None,
     });
-    let lead = tokio::spawn(async move { refresher.lead(Leadership::unlimited()).await });
+    let lead = tokio::spawn(async move { reconciler.lead(Leadership::unlimited()).await });
     sleep(Duration::from_millis(10)).await;
     Held {
         _namespaces: namespaces,
@@ -110,17 +118,25 @@ async fn leading(count: usize) -> Held {
     }
 }
 
+/// One of so many, as long as a UID is.
+fn uid(number: usize) -> String {
+    format!("6f1a3c52-9f0e-4e43-8a51-{number:012}")
+}
+
+/// An opted-in namespace, as a list has it.
+fn listed(number: usize, name: &str) -> Value {
+    let metadata = json!({"name": name, "uid": uid(number), "resourceVersion": "7", "labels": {OPT_IN.0: OPT_IN.1}});
+    json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata})
+}
+
 /// Lists these, and then has no news.
 fn cluster_of(names: &[String]) -> Client {
-    let object = |name: &String| {
-        let metadata =
-            json!({"name": name, "resourceVersion": "7", "labels": {OPT_IN.0: OPT_IN.1}});
-        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata})
-    };
-    let items: Vec<Value> = names.iter().map(object).collect();
+    let items = names.iter().enumerate();
+    let items: Vec<Value> = items.map(|(number, name)| listed(number, name)).collect();
     let list = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList",
         "metadata": {"resourceVersion": "7"}, "items": items});
-    let list = Bytes::from(list.to_string());
+    // Without what a growing text has to spare: it would be taken for ours.
+    let list = Bytes::from(list.to_string().into_boxed_str().into_boxed_bytes());
     let service = tower::service_fn(move |request: http::Request<Body>| {
         let list = list.clone();
         async move {
@@ -182,11 +198,10 @@ fn a_namespace_takes_less_than_a_kilobyte_of_the_stores_and_the_plan_together() 
     let few = bytes(MORE);
     let many = bytes(2 * MORE);
     // The list that the fake cluster answers from is none of ours.
-    let list = Bytes::from(json!({"metadata": {"name": "team-number-00000", "resourceVersion": "7",
-        "labels": {OPT_IN.0: OPT_IN.1}}, "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"}).to_string());
+    let list = listed(0, "team-number-00000").to_string();
     let each = (many - few) / MORE - (list.len() + 1);
     println!("{each} bytes a namespace");
     assert!(each <= 1024, "{each} bytes a namespace");
-    // What is measured is there: the state alone has two hosts of 44 bytes, and a UID.
+    // What is measured is there: the state alone has two hosts of 44 bytes, a seal, and two UIDs.
     assert!(each >= 256, "{each} bytes a namespace");
 }

@@ -15,8 +15,8 @@ use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ecr_injector::metrics::{DiscoveryRun, Handshake, Metrics, Phase, Shed, Spans};
-use ecr_injector::pull_secret::ensure::{SecretSource, TokenSource};
 use ecr_injector::pull_secret::gauges::Worth;
+use ecr_injector::pull_secret::provisioner::{SecretSource, TokenSource};
 use ecr_injector::webhook::Verdict;
 use http::{Method, Request, header};
 use http_body_util::BodyExt as _;
@@ -189,9 +189,10 @@ fn set<'a>(words: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a list of all labels")]
 fn every_value_that_a_label_can_have_is_in_the_tables() {
     let mint = words("src/token/error.rs", "MintError");
-    let ensure = words("src/pull_secret/write.rs", "EnsureError");
+    let ensure = words("src/pull_secret/write.rs", "PullSecretError");
     let refusal = words("src/identity.rs", "Refusal");
     let decide = words("src/admission/decide.rs", "Reason");
     let union = |sets: &[&BTreeSet<String>]| -> BTreeSet<String> {
@@ -263,7 +264,11 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
             "kind",
             given_to("certificate_expiry"),
         ),
-        ("heals_total", "what", words("src/pull_secret.rs", "Damage")),
+        (
+            "repairs_total",
+            "cause",
+            words("src/pull_secret.rs", "Damage"),
+        ),
         (
             "refresh_failures_total",
             "reason",
@@ -293,6 +298,24 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
         }
     }
     assert!(faults.is_empty(), "{DOCUMENT}:\n{}", faults.join("\n"));
+}
+
+#[test]
+fn event_reasons_are_those_of_the_table() {
+    let text = read("src/events.rs");
+    let text = &text[text.find("fn look(").unwrap()..];
+    let body = &text[..text.find("\n    }").unwrap()];
+    // A reason is a word that another follows, the action.
+    let is_word = |text: &str| text.starts_with(char::is_uppercase) && !text.contains(' ');
+    let parts: Vec<&str> = body.split('"').collect();
+    let pairs = parts.windows(3);
+    let pairs = pairs.filter(|it| is_word(it[0]) && it[1].trim() == "," && is_word(it[2]));
+    let reasons = set(pairs.map(|it| it[0]));
+    let listed: BTreeSet<String> = rows("Event")
+        .iter()
+        .map(|row| quoted(&row[0])[0].clone())
+        .collect();
+    assert_eq!(listed, reasons, "{DOCUMENT}");
 }
 
 #[test]
@@ -477,7 +500,7 @@ async fn each_field_of_an_admissions_line_is_in_the_table_and_says_what_happened
     );
     assert_eq!(
         told("f-late"),
-        ["WARN", "inject_unready", "deadline", "failed", "intent"]
+        ["WARN", "inject_unready", "deadline", "failed", "wanted"]
     );
     let duration = late["duration_ms"].as_f64().unwrap();
     assert!((500.0..750.0).contains(&duration), "{duration}");

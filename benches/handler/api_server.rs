@@ -1,5 +1,5 @@
-//! The four calls that a warm webhook has made once: an API server that knows one namespace, which is opted in. A real
-//! one would be noise in the measurement, and the test suite has it.
+//! The calls that a warm webhook has made once: an API server that knows one namespace, which is opted in, and the key
+//! that seals states. A real one would be noise in the measurement, and the test suite has it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,18 +10,27 @@ use axum::extract::{Query, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, patch};
 use axum::{Router, body::Bytes};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ecr_injector::pull_secret::seal::KEY_BYTES;
+use ecr_injector::pull_secret::state_key::DEFAULT_NAME;
+use ecr_injector::pull_secret::state_key::plan::{CREATED_AT, CURRENT, SECRET_TYPE};
+use ecr_injector::pull_secret::{MANAGED_BY, MANAGED_BY_LABEL, to_the_second};
 use http::header::CONTENT_TYPE;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::support::installation::OPT_IN;
+use crate::support::installation::{NAME, OPT_IN};
 use crate::support::own_runtime::OwnRuntime;
 
 /// The namespace that is there.
 pub const NAMESPACE: &str = "payments";
+/// As long as a UID is.
+const UID: &str = "7c1b0e5e-6f0a-4a5e-8f0e-9b8c1d2e3f40";
 
 /// Serves until it is dropped.
 pub struct ApiServer {
@@ -36,14 +45,27 @@ impl ApiServer {
         let runtime = OwnRuntime::start("api-server");
         let (listener, address) = runtime.listen("127.0.0.1:0");
         let namespace = json!({"metadata": {
-            "name": NAMESPACE, "resourceVersion": "1", "labels": {OPT_IN.0: OPT_IN.1},
+            "name": NAMESPACE, "uid": UID, "resourceVersion": "1", "labels": {OPT_IN.0: OPT_IN.1},
         }});
+        let key = json!({
+            "type": SECRET_TYPE,
+            "metadata": {
+                "name": DEFAULT_NAME, "namespace": NAME, "uid": UID, "resourceVersion": "1",
+                "labels": {MANAGED_BY_LABEL: MANAGED_BY},
+                "annotations": {CREATED_AT: Timestamp::now().to_string()},
+            },
+            "data": {CURRENT: BASE64_STANDARD.encode([7; KEY_BYTES])},
+        });
         let router = Router::new()
             .route(
                 "/api/v1/namespaces",
                 get(async |watch| answer(watch, &[namespace])),
             )
             .route("/api/v1/secrets", get(async |watch| answer(watch, &[])))
+            .route(
+                "/api/v1/namespaces/{namespace}/secrets",
+                get(async |watch| answer(watch, &[key])),
+            )
             .route(
                 "/api/v1/namespaces/{namespace}/secrets/{name}",
                 patch(apply),
@@ -112,7 +134,8 @@ async fn apply(
         calls.fetch_add(1, Ordering::Relaxed);
     }
     let mut object: Value = serde_json::from_slice(&body).unwrap();
-    object["metadata"]["uid"] = json!("7c1b0e5e-6f0a-4a5e-8f0e-9b8c1d2e3f40");
+    object["metadata"]["uid"] = json!(UID);
+    object["metadata"]["creationTimestamp"] = json!(to_the_second(Timestamp::now()));
     object["metadata"]["resourceVersion"] = json!("2");
     ([(CONTENT_TYPE, "application/json")], object.to_string()).into_response()
 }

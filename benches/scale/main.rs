@@ -23,7 +23,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use kube::api::{Api, PostParams};
 use support::bed::{create, image, registry};
-use support::due::minted_ago;
+use support::due::{minted_ago_in, state_keys};
 use support::installation::OPT_IN;
 use support::pods::pod;
 use support::proc;
@@ -99,13 +99,15 @@ async fn measure() {
 /// Adds namespaces with a fresh pull secret each.
 async fn add(plane: &ControlPlane, namespaces: &mut Vec<String>, until: usize) {
     let admin = plane.admin().await;
+    let keys = &state_keys(&admin).await;
     let missing = until - namespaces.len();
     let made = futures::stream::iter(0..missing).map(|_| {
         let admin = admin.clone();
         async move {
             let namespace = plane.namespace("team", &[OPT_IN]).await;
             let hosts = [registry(123_456_789_012, REGION)];
-            let secret = minted_ago(&namespace, &hosts, SignedDuration::from_mins(10));
+            let lately = SignedDuration::from_mins(10);
+            let secret = minted_ago_in(&admin, keys, &namespace, &hosts, lately).await;
             let secrets: Api<Secret> = Api::namespaced(admin, &namespace);
             secrets
                 .create(&PostParams::default(), &secret)

@@ -99,6 +99,8 @@ pub struct Injection {
     pub warnings: Vec<String>,
     /// Whether the leader should refresh the pull secret soon.
     pub due: bool,
+    /// The hosts whose last demand was noted so long ago that this one is to be noted.
+    pub unnoted: BTreeMap<Host, TokenKey>,
     /// Why other registries of the Pod get no credential.
     pub refusal: Option<Refusal>,
 }
@@ -253,6 +255,10 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
         hosts: keys.keys().cloned().collect(),
         warnings,
         due: keys.keys().any(|host| freshness(host) == Freshness::Due),
+        unnoted: match facts.secret {
+            SecretFacts::Ours(state) => unnoted(&keys, state, now),
+            _ => BTreeMap::new(),
+        },
         refusal,
     };
     keys.retain(|host, _| freshness(host) == Freshness::Expired);
@@ -298,6 +304,22 @@ impl Suspension {
             Self::NotEcr => "not_ecr",
         }
     }
+}
+
+/// Returns the hosts whose last demand was noted long ago.
+fn unnoted(
+    keys: &BTreeMap<Host, TokenKey>,
+    state: &State,
+    now: Timestamp,
+) -> BTreeMap<Host, TokenKey> {
+    let is_unnoted = |host: &Host| {
+        let entry = state.hosts.get(host);
+        entry.is_some_and(|entry| !entry.demand.is_noted(now))
+    };
+    let unnoted = keys.iter().filter(|(host, _)| is_unnoted(host));
+    unnoted
+        .map(|(host, key)| (host.clone(), key.clone()))
+        .collect()
 }
 
 impl Rules {
@@ -474,7 +496,7 @@ mod tests {
     use super::*;
     use crate::{
         identity::Identity,
-        pull_secret::state::{DataDigest, HostState},
+        pull_secret::state::{Credential, DataDigest, Demand as WantedSince, HostState},
         token::Lifetime,
     };
 
@@ -528,24 +550,38 @@ mod tests {
         }
     }
 
-    const SAID_NOTHING: OptedIn = OptedIn {
-        role: None,
-        is_terminating: false,
-    };
-    const COLD: Facts<'_> = Facts {
-        opted_in: Some(&SAID_NOTHING),
-        secret: SecretFacts::Absent,
-    };
+    fn settings() -> OptedIn {
+        OptedIn {
+            uid: "0b2a".into(),
+            ..OptedIn::default()
+        }
+    }
+
+    fn facts<'a>(settings: &'a OptedIn, secret: SecretFacts<'a>) -> Facts<'a> {
+        Facts {
+            opted_in: Some(settings),
+            secret,
+        }
+    }
+
+    /// The verdict where the namespace is opted in and has no pull secret.
+    fn cold_verdict(request: &Value, rules: &Rules) -> Decision {
+        verdict(request, rules, &facts(&settings(), SecretFacts::Absent))
+    }
 
     fn state(hours_old: i64) -> State {
         let minted_at = NOW - SignedDuration::from_hours(hours_old);
-        let lifetime = Some(Lifetime {
+        let lifetime = Lifetime {
             minted_at,
             expires_at: minted_at + SignedDuration::from_hours(12),
-        });
-        let entry = HostState {
+        };
+        let credential = Credential {
             identity: Identity::Ambient.hash(),
             lifetime,
+        };
+        let entry = HostState {
+            demand: WantedSince::new(minted_at),
+            credential: Some(credential),
         };
         State {
             hosts: std::iter::once((Host::parse(IRELAND).expect("valid"), entry)).collect(),
@@ -562,7 +598,7 @@ mod tests {
     fn a_cold_namespace_is_ensured_first() {
         let object = pod(&["nginx", &image(IRELAND), &image(IRELAND)]);
         let Decision::InjectAfterEnsuring(injection, missing) =
-            verdict(&json!({ "object": object }), &rules(), &COLD)
+            cold_verdict(&json!({ "object": object }), &rules())
         else {
             panic!("not ensured")
         };
@@ -577,10 +613,8 @@ mod tests {
     fn a_warm_namespace_is_answered_from_memory_and_a_due_one_too() {
         for (age, due) in [(1, false), (5, true), (11, true)] {
             let state = state(age);
-            let facts = Facts {
-                opted_in: Some(&SAID_NOTHING),
-                secret: SecretFacts::Ours(&state),
-            };
+            let settings = settings();
+            let facts = facts(&settings, SecretFacts::Ours(&state));
             let Decision::Inject(injection) = verdict(
                 &json!({"object": pod(&[&image(IRELAND)])}),
                 &rules(),
@@ -591,10 +625,8 @@ mod tests {
             assert_eq!(injection.due, due, "{age} h");
         }
         let expired = state(12);
-        let facts = Facts {
-            opted_in: Some(&SAID_NOTHING),
-            secret: SecretFacts::Ours(&expired),
-        };
+        let settings = settings();
+        let facts = facts(&settings, SecretFacts::Ours(&expired));
         let decision = verdict(
             &json!({"object": pod(&[&image(IRELAND)])}),
             &rules(),
@@ -609,10 +641,8 @@ mod tests {
     #[test]
     fn only_the_missing_registries_are_ensured() {
         let state = state(1);
-        let facts = Facts {
-            opted_in: Some(&SAID_NOTHING),
-            secret: SecretFacts::Ours(&state),
-        };
+        let settings = settings();
+        let facts = facts(&settings, SecretFacts::Ours(&state));
         let object = pod(&[&image(IRELAND), &image(OREGON)]);
         let Decision::InjectAfterEnsuring(injection, missing) =
             verdict(&json!({ "object": object }), &rules(), &facts)
@@ -627,7 +657,7 @@ mod tests {
     fn a_dry_run_ensures_nothing_and_still_injects() {
         let request = json!({"dryRun": true, "object": pod(&[&image(IRELAND)])});
         assert!(
-            matches!(verdict(&request, &rules(), &COLD), Decision::Inject(i) if i.stands == PullSecrets::NoList)
+            matches!(cold_verdict(&request, &rules()), Decision::Inject(i) if i.stands == PullSecrets::NoList)
         );
     }
 
@@ -677,14 +707,14 @@ mod tests {
             (json!({"object": null}), Reason::NotAPod),
         ] {
             assert_eq!(
-                verdict(&request, &rules(), &COLD),
+                cold_verdict(&request, &rules()),
                 Decision::LeaveAlone(reason),
                 "{request}"
             );
         }
         let plain = Facts {
             opted_in: None,
-            ..COLD
+            secret: SecretFacts::Absent,
         };
         assert_eq!(
             verdict(&json!({ "object": ecr }), &rules(), &plain),
@@ -695,10 +725,8 @@ mod tests {
     #[test]
     fn a_foreign_secret_leaves_the_pod_unpatched_with_a_warning_that_fits() {
         for why in [Foreign::Label, Foreign::Type, Foreign::Immutable] {
-            let facts = Facts {
-                opted_in: Some(&SAID_NOTHING),
-                secret: SecretFacts::Foreign(why),
-            };
+            let settings = settings();
+            let facts = facts(&settings, SecretFacts::Foreign(why));
             let decision = verdict(
                 &json!({"object": pod(&[&image(IRELAND)])}),
                 &rules(),
@@ -718,7 +746,7 @@ mod tests {
         let mut object = pod(&[&image(OREGON)]);
         let old = pod(&[&image(IRELAND)]);
         let request = json!({"object": object, "oldObject": old, "operation": "UPDATE"});
-        let Decision::InjectAfterEnsuring(injection, missing) = verdict(&request, &rules(), &COLD)
+        let Decision::InjectAfterEnsuring(injection, missing) = cold_verdict(&request, &rules())
         else {
             panic!("not ensured")
         };
@@ -728,7 +756,7 @@ mod tests {
         );
         object["spec"]["imagePullSecrets"] = json!([{"name": "ecr-pull-secret"}]);
         let request = json!({"object": object, "oldObject": old, "operation": "UPDATE"});
-        let Decision::InjectAfterEnsuring(injection, _) = verdict(&request, &rules(), &COLD) else {
+        let Decision::InjectAfterEnsuring(injection, _) = cold_verdict(&request, &rules()) else {
             panic!("not ensured")
         };
         assert!(injection.warnings.is_empty());
@@ -741,7 +769,7 @@ mod tests {
         let request = json!({"object": object, "oldObject": pod(&["nginx"]), "operation": "UPDATE",
             "subResource": "ephemeralcontainers"});
         assert!(
-            matches!(verdict(&request, &rules(), &COLD), Decision::InjectAfterEnsuring(_, m) if m.len() == 1)
+            matches!(cold_verdict(&request, &rules()), Decision::InjectAfterEnsuring(_, m) if m.len() == 1)
         );
     }
 
@@ -753,8 +781,7 @@ mod tests {
             .accounts
             .insert(AccountId::parse("123456789012").expect("valid"));
         let both = json!({"object": pod(&[&image(IRELAND), &image(OREGON)])});
-        let Decision::InjectAfterEnsuring(injection, missing) = verdict(&both, &rules, &COLD)
-        else {
+        let Decision::InjectAfterEnsuring(injection, missing) = cold_verdict(&both, &rules) else {
             panic!("not ensured")
         };
         assert!(missing.contains_key(IRELAND) && missing.len() == 1);
@@ -767,7 +794,7 @@ mod tests {
             .regions
             .insert(Region::parse("us-west-2").expect("valid"));
         assert_eq!(
-            verdict(&both, &rules, &COLD),
+            cold_verdict(&both, &rules),
             Decision::LeaveAlone(Reason::NotAllowed)
         );
     }
@@ -780,10 +807,7 @@ mod tests {
         };
         let state = state(1);
         for secret in [SecretFacts::Absent, SecretFacts::Ours(&state)] {
-            let facts = Facts {
-                opted_in: Some(&said),
-                secret,
-            };
+            let facts = facts(&said, secret);
             let request = json!({"object": pod(&[&image(IRELAND)])});
             let reason = Reason::NoIdentity(Refusal::NotAllowed);
             assert_eq!(
@@ -808,10 +832,10 @@ mod tests {
             );
             key.err()
         };
-        assert_eq!(reason(&rules, IRELAND, &SAID_NOTHING), None);
+        assert_eq!(reason(&rules, IRELAND, &settings()), None);
         for host in ["docker.io", "images.example.com", "public.ecr.aws", ""] {
             let not_ecr = Some(Suspension::NotEcr);
-            assert_eq!(reason(&rules, host, &SAID_NOTHING), not_ecr, "{host}");
+            assert_eq!(reason(&rules, host, &settings()), not_ecr, "{host}");
         }
         let annotated = OptedIn {
             role: Some("arn:aws:iam::123456789012:role/admin".into()),
@@ -824,11 +848,54 @@ mod tests {
         let account = AccountId::parse("210987654321").expect("valid");
         rules.allow.accounts.insert(account);
         // What the configuration alone decides comes first.
-        for settings in [&SAID_NOTHING, &annotated] {
+        for settings in [&settings(), &annotated] {
             let not_allowed = Some(Suspension::NotAllowed);
             assert_eq!(reason(&rules, IRELAND, settings), not_allowed);
         }
-        assert_eq!(reason(&rules, OREGON, &SAID_NOTHING), None);
+        assert_eq!(reason(&rules, OREGON, &settings()), None);
+    }
+
+    #[test]
+    fn demand_noted_a_day_ago_is_to_be_noted_again() {
+        let settings = settings();
+        for (hours, is_unnoted) in [(0, false), (23, false), (24, true)] {
+            let mut state = state(1);
+            let host = Host::parse(IRELAND).expect("valid");
+            let entry = state.hosts.get_mut(&host).expect("there");
+            entry.demand = WantedSince::new(NOW - SignedDuration::from_hours(hours));
+            let facts = facts(&settings, SecretFacts::Ours(&state));
+            let request = json!({"object": pod(&[&image(IRELAND)])});
+            let Decision::Inject(injection) = verdict(&request, &rules(), &facts) else {
+                panic!("not from memory at {hours} h")
+            };
+            let unnoted = injection.unnoted.contains_key(IRELAND);
+            assert_eq!(unnoted, is_unnoted, "{hours} h");
+        }
+    }
+
+    #[test]
+    fn unverified_secret_counts_as_one_without_credentials() {
+        let settings = settings();
+        let request = json!({"object": pod(&[&image(IRELAND)])});
+        let facts = facts(&settings, SecretFacts::Unverified);
+        let Decision::InjectAfterEnsuring(injection, missing) = verdict(&request, &rules(), &facts)
+        else {
+            panic!("not ensured")
+        };
+        assert_eq!((injection.due, missing.len()), (false, 1));
+    }
+
+    #[test]
+    fn host_without_a_credential_is_ensured() {
+        let (settings, mut pending) = (settings(), state(1));
+        let host = Host::parse(IRELAND).expect("valid");
+        pending.hosts.get_mut(&host).expect("there").credential = None;
+        let facts = facts(&settings, SecretFacts::Ours(&pending));
+        let request = json!({"object": pod(&[&image(IRELAND)])});
+        let decision = verdict(&request, &rules(), &facts);
+        assert!(
+            matches!(decision, Decision::InjectAfterEnsuring(_, missing) if missing.len() == 1)
+        );
     }
 
     #[test]
@@ -847,11 +914,14 @@ mod tests {
         };
         let mut plain = pod(&[&image(OREGON), "nginx", ":::", "", &image(IRELAND)]);
         let none: [&str; 0] = [];
-        assert_eq!(wanted(&rules, &namespace, &plain, &SAID_NOTHING), none);
+        assert_eq!(
+            wanted(&rules, &namespace, &plain, &OptedIn::default()),
+            none
+        );
         plain["spec"]["imagePullSecrets"] = json!([{"name": "a"}, {"name": "ecr-pull-secret"}]);
-        let both = wanted(&rules, &namespace, &plain, &SAID_NOTHING);
+        let both = wanted(&rules, &namespace, &plain, &OptedIn::default());
         assert_eq!(both, [IRELAND, OREGON]);
-        assert_eq!(wanted(&rules, &system, &plain, &SAID_NOTHING), none);
+        assert_eq!(wanted(&rules, &system, &plain, &OptedIn::default()), none);
         for (field, value) in [
             (
                 "annotations",
@@ -862,7 +932,10 @@ mod tests {
         ] {
             let mut other = plain.clone();
             other["metadata"][field] = value;
-            assert_eq!(wanted(&rules, &namespace, &other, &SAID_NOTHING), none);
+            assert_eq!(
+                wanted(&rules, &namespace, &other, &OptedIn::default()),
+                none
+            );
         }
         let annotated = OptedIn {
             role: Some("arn:aws:iam::123456789012:role/admin".into()),
@@ -870,11 +943,11 @@ mod tests {
         };
         assert_eq!(wanted(&rules, &namespace, &plain, &annotated), none);
         rules.registries_per_pod = 1;
-        let first = wanted(&rules, &namespace, &plain, &SAID_NOTHING);
+        let first = wanted(&rules, &namespace, &plain, &OptedIn::default());
         assert_eq!(first, [OREGON]);
         let account = AccountId::parse("123456789012").expect("valid");
         rules.allow.accounts.insert(account);
-        let allowed = wanted(&rules, &namespace, &plain, &SAID_NOTHING);
+        let allowed = wanted(&rules, &namespace, &plain, &OptedIn::default());
         assert_eq!(allowed, [IRELAND]);
     }
 
@@ -885,7 +958,7 @@ mod tests {
             .collect();
         let object = pod(&images.iter().map(String::as_str).collect::<Vec<_>>());
         let Decision::InjectAfterEnsuring(injection, missing) =
-            verdict(&json!({ "object": object }), &rules(), &COLD)
+            cold_verdict(&json!({ "object": object }), &rules())
         else {
             panic!("not ensured")
         };

@@ -11,10 +11,10 @@ use super::{
 use crate::{
     namespace::{Namespace, store::Look},
     pull_secret::{
-        Foreign, Knowledge,
+        Foreign, Observed,
         state::State,
         store::Entry,
-        write::{EnsureError, Writer},
+        write::{PullSecretError, Writer},
     },
 };
 
@@ -93,33 +93,34 @@ impl Flags {
         let rows = site.each(names, async |namespace: &Namespace| {
             let before = site.wiring.secrets.get(namespace);
             if before.as_deref().is_none_or(|entry| !entry.is_there()) {
-                return Row::good(namespace.clone(), "none");
+                return Row::good(namespace.clone(), "absent");
             }
-            if let Some(Knowledge::Foreign(why)) = before.as_deref().map(Entry::knowledge) {
-                return left(namespace, *why);
+            if let Some(Observed::Foreign(why)) = before.as_deref().map(Entry::observed) {
+                return skipped(namespace, *why);
             }
             let row = if self.once.dry_run {
-                let looked = writer.look(namespace, once::deadline()).await;
+                let settings = site.wiring.namespaces.peek(namespace).unwrap_or_default();
+                let looked = writer.look(namespace, &settings, once::deadline()).await;
                 let after = site.wiring.secrets.get(namespace);
-                match (looked, after.as_deref().map(Entry::knowledge)) {
+                match (looked, after.as_deref().map(Entry::observed)) {
                     (Err(error), _) => failed(namespace, &error),
-                    (Ok(()), Some(Knowledge::Foreign(why))) => left(namespace, *why),
-                    (Ok(()), None | Some(Knowledge::Gone(_))) => {
-                        Row::good(namespace.clone(), "none")
+                    (Ok(()), Some(Observed::Foreign(why))) => skipped(namespace, *why),
+                    (Ok(()), None | Some(Observed::Deleted(_))) => {
+                        Row::good(namespace.clone(), "absent")
                     }
                     (Ok(()), Some(_)) => Row::good(namespace.clone(), "would remove"),
                 }
             } else {
                 match remove(site, writer, namespace).await {
-                    Ok(()) => Row::good(namespace.clone(), "removed"),
-                    Err(EnsureError::Foreign(why)) => left(namespace, why),
-                    Err(EnsureError::NotLeading) => once::interrupted(namespace.clone()),
+                    Ok(_) => Row::good(namespace.clone(), "removed"),
+                    Err(PullSecretError::Foreign(why)) => skipped(namespace, why),
+                    Err(PullSecretError::NotLeading) => once::interrupted(namespace.clone()),
                     Err(error) => failed(namespace, &error),
                 }
             };
             let state = before
                 .as_deref()
-                .and_then(|entry| entry.knowledge().claims());
+                .and_then(|entry| entry.observed().claims());
             let hosts = state.into_iter().flat_map(|state| state.hosts.keys());
             Row {
                 hosts: hosts.cloned().collect(),
@@ -137,7 +138,7 @@ impl Flags {
         let is_ours = |name: &&Namespace| {
             let known = site.wiring.secrets.get(name);
             known.is_some_and(|entry| {
-                entry.is_there() && !matches!(entry.knowledge(), Knowledge::Foreign(_))
+                entry.is_there() && !matches!(entry.observed(), Observed::Foreign(_))
             })
         };
         let opted_in: Vec<_> = names
@@ -164,25 +165,33 @@ impl Flags {
 }
 
 /// Whoever writes it at the same moment wins, but not for ever.
-async fn remove(site: &Site, writer: &Writer, namespace: &Namespace) -> Result<(), EnsureError> {
+async fn remove(
+    site: &Site,
+    writer: &Writer,
+    namespace: &Namespace,
+) -> Result<bool, PullSecretError> {
     let deadline = once::deadline();
     for _ in 1..ATTEMPTS {
-        let removed = writer.remove(namespace, &site.term, deadline).await;
-        if !matches!(removed, Err(EnsureError::Contended)) {
+        let removed = writer
+            .remove(namespace, |_| false, &site.term, deadline)
+            .await;
+        if !matches!(removed, Err(PullSecretError::Contended)) {
             return removed;
         }
     }
-    writer.remove(namespace, &site.term, deadline).await
+    writer
+        .remove(namespace, |_| false, &site.term, deadline)
+        .await
 }
 
-fn left(namespace: &Namespace, why: Foreign) -> Row {
+fn skipped(namespace: &Namespace, why: Foreign) -> Row {
     Row {
         message: Some(format!("not ours: {why}")),
-        ..Row::good(namespace.clone(), "left")
+        ..Row::good(namespace.clone(), "skipped")
     }
 }
 
-fn failed(namespace: &Namespace, error: &EnsureError) -> Row {
+fn failed(namespace: &Namespace, error: &PullSecretError) -> Row {
     Row::bad(namespace.clone(), "failed", error.to_string())
 }
 
@@ -195,7 +204,7 @@ fn summary(rows: &[Row], server: &str) -> String {
         (removed, 0) => parts.push(format!("{} removed", secrets(removed))),
         (_, would) => parts.push(format!("{} would be removed", secrets(would))),
     }
-    let foreign = number("left");
+    let foreign = number("skipped");
     if foreign > 0 {
         parts.push(format!("{} of others left alone", count(foreign, "Secret")));
     }
@@ -218,9 +227,9 @@ mod tests {
         let name = || Namespace::parse("team").expect("valid");
         let removed = Row::good(name(), "removed");
         let would = Row::good(name(), "would remove");
-        let none = Row::good(name(), "none");
-        let foreign = left(&name(), Foreign::Label);
-        let bad = failed(&name(), &EnsureError::Contended);
+        let none = Row::good(name(), "absent");
+        let foreign = skipped(&name(), Foreign::Label);
+        let bad = failed(&name(), &PullSecretError::Contended);
         for (rows, expected) in [
             (vec![], "nothing to remove in x"),
             (vec![none.clone()], "nothing to remove in x"),

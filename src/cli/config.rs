@@ -1,4 +1,6 @@
-//! `ecr-injector config`: whether a configuration can be used, before it is. Offline.
+//! `ecr-injector config`: whether a configuration can be used, before it is. Offline, but for what `--cluster` asks.
+
+mod cluster;
 
 use std::{
     io::{self, Write as _},
@@ -7,31 +9,40 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, error::ErrorKind};
 use jiff::SignedDuration;
 
+use super::report::Output;
 use crate::{
     admission::decide::Revocation,
-    config::{Config, ConfigError, Discovery, schema},
+    config::{Config, ConfigError, Discovery, Refresh, schema},
     identity::DefaultIdentity,
+    tls,
     token::SessionCap,
 };
 
 /// Standard input, as a file's name.
 const STDIN: &str = "-";
 
+const ONE_FILE: &str = "--cluster compares one file with a cluster: name one\n";
+
 const CHECK_HELP: &str = "\
 Standard output says what each good file amounts to; standard error has all that is wrong, a line each, with the file and \
 the field's path.
 
+With --cluster the one file is compared with the pull secrets of a cluster: how many hosts, in how many namespaces, it would \
+suspend, because the rules no longer allow them or no identity may mint. Only metadata are read, and nothing is changed.
+
 Exit codes:
   0  every file can be used
-  1  one can't, or couldn't be read
+  1  one can't, or couldn't be read; with --cluster also: it would suspend hosts in more than half of the namespaces that
+     have any, and in 10 at least, or the cluster couldn't be read
   2  wrong usage
 
 Examples:
   ecr-injector config check config.yaml
-  kubectl -n ecr-injector get configmap ecr-injector -o jsonpath='{.data.config\\.yaml}' | ecr-injector config check -";
+  kubectl -n ecr-injector get configmap ecr-injector -o jsonpath='{.data.config\\.yaml}' | ecr-injector config check -
+  ecr-injector config check config.yaml --cluster --kubeconfig admin.kubeconfig -o json";
 
 /// Check configuration files, or print their JSON Schema.
 #[derive(Debug, Args)]
@@ -49,21 +60,71 @@ enum Command {
         /// A configuration file (YAML), or - for standard input; may be repeated
         #[arg(required = true, value_name = "FILE|-")]
         files: Vec<PathBuf>,
+        #[command(flatten)]
+        against: ClusterFlags,
     },
     /// Print the JSON Schema of the file, for editors and other checks
     Schema,
+}
+
+/// What a file is compared with.
+#[derive(Debug, Args)]
+struct ClusterFlags {
+    /// Say also what the one file would suspend in a cluster
+    #[arg(long)]
+    cluster: bool,
+    /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
+    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// With --cluster: how to write what was found
+    #[arg(short, long, env = "ECR_INJECTOR_OUTPUT", value_enum, default_value_t)]
+    output: Output,
 }
 
 impl Flags {
     /// Checks, or prints.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Check { files } => check(&files),
+            Command::Check { files, against } if against.cluster => {
+                let [file] = files.as_slice() else {
+                    clap::Error::raw(ErrorKind::TooManyValues, ONE_FILE).exit();
+                };
+                against.check(file)
+            }
+            Command::Check { files, .. } => check(&files),
             Command::Schema => {
                 super::write_out(&schema::text()).context("writing to standard output")?;
                 Ok(ExitCode::SUCCESS)
             }
         }
+    }
+}
+
+impl ClusterFlags {
+    fn check(&self, file: &Path) -> anyhow::Result<ExitCode> {
+        let config = match read(file) {
+            Ok(config) => config,
+            Err(error) => {
+                // To whom should a failure be told?
+                let _ = io::stderr().write_all(complaints(&error).as_bytes());
+                anyhow::bail!("1 of 1 can't be used");
+            }
+        };
+        tls::install_crypto_provider();
+        let runtime = super::runtime()?;
+        let found = runtime.block_on(cluster::read(&config, self.kubeconfig.as_deref()))?;
+        let output = match self.output {
+            Output::Table => format!(
+                "{}: good\n{}{}",
+                name(file),
+                summary(&config),
+                found.to_text()
+            ),
+            Output::Json => format!("{:#}\n", found.to_json(&name(file))),
+        };
+        super::write_out(&output).context("writing to standard output")?;
+        found.demand_good()?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -141,7 +202,7 @@ fn summary(config: &Config) -> String {
         SessionCap::Off => "by ECR alone".to_owned(),
         SessionCap::After(seconds) => format!("after {seconds} s"),
     };
-    let lines = [
+    let mut lines = vec![
         ("pull secret", rules.secret_name.clone()),
         (
             "namespaces",
@@ -190,6 +251,37 @@ fn summary(config: &Config) -> String {
                 refresh.writes_per_second
             ),
         ),
+    ];
+    lines.extend(lives(refresh));
+    lines.extend([
+        (
+            "limits",
+            format!(
+                "{} registries a Pod, {} a pull secret",
+                rules.registries_per_pod, rules.registries_per_secret
+            ),
+        ),
+        (
+            "on failure",
+            format!("{:?}", rules.on_failure).to_lowercase(),
+        ),
+        (
+            "log",
+            config
+                .log_filter
+                .clone()
+                .unwrap_or_else(|| "as the flag --log says".to_owned()),
+        ),
+    ]);
+    let lines = lines
+        .iter()
+        .map(|(name, text)| format!("  {name:<12}{text}\n"));
+    lines.collect()
+}
+
+/// Returns what ends the life of credentials, beside their expiry.
+fn lives(refresh: &Refresh) -> [(&'static str, String); 4] {
+    [
         (
             "forgotten",
             match refresh.forget_after {
@@ -222,29 +314,7 @@ fn summary(config: &Config) -> String {
             }
             .to_owned(),
         ),
-        (
-            "limits",
-            format!(
-                "{} registries a Pod, {} a pull secret",
-                rules.registries_per_pod, rules.registries_per_secret
-            ),
-        ),
-        (
-            "on failure",
-            format!("{:?}", rules.on_failure).to_lowercase(),
-        ),
-        (
-            "log",
-            config
-                .log_filter
-                .clone()
-                .unwrap_or_else(|| "as the flag --log says".to_owned()),
-        ),
-    ];
-    let lines = lines
-        .iter()
-        .map(|(name, text)| format!("  {name:<12}{text}\n"));
-    lines.collect()
+    ]
 }
 
 /// Returns a duration in days where it is a number of them.

@@ -22,13 +22,13 @@ use super::{
 };
 use crate::{
     cluster::{
-        ClusterError,
+        Cluster, ClusterError,
         rights::{self, On, Right},
     },
     leader::Leadership,
     namespace::{Namespace, store::Look},
     readiness::{self, Readiness},
-    refresher::WORK_TIMEOUT,
+    refresh::WORK_TIMEOUT,
     shutdown::Signals,
     telemetry, tls,
 };
@@ -162,21 +162,17 @@ impl OnceFlags {
                 error
             }
         })?;
-        self.demand_rights(command, &wiring).await?;
-        let mut readiness = Readiness::default();
-        let synced = wiring.watch(&mut readiness);
+        let secret = On::Secrets(wiring.secret_name());
+        let mut rights = rights(command, self, &secret);
         let is_key_needed = command.seals && !self.dry_run;
+        if is_key_needed {
+            let verbs = ["list", "watch", "create", "patch"];
+            rights.extend(state_key_rights(&wiring, &verbs));
+        }
+        demand_rights(&wiring.cluster, &rights).await?;
+        let mut readiness = Readiness::default();
         let keyed = is_key_needed.then(|| wiring.share_state_key(&mut readiness));
-        timeout(SYNC_TIMEOUT, readiness::all_held(&synced)).await.ok().with_context(|| {
-            format!(
-                "{} did not list its namespaces and the Secrets named {} within {} s; the log above says why, --log debug \
-                 says more",
-                wiring.cluster.server,
-                wiring.secret_name(),
-                SYNC_TIMEOUT.as_secs()
-            )
-        })?;
-        match keyed {
+        match &keyed {
             Some(keyed) => {
                 let held = timeout(SYNC_TIMEOUT, keyed.held()).await;
                 held.ok().with_context(|| {
@@ -191,45 +187,46 @@ impl OnceFlags {
             }
             None => read_state_key(&wiring).await,
         }
+        let synced = wiring.watch(&mut readiness, keyed);
+        timeout(SYNC_TIMEOUT, readiness::all_held(&synced)).await.ok().with_context(|| {
+            format!(
+                "{} did not list its namespaces and the Secrets named {} within {} s; the log above says why, --log debug \
+                 says more",
+                wiring.cluster.server,
+                wiring.secret_name(),
+                SYNC_TIMEOUT.as_secs()
+            )
+        })?;
         Ok(Site {
             wiring,
             progress,
             term: Leadership::unlimited(),
         })
     }
+}
 
-    async fn demand_rights(&self, command: &Command, wiring: &Wiring) -> anyhow::Result<()> {
-        let client = &wiring.cluster.client;
-        let secret = On::Secrets(wiring.secret_name());
-        let mut rights = rights(command, self, &secret);
-        if command.seals && !self.dry_run {
-            rights.extend(state_key_rights(
-                wiring,
-                &["list", "watch", "create", "patch"],
-            ));
-        }
-        let missing = rights::missing(client, &rights).await.with_context(|| {
-            format!(
-                "can't work on {}; if that isn't the cluster that is meant, see --kubeconfig and `kubectl config \
-                 current-context`; if it is, `kubectl get namespaces` has to work from here",
-                wiring.cluster.server
-            )
-        })?;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let account = rights::account(client).await;
-        let account = account.as_deref().unwrap_or("this account");
-        let lines: Vec<_> = missing
-            .iter()
-            .map(|right| format!("\nmissing: {right}"))
-            .collect();
-        anyhow::bail!(
-            "{account} may not do what this takes in {}; docs/commands.md has the Role{}",
-            wiring.cluster.server,
-            lines.concat()
-        );
+/// Fails if this account has not all of these rights, and names those that are missing.
+pub(super) async fn demand_rights(cluster: &Cluster, rights: &[Right]) -> anyhow::Result<()> {
+    let (client, server) = (&cluster.client, &cluster.server);
+    let missing = rights::missing(client, rights).await.with_context(|| {
+        format!(
+            "can't work on {server}; if that isn't the cluster that is meant, see --kubeconfig and `kubectl config \
+             current-context`; if it is, `kubectl get namespaces` has to work from here"
+        )
+    })?;
+    if missing.is_empty() {
+        return Ok(());
     }
+    let account = rights::account(client).await;
+    let account = account.as_deref().unwrap_or("this account");
+    let lines: Vec<_> = missing
+        .iter()
+        .map(|right| format!("\nmissing: {right}"))
+        .collect();
+    anyhow::bail!(
+        "{account} may not do what this takes in {server}; docs/commands.md has the Role{}",
+        lines.concat()
+    );
 }
 
 fn rights(command: &Command, flags: &OnceFlags, secret: &On) -> Vec<Right> {
@@ -308,12 +305,22 @@ impl Site {
         let _ = timeout(LABEL_TIMEOUT, seen).await;
     }
 
-    /// Does something for each namespace, at the pace that the configuration gives the refresher. Once the term is over
-    /// nothing more is begun, and the rows say so.
+    /// Does something for each namespace, at the pace that the configuration gives the leader. Once the term is over nothing
+    /// more is begun, and the rows say so.
     pub(super) async fn each(
         &self,
         names: Vec<Namespace>,
         work: impl AsyncFn(&Namespace) -> Row,
+    ) -> Vec<Row> {
+        let work = async |namespace: &Namespace| Some(work(namespace).await);
+        self.each_seen(names, work).await
+    }
+
+    /// Does what [`Self::each`] does, and leaves out the rows of namespaces that are none of our business.
+    pub(super) async fn each_seen(
+        &self,
+        names: Vec<Namespace>,
+        work: impl AsyncFn(&Namespace) -> Option<Row>,
     ) -> Vec<Row> {
         let all = names.len();
         let per_second = self.wiring.live.config().refresh.writes_per_second;
@@ -330,13 +337,15 @@ impl Site {
             if self.term.holds() {
                 work(&namespace).await
             } else {
-                interrupted(namespace)
+                Some(interrupted(namespace))
             }
         };
         let mut done = std::pin::pin!(stream::iter(names).map(one).buffer_unordered(AT_ONCE));
+        let mut finished = 0;
         while let Some(row) = done.next().await {
-            rows.push(row);
-            self.progress.tell(rows.len(), all);
+            rows.extend(row);
+            finished += 1;
+            self.progress.tell(finished, all);
         }
         rows.sort_by(|a, b| a.namespace.cmp(&b.namespace));
         rows

@@ -1,8 +1,9 @@
 //! `ecr-injector refresh --once`: what the leader does, once and by hand.
 
-use std::{collections::HashMap, process::ExitCode, sync::Arc};
+use std::process::ExitCode;
 
 use clap::{Args, error::ErrorKind};
+use jiff::Timestamp;
 
 use super::{
     once::{self, Command, OnceFlags, Site},
@@ -10,38 +11,40 @@ use super::{
 };
 use crate::{
     namespace::{Namespace, OptedIn, store::Look},
-    pull_secret::{Foreign, Knowledge, Terms, state::State, store::Entry, to_the_second},
-    refresher::{
-        Refresher, Sweep, Swept,
-        schedule::{Action, Plan},
+    pull_secret::{Foreign, Observed, state::State, store::Entry, to_the_second},
+    refresh::{
+        Sweep, Swept,
+        plan::{Action, DesiredState, Plan},
     },
+    token::Freshness,
 };
 
 const LONG_ABOUT: &str = "\
 Bring all pull secrets up to date once, and end.
 
-It does what a leader of `serve` does, by the same code: renews what is due, completes what AWS couldn't give, makes what \
-`prewarm` names, puts right what was changed, and sees to namespaces that were opted out. It may run beside a leader.";
+It does what a leader of `serve` does, by the same code: renews what is due, mints what AWS couldn't give before, makes what \
+`prewarm` names, and repairs what was changed. Only opted-in namespaces are written to. It may run beside a leader.";
 const AFTER_HELP: &str = "\
 Standard output has what was done alone; logs, progress and the summary go to standard error.
 
 Exit codes:
   0    everything is fresh; a dry run: nothing is in the way of that
-  1    something is not (a Secret that isn't ours, no token, a refused write), a right is missing, or the cluster could not \
-be reached
+  1    something is not (a Secret that isn't ours, no token, a refused write, a suspended registry), a right is missing, or the \
+cluster could not be reached
   2    wrong usage
   130  interrupted: what was under way has ended, and the output says what was done
 
 Examples:
   ecr-injector refresh --once --dry-run
-  ecr-injector refresh --once --all --namespace team-a";
+  ecr-injector refresh --once --all --namespace team-a
+  ecr-injector refresh --once --prune --config config.yaml";
 const NOT_ONCE: &str = "\
 --once is missing: this command does its work once and ends.
 To keep pull secrets fresh all the time, run `ecr-injector serve`: one of its replicas leads and refreshes.
 ";
 const NO_CONFIG: &str = "\
-warning: no --config: all values are defaults. If the webhook has a configuration, give the same, or registries and \
-identities that it names are taken out of the pull secrets";
+warning: no --config: all values are defaults. If the webhook has a configuration, give the same: by another one, other \
+identities mint, and aliases are unknown";
 
 const COMMAND: Command = Command {
     doing: "refreshing",
@@ -59,6 +62,9 @@ pub struct Flags {
     /// Renew also what isn't due yet: all credentials of these namespaces
     #[arg(long)]
     all: bool,
+    /// Take out registries that the configuration does not allow, also those whose credentials are still good
+    #[arg(long)]
+    prune: bool,
     #[command(flatten)]
     scope: OnceFlags,
 }
@@ -81,36 +87,36 @@ impl Flags {
         })
     }
 
-    fn sweep(&self, renews_all: bool) -> Sweep {
-        let named = &self.scope.namespaces;
-        Sweep {
-            namespaces: (!named.is_empty()).then(|| named.iter().cloned().collect()),
-            renews_all,
-        }
+    /// The namespaces that the sweep is for.
+    fn names(&self, site: &Site) -> Vec<Namespace> {
+        let scope = &self.scope.namespaces;
+        let mut names = site.wiring.reconciler(None).names();
+        names.retain(|name| scope.is_empty() || scope.contains(name));
+        names
     }
 
     async fn refresh(&self, site: &Site) -> anyhow::Result<Report> {
         self.check_names(site).await?;
-        let (wiring, config) = (&site.wiring, site.wiring.live.config());
-        let before: HashMap<Namespace, Arc<Entry>> = wiring.secrets.all().into_iter().collect();
-        let refresher = wiring.refresher(None);
-        let progress = |done, all| site.progress.tell(done, all);
-        let swept = refresher
-            .sweep(self.sweep(self.all), site.term.clone(), &progress)
-            .await;
-        let plans = plans(&refresher, self.sweep(false));
-        let rows = swept.iter().filter_map(|swept| {
-            let namespace = &swept.namespace;
+        let wiring = &site.wiring;
+        let reconciler = wiring.reconciler(None);
+        let sweep = Sweep::new(self.all, self.prune);
+        let rows = site.each_seen(self.names(site), async |namespace: &Namespace| {
+            let before = wiring.secrets.get(namespace);
+            let swept = reconciler
+                .bring_up_to_date(namespace, &sweep, &site.term)
+                .await;
             let after = wiring.secrets.get(namespace);
+            let settings = wiring.namespaces.peek(namespace);
             Seen {
-                before: before.get(namespace).map(|entry| entry.knowledge()),
-                after: after.as_deref().map(Entry::knowledge),
-                said: wiring.namespaces.peek(namespace).as_ref(),
-                is_excluded: config.rules.excluded.contains(namespace),
+                before: before.as_deref().map(Entry::observed),
+                after: after.as_deref().map(Entry::observed),
+                settings: settings.as_ref(),
+                is_excluded: wiring.live.config().rules.excluded.contains(namespace),
+                now: wiring.clock.now(),
             }
-            .done(swept, plans.get(namespace), !site.term.holds())
+            .done(namespace, &swept, !site.term.holds())
         });
-        let rows: Vec<_> = rows.collect();
+        let rows = rows.await;
         let summary = done(&rows, &wiring.cluster.server);
         Ok(Report { rows, summary })
     }
@@ -118,41 +124,29 @@ impl Flags {
     /// Reads what isn't known, and does nothing else.
     async fn preview(&self, site: &Site) -> anyhow::Result<Report> {
         self.check_names(site).await?;
-        let (wiring, config) = (&site.wiring, site.wiring.live.config());
-        let writer = &wiring.writer(&wiring.cluster.refresher);
-        let refresher = wiring.refresher(None);
-        let names = refresher.preview(self.sweep(self.all)).into_iter();
-        let names = names.map(|(namespace, _)| namespace);
-        let looked = site.each(names.collect(), async |namespace: &Namespace| {
+        let wiring = &site.wiring;
+        let reconciler = wiring.reconciler(None);
+        let sweep = Sweep::new(self.all, self.prune);
+        let rows = site.each_seen(self.names(site), async |namespace: &Namespace| {
+            let plan = match reconciler.preview(namespace, &sweep).await {
+                Ok(plan) => plan,
+                Err(error) => {
+                    return Some(Row::bad(namespace.clone(), "failed", error.to_string()));
+                }
+            };
             let known = wiring.secrets.get(namespace);
-            let is_unverified =
-                |entry: &Entry| matches!(entry.knowledge(), Knowledge::Unverified { .. });
-            if known.as_deref().is_some_and(is_unverified)
-                && let Err(error) = writer.look(namespace, once::deadline()).await
-            {
-                return Row::bad(namespace.clone(), "failed", error.to_string());
-            }
-            Row::good(namespace.clone(), "looked")
-        });
-        let looked = looked.await;
-        let plans = plans(&refresher, self.sweep(self.all));
-        let now = wiring.clock.now();
-        let rows = looked.into_iter().filter_map(|row| {
-            if !row.is_good {
-                return Some(row);
-            }
-            let known = wiring.secrets.get(&row.namespace);
-            let known = known.as_deref().map(Entry::knowledge);
-            let said = wiring.namespaces.peek(&row.namespace);
-            let seen = Seen {
+            let known = known.as_deref().map(Entry::observed);
+            let settings = wiring.namespaces.peek(namespace);
+            Seen {
                 before: known,
                 after: known,
-                said: said.as_ref(),
-                is_excluded: config.rules.excluded.contains(&row.namespace),
-            };
-            seen.would(&row.namespace, plans.get(&row.namespace), now)
+                settings: settings.as_ref(),
+                is_excluded: wiring.live.config().rules.excluded.contains(namespace),
+                now: wiring.clock.now(),
+            }
+            .would(namespace, plan.as_ref())
         });
-        let rows: Vec<_> = rows.collect();
+        let rows = rows.await;
         let summary = would(&rows, &wiring.cluster.server);
         Ok(Report { rows, summary })
     }
@@ -184,93 +178,79 @@ impl Flags {
     }
 }
 
-/// What there is to do for each namespace, now or later.
-fn plans(refresher: &Refresher, sweep: Sweep) -> HashMap<Namespace, Plan> {
-    let plans = refresher.preview(sweep).into_iter();
-    plans
-        .filter_map(|(namespace, plan)| Some((namespace, plan?)))
-        .collect()
-}
-
 /// What is known of a namespace.
 #[derive(Clone, Copy)]
 struct Seen<'a> {
-    before: Option<&'a Knowledge>,
-    after: Option<&'a Knowledge>,
-    said: Option<&'a OptedIn>,
+    before: Option<&'a Observed>,
+    after: Option<&'a Observed>,
+    settings: Option<&'a OptedIn>,
     is_excluded: bool,
+    now: Timestamp,
 }
 
 impl Seen<'_> {
-    /// What a sweep did for it. Nothing, if it is none of our business.
-    fn done(&self, swept: &Swept, plan: Option<&Plan>, is_interrupted: bool) -> Option<Row> {
-        let namespace = &swept.namespace;
+    /// Returns what a sweep did for it. Nothing, if it is none of our business.
+    fn done(&self, namespace: &Namespace, swept: &Swept, is_interrupted: bool) -> Option<Row> {
         if !self.is_our_business() {
             return None;
         }
         if let Some(row) = self.set_aside(namespace) {
             return Some(row);
         }
-        let state = self.after.and_then(Knowledge::claims);
-        let had = self.before.and_then(Knowledge::claims);
-        let is_good = swept.error.is_none() && swept.is_done;
-        let row = if !is_good && swept.error.is_none() && is_interrupted {
+        let plan = swept.plan.as_ref();
+        let is_done = plan.is_none_or(|plan| plan.at > self.now);
+        let had = self.before.and_then(Observed::claims);
+        let has = self.after.and_then(Observed::claims);
+        let row = if swept.error.is_none() && !is_done && is_interrupted {
             once::interrupted(namespace.clone())
-        } else if !is_good {
-            let still_due = || "something is still due; the log says why".to_owned();
-            let message = swept.error.clone().unwrap_or_else(still_due);
+        } else if let Some(error) = &swept.error {
+            let is_refused = error.contains("refused");
+            let result = if is_refused { "refused" } else { "failed" };
+            Row::bad(namespace.clone(), result, error.clone())
+        } else if !is_done {
+            let message = "something is still due; the log says why".to_owned();
             Row::bad(namespace.clone(), "failed", message)
         } else {
-            let result = match (swept.written, had, state) {
-                (false, _, None) => "none",
-                (false, _, Some(state)) if state.retired => "let go",
-                (false, _, Some(_)) => "fresh",
-                (true, _, None) => "removed",
-                (true, None, Some(_)) => "created",
-                (true, Some(_), Some(state)) if state.retired => "retired",
-                (true, Some(_), Some(_)) => "renewed",
-            };
-            Row::good(namespace.clone(), result)
+            match (swept.written, had, has) {
+                (true, _, None) => Row::good(namespace.clone(), "removed"),
+                (true, None, Some(_)) => Row::good(namespace.clone(), "created"),
+                (true, Some(_), Some(_)) => Row::good(namespace.clone(), "renewed"),
+                (false, _, _) => self.standing(namespace, plan),
+            }
         };
-        Some(self.with_state(row, plan))
+        Some(self.with_state(Self::warned(row, plan), plan))
     }
 
-    /// What a sweep would do for it.
-    fn would(
-        &self,
-        namespace: &Namespace,
-        plan: Option<&Plan>,
-        now: jiff::Timestamp,
-    ) -> Option<Row> {
+    /// Returns what a sweep would do for it.
+    fn would(&self, namespace: &Namespace, plan: Option<&Plan>) -> Option<Row> {
         if !self.is_our_business() {
             return None;
         }
         if let Some(row) = self.set_aside(namespace) {
             return Some(row);
         }
-        let state = self.after.and_then(Knowledge::claims);
-        let due = plan.filter(|plan| plan.at <= now);
+        let has = self.after.and_then(Observed::claims);
+        let due = plan.filter(|plan| plan.at <= self.now);
         let (result, message) = match due.map(|plan| &plan.action) {
-            None => match state {
-                None => ("none", None),
-                Some(state) if state.retired => ("let go", None),
-                Some(_) => ("fresh", None),
-            },
-            Some(Action::Write(target)) => {
-                let result = match (target.terms, state) {
-                    (Terms::Whole { retired: true, .. }, _) => "would retire",
-                    (_, None) => "would create",
-                    (_, Some(_)) => "would renew",
+            None => {
+                let row = Self::warned(self.standing(namespace, plan), plan);
+                return Some(self.with_state(row, plan));
+            }
+            Some(Action::Write(desired)) => {
+                let result = if has.is_some() {
+                    "would renew"
+                } else {
+                    "would create"
                 };
-                let (due, all) = (target.due.len(), target.keys.len());
-                (result, Some(format!("{due} of {}", count(all, "host"))))
+                let (due, all) = (desired.due.len(), desired.keys.len());
+                let dropped = desired.forgotten.len();
+                let mut message = format!("{due} of {}", count(all, "host"));
+                if dropped > 0 {
+                    message = format!("{message}; {} dropped", count(dropped, "host"));
+                }
+                (result, Some(message))
             }
             Some(Action::Look) => ("would look", None),
-            Some(Action::AskNamespace) => {
-                let message =
-                    "opted out: would be kept fresh until optOutGrace is over, and then let go";
-                ("would check", Some(message.to_owned()))
-            }
             Some(Action::Remove) => ("would remove", None),
         };
         let row = Row {
@@ -280,48 +260,105 @@ impl Seen<'_> {
         Some(self.with_state(row, plan))
     }
 
+    /// Returns what a pull secret is worth for which there is nothing to do now.
+    fn standing(&self, namespace: &Namespace, plan: Option<&Plan>) -> Row {
+        let Some(state) = self.after.and_then(Observed::claims) else {
+            return Row::good(namespace.clone(), "absent");
+        };
+        if self.settings.is_none() {
+            let result = if state.has_expired(self.now) {
+                "expired-out"
+            } else {
+                "opted-out"
+            };
+            return Row::good(namespace.clone(), result);
+        }
+        let desired = desired_of(plan);
+        let allowed = desired.map_or(0, |desired| desired.keys.len());
+        let is_expired = |host| state.freshness(host, self.now) == Freshness::Expired;
+        let has_expired = desired.is_some_and(|desired| desired.keys.keys().any(is_expired));
+        if state.hosts.is_empty() {
+            Row::good(namespace.clone(), "empty")
+        } else if has_expired {
+            let message = "a credential has expired and could not be renewed".to_owned();
+            Row::bad(namespace.clone(), "expired", message)
+        } else if allowed == 0 && desired.is_some() {
+            Row::good(namespace.clone(), "suspended")
+        } else {
+            Row::good(namespace.clone(), "fresh")
+        }
+    }
+
+    /// Says which hosts the configuration does not allow: their credentials end, and that is most likely not meant.
+    fn warned(row: Row, plan: Option<&Plan>) -> Row {
+        let desired = desired_of(plan).filter(|_| row.is_good);
+        let suspended = desired.map(|desired| &desired.suspended);
+        let Some((host, why)) = suspended.and_then(|hosts| hosts.first_key_value()) else {
+            return row;
+        };
+        let more = suspended.map_or(0, |hosts| hosts.len() - 1);
+        let others = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        Row {
+            message: Some(format!("{host}{others} suspended: {why}")),
+            is_good: false,
+            ..row
+        }
+    }
+
     /// Whether the namespace is opted in, or has or had a pull secret of ours.
     fn is_our_business(&self) -> bool {
-        let has_claims = |known: Option<&Knowledge>| known.and_then(Knowledge::claims).is_some();
+        let has_claims = |known: Option<&Observed>| known.and_then(Observed::claims).is_some();
         !self.is_excluded
-            && (self.said.is_some() || has_claims(self.before) || has_claims(self.after))
+            && (self.settings.is_some() || has_claims(self.before) || has_claims(self.after))
     }
 
     /// The row of a namespace for which nothing can be done.
     fn set_aside(&self, namespace: &Namespace) -> Option<Row> {
-        let said = self.said?;
-        if said.is_terminating {
+        let settings = self.settings?;
+        if settings.is_terminating {
             return Some(Row {
                 message: Some("the namespace is being deleted".to_owned()),
-                ..Row::good(namespace.clone(), "left")
+                ..Row::good(namespace.clone(), "skipped")
             });
         }
         match self.after {
-            Some(Knowledge::Foreign(why)) => Some(foreign(namespace, *why)),
+            Some(Observed::Foreign(why)) => Some(foreign(namespace, *why)),
             _ => None,
         }
     }
 
     fn with_state(&self, row: Row, plan: Option<&Plan>) -> Row {
-        let state = self.after.and_then(Knowledge::claims);
+        let state = self.after.and_then(Observed::claims);
         let hosts = state.into_iter().flat_map(|state| state.hosts.keys());
+        let never = Timestamp::MAX;
         Row {
             hosts: hosts.cloned().collect(),
             expires_at: state.and_then(State::expires_at),
-            due_at: plan.map(|plan| plan.at),
+            due_at: plan.map(|plan| plan.at).filter(|at| *at != never),
             ..row
         }
     }
 }
 
+fn desired_of(plan: Option<&Plan>) -> Option<&DesiredState> {
+    match plan.map(|plan| &plan.action) {
+        Some(Action::Write(desired)) => Some(desired),
+        _ => None,
+    }
+}
+
 fn foreign(namespace: &Namespace, why: Foreign) -> Row {
     let message = format!("not ours, and so left alone: {why}");
-    Row::bad(namespace.clone(), "left", message)
+    Row::bad(namespace.clone(), "skipped", message)
 }
 
 /// The summary of what was done.
 fn done(rows: &[Row], server: &str) -> String {
-    let changed = ["created", "renewed", "retired", "removed"];
+    let changed = ["created", "renewed", "removed"];
     let changed = rows.iter().filter(|row| changed.contains(&row.result));
     let (changed, bad) = (changed.count(), bad(rows));
     let text = match (changed, bad) {
@@ -381,237 +418,4 @@ fn next(rows: &[Row]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use jiff::{SignedDuration, Timestamp};
-
-    use super::*;
-    use crate::{
-        identity::Identity, pull_secret::state::HostState, refresher::schedule::Class,
-        registry::Host, token::Lifetime,
-    };
-
-    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
-
-    fn team() -> Namespace {
-        Namespace::parse("team").expect("valid")
-    }
-
-    fn later(hours: i64) -> Timestamp {
-        NOW + SignedDuration::from_hours(hours)
-    }
-
-    fn ours(retired: bool) -> Knowledge {
-        let host = Host::parse("123456789012.dkr.ecr.eu-west-1.amazonaws.com").expect("valid");
-        let lifetime = Lifetime {
-            minted_at: NOW,
-            expires_at: later(12),
-        };
-        let entry = HostState {
-            identity: Identity::Ambient.hash(),
-            lifetime: Some(lifetime),
-        };
-        Knowledge::Ours(State {
-            hosts: [(host, entry)].into_iter().collect(),
-            retired,
-            ..State::default()
-        })
-    }
-
-    fn swept(written: bool, error: Option<&str>, is_done: bool) -> Swept {
-        Swept {
-            namespace: team(),
-            written,
-            error: error.map(str::to_owned),
-            is_done,
-        }
-    }
-
-    fn done_to(
-        (before, after): (Option<&Knowledge>, Option<&Knowledge>),
-        said: Option<&OptedIn>,
-        swept: &Swept,
-        is_interrupted: bool,
-    ) -> Option<Row> {
-        let is_excluded = false;
-        let seen = Seen {
-            before,
-            after,
-            said,
-            is_excluded,
-        };
-        seen.done(swept, None, is_interrupted)
-    }
-
-    #[test]
-    #[allow(clippy::too_many_lines, reason = "a table")]
-    fn a_row_says_what_was_done_and_whether_it_is_well() {
-        let said = OptedIn::default();
-        let going = OptedIn {
-            is_terminating: true,
-            ..OptedIn::default()
-        };
-        let (secret, retired) = (&ours(false), &ours(true));
-        let theirs = &Knowledge::Foreign(Foreign::Label);
-        let (idle, wrote) = (swept(false, None, true), swept(true, None, true));
-        let stuck = swept(true, Some("AWS refused"), false);
-        let (left_over, in_error) = (swept(false, None, false), swept(false, Some("x"), true));
-        for (known, said, swept, is_interrupted, expected) in [
-            (
-                (Some(secret), Some(secret)),
-                Some(&said),
-                &idle,
-                false,
-                Some(("fresh", true)),
-            ),
-            (
-                (None, None),
-                Some(&said),
-                &idle,
-                false,
-                Some(("none", true)),
-            ),
-            (
-                (None, Some(secret)),
-                Some(&said),
-                &wrote,
-                false,
-                Some(("created", true)),
-            ),
-            (
-                (Some(secret), Some(secret)),
-                Some(&said),
-                &wrote,
-                true,
-                Some(("renewed", true)),
-            ),
-            (
-                (Some(secret), Some(secret)),
-                Some(&said),
-                &stuck,
-                false,
-                Some(("failed", false)),
-            ),
-            (
-                (Some(secret), Some(secret)),
-                Some(&said),
-                &in_error,
-                false,
-                Some(("failed", false)),
-            ),
-            (
-                (Some(secret), Some(secret)),
-                Some(&said),
-                &left_over,
-                false,
-                Some(("failed", false)),
-            ),
-            (
-                (Some(secret), Some(secret)),
-                Some(&said),
-                &left_over,
-                true,
-                Some(("interrupted", false)),
-            ),
-            (
-                (Some(theirs), Some(theirs)),
-                Some(&said),
-                &idle,
-                false,
-                Some(("left", false)),
-            ),
-            ((Some(theirs), Some(theirs)), None, &idle, false, None),
-            (
-                (Some(secret), Some(secret)),
-                Some(&going),
-                &idle,
-                false,
-                Some(("left", true)),
-            ),
-            (
-                (Some(secret), Some(retired)),
-                None,
-                &wrote,
-                false,
-                Some(("retired", true)),
-            ),
-            (
-                (Some(retired), Some(retired)),
-                None,
-                &idle,
-                false,
-                Some(("let go", true)),
-            ),
-            (
-                (Some(retired), None),
-                None,
-                &wrote,
-                false,
-                Some(("removed", true)),
-            ),
-            ((None, None), None, &idle, false, None),
-        ] {
-            let row = done_to(known, said, swept, is_interrupted);
-            let seen = row.as_ref().map(|row| (row.result, row.is_good));
-            assert_eq!(seen, expected, "{known:?} {swept:?}");
-        }
-    }
-
-    #[test]
-    fn a_preview_tells_what_is_due_from_what_is_not() {
-        let (said, secret) = (OptedIn::default(), ours(false));
-        let seen = Seen {
-            before: Some(&secret),
-            after: Some(&secret),
-            said: Some(&said),
-            is_excluded: false,
-        };
-        let ask = |at| Plan {
-            class: Class::Due,
-            at,
-            ends: at,
-            action: Action::Look,
-        };
-        for (plan, expected) in [(ask(NOW), "would look"), (ask(later(3)), "fresh")] {
-            let row = seen.would(&team(), Some(&plan), NOW).expect("a row");
-            assert_eq!((row.result, row.due_at), (expected, Some(plan.at)));
-            assert_eq!((row.hosts.len(), row.expires_at), (1, Some(later(12))));
-        }
-        let excluded = Seen {
-            is_excluded: true,
-            ..seen
-        };
-        assert_eq!(excluded.would(&team(), None, NOW), None);
-    }
-
-    #[test]
-    fn the_summary_says_so_when_nothing_was_due() {
-        let row = |result| Row {
-            due_at: Some(later(3)),
-            ..Row::good(team(), result)
-        };
-        let next = "\nthe next is due at 1970-01-01T03:00:00Z (team)";
-        assert_eq!(
-            done(&[row("fresh")], "x"),
-            format!("nothing to do: all is fresh in 1 namespace, in x{next}")
-        );
-        let failed = Row::bad(team(), "failed", "why".to_owned());
-        assert_eq!(
-            done(&[row("renewed"), failed.clone()], "x"),
-            format!(
-                "1 pull secret brought up to date; 1 of 2 namespaces not as it should be, see above, in x{next}"
-            )
-        );
-        assert_eq!(
-            done(&[], "x"),
-            "no namespace is opted in or has a pull secret of ours, in x"
-        );
-        assert_eq!(
-            would(&[row("would renew"), failed], "x"),
-            "something would be done in 1 of 2 namespaces; 1 can't be brought up to date, see above, in x"
-        );
-        assert_eq!(
-            would(&[row("fresh")], "x"),
-            format!("nothing would be done: all is fresh in 1 namespace, in x{next}")
-        );
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! `ecr-injector serve`: the webhook.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddr},
     process::ExitCode,
@@ -27,15 +28,19 @@ use super::{
 use crate::{
     config::Config,
     descriptors::{self, Needs},
+    discovery::Discoverer,
     events::Events,
     leader::{Elector, Leadership, Settings},
     metrics::Metrics,
     namespace::Namespace,
     pull_secret::{
-        ensure::{Ensurer, Parts},
         gauges, guard,
+        provisioner::{Parts, Provisioner},
+        state_key::KeySecret,
     },
     readiness::{self, Condition, Readiness},
+    refresh::Reconciler,
+    registry::Host,
     server::{
         Admission, MAX_IN_HAND,
         accept::{Connection, Listener, MAX_CONNECTIONS},
@@ -203,8 +208,8 @@ impl Flags {
         let traces = Traces::start(self.otlp_endpoint.as_deref(), &instance(), metrics.clone());
         let (traces, exporter) = traces.context("traces")?;
         let mut readiness = Readiness::default();
-        let synced = wiring.watch(&mut readiness);
-        wiring.share_state_key(&mut readiness);
+        let keyed = wiring.share_state_key(&mut readiness);
+        let synced = wiring.watch(&mut readiness, Some(keyed));
         let tls = serve_certificate(&wiring, &mut readiness, certificates.source, service);
         let tls = self.certificates.server_config(&wiring, tls)?;
         let authority = certificates.authority;
@@ -227,8 +232,15 @@ impl Flags {
         );
         test_guard(&wiring, synced.clone());
         let events = wiring.events();
-        let leading = lead(&wiring, settings, events.clone(), authority, synced)?;
-        let webhook = webhook(&wiring, events);
+        let provisioner = provisioner(&wiring, events.clone());
+        let duties = Duties {
+            reconciler: wiring.reconciler(Some(events.clone())),
+            authority,
+            state_key: wiring.state_key_secret.clone(),
+            discoverer: discoverer(&wiring, provisioner.clone()),
+        };
+        let leading = lead(&wiring, settings, duties, synced)?;
+        let webhook = webhook(&wiring, provisioner, events);
         let draining = CancellationToken::new();
         let admission = Listener {
             socket,
@@ -341,20 +353,44 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
     (is_missing && is_all).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
-fn webhook(wiring: &Wiring, events: Events) -> Webhook {
-    let ensurer = Ensurer::new(Parts {
+fn provisioner(wiring: &Wiring, events: Events) -> Provisioner {
+    Provisioner::new(Parts {
         writer: wiring.writer(&wiring.cluster.client),
         namespaces: wiring.namespaces.clone(),
         tokens: wiring.tokens.clone(),
         metrics: wiring.metrics.clone(),
+        events: Some(events),
         tasks: wiring.tasks.clone(),
         stop: wiring.stop.clone(),
-    });
+    })
+}
+
+/// Hands what Pending Pods want to the provisioner, as an admission that could not write does.
+fn discoverer(wiring: &Wiring, provisioner: Provisioner) -> Discoverer {
+    let (rules, namespaces) = (wiring.live.rules.clone(), wiring.namespaces.clone());
+    let sink = move |namespace: &Namespace, hosts: BTreeSet<Host>| {
+        let (rules, Some(settings)) = (rules.get(), namespaces.peek(namespace)) else {
+            return;
+        };
+        let hosts = hosts.iter();
+        let keys = hosts.filter_map(|host| rules.key_for(host.as_str(), namespace, &settings));
+        provisioner.want(namespace, keys.collect(), &rules);
+    };
+    Discoverer::new(
+        wiring.cluster.refresher.clone(),
+        wiring.namespaces.clone(),
+        wiring.live.clone(),
+        wiring.metrics.clone(),
+        Arc::new(sink),
+    )
+}
+
+fn webhook(wiring: &Wiring, provisioner: Provisioner, events: Events) -> Webhook {
     Webhook::new(
         wiring.live.rules.clone(),
         wiring.namespaces.clone(),
         wiring.secrets.clone(),
-        ensurer,
+        provisioner,
         wiring.clock.clone(),
         wiring.metrics.clone(),
     )
@@ -416,13 +452,37 @@ fn test_guard(wiring: &Wiring, synced: [Condition; 2]) {
     });
 }
 
-/// Once it is known what there is, takes part in the election, until everything stops. To be awaited then: it lets go of
-/// the Lease.
+/// What the leader does, beside what every replica does.
+#[derive(Clone)]
+struct Duties {
+    reconciler: Reconciler,
+    authority: Option<SelfManaged>,
+    state_key: KeySecret,
+    discoverer: Discoverer,
+}
+
+impl Duties {
+    async fn lead(self, term: Leadership) {
+        let keep = async {
+            if let Some(authority) = self.authority {
+                authority.keep(term.clone()).await;
+            }
+        };
+        tokio::join!(
+            self.reconciler.lead(term.clone()),
+            keep,
+            self.state_key.keep(&term),
+            self.discoverer.lead(term.clone()),
+        );
+    }
+}
+
+/// Once it is known what there is, takes part in the election, until everything stops. To be awaited then: it releases the
+/// Lease.
 fn lead(
     wiring: &Wiring,
     settings: Settings,
-    events: Events,
-    authority: Option<SelfManaged>,
+    duties: Duties,
     synced: [Condition; 2],
 ) -> anyhow::Result<JoinHandle<()>> {
     let elector = Elector::new(
@@ -431,25 +491,13 @@ fn lead(
         wiring.clock.clone(),
         wiring.metrics.clone(),
     )?;
-    let (refresher, stop) = (wiring.refresher(Some(events)), wiring.stop.clone());
-    let state_key = wiring.state_key_secret.clone();
+    let stop = wiring.stop.clone();
     Ok(tokio::spawn(async move {
         let known = stop.run_until_cancelled(readiness::all_held(&synced));
         if known.await.is_none() {
             return;
         }
-        let lead = |term: Leadership| {
-            let (refresher, authority) = (refresher.clone(), authority.clone());
-            let state_key = state_key.clone();
-            async move {
-                let keep = async {
-                    if let Some(authority) = authority {
-                        authority.keep(term.clone()).await;
-                    }
-                };
-                tokio::join!(refresher.lead(term.clone()), keep, state_key.keep(&term));
-            }
-        };
+        let lead = |term: Leadership| duties.clone().lead(term);
         elector.run(stop, lead).await;
     }))
 }

@@ -23,10 +23,10 @@ use crate::{
         seal::StateKeys,
         state_key::{self, KeySecret},
         store::PullSecrets,
-        write::Writer,
+        write::{Writer, api::KubeSecrets},
     },
-    readiness::{Condition, Readiness},
-    refresher::{self, Refresher, store},
+    readiness::{self, Condition, Readiness},
+    refresh::{self, Reconciler},
     token::{cache::TokenCache, ecr::Ecr},
 };
 
@@ -105,9 +105,6 @@ pub(super) struct Wiring {
     pub(super) tokens: TokenCache,
     pub(super) namespaces: Namespaces,
     pub(super) secrets: PullSecrets,
-    /// What states are sealed and proven with; filled by [`Self::state_key_secret`].
-    #[allow(dead_code, reason = "the writer of pull secrets is to take them")]
-    pub(super) state_keys: StateKeys,
     /// The Secret that shares these keys.
     pub(super) state_key_secret: KeySecret,
     lists: Lists,
@@ -145,7 +142,6 @@ impl Wiring {
             changes.clone(),
             metrics.clone(),
         );
-        let secrets = PullSecrets::new(changes.clone(), metrics.clone());
         let state_keys = StateKeys::default();
         let state_key_secret = KeySecret::new(
             cluster.client.clone(),
@@ -153,6 +149,14 @@ impl Wiring {
             flags.state_key.secret.clone(),
             state_keys.clone(),
             clock.clone(),
+            metrics.clone(),
+        );
+        let known = namespaces.clone();
+        let secrets = PullSecrets::new(
+            state_keys,
+            Arc::new(move |namespace| known.uid(namespace)),
+            clock.clone(),
+            changes.clone(),
             metrics.clone(),
         );
         Ok(Self {
@@ -165,7 +169,6 @@ impl Wiring {
             tokens,
             namespaces,
             secrets,
-            state_keys,
             state_key_secret,
             lists: flags.lists(),
             tasks,
@@ -199,8 +202,13 @@ impl Wiring {
         }
     }
 
-    /// Starts both watches. The conditions hold once they have brought what there is.
-    pub(super) fn watch(&self, readiness: &mut Readiness) -> [Condition; 2] {
+    /// Starts both watches. The conditions hold once they have brought what there is. Where states are to be proven, `keyed`
+    /// holds once there is a key for that.
+    pub(super) fn watch(
+        &self,
+        readiness: &mut Readiness,
+        keyed: Option<Condition>,
+    ) -> [Condition; 2] {
         let namespaces_synced = readiness
             .condition("namespaces-synced")
             .waiting_for("the first list of namespaces");
@@ -212,7 +220,14 @@ impl Wiring {
         self.spawn(async move { watched.run(lists, condition).await });
         let (watched, condition) = (self.secrets.clone(), secrets_synced.clone());
         let (client, name) = (self.cluster.client.clone(), self.secret_name());
-        self.spawn(async move { watched.run(client, &name, lists, condition).await });
+        // A state is proven by the key and its namespace's UID: a pull secret that is listed before both would have to be read.
+        let before: Vec<_> = std::iter::once(namespaces_synced.clone())
+            .chain(keyed)
+            .collect();
+        self.spawn(async move {
+            readiness::all_held(&before).await;
+            watched.run(client, &name, lists, condition).await;
+        });
         [namespaces_synced, secrets_synced]
     }
 
@@ -231,14 +246,15 @@ impl Wiring {
         self.spawn(self.state_key_secret.clone().watch());
     }
 
-    /// A writer through the admissions' client, or the refresher's.
+    /// A writer through the admissions' client, or the leader's.
     pub(super) fn writer(&self, client: &kube::Client) -> Writer {
+        let name = self.secret_name();
+        let api = KubeSecrets::new(client.clone(), name.clone(), self.metrics.clone());
         Writer::new(
-            client.clone(),
-            self.secret_name(),
+            Arc::new(api),
+            name,
             self.secrets.clone(),
             self.clock.clone(),
-            self.metrics.clone(),
         )
     }
 
@@ -256,13 +272,11 @@ impl Wiring {
     }
 
     /// Who keeps pull secrets fresh.
-    pub(super) fn refresher(&self, events: Option<Events>) -> Refresher {
-        Refresher::new(refresher::Parts {
-            store: Arc::new(store::Live {
-                namespaces: self.namespaces.clone(),
-                secrets: self.secrets.clone(),
-                writer: self.writer(&self.cluster.refresher),
-            }),
+    pub(super) fn reconciler(&self, events: Option<Events>) -> Reconciler {
+        Reconciler::new(refresh::Parts {
+            namespaces: Arc::new(self.namespaces.clone()),
+            secrets: self.secrets.clone(),
+            writer: self.writer(&self.cluster.refresher),
             tokens: self.tokens.clone(),
             policy: self.live.policy.clone(),
             changes: self.changes.clone(),

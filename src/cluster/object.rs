@@ -36,6 +36,7 @@ struct Read {
     resource_version: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
+    creation_timestamp: Option<String>,
     deletion_timestamp: Option<IgnoredAny>,
 }
 
@@ -48,6 +49,9 @@ impl From<Read> for ObjectMeta {
             resource_version: read.resource_version,
             labels: read.labels,
             annotations: read.annotations,
+            creation_timestamp: read
+                .creation_timestamp
+                .and_then(|text| text.parse().ok().map(Time)),
             // That there is one is all that anybody asks.
             deletion_timestamp: read.deletion_timestamp.map(|_| Time(Timestamp::UNIX_EPOCH)),
             ..Self::default()
@@ -156,7 +160,8 @@ mod tests {
     fn what_is_used_is_read_and_nothing_else_can_be_wrong() {
         let text = r#"{"apiVersion": "v1", "kind": "Secret", "type": "t", "data": {"a": "eA=="}, "metadata": {
             "name": "n", "namespace": "team", "uid": "u", "resourceVersion": "7", "labels": {"l": "1"},
-            "annotations": {"a": "2"}, "deletionTimestamp": "9999-12-31T00:00:00Z", "finalizers": [7],
+            "annotations": {"a": "2"}, "creationTimestamp": "2027-01-15T08:00:00Z",
+            "deletionTimestamp": "9999-12-31T00:00:00Z", "finalizers": [7],
             "managedFields": [{"time": "9999-12-31T00:00:00Z"}]}}"#;
         let alone: Metadata<Secret> = serde_json::from_str(text).expect("readable");
         let WholeSecret(whole) = serde_json::from_str(text).expect("readable");
@@ -167,7 +172,7 @@ mod tests {
             assert_eq!(metadata.uid.as_deref(), Some("u"));
             assert_eq!(metadata.resource_version.as_deref(), Some("7"));
             assert!(metadata.labels.is_some() && metadata.annotations.is_some());
-            assert!(metadata.deletion_timestamp.is_some());
+            assert!(metadata.creation_timestamp.is_some() && metadata.deletion_timestamp.is_some());
         }
         assert_eq!(whole.type_.as_deref(), Some("t"));
         let data = whole.data.as_ref().expect("data");

@@ -2,19 +2,14 @@
 
 use std::sync::Arc;
 
-use jiff::SignedDuration;
-
 use super::Config;
 use crate::{
     admission::decide::Rules,
     current::{Current, Follower},
     namespace::Namespace,
-    refresher::schedule::{AfterGrace, Policy},
+    refresh::plan::Policy,
     token::SessionCap,
 };
-
-/// How long a pull secret is kept fresh after its namespace was opted out, until the leader plans without it.
-const GRACE: SignedDuration = SignedDuration::from_hours(24);
 
 /// The configuration of the moment; clones share it.
 ///
@@ -107,12 +102,9 @@ fn policy(config: &Config, rules: Arc<Rules>) -> Policy {
     Policy {
         rules,
         prewarm: refresh.prewarm.clone(),
-        grace: GRACE,
-        after_grace: if refresh.removes {
-            AfterGrace::Remove
-        } else {
-            AfterGrace::Retire
-        },
+        forget_after: refresh.forget_after,
+        revocation: refresh.revocation,
+        removes: refresh.removes,
         writes_per_second: refresh.writes_per_second,
     }
 }

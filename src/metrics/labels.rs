@@ -235,3 +235,8 @@ pub(super) struct StateLabels {
 pub(super) struct WhatLabels {
     pub(super) what: &'static str,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CauseLabels {
+    pub(super) cause: &'static str,
+}

@@ -128,6 +128,12 @@ impl Namespaces {
         self.known().get(namespace).cloned()
     }
 
+    /// Returns the UID of an opted-in namespace that the watch knows.
+    #[must_use]
+    pub fn uid(&self, namespace: &Namespace) -> Option<Arc<str>> {
+        self.known().get(namespace).map(|known| known.uid.clone())
+    }
+
     /// The opted-in namespaces that the watch knows.
     #[must_use]
     pub fn names(&self) -> Vec<Namespace> {
@@ -150,9 +156,9 @@ impl Namespaces {
         };
         let OptIn { label, value } = &self.0.opt_in;
         Ok(if object.labels().get(label) == Some(value) {
-            Look::OptedIn(said_by(&object))
+            Look::OptedIn(settings_of(&object))
         } else {
-            Look::OptedOut(said_by(&object))
+            Look::OptedOut(settings_of(&object))
         })
     }
 
@@ -239,12 +245,15 @@ pub enum Look {
 }
 
 fn entry(object: &Metadata<Object>) -> Option<(Namespace, OptedIn)> {
-    Some((Namespace::parse(&object.name_any())?, said_by(object)))
+    Some((Namespace::parse(&object.name_any())?, settings_of(object)))
 }
 
-fn said_by(object: &Metadata<Object>) -> OptedIn {
+/// Returns the settings in a namespace's metadata, whether or not it is opted in.
+#[must_use]
+pub fn settings_of(object: &Metadata<Object>) -> OptedIn {
     let role = object.annotations().get(ROLE_ANNOTATION);
     OptedIn {
+        uid: object.meta().uid.as_deref().unwrap_or_default().into(),
         role: role.map(|text| text.as_str().into()),
         is_terminating: object.meta().deletion_timestamp.is_some(),
     }

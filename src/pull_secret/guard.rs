@@ -129,7 +129,7 @@ fn forbidden(name: &str) -> Value {
 
 /// Whether it is a policy of the guard that refused: `ValidatingAdmissionPolicy 'NAME' with binding 'NAME' denied request: …`.
 /// Others refuse too, in other words or in another policy's name, and that tells nothing of the guard.
-fn is_by_guard(message: &str) -> bool {
+pub(super) fn is_by_guard(message: &str) -> bool {
     let policy = message.split_once("ValidatingAdmissionPolicy '");
     policy
         .and_then(|(_, rest)| rest.split_once('\''))

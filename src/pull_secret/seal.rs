@@ -10,10 +10,12 @@ use std::{
 };
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::state::Seal;
+use super::state::{Seal, State, Subject};
+use crate::namespace::Namespace;
 
 /// The length of a key in bytes: as long as the digest, as RFC 2104 recommends.
 pub const KEY_BYTES: usize = 32;
@@ -105,6 +107,31 @@ impl StateKeys {
         Some(Seal::new(mac.finalize().into_bytes().into()))
     }
 
+    /// Returns whether the state on a Secret was sealed for that very Secret, in the namespace of this UID.
+    #[must_use]
+    pub fn prove(
+        &self,
+        namespace: &Namespace,
+        namespace_uid: &str,
+        metadata: &ObjectMeta,
+        state: &State,
+    ) -> bool {
+        let is_sealed_for = |secret_uid: &str| {
+            let subject = Subject {
+                namespace: namespace.as_str(),
+                namespace_uid,
+                secret_uid,
+            };
+            self.verify(state.sealed_text(subject).as_bytes(), &state.seal)
+        };
+        let Some(uid) = metadata.uid.as_deref().filter(|uid| !uid.is_empty()) else {
+            return false;
+        };
+        let created_at = metadata.creation_timestamp.as_ref().map(|time| time.0);
+        is_sealed_for(uid)
+            || created_at.is_some_and(|at| state.was_created_at(at)) && is_sealed_for("")
+    }
+
     /// Returns whether a seal was made for this message by the current key or the one before. The comparison takes the
     /// same time wherever the two differ.
     #[must_use]
@@ -123,7 +150,14 @@ impl fmt::Debug for StateKeys {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
+    use crate::pull_secret::{
+        state::{Credential, DataDigest, HostState},
+        tests::{NAMESPACE_UID, NOW, entry, host, other, state, team},
+    };
 
     fn key(byte: u8) -> StateKey {
         StateKey::new([byte; KEY_BYTES])
@@ -174,5 +208,142 @@ mod tests {
         let keys = StateKeys::of(key(0xab), None);
         let text = format!("{keys:?} {:?}", key(0xab));
         assert!(!text.contains("171") && !text.contains("ab, "), "{text}");
+    }
+
+    /// A state with two hosts, and the Secret that it is sealed for.
+    fn sealed(secret_uid: &str, keys: &StateKeys) -> (State, ObjectMeta) {
+        let mut state = State {
+            digest: DataDigest::of(b"data"),
+            revision: u64::try_from(NOW.as_millisecond()).expect("after 1970"),
+            ..state([
+                (host(1), entry(NOW, Some((NOW, 12)))),
+                (host(2), entry(NOW, None)),
+            ])
+        };
+        let subject = Subject {
+            namespace: "team",
+            namespace_uid: NAMESPACE_UID,
+            secret_uid,
+        };
+        let text = state.sealed_text(subject);
+        state.seal = keys.seal(text.as_bytes()).expect("a key");
+        let metadata = ObjectMeta {
+            uid: Some("secret-uid".into()),
+            creation_timestamp: Some(Time(NOW)),
+            ..ObjectMeta::default()
+        };
+        (state, metadata)
+    }
+
+    #[test]
+    fn state_proves_only_for_its_own_secret_and_namespace() {
+        let keys = StateKeys::of(key(1), None);
+        let (state, metadata) = sealed("secret-uid", &keys);
+        let named = |name: &str| Namespace::parse(name).expect("valid");
+        assert!(keys.prove(&team(), NAMESPACE_UID, &metadata, &state));
+        assert!(!keys.prove(&named("other"), NAMESPACE_UID, &metadata, &state));
+        for uid in ["other", ""] {
+            assert!(!keys.prove(&team(), uid, &metadata, &state), "{uid:?}");
+        }
+        for uid in [Some("other"), Some(""), None] {
+            let metadata = ObjectMeta {
+                uid: uid.map(str::to_owned),
+                ..metadata.clone()
+            };
+            assert!(
+                !keys.prove(&team(), NAMESPACE_UID, &metadata, &state),
+                "{uid:?}"
+            );
+        }
+        let others = StateKeys::of(key(2), None);
+        assert!(!others.prove(&team(), NAMESPACE_UID, &metadata, &state));
+    }
+
+    type Edit<'a> = (&'static str, &'a dyn Fn(&mut State));
+
+    #[test]
+    fn any_change_of_a_state_breaks_its_seal() {
+        let keys = StateKeys::of(key(1), None);
+        let (good, metadata) = sealed("secret-uid", &keys);
+        let second = SignedDuration::from_secs(1);
+        let edits: [Edit<'_>; 12] = [
+            ("host added", &|it| {
+                it.hosts.insert(host(3), entry(NOW, None));
+            }),
+            ("host removed", &|it| it.hosts.remove(&host(2))),
+            ("host replaced", &|it| {
+                it.hosts.remove(&host(2));
+                it.hosts.insert(host(3), entry(NOW, None));
+            }),
+            ("wanted since", &|it| first(it).demand.since += second),
+            ("wanted at", &|it| first(it).demand.last += second),
+            ("identity", &|it| credential(it).identity = other()),
+            ("minted at", &|it| {
+                credential(it).lifetime.minted_at += second;
+            }),
+            ("expires at", &|it| {
+                credential(it).lifetime.expires_at += second;
+            }),
+            ("credential", &|it| first(it).credential = None),
+            ("digest", &|it| it.digest = DataDigest::of(b"other data")),
+            ("revision", &|it| it.revision += 1),
+            ("seal", &|it| it.seal = Seal::default()),
+        ];
+        for (what, edit) in edits {
+            let mut edited = good.clone();
+            edit(&mut edited);
+            assert_ne!(edited, good, "{what}");
+            let is_proven = keys.prove(&team(), NAMESPACE_UID, &metadata, &edited);
+            assert!(!is_proven, "{what}");
+        }
+    }
+
+    fn first(state: &mut State) -> &mut HostState {
+        state.hosts.get_mut(&host(1)).expect("there")
+    }
+
+    fn credential(state: &mut State) -> &mut Credential {
+        first(state).credential.as_mut().expect("one")
+    }
+
+    #[test]
+    fn state_sealed_without_a_uid_proves_a_secret_created_then() {
+        let keys = StateKeys::of(key(1), None);
+        let (state, metadata) = sealed("", &keys);
+        let minutes = |minutes| Some(NOW + SignedDuration::from_mins(minutes));
+        for (created_at, is_proven) in [
+            (minutes(0), true),
+            (minutes(10), true),
+            (minutes(-10), true),
+            (minutes(11), false),
+            (minutes(-11), false),
+            (None, false),
+        ] {
+            let metadata = ObjectMeta {
+                creation_timestamp: created_at.map(Time),
+                ..metadata.clone()
+            };
+            let proven = keys.prove(&team(), NAMESPACE_UID, &metadata, &state);
+            assert_eq!(proven, is_proven, "{created_at:?}");
+        }
+        let other = Namespace::parse("other").expect("valid");
+        assert!(!keys.prove(&other, NAMESPACE_UID, &metadata, &state));
+        assert!(!keys.prove(&team(), "other", &metadata, &state));
+    }
+
+    #[test]
+    fn state_is_proven_by_the_key_before_a_rotation() {
+        let keys = StateKeys::of(key(1), None);
+        let (state, metadata) = sealed("secret-uid", &keys);
+        for (current, previous, is_proven) in [
+            (2, Some(1), true),
+            (1, Some(2), true),
+            (3, Some(2), false),
+            (2, None, false),
+        ] {
+            keys.replace(key(current), previous.map(key));
+            let proven = keys.prove(&team(), NAMESPACE_UID, &metadata, &state);
+            assert_eq!(proven, is_proven, "{current} {previous:?}");
+        }
     }
 }

@@ -1,51 +1,87 @@
-//! Our state on a pull secret: what a metadata watch can see of it.
+//! The state on a pull secret: what a metadata watch can see of it.
 //!
-//! It is kept for every pull secret of the cluster, so it is small: a list instead of a tree, digests as bytes.
+//! It keeps demand apart from supply: for each host when an admission last wanted it, and beside that the credential, if
+//! there is one. It is kept in memory for every pull secret of the cluster, so it is small: a list instead of a tree,
+//! digests as bytes.
 
-use std::fmt;
+use std::{fmt, fmt::Write as _};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::{
-    identity::{Identity, IdentityHash},
+    identity::IdentityHash,
     registry::Host,
     token::{Freshness, Lifetime},
 };
 
 /// The annotations that together may not exceed 256 KiB; a state larger than this was not written by us.
 pub(super) const MAX_STATE_BYTES: usize = 64 * 1024;
-/// The most hosts that a pull secret ever has, whatever the configuration says: with tokens of 4 KB it stays below the megabyte that
-/// a Secret may have. One that claims more is not of our writing.
+/// The most hosts that a pull secret ever has, whatever the configuration says: with tokens of 4 KB it stays below the
+/// megabyte that a Secret may have. One that claims more is not of our writing.
 pub const MAX_HOSTS: usize = 128;
-const STATE_VERSION: u32 = 1;
+/// How long after its writing a Secret may have been created whose state was sealed before the Secret had a UID: what two
+/// honest clocks may differ by, and the call's own time.
+const CREATION_SKEW: SignedDuration = SignedDuration::from_mins(10);
+/// How old the note of the last demand may be before a write renews it.
+const NOTED_EVERY: SignedDuration = SignedDuration::from_hours(24);
+const STATE_VERSION: u32 = 2;
 
-/// Our state on a pull secret.
+/// The state on a pull secret.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
-    /// What each host has.
+    /// What is wanted of each host, and what it has.
     pub hosts: Hosts,
     /// Tells whether somebody else wrote the data.
     pub digest: DataDigest,
-    /// Since when its namespace is not opted in any more.
-    pub opted_out_at: Option<Timestamp>,
-    /// Whether it is kept fresh no longer, because its namespace has been out for the time of grace.
-    pub retired: bool,
+    /// Orders the writes: milliseconds since 1970 of the write, or one more than the write before.
+    pub revision: u64,
+    /// Proves that one of our replicas wrote it.
+    pub seal: Seal,
+}
+
+/// The object that a state belongs to: what its seal binds it to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subject<'a> {
+    /// The namespace's name.
+    pub namespace: &'a str,
+    /// The namespace's UID: a namespace that was deleted and made again is another.
+    pub namespace_uid: &'a str,
+    /// The Secret's UID; empty while it is being created.
+    pub secret_uid: &'a str,
 }
 
 /// What each host of a pull secret has, in the order of the hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hosts(Vec<(Host, HostState)>);
 
-/// What the pull secret has for one host.
+/// What is wanted of one host, and what the pull secret has for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostState {
-    /// Whose credential it is, or is to be.
+    /// Who wants it.
+    pub demand: Demand,
+    /// What pulls from it; `None` if nobody could mint yet, or not any more.
+    pub credential: Option<Credential>,
+}
+
+/// Since when a host is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// When it was named first.
+    pub since: Timestamp,
+    /// When an admission last wanted it, at most a few days off: it is written with other changes.
+    pub last: Timestamp,
+}
+
+/// A credential for one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credential {
+    /// Whose it is.
     pub identity: IdentityHash,
-    /// From when to when it is good; `None` is an intent.
-    pub lifetime: Option<Lifetime>,
+    /// From when to when it is good.
+    pub lifetime: Lifetime,
 }
 
 /// SHA-256 of a pull secret's data.
@@ -80,37 +116,77 @@ pub enum StateError {
 #[serde(rename_all = "camelCase")]
 struct WireState {
     version: u32,
+    revision: u64,
     hosts: std::collections::BTreeMap<String, WireHost>,
     digest: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    opted_out_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    retired: bool,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    seal: String,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct WireHost {
-    identity: String,
+    wanted_since: Timestamp,
+    wanted_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     minted_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires_at: Option<Timestamp>,
 }
 
-impl State {
-    /// That of a pull secret of which nothing is known but the hosts; `None` if there are none. Whoever plans by it chooses
-    /// the identities anew.
-    #[must_use]
-    pub fn of_intents(hosts: &[Host]) -> Option<Self> {
-        let intent = HostState {
-            identity: Identity::Ambient.hash(),
-            lifetime: None,
+impl WireHost {
+    fn parse(self) -> Result<HostState, StateError> {
+        let lifetime = self.minted_at.zip(self.expires_at);
+        let credential = match (self.identity, lifetime) {
+            (None, None) => None,
+            (Some(identity), Some((minted_at, expires_at))) => Some(Credential {
+                identity: IdentityHash::parse(&identity).ok_or(StateError::Entry)?,
+                lifetime: Lifetime {
+                    minted_at,
+                    expires_at,
+                },
+            }),
+            _ => return Err(StateError::Entry),
         };
-        let hosts = hosts.iter().map(|host| (host.clone(), intent.clone()));
-        let hosts: Hosts = hosts.collect();
-        hosts.iter().next()?;
-        Some(Self {
+        let demand = Demand {
+            since: self.wanted_since,
+            last: self.wanted_at,
+        };
+        Ok(HostState { demand, credential })
+    }
+}
+
+impl From<&HostState> for WireHost {
+    fn from(entry: &HostState) -> Self {
+        let credential = entry.credential;
+        Self {
+            wanted_since: entry.demand.since,
+            wanted_at: entry.demand.last,
+            identity: credential.map(|it| it.identity.to_string()),
+            minted_at: credential.map(|it| it.lifetime.minted_at),
+            expires_at: credential.map(|it| it.lifetime.expires_at),
+        }
+    }
+}
+
+impl State {
+    /// Returns a state in which these hosts are wanted since `now` and have nothing; `None` if there are none.
+    #[must_use]
+    pub fn of_wishes<'a>(
+        hosts: impl IntoIterator<Item = &'a Host>,
+        now: Timestamp,
+    ) -> Option<Self> {
+        let wish = HostState {
+            demand: Demand::new(now),
+            credential: None,
+        };
+        let hosts: Hosts = hosts
+            .into_iter()
+            .map(|host| (host.clone(), wish.clone()))
+            .collect();
+        (!hosts.is_empty()).then(|| Self {
             hosts,
             ..Self::default()
         })
@@ -129,64 +205,130 @@ impl State {
             return Err(StateError::Hosts(wire.hosts.len()));
         }
         let hosts = wire.hosts.into_iter().map(|(host, entry)| {
-            let lifetime = entry
-                .minted_at
-                .zip(entry.expires_at)
-                .map(|(minted_at, expires_at)| Lifetime {
-                    minted_at,
-                    expires_at,
-                });
-            let identity = IdentityHash::parse(&entry.identity).ok_or(StateError::Entry)?;
-            Ok((
-                Host::parse(&host).ok_or(StateError::Entry)?,
-                HostState { identity, lifetime },
-            ))
+            let host = Host::parse(&host).ok_or(StateError::Entry)?;
+            Ok((host, entry.parse()?))
         });
+        let seal = match wire.seal.as_str() {
+            "" => Seal::default(),
+            text => Seal::parse(text).ok_or(StateError::Entry)?,
+        };
         Ok(Self {
             hosts: hosts.collect::<Result<_, StateError>>()?,
             digest: DataDigest::parse(&wire.digest).ok_or(StateError::Entry)?,
-            opted_out_at: wire.opted_out_at,
-            retired: wire.retired,
+            revision: wire.revision,
+            seal,
         })
     }
 
-    /// The annotation's text.
+    /// Returns the annotation's text.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let hosts = self.hosts.iter().map(|(host, entry)| {
-            let wire = WireHost {
-                identity: entry.identity.to_string(),
-                minted_at: entry.lifetime.map(|life| life.minted_at),
-                expires_at: entry.lifetime.map(|life| life.expires_at),
-            };
-            (host.to_string(), wire)
-        });
+        self.text(self.seal.to_string())
+    }
+
+    fn text(&self, seal: String) -> String {
+        let hosts = self.hosts.iter();
         let wire = WireState {
             version: STATE_VERSION,
-            hosts: hosts.collect(),
+            revision: self.revision,
+            hosts: hosts
+                .map(|(host, entry)| (host.to_string(), entry.into()))
+                .collect(),
             digest: self.digest.to_string(),
-            opted_out_at: self.opted_out_at,
-            retired: self.retired,
+            seal,
         };
         // A map of strings and dates always serializes.
         serde_json::to_string(&wire).unwrap_or_default()
     }
 
-    /// How fresh the credential of a host is at `now`; a host that is not there, or only intended, is expired.
+    /// Returns what the seal is made over: the object that the state belongs to, and all that it says. A name and a UID have
+    /// no line breaks, so no two states of two objects have the same text.
     #[must_use]
-    pub fn freshness(&self, host: &Host, now: Timestamp) -> Freshness {
-        let lifetime = self.hosts.get(host).and_then(|entry| entry.lifetime);
-        lifetime.map_or(Freshness::Expired, |life| life.freshness(now))
+    pub fn sealed_text(&self, subject: Subject<'_>) -> String {
+        let Subject {
+            namespace,
+            namespace_uid,
+            secret_uid,
+        } = subject;
+        let mut text = format!("{namespace}\n{namespace_uid}\n{secret_uid}\n");
+        // Writing to a String can't fail.
+        let _ = text.write_str(&self.text(String::new()));
+        text
     }
 
-    /// The soonest expiry of all hosts that have a credential.
+    /// Returns whether the Secret may be the one that this state was created with: a state that is sealed before its Secret has
+    /// a UID is worth nothing on one that was created at another time.
+    #[must_use]
+    pub fn was_created_at(&self, created_at: Timestamp) -> bool {
+        let written_at = i64::try_from(self.revision)
+            .ok()
+            .and_then(|millis| Timestamp::from_millisecond(millis).ok());
+        written_at.is_some_and(|at| created_at.duration_since(at).abs() <= CREATION_SKEW)
+    }
+
+    /// Returns how fresh the credential of a host is at `now`; a host that is not there, or has none, counts as expired.
+    #[must_use]
+    pub fn freshness(&self, host: &Host, now: Timestamp) -> Freshness {
+        let entry = self.hosts.get(host);
+        entry.map_or(Freshness::Expired, |entry| entry.freshness(now))
+    }
+
+    /// Returns the soonest expiry of all hosts that have a credential.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
-        self.hosts
-            .iter()
-            .filter_map(|(_, entry)| entry.lifetime)
-            .map(|life| life.expires_at)
-            .min()
+        let credentials = self.hosts.iter().filter_map(|(_, entry)| entry.credential);
+        credentials.map(|it| it.lifetime.expires_at).min()
+    }
+
+    /// Returns whether all credentials have expired by `now`; dates that can't be true count as expired.
+    #[must_use]
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        let mut credentials = self.hosts.iter().filter_map(|(_, entry)| entry.credential);
+        credentials.all(|it| it.lifetime.is_over(now))
+    }
+}
+
+impl HostState {
+    /// Returns how fresh the credential is at `now`; none counts as expired.
+    #[must_use]
+    pub fn freshness(&self, now: Timestamp) -> Freshness {
+        self.credential
+            .map_or(Freshness::Expired, |it| it.lifetime.freshness(now))
+    }
+
+    /// Returns the credential, if it can be used at `now`.
+    #[must_use]
+    pub fn good(&self, now: Timestamp) -> Option<Credential> {
+        self.credential
+            .filter(|it| it.lifetime.freshness(now) != Freshness::Expired)
+    }
+}
+
+impl Demand {
+    /// A host that is wanted from `now` on.
+    #[must_use]
+    pub fn new(now: Timestamp) -> Self {
+        // To the second: the fraction would only make the annotation longer.
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        Self {
+            since: now,
+            last: now,
+        }
+    }
+
+    /// Returns whether the last demand was noted so lately that one at `now` need not be.
+    #[must_use]
+    pub fn is_noted(self, now: Timestamp) -> bool {
+        now.duration_since(self.last) < NOTED_EVERY
+    }
+
+    /// Returns the demand of two notes of the same host: wanted since the earlier, and last at the later.
+    #[must_use]
+    pub fn union(self, other: Self) -> Self {
+        Self {
+            since: self.since.min(other.since),
+            last: self.last.max(other.last),
+        }
     }
 }
 
@@ -239,6 +381,24 @@ impl Hosts {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Returns what a host has, to be changed.
+    pub fn get_mut(&mut self, host: &Host) -> Option<&mut HostState> {
+        let at = self.place(host).ok()?;
+        self.0.get_mut(at).map(|(_, entry)| entry)
+    }
+
+    /// Keeps those for which the predicate holds.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Host, &HostState) -> bool) {
+        self.0.retain(|(host, entry)| keep(host, entry));
+    }
+
+    /// Replaces each host by an equal one, which others may keep too.
+    pub fn share(&mut self, mut equal: impl FnMut(&Host) -> Host) {
+        for (host, _) in &mut self.0 {
+            *host = equal(host);
+        }
     }
 
     /// Gives back what growing took too much.
@@ -328,3 +488,6 @@ impl fmt::Display for DataDigest {
 fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
+
+#[cfg(test)]
+mod tests;

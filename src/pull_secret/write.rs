@@ -1,53 +1,44 @@
-//! Writes pull secrets: read, merge, apply.
+//! Writes pull secrets: read, merge, seal, apply.
 //!
-//! Within one process the writes to a namespace take turns; between processes a write's precondition decides, and the
-//! loser reads and merges again.
+//! Within one process the writes to a namespace take turns; between processes a write's precondition decides. An admission
+//! that loses reads and merges again. A leader that loses writes nothing: what it planned was planned for another version,
+//! and the namespace is planned again.
+
+pub mod api;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Secret;
-use kube::{
-    Api, Client,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
-};
 use thiserror::Error;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep, timeout, timeout_at},
-};
+use tokio::time::{Instant, sleep, timeout_at};
 
+pub use self::api::{CallError, SecretApi};
 use super::{
-    Existing, FIELD_MANAGER, Foreign, PullSecret, Terms, TooManyHosts, Want, is_public,
-    state::State,
+    DesiredCredential, Existing, Foreign, PullSecret,
+    merge::{Changes, MergeMode, Merged, merge, replaces_all},
+    state::{State, Subject},
     store::{Entry, PullSecrets},
 };
 use crate::{
     clock::Clock,
-    cluster::object::WholeSecret,
-    metrics::Metrics,
-    namespace::Namespace,
+    namespace::{Namespace, OptedIn},
     registry::Host,
     token::{Freshness, cache::MintError},
 };
 
-/// How long one call to the API server may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Writes tried before giving up; each loss means that another replica won.
+/// Writes that an admission tries before it gives up; each loss means that another replica won.
 const MAX_ATTEMPTS: u32 = 12;
 /// The pause after a lost write, times the attempt.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(5);
 /// The pause after the guard refused: another API server may not have seen the opt-in label yet.
 const GUARD_PAUSE: Duration = Duration::from_millis(150);
-/// Calls to the API server at the same time. Each is a connection of its own, and a burst of handshakes would only be slow.
-const MAX_CALLS: usize = 32;
 
 /// Why a pull secret does not have what a Pod needs.
 #[derive(Debug, Clone, Error)]
-pub enum EnsureError {
+pub enum PullSecretError {
     /// No token. The Secret names the host as wanted.
     #[error("{host}: {error}")]
     Mint {
@@ -59,10 +50,15 @@ pub enum EnsureError {
     /// The Secret is somebody else's.
     #[error("the Secret isn't ours: {0}")]
     Foreign(Foreign),
-    /// It is full.
-    #[error("{0}")]
-    TooManyHosts(TooManyHosts),
-    /// The API server refused for good: rights, quota, a namespace that is going away.
+    /// It has no room for these hosts; the others have their credentials.
+    #[error("the pull secret has no room for {}; limits.registriesPerSecret allows {limit} hosts", listed(.hosts))]
+    Full {
+        /// Those left out.
+        hosts: Vec<Host>,
+        /// How many may be.
+        limit: usize,
+    },
+    /// The API server refused: rights, quota, a policy, a namespace that is going away.
     #[error("the API server refused to {verb} the pull secret: {message}")]
     Refused {
         /// What was tried.
@@ -84,38 +80,62 @@ pub enum EnsureError {
     /// We are not the leader any more, and what we know may be old.
     #[error("another replica leads now")]
     NotLeading,
+    /// There is no key yet to seal the state with.
+    #[error(
+        "the key that seals pull secrets is not known yet; the condition state-key on /readyz says what it waits for"
+    )]
+    NoKey,
     /// The request's deadline came first; the work goes on.
     #[error("not done within the request's deadline")]
     Deadline,
     /// The work died.
-    #[error("ensuring the pull secret failed inside ecr-injector")]
+    #[error("preparing the pull secret failed inside ecr-injector")]
     Crashed,
 }
 
-impl EnsureError {
-    /// The error as a metric's label.
+fn listed(hosts: &[Host]) -> String {
+    match hosts {
+        [] => "more registries".to_owned(),
+        [one] => one.to_string(),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+    }
+}
+
+impl PullSecretError {
+    /// Returns the error as a metric's label.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Mint { error, .. } => error.as_str(),
             Self::Foreign(_) => "foreign",
-            Self::TooManyHosts(_) => "too_many_hosts",
+            Self::Full { .. } => "too_many_hosts",
             Self::Refused { .. } => "api_refused",
             Self::Api { .. } => "api_error",
             Self::Contended => "contended",
             Self::NotLeading => "not_leading",
+            Self::NoKey => "no_key",
             Self::Deadline => "deadline",
             Self::Crashed => "crashed",
         }
     }
 
-    /// Whether trying again in a second may help.
+    /// Returns the error as a text for tenants: nothing of what AWS said but its code.
     #[must_use]
-    pub fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            Self::Mint { .. } | Self::Api { .. } | Self::Contended | Self::Deadline
-        )
+    pub fn public_text(&self) -> String {
+        match self {
+            Self::Mint { host, error } => format!("{host}: {}", error.public_text()),
+            other => other.to_string(),
+        }
+    }
+
+    fn of_call(verb: &'static str, error: CallError) -> Self {
+        match error {
+            CallError::Conflict => Self::Contended,
+            CallError::Guard(message) | CallError::Refused(message) => {
+                Self::Refused { verb, message }
+            }
+            CallError::Failed(message) | CallError::Timeout(message) => Self::Api { verb, message },
+        }
     }
 }
 
@@ -126,38 +146,56 @@ pub trait Fence: Send + Sync {
     fn holds(&self) -> bool;
 }
 
-/// Admissions write without a lease.
-#[derive(Debug, Clone, Copy)]
-pub struct NoFence;
-
-impl Fence for NoFence {
-    fn holds(&self) -> bool {
-        true
-    }
-}
-
-/// How a write goes about it.
-#[derive(Clone, Copy)]
-pub struct Manner<'a> {
-    /// What it may change.
-    pub terms: Terms,
-    /// How many hosts the pull secret may have, by the rules that the write follows from.
-    pub most: usize,
-    /// Whether what somebody else wrote may be replaced: whoever says so has looked at what it claims to have.
-    pub replaces_tampered: bool,
-    /// Whether it may leave.
-    pub fence: &'a dyn Fence,
-}
-
-/// What came of a write.
+/// What came of an admission's write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Written {
-    /// The Secret has what was wanted now.
-    Done,
-    /// It had already.
-    Unchanged,
+pub enum Added {
+    /// The Secret has what was wanted now, but for the hosts for which there is no room.
+    Written(Vec<Host>),
+    /// It had already, but for the hosts for which there is no room.
+    Unchanged(Vec<Host>),
     /// Somebody else changed the data or the state, so nothing in it can be trusted. It claims to have these hosts.
     Tampered(Vec<Host>),
+}
+
+/// What came of a leader's write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteOutcome {
+    /// The Secret is as planned, but for the hosts for which there is no room.
+    Written(Vec<Host>),
+    /// It was already.
+    Unchanged,
+    /// It is not the version that was planned for; the store knows more now.
+    Moved,
+}
+
+/// What an admission adds.
+#[derive(Clone, Copy)]
+pub struct Addition<'a> {
+    /// The hosts that the Pod wants.
+    pub wanted: &'a BTreeMap<Host, DesiredCredential>,
+    /// How many hosts there may be, by the rules that the admission was decided by.
+    pub limit: usize,
+    /// Whether what somebody else wrote may be replaced: whoever says so has looked at what it claims to have.
+    pub replaces_tampered: bool,
+}
+
+/// What a leader planned for one version of a pull secret.
+#[derive(Clone, Copy)]
+pub struct Planned<'a> {
+    /// What was known of it; `None`: that there is none.
+    pub basis: Option<&'a Entry>,
+    /// The hosts that are to be there, each with the token that there is for it.
+    pub wanted: &'a BTreeMap<Host, DesiredCredential>,
+    /// The hosts that are to be forgotten.
+    pub forgotten: &'a BTreeSet<Host>,
+    /// The hosts whose credential is to be taken out at once.
+    pub revoked: &'a BTreeSet<Host>,
+    /// The state before somebody else wrote or deleted it, where that is repaired.
+    pub remembered: Option<&'a State>,
+    /// How many hosts there may be.
+    pub limit: usize,
+    /// Whether it may leave.
+    pub fence: &'a dyn Fence,
 }
 
 /// Writes pull secrets; clones share the turns.
@@ -165,286 +203,342 @@ pub enum Written {
 pub struct Writer(Arc<Inner>);
 
 struct Inner {
-    client: Client,
+    api: Arc<dyn SecretApi>,
     secret_name: String,
     secrets: PullSecrets,
     clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
-    calls: Semaphore,
     turns: Mutex<HashMap<Namespace, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Writer {
-    /// A writer of the Secrets of a name through a client, to the store's knowledge.
+    /// A writer of the Secrets of a name, to the store's knowledge.
     #[must_use]
     pub fn new(
-        client: Client,
+        api: Arc<dyn SecretApi>,
         secret_name: String,
         secrets: PullSecrets,
         clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
     ) -> Self {
         Self(Arc::new(Inner {
-            client,
+            api,
             secret_name,
             secrets,
             clock,
-            metrics,
-            calls: Semaphore::new(MAX_CALLS),
             turns: Mutex::default(),
         }))
     }
 
-    /// Gives the pull secret what is wanted.
-    pub async fn write(
+    /// Adds to the pull secret what an admission wants.
+    pub async fn add(
         &self,
         namespace: &Namespace,
-        wanted: &BTreeMap<Host, Want>,
-        manner: Manner<'_>,
+        settings: &OptedIn,
+        addition: Addition<'_>,
         deadline: Instant,
-    ) -> Result<Written, EnsureError> {
+    ) -> Result<Added, PullSecretError> {
         let turn = self.turn(namespace);
         let _turn = timeout_at(deadline, turn.0.lock())
             .await
-            .map_err(|_| EnsureError::Deadline)?;
-        let api = self.api(namespace);
+            .map_err(|_| PullSecretError::Deadline)?;
+        let nothing = BTreeSet::new();
         for attempt in 1..=MAX_ATTEMPTS {
-            let known = self
-                .0
-                .secrets
-                .get(namespace)
-                .filter(|known| known.is_there());
-            if manner.terms == Terms::Add
-                && known
-                    .as_ref()
-                    .and_then(|known| known.state())
-                    .is_some_and(|state| self.is_satisfied(state, wanted))
-            {
-                return Ok(Written::Unchanged);
+            let known = self.known(namespace);
+            let state = known.as_deref().and_then(Entry::state);
+            if state.is_some_and(|state| self.is_satisfied(state, addition.wanted)) {
+                return Ok(Added::Unchanged(vec![]));
             }
-            let existing = match known.as_deref() {
+            let existing = match &known {
                 // Nothing known on the first try: most likely nothing is there, and if it is, the write is a conflict.
                 None if attempt == 1 => None,
-                Some(known) if attempt == 1 && replaces_all(known, wanted, manner.terms) => {
-                    known.existing()
-                }
-                _ => self.read_ours(&api, namespace, deadline).await?,
+                _ => self.read(namespace, settings, deadline).await?,
             };
-            if let Some(existing) = existing
-                .as_ref()
-                .filter(|existing| existing.state.is_none() && !manner.replaces_tampered)
-            {
-                return Ok(Written::Tampered(existing.claimed.clone()));
+            let is_untrusted = existing.as_ref().is_some_and(|it| it.state.is_none());
+            if is_untrusted && !addition.replaces_tampered {
+                let claimed = existing.map(|existing| existing.claimed);
+                return Ok(Added::Tampered(claimed.unwrap_or_default()));
             }
-            let merged = PullSecret::merge(
-                existing.as_ref(),
-                wanted,
-                manner.terms,
-                manner.most,
-                self.0.clock.now(),
-            )
-            .map_err(EnsureError::TooManyHosts)?;
-            let Some(merged) = merged else {
-                return Ok(Written::Unchanged);
+            let lost = self.lost_state(namespace, existing.as_ref());
+            let changes = Changes {
+                mode: MergeMode::Add,
+                wanted: addition.wanted,
+                forgotten: &nothing,
+                revoked: &nothing,
+                remembered: lost.as_ref(),
+                limit: addition.limit,
             };
-            let object = merged.to_object(&self.0.secret_name, namespace, existing.as_ref());
-            match self.apply(&api, &object, manner.fence, deadline).await {
-                Ok(written) => {
-                    self.0.secrets.saw(namespace, &written);
-                    return Ok(Written::Done);
+            let Merged { secret, left_out } = merge(existing.as_ref(), changes, self.0.clock.now());
+            let Some(secret) = secret else {
+                return Ok(Added::Unchanged(left_out));
+            };
+            let written = self
+                .apply(namespace, settings, secret, existing.as_ref(), deadline)
+                .await;
+            match written {
+                Ok(()) => return Ok(Added::Written(left_out)),
+                Err(WriteError::NoKey) => return Err(PullSecretError::NoKey),
+                Err(WriteError::Call(CallError::Conflict)) => {
+                    sleep(CONFLICT_PAUSE * attempt).await;
                 }
-                Err(Lost::Conflict) => sleep(CONFLICT_PAUSE * attempt).await,
-                Err(Lost::Guard(message)) if attempt == MAX_ATTEMPTS => {
-                    return Err(EnsureError::Refused {
-                        verb: "write",
-                        message,
-                    });
+                Err(WriteError::Call(CallError::Guard(_))) if attempt < MAX_ATTEMPTS => {
+                    sleep(GUARD_PAUSE).await;
                 }
-                Err(Lost::Guard(_)) => sleep(GUARD_PAUSE).await,
-                Err(Lost::ForGood(error)) => return Err(error),
+                Err(WriteError::Call(error)) => {
+                    return Err(PullSecretError::of_call("write", error));
+                }
             }
             if Instant::now() >= deadline {
-                return Err(EnsureError::Deadline);
+                return Err(PullSecretError::Deadline);
             }
         }
-        Err(EnsureError::Contended)
+        Err(PullSecretError::Contended)
     }
 
-    /// Whether the pull secret, as we know it, has a credential for each of these hosts that can be used.
+    /// Brings the pull secret to what a leader planned, if it is still the version that was planned for.
+    pub async fn reconcile(
+        &self,
+        namespace: &Namespace,
+        settings: &OptedIn,
+        planned: Planned<'_>,
+        deadline: Instant,
+    ) -> Result<WriteOutcome, PullSecretError> {
+        let turn = self.turn(namespace);
+        let _turn = timeout_at(deadline, turn.0.lock())
+            .await
+            .map_err(|_| PullSecretError::Deadline)?;
+        let now = self.0.clock.now();
+        let basis = planned.basis.filter(|entry| entry.is_there());
+        if self.known(namespace).map(|entry| entry.version()) != basis.map(Entry::version) {
+            return Ok(WriteOutcome::Moved);
+        }
+        let known = basis.filter(|entry| {
+            entry
+                .state()
+                .is_some_and(|state| replaces_all(state, planned.wanted, now))
+        });
+        let existing = match (basis, known.and_then(Entry::existing)) {
+            (None, _) => None,
+            (Some(_), Some(existing)) => Some(existing),
+            (Some(entry), None) => {
+                let existing = self.read(namespace, settings, deadline).await?;
+                let is_that = existing
+                    .as_ref()
+                    .is_some_and(|it| it.resource_version == entry.version().to_string());
+                if !is_that {
+                    return Ok(WriteOutcome::Moved);
+                }
+                // Whether its data are what its state says was not known by its metadata.
+                let is_worse = entry.observed().proven().is_some()
+                    && existing.as_ref().is_some_and(|it| it.state.is_none());
+                if is_worse && planned.remembered.is_none() {
+                    return Ok(WriteOutcome::Moved);
+                }
+                existing
+            }
+        };
+        let changes = Changes {
+            mode: MergeMode::Reconcile,
+            wanted: planned.wanted,
+            forgotten: planned.forgotten,
+            revoked: planned.revoked,
+            remembered: planned.remembered,
+            limit: planned.limit,
+        };
+        let Merged { secret, left_out } = merge(existing.as_ref(), changes, now);
+        let Some(secret) = secret else {
+            return Ok(WriteOutcome::Unchanged);
+        };
+        if !planned.fence.holds() {
+            return Err(PullSecretError::NotLeading);
+        }
+        let written = self
+            .apply(namespace, settings, secret, existing.as_ref(), deadline)
+            .await;
+        match written {
+            Ok(()) => Ok(WriteOutcome::Written(left_out)),
+            Err(WriteError::NoKey) => Err(PullSecretError::NoKey),
+            Err(WriteError::Call(CallError::Conflict)) => {
+                // The watch may be behind: a read tells now what there is.
+                self.read(namespace, settings, deadline).await?;
+                Ok(WriteOutcome::Moved)
+            }
+            Err(WriteError::Call(error)) => Err(PullSecretError::of_call("write", error)),
+        }
+    }
+
+    /// Returns whether the pull secret, as far as is known, has a credential for each of these hosts that can be used.
     #[must_use]
     pub fn is_usable(&self, namespace: &Namespace, hosts: &[Host]) -> bool {
         let now = self.0.clock.now();
         let known = self.0.secrets.get(namespace);
-        let state = known.as_ref().and_then(|known| known.state());
+        let state = known.as_deref().and_then(Entry::state);
         state.is_some_and(|state| {
             let mut hosts = hosts.iter();
             hosts.all(|host| state.freshness(host, now) != Freshness::Expired)
         })
     }
 
-    /// Looks at the whole Secret once; the store takes what is seen.
-    pub async fn look(&self, namespace: &Namespace, deadline: Instant) -> Result<(), EnsureError> {
-        let api = self.api(namespace);
-        self.read(&api, namespace, deadline).await.map(|_| ())
+    /// Returns whether the pull secret, as far as is known, names each of these hosts, with a credential or without: then the
+    /// leader sees to it.
+    #[must_use]
+    pub fn names_all<'a>(
+        &self,
+        namespace: &Namespace,
+        hosts: impl IntoIterator<Item = &'a Host>,
+    ) -> bool {
+        let known = self.0.secrets.get(namespace);
+        let state = known.as_deref().and_then(Entry::state);
+        state.is_some_and(|state| {
+            let mut hosts = hosts.into_iter();
+            hosts.all(|host| state.hosts.contains_key(host))
+        })
     }
 
-    /// Looks at the whole Secret if somebody else wrote it and nobody here has looked since. One look does for all that
+    /// Reads the whole Secret once; the store takes what is seen.
+    pub async fn look(
+        &self,
+        namespace: &Namespace,
+        settings: &OptedIn,
+        deadline: Instant,
+    ) -> Result<(), PullSecretError> {
+        match self.read(namespace, settings, deadline).await {
+            Ok(_) | Err(PullSecretError::Foreign(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the whole Secret if it is not known to be ours and nobody here has read it since. One read does for all that
     /// wait for it.
     pub async fn look_once(
         &self,
         namespace: &Namespace,
+        settings: &OptedIn,
         deadline: Instant,
-    ) -> Result<(), EnsureError> {
+    ) -> Result<(), PullSecretError> {
         let turn = self.turn(namespace);
         let _turn = timeout_at(deadline, turn.0.lock())
             .await
-            .map_err(|_| EnsureError::Deadline)?;
+            .map_err(|_| PullSecretError::Deadline)?;
         let known = self.0.secrets.get(namespace);
-        let is_news = known.is_some_and(|known| known.is_news());
-        if is_news {
-            self.look(namespace, deadline).await?;
+        if known.is_some_and(|known| known.is_unread()) {
+            self.look(namespace, settings, deadline).await?;
         }
         Ok(())
     }
 
-    /// Removes the pull secret, if it is still the one that we know and is ours.
+    /// Deletes the pull secret of a namespace that is opted in no more, if it is ours and all its credentials have expired.
+    /// Returns whether it is gone.
     pub async fn remove(
         &self,
         namespace: &Namespace,
+        is_wanted: impl FnOnce(&Existing) -> bool + Send,
         fence: &dyn Fence,
         deadline: Instant,
-    ) -> Result<(), EnsureError> {
-        let api = self.api(namespace);
-        let Some(secret) = self.read(&api, namespace, deadline).await? else {
-            return Ok(());
-        };
-        let existing = Existing::read(&secret).map_err(EnsureError::Foreign)?;
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: Some(existing.uid),
-                resource_version: Some(existing.resource_version),
-            }),
-            ..DeleteParams::default()
-        };
-        if !fence.holds() {
-            return Err(EnsureError::NotLeading);
-        }
-        let call = api.delete(&self.0.secret_name, &params);
-        let (outcome, result) = match self.call(call, deadline).await {
-            Some(Ok(_)) => ("ok", Ok(())),
-            Some(Err(kube::Error::Api(status))) if status.is_not_found() => ("ok", Ok(())),
-            Some(Err(error)) => {
-                let lost = lost("delete", &error);
-                (lost.as_str(), Err(lost.into_error("delete")))
-            }
-            None => ("timeout", Err(timed_out("delete"))),
-        };
-        self.0.metrics.api_call("delete", "secrets", outcome);
-        if result.is_ok() {
+    ) -> Result<bool, PullSecretError> {
+        let get = self.0.api.get(namespace, deadline).await;
+        let secret = get.map_err(|error| PullSecretError::of_call("read", error))?;
+        let Some(secret) = secret else {
             self.0.secrets.forget_namespace(namespace);
+            return Ok(true);
+        };
+        let existing = Existing::read(&secret, |_| false).map_err(PullSecretError::Foreign)?;
+        if is_wanted(&existing) {
+            return Ok(false);
         }
-        result
+        if !fence.holds() {
+            return Err(PullSecretError::NotLeading);
+        }
+        let (uid, version) = (&existing.uid, &existing.resource_version);
+        let delete = self.0.api.delete(namespace, uid, version, deadline).await;
+        delete.map_err(|error| PullSecretError::of_call("delete", error))?;
+        self.0.secrets.forget_namespace(namespace);
+        Ok(true)
     }
 
-    fn api(&self, namespace: &Namespace) -> Api<WholeSecret> {
-        Api::namespaced(self.0.client.clone(), namespace.as_str())
+    fn known(&self, namespace: &Namespace) -> Option<Arc<Entry>> {
+        let known = self.0.secrets.get(namespace);
+        known.filter(|known| known.is_there())
     }
 
-    /// Whether what is wanted is there: a usable credential, or where there is no token to give, at least the intent.
-    fn is_satisfied(&self, state: &State, wanted: &BTreeMap<Host, Want>) -> bool {
+    /// What an admission takes over from before, where the Secret is gone, isn't trusted, or was put back to an older state.
+    fn lost_state(&self, namespace: &Namespace, existing: Option<&Existing>) -> Option<State> {
+        let state = existing.and_then(|existing| existing.state.as_ref());
+        let known = self.0.secrets.get(namespace)?;
+        let lost = known.observed().remembered()?;
+        let is_newer = state.is_none_or(|state| state.revision < lost.revision);
+        is_newer.then(|| lost.clone())
+    }
+
+    /// Whether what is wanted is there and its demand is noted: a usable credential, or where there is no token to give, at
+    /// least the host.
+    fn is_satisfied(&self, state: &State, wanted: &BTreeMap<Host, DesiredCredential>) -> bool {
         let now = self.0.clock.now();
-        wanted.iter().all(|(host, want)| {
-            state.freshness(host, now) != Freshness::Expired
-                || (want.token.is_none()
-                    && state
-                        .hosts
-                        .get(host)
-                        .is_some_and(|had| had.lifetime.is_none() || !is_public(host)))
+        wanted.iter().all(|(host, desired)| {
+            state.hosts.get(host).is_some_and(|had| {
+                had.demand.is_noted(now)
+                    && (had.good(now).is_some()
+                        || desired.token.is_none()
+                            && (had.credential.is_none() || !super::is_public(host)))
+            })
         })
     }
 
-    /// Reads the Secret for a merge. What the store knows better, such as dates that were edited, is not trusted.
-    async fn read_ours(
-        &self,
-        api: &Api<WholeSecret>,
-        namespace: &Namespace,
-        deadline: Instant,
-    ) -> Result<Option<Existing>, EnsureError> {
-        let Some(secret) = self.read(api, namespace, deadline).await? else {
-            return Ok(None);
-        };
-        let existing = Existing::read(&secret).map_err(EnsureError::Foreign)?;
-        let known = self.0.secrets.get(namespace);
-        Ok(Some(if known.is_some_and(|known| known.is_tampered()) {
-            existing.distrusted()
-        } else {
-            existing
-        }))
-    }
-
+    /// Reads the Secret for a merge.
     async fn read(
         &self,
-        api: &Api<WholeSecret>,
         namespace: &Namespace,
+        settings: &OptedIn,
         deadline: Instant,
-    ) -> Result<Option<Secret>, EnsureError> {
-        let call = api.get_opt(&self.0.secret_name);
-        let (outcome, result) = match self.call(call, deadline).await {
-            Some(Ok(secret)) => ("ok", Ok(secret.map(|secret| secret.0))),
-            Some(Err(error)) => ("error", Err(lost("read", &error))),
-            None => ("timeout", Err(Lost::ForGood(timed_out("read")))),
+    ) -> Result<Option<Existing>, PullSecretError> {
+        let asked = self.0.secrets.get(namespace).map(|entry| entry.version());
+        let get = self.0.api.get(namespace, deadline).await;
+        let secret = get.map_err(|error| PullSecretError::of_call("read", error))?;
+        let Some(secret) = secret else {
+            self.0.secrets.saw_none(namespace);
+            return Ok(None);
         };
-        self.0.metrics.api_call("get", "secrets", outcome);
-        match result {
-            Ok(Some(secret)) => {
-                self.0.secrets.saw(namespace, &secret);
-                Ok(Some(secret))
-            }
-            Ok(None) => {
-                self.0.secrets.saw_none(namespace);
-                Ok(None)
-            }
-            Err(lost) => Err(lost.into_error("read")),
-        }
+        self.0
+            .secrets
+            .read(namespace, &settings.uid, &secret, asked);
+        let keys = self.0.secrets.keys();
+        let existing = Existing::read(&secret, |state| {
+            keys.prove(namespace, &settings.uid, &secret.metadata, state)
+        });
+        existing.map(Some).map_err(PullSecretError::Foreign)
     }
 
     async fn apply(
         &self,
-        api: &Api<WholeSecret>,
-        secret: &Secret,
-        fence: &dyn Fence,
+        namespace: &Namespace,
+        settings: &OptedIn,
+        secret: PullSecret,
+        existing: Option<&Existing>,
         deadline: Instant,
-    ) -> Result<Secret, Lost> {
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let patch = Patch::Apply(secret);
-        if !fence.holds() {
-            return Err(Lost::ForGood(EnsureError::NotLeading));
-        }
-        let call = api.patch(&self.0.secret_name, &params, &patch);
-        let (outcome, result) = match self.call(call, deadline).await {
-            Some(Ok(WholeSecret(secret))) => ("ok", Ok(secret)),
-            Some(Err(error)) => {
-                let lost = lost("write", &error);
-                (lost.as_str(), Err(lost))
-            }
-            None => ("timeout", Err(Lost::ForGood(timed_out("write")))),
+    ) -> Result<(), WriteError> {
+        let known = self.0.secrets.get(namespace);
+        let known = known
+            .as_deref()
+            .and_then(|entry| entry.observed().revision());
+        let state = existing.and_then(|existing| existing.state.as_ref());
+        let last = known.into_iter().chain(state.map(|state| state.revision));
+        let millis = u64::try_from(self.0.clock.now().as_millisecond()).unwrap_or_default();
+        let revision = last
+            .map(|last| last.saturating_add(1))
+            .fold(millis, u64::max);
+        let subject = Subject {
+            namespace: namespace.as_str(),
+            namespace_uid: &settings.uid,
+            secret_uid: existing.map_or("", |existing| &existing.uid),
         };
-        self.0.metrics.api_call("apply", "secrets", outcome);
-        result
-    }
-
-    /// One call to the API server, when its turn comes; `None` if there was no answer in its own or the request's time.
-    async fn call<T>(
-        &self,
-        call: impl Future<Output = kube::Result<T>>,
-        deadline: Instant,
-    ) -> Option<kube::Result<T>> {
-        let in_turn = async {
-            // The semaphore is never closed.
-            let _permit = self.0.calls.acquire().await;
-            timeout(CALL_TIMEOUT, call).await.ok()
-        };
-        timeout_at(deadline, in_turn).await.ok().flatten()
+        let keys = self.0.secrets.keys();
+        let sealed = secret.sealed(revision, subject, |text| keys.seal(text.as_bytes()));
+        let object =
+            sealed
+                .ok_or(WriteError::NoKey)?
+                .to_object(&self.0.secret_name, namespace, existing);
+        let written = self.0.api.apply(namespace, &object, deadline).await;
+        let written = written.map_err(WriteError::Call)?;
+        self.0.secrets.wrote(namespace, &settings.uid, &written);
+        Ok(())
     }
 
     fn turn(&self, namespace: &Namespace) -> Turn<'_> {
@@ -452,6 +546,12 @@ impl Writer {
         let lock = turns.entry(namespace.clone()).or_default().clone();
         Turn(lock, self, namespace.clone())
     }
+}
+
+/// Why a merged Secret is not stored.
+enum WriteError {
+    NoKey,
+    Call(CallError),
 }
 
 /// One namespace's lock; the last who lets go of it takes it off the map.
@@ -472,81 +572,5 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Whether a write replaces all that there is, so that nothing of it has to be read: there is a token for each host, and
-/// none of them would give a host less than it has.
-fn replaces_all(known: &Entry, wanted: &BTreeMap<Host, Want>, terms: Terms) -> bool {
-    let Some(state) = known.state().filter(|_| terms != Terms::Add) else {
-        return false;
-    };
-    wanted.iter().all(|(host, want)| {
-        let had = state.hosts.get(host);
-        want.token.as_ref().is_some_and(|token| {
-            had.is_none_or(|had| {
-                had.identity != want.identity
-                    || had
-                        .lifetime
-                        .is_none_or(|life| life.expires_at <= token.lifetime().expires_at)
-            })
-        })
-    })
-}
-
-/// What a call to the API server came to, if not to success.
-enum Lost {
-    /// Another writer was first.
-    Conflict,
-    /// The guard refused.
-    Guard(String),
-    /// Trying the same again at once would not help.
-    ForGood(EnsureError),
-}
-
-impl Lost {
-    fn into_error(self, verb: &'static str) -> EnsureError {
-        match self {
-            Self::ForGood(error) => error,
-            Self::Conflict => EnsureError::Contended,
-            Self::Guard(message) => EnsureError::Refused { verb, message },
-        }
-    }
-
-    fn as_str(&self) -> &'static str {
-        match self {
-            Self::Conflict => "conflict",
-            Self::Guard(_) => "guard",
-            Self::ForGood(_) => "error",
-        }
-    }
-}
-
-fn timed_out(verb: &'static str) -> EnsureError {
-    EnsureError::Api {
-        verb,
-        message: format!(
-            "no answer within {} s or the request's deadline",
-            CALL_TIMEOUT.as_secs()
-        ),
-    }
-}
-
-fn lost(verb: &'static str, error: &kube::Error) -> Lost {
-    let short = |text: &str| text.chars().take(300).collect::<String>();
-    match error {
-        kube::Error::Api(status) if status.is_conflict() => Lost::Conflict,
-        kube::Error::Api(status) if status.code == 422 => Lost::Guard(short(&status.message)),
-        kube::Error::Api(status) if matches!(status.code, 400..=428) => {
-            Lost::ForGood(EnsureError::Refused {
-                verb,
-                message: short(&status.message),
-            })
-        }
-        kube::Error::Api(status) => {
-            let message = format!("{} {}", status.code, short(&status.message));
-            Lost::ForGood(EnsureError::Api { verb, message })
-        }
-        other => Lost::ForGood(EnsureError::Api {
-            verb,
-            message: short(&other.to_string()),
-        }),
-    }
-}
+#[cfg(test)]
+mod tests;

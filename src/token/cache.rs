@@ -13,7 +13,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use moka::{Expiry, future::Cache};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, broadcast},
     time::{Instant, timeout_at},
 };
 use tokio_util::task::TaskTracker;
@@ -35,6 +35,9 @@ pub(super) const MINT_TIMEOUT: Duration = Duration::from_secs(9);
 /// come from Pods, whoever makes those: some of what can be named doesn't answer, and is not to be in the others' way; and
 /// as many for renewals.
 const MAX_MINTS: usize = 32;
+
+/// Tokens that may come in before a listener has heard of the first of them.
+const LANDINGS: usize = 1024;
 
 /// What mints a token: ECR, or a stand-in for it.
 pub trait Mint: Send + Sync + 'static {
@@ -59,7 +62,7 @@ struct Inner {
     tokens: Cache<TokenKey, Arc<Token>>,
     failures: Cache<TokenKey, Failure>,
     flights: Mutex<Flights>,
-    landings: watch::Sender<()>,
+    landings: broadcast::Sender<TokenKey>,
     permits: [Arc<Semaphore>; Lane::ALL.len()],
     mint: Arc<dyn Mint>,
     clock: Arc<dyn Clock>,
@@ -118,7 +121,7 @@ impl TokenCache {
             tokens,
             failures,
             flights: Mutex::default(),
-            landings: watch::Sender::default(),
+            landings: broadcast::Sender::new(LANDINGS),
             permits,
             mint,
             clock,
@@ -172,7 +175,7 @@ impl TokenCache {
 
     /// Hears of each token that comes in from now on.
     #[must_use]
-    pub fn landings(&self) -> watch::Receiver<()> {
+    pub fn landings(&self) -> broadcast::Receiver<TokenKey> {
         self.0.landings.subscribe()
     }
 
@@ -270,7 +273,8 @@ impl Landing {
                 cache.flights().prove(key);
                 cache.0.tokens.insert(key.clone(), token.clone()).await;
                 cache.0.failures.invalidate(key).await;
-                cache.0.landings.send_replace(());
+                // Nobody need listen.
+                let _ = cache.0.landings.send(key.clone());
                 Ok(token)
             }
             Err(error) => {

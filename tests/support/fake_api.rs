@@ -12,6 +12,9 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
+/// When every Secret was created: the time that [`super::in_process::FixedClock`] tells.
+const CREATED_AT: &str = "2027-01-15T08:00:00Z";
+
 /// Clones share what is stored.
 #[derive(Clone)]
 pub struct FakeApi(Arc<Mutex<Shared>>);
@@ -110,7 +113,7 @@ impl FakeApi {
         } else {
             json!({})
         };
-        let metadata = json!({"name": name, "labels": labels});
+        let metadata = json!({"name": name, "uid": format!("uid-of-{name}"), "labels": labels});
         let object = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": metadata});
         (StatusCode::OK, object)
     }
@@ -131,6 +134,7 @@ impl FakeApi {
         shared.version += 1;
         object["metadata"]["resourceVersion"] = json!(shared.version.to_string());
         object["metadata"]["uid"] = json!(format!("uid-of-{namespace}"));
+        object["metadata"]["creationTimestamp"] = json!(CREATED_AT);
         shared.secrets.insert(namespace.to_owned(), object.clone());
         (StatusCode::OK, object)
     }

@@ -15,9 +15,11 @@ use ecr_injector::config::live::Live;
 use ecr_injector::metrics::Metrics;
 use ecr_injector::namespace::changes::Changes;
 use ecr_injector::namespace::store::Namespaces;
-use ecr_injector::pull_secret::ensure::{Ensurer, Parts};
+use ecr_injector::pull_secret::provisioner::{Parts, Provisioner};
+use ecr_injector::pull_secret::seal::{StateKey, StateKeys};
 use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::write::Writer;
+use ecr_injector::pull_secret::write::api::KubeSecrets;
 use ecr_injector::server::Admission;
 use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
 use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
@@ -200,25 +202,29 @@ fn admission(
     let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
     let tasks = TaskTracker::new();
     let changes = Changes::default();
-    let secrets = PullSecrets::new(changes.clone(), metrics.clone());
     let running = live.config();
     let namespaces = Namespaces::new(
         api.client(),
         running.opt_in.clone(),
+        changes.clone(),
+        metrics.clone(),
+    );
+    let known = namespaces.clone();
+    let secrets = PullSecrets::new(
+        StateKeys::of(StateKey::new([7; 32]), None),
+        Arc::new(move |namespace| known.uid(namespace)),
+        steady.clone(),
         changes,
         metrics.clone(),
     );
-    let ensurer = Ensurer::new(Parts {
-        writer: Writer::new(
-            api.client(),
-            running.rules.secret_name.clone(),
-            secrets.clone(),
-            steady.clone(),
-            metrics.clone(),
-        ),
+    let name = running.rules.secret_name.clone();
+    let secret_api = KubeSecrets::new(api.client(), name.clone(), metrics.clone());
+    let provisioner = Provisioner::new(Parts {
+        writer: Writer::new(Arc::new(secret_api), name, secrets.clone(), steady.clone()),
         namespaces: namespaces.clone(),
         tokens: TokenCache::new(mint.clone(), steady, tasks.clone()),
         metrics: metrics.clone(),
+        events: None,
         tasks,
         stop: CancellationToken::new(),
     });
@@ -226,7 +232,7 @@ fn admission(
         live.rules.clone(),
         namespaces,
         secrets,
-        ensurer,
+        provisioner,
         clock.clone(),
         metrics.clone(),
     );

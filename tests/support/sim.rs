@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -17,18 +17,24 @@ use ecr_injector::metrics::Metrics;
 use ecr_injector::namespace::changes::Changes;
 use ecr_injector::namespace::store::{Look, ReadError};
 use ecr_injector::namespace::{Namespace, OptedIn};
-use ecr_injector::pull_secret::state::{HostState, State};
-use ecr_injector::pull_secret::store::Entry;
-use ecr_injector::pull_secret::write::{EnsureError, Fence, Manner, Written};
-use ecr_injector::pull_secret::{Knowledge, Terms, Unverified, Want, is_public};
-use ecr_injector::refresher::schedule::Policy;
-use ecr_injector::refresher::store::Store;
-use ecr_injector::refresher::{Parts, Refresher};
+use ecr_injector::pull_secret::seal::{StateKey, StateKeys};
+use ecr_injector::pull_secret::state::{Credential, DataDigest, Demand, HostState, State, Subject};
+use ecr_injector::pull_secret::store::PullSecrets;
+use ecr_injector::pull_secret::write::{CallError, SecretApi, Writer};
+use ecr_injector::pull_secret::{
+    DATA_KEY, MANAGED_BY, MANAGED_BY_LABEL, Observed, STATE_ANNOTATION, TYPE, state_of,
+};
+use ecr_injector::refresh::{NamespaceSource, Parts, Reconciler, Sweep, Swept};
 use ecr_injector::registry::Host;
-use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
+use ecr_injector::token::cache::{AwsReply, Call, Mint, MintError, TokenCache};
 use ecr_injector::token::{Freshness, Lifetime, Token, TokenKey};
 use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::{self, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 
@@ -79,6 +85,7 @@ pub struct SimAws {
     pub outages: Mutex<Vec<(Range<f64>, String, Fault)>>,
     pub minted: Mutex<HashMap<TokenKey, u32>>,
     pub failed: Mutex<HashMap<TokenKey, u32>>,
+    repeats: AtomicBool,
 }
 
 impl SimAws {
@@ -96,6 +103,11 @@ impl SimAws {
     pub fn fail(&self, when: Range<f64>, whom: &str, fault: Fault) {
         let outage = (when, whom.to_owned(), fault);
         self.outages.lock().unwrap().push(outage);
+    }
+
+    /// From now on every token has the same password, as some emulators' have.
+    pub fn repeat_passwords(&self) {
+        self.repeats.store(true, Ordering::Relaxed);
     }
 
     pub fn total(&self) -> (u32, u32) {
@@ -117,7 +129,9 @@ impl Mint for SimAws {
                 let call = Call::GetAuthorizationToken;
                 return Err(match fault {
                     Fault::Throttled => MintError::Throttled(call, "ThrottlingException".into()),
-                    Fault::Refused => MintError::Refused(call, "AccessDeniedException".into()),
+                    Fault::Refused => {
+                        MintError::Refused(call, AwsReply::new("AccessDeniedException", ""))
+                    }
                     Fault::Silent => {
                         sleep(Duration::from_secs(9)).await;
                         MintError::Timeout(call)
@@ -126,7 +140,12 @@ impl Mint for SimAws {
             }
             *self.minted.lock().unwrap().entry(key.clone()).or_default() += 1;
             let now = self.clock.now();
-            let text = STANDARD.encode(format!("AWS:{now}"));
+            let password = if self.repeats.load(Ordering::Relaxed) {
+                "the-same".to_owned()
+            } else {
+                now.to_string()
+            };
+            let text = STANDARD.encode(format!("AWS:{password}"));
             let token = Token::decode(
                 Some(&text),
                 Some(now + SignedDuration::from_hours(12)),
@@ -155,53 +174,130 @@ pub enum Obstacle {
 pub struct Write {
     pub at: Instant,
     pub namespace: Namespace,
+    /// How many hosts the Secret has by it.
     pub hosts: usize,
 }
 
-/// The cluster.
+/// The cluster: its namespaces and Secrets, and what one replica knows of them. The replica's store and writer are the real
+/// ones; the API server beneath is this.
 pub struct SimCluster {
-    this: std::sync::Weak<SimCluster>,
+    this: Weak<SimCluster>,
     pub clock: Arc<SimClock>,
     pub changes: Changes,
+    pub keys: StateKeys,
+    metrics: Arc<Metrics>,
+    known: Mutex<Option<PullSecrets>>,
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
-    said: HashMap<Namespace, OptedIn>,
+    settings: HashMap<Namespace, OptedIn>,
     /// Those that exist and are not opted in.
     out: HashSet<Namespace>,
-    secrets: HashMap<Namespace, Arc<Entry>>,
+    secrets: HashMap<Namespace, Secret>,
     version: u64,
     obstacles: HashMap<Namespace, Obstacle>,
     writes: Vec<Write>,
-    begun: u64,
     tried: u64,
-    looks: u64,
+    reads: u64,
+    reading: u64,
     asks: u64,
     /// The least that any credential that was replaced had left.
     least_left: Option<SignedDuration>,
 }
 
+fn uid_of(namespace: &Namespace) -> String {
+    format!("uid-of-{namespace}")
+}
+
+fn settings(namespace: &Namespace) -> OptedIn {
+    OptedIn {
+        uid: uid_of(namespace).into(),
+        ..OptedIn::default()
+    }
+}
+
 impl SimCluster {
-    fn new(clock: Arc<SimClock>, changes: Changes) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
+    fn new(clock: Arc<SimClock>, changes: Changes, metrics: Arc<Metrics>) -> Arc<Self> {
+        let cluster = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             clock,
             changes,
+            keys: StateKeys::of(StateKey::new([7; 32]), None),
+            metrics,
+            known: Mutex::default(),
             inner: Mutex::default(),
-        })
+        });
+        cluster.know_by_the_list_alone();
+        cluster
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
     }
 
+    /// What this replica knows of the pull secrets.
+    pub fn known(&self) -> PullSecrets {
+        self.known.lock().unwrap().clone().unwrap()
+    }
+
+    /// A store of its own, as each replica has one: it knows what a list brings now.
+    pub fn store(&self) -> PullSecrets {
+        let this = self.this.clone();
+        let uids = move |namespace: &Namespace| {
+            let this = this.upgrade()?;
+            let inner = this.inner();
+            inner.settings.get(namespace).map(|it| it.uid.clone())
+        };
+        let store = PullSecrets::new(
+            self.keys.clone(),
+            Arc::new(uids),
+            self.clock.clone(),
+            self.changes.clone(),
+            self.metrics.clone(),
+        );
+        self.list_to(&store);
+        store
+    }
+
+    /// Lists all that there is to a store.
+    pub fn list_to(&self, store: &PullSecrets) {
+        let mut list = store.begin_list();
+        let secrets: Vec<ObjectMeta> = {
+            let inner = self.inner();
+            let secrets = inner.secrets.values();
+            secrets.map(|secret| secret.metadata.clone()).collect()
+        };
+        for metadata in &secrets {
+            store.listed(metadata, &mut list);
+        }
+        store.end_list(&list);
+    }
+
+    /// A writer of a replica that knows this much.
+    pub fn writer(&self, store: &PullSecrets) -> Writer {
+        Writer::new(
+            self.this.upgrade().unwrap(),
+            "ecr-pull-secret".to_owned(),
+            store.clone(),
+            self.clock.clone(),
+        )
+    }
+
+    /// What a replica knows that has only listed the pull secrets.
+    pub fn know_by_the_list_alone(&self) {
+        let store = self.store();
+        *self.known.lock().unwrap() = Some(store);
+    }
+
     /// Opts a namespace in.
     pub fn opt_in(&self, namespace: &Namespace) {
         let mut inner = self.inner();
         inner.out.remove(namespace);
-        inner.said.insert(namespace.clone(), OptedIn::default());
+        inner
+            .settings
+            .insert(namespace.clone(), settings(namespace));
         drop(inner);
         self.changes.tell(namespace);
     }
@@ -209,8 +305,17 @@ impl SimCluster {
     /// Takes the label off.
     pub fn opt_out(&self, namespace: &Namespace) {
         let mut inner = self.inner();
-        inner.said.remove(namespace);
+        inner.settings.remove(namespace);
         inner.out.insert(namespace.clone());
+        drop(inner);
+        self.changes.tell(namespace);
+    }
+
+    /// Sets the role that a namespace names.
+    pub fn name_role(&self, namespace: &Namespace, role: &str) {
+        let mut inner = self.inner();
+        let settings = inner.settings.get_mut(namespace).unwrap();
+        settings.role = Some(role.into());
         drop(inner);
         self.changes.tell(namespace);
     }
@@ -218,27 +323,63 @@ impl SimCluster {
     /// Deletes a namespace with all that is in it.
     pub fn delete_namespace(&self, namespace: &Namespace) {
         let mut inner = self.inner();
-        inner.said.remove(namespace);
+        inner.settings.remove(namespace);
         inner.out.remove(namespace);
         drop(inner);
+        self.delete(namespace);
         self.changes.tell(namespace);
     }
 
-    /// What somebody else makes known of a pull secret.
-    pub fn set(&self, namespace: &Namespace, knowledge: Knowledge) {
+    /// Somebody changes a pull secret, or makes one.
+    pub fn edit(&self, namespace: &Namespace, edit: impl FnOnce(&mut Secret)) {
         let mut inner = self.inner();
         inner.version += 1;
-        let entry = Entry::new(inner.version, "uid", knowledge);
-        inner.secrets.insert(namespace.clone(), Arc::new(entry));
+        let version = inner.version;
+        let secret = inner.secrets.entry(namespace.clone());
+        let secret = secret.or_insert_with(|| blank(namespace, version, self.clock.now()));
+        edit(secret);
+        secret.metadata.resource_version = Some(version.to_string());
+        let metadata = secret.metadata.clone();
         drop(inner);
-        self.changes.tell(namespace);
+        self.known().changed(&metadata);
+    }
+
+    /// Somebody puts an older copy of a pull secret in its place.
+    pub fn put_back(&self, namespace: &Namespace, copy: &Secret) {
+        self.edit(namespace, |secret| {
+            let annotations = &mut secret.metadata.annotations;
+            annotations.clone_from(&copy.metadata.annotations);
+            secret.data.clone_from(&copy.data);
+        });
+    }
+
+    /// The pull secret as it is stored.
+    pub fn secret(&self, namespace: &Namespace) -> Option<Secret> {
+        self.inner().secrets.get(namespace).cloned()
+    }
+
+    /// Somebody makes a pull secret that names these hosts, with nothing in it and no proof of anything.
+    pub fn forge(&self, namespace: &Namespace, hosts: &[String]) {
+        let hosts: Vec<Host> = hosts.iter().map(|it| Host::parse(it).unwrap()).collect();
+        let data = br#"{"auths":{}}"#.to_vec();
+        let state = State {
+            digest: DataDigest::of(&data),
+            ..State::of_wishes(&hosts, self.clock.now()).unwrap()
+        };
+        self.edit(namespace, |secret| hold(secret, &state, data));
     }
 
     /// Somebody deletes a pull secret.
     pub fn delete(&self, namespace: &Namespace) {
-        let known = self.knowledge(namespace);
-        let state = known.and_then(|known| known.remembered().cloned());
-        self.set(namespace, Knowledge::Gone(state));
+        let mut inner = self.inner();
+        inner.version += 1;
+        let version = inner.version;
+        let Some(mut secret) = inner.secrets.remove(namespace) else {
+            return;
+        };
+        drop(inner);
+        secret.metadata.resource_version = Some(version.to_string());
+        self.known().deleted(&secret.metadata);
     }
 
     pub fn obstruct(&self, namespace: &Namespace, obstacle: Option<Obstacle>) {
@@ -249,9 +390,21 @@ impl SimCluster {
         }
     }
 
+    /// The state that a stored pull secret has, if that is proven and its data fit.
     pub fn state(&self, namespace: &Namespace) -> Option<State> {
-        let secret = self.inner().secrets.get(namespace).cloned();
-        secret.and_then(|entry| entry.state().cloned())
+        let inner = self.inner();
+        let secret = inner.secrets.get(namespace)?;
+        let state = state_of(&secret.metadata)?;
+        let data = &secret.data.as_ref()?.get(DATA_KEY)?.0;
+        let uid = uid_of(namespace);
+        let is_proven = self.keys.prove(namespace, &uid, &secret.metadata, &state);
+        (is_proven && state.digest == DataDigest::of(data)).then_some(state)
+    }
+
+    /// The hosts that a pull secret names.
+    pub fn hosts(&self, namespace: &Namespace) -> Vec<String> {
+        let state = self.state(namespace).expect("a proven state");
+        state.hosts.keys().map(ToString::to_string).collect()
     }
 
     /// The writes since the last time that this was asked.
@@ -259,195 +412,159 @@ impl SimCluster {
         std::mem::take(&mut self.inner().writes)
     }
 
-    /// Writes that were sent, looks, and questions for namespaces.
+    /// Writes that were sent, reads, and questions for namespaces.
     pub fn calls(&self) -> (u64, u64, u64) {
         let inner = self.inner();
-        (inner.tried, inner.looks, inner.asks)
+        (inner.tried, inner.reads, inner.asks)
     }
 
-    /// Whether somebody is about to send a write.
-    pub fn is_about_to_write(&self) -> bool {
-        let inner = self.inner();
-        inner.begun > inner.tried
+    /// Whether somebody reads a pull secret, most likely to write it.
+    pub fn is_reading(&self) -> bool {
+        self.inner().reading > 0
     }
 
     /// The least that any credential has, or had when it was replaced.
     pub fn least_left(&self) -> SignedDuration {
         let now = self.clock.now();
         let inner = self.inner();
-        let there = inner.secrets.values().filter_map(|entry| entry.state());
-        let left = there
-            .filter_map(State::expires_at)
+        let states = inner
+            .secrets
+            .values()
+            .filter_map(|it| state_of(&it.metadata));
+        let left = states
+            .filter_map(|state| state.expires_at())
             .map(|at| at.duration_since(now));
         left.chain(inner.least_left).min().unwrap()
     }
 
-    fn apply(
-        &self,
-        namespace: &Namespace,
-        wanted: &BTreeMap<Host, Want>,
-        manner: &Manner<'_>,
-    ) -> Written {
-        let now = self.clock.now();
-        let mut inner = self.inner();
-        let had = inner.secrets.get(namespace).cloned();
-        let had = had
-            .as_deref()
-            .and_then(|entry| entry.state())
-            .cloned()
-            .unwrap_or_default();
-        let Terms::Whole {
-            opted_out_at,
-            retired,
-        } = manner.terms
-        else {
-            panic!("an admission's terms");
-        };
-        let hosts = wanted.iter().map(|(host, want)| {
-            let before = had.hosts.get(host);
-            let after = merged(host, before, want, now);
-            if let (Some(before), Some(after)) =
-                (before.and_then(|had| had.lifetime), after.lifetime)
-                && before != after
-            {
-                let left = before.expires_at.duration_since(now);
-                inner.least_left = inner.least_left.into_iter().chain([left]).min();
-            }
-            (host.clone(), after)
-        });
-        let mut state = State {
-            hosts: hosts.collect(),
-            ..State::default()
-        };
-        state.opted_out_at = opted_out_at;
-        state.retired = retired;
-        let known = inner.secrets.get(namespace);
-        if known.is_some_and(|entry| entry.state() == Some(&state)) {
-            return Written::Unchanged;
-        }
-        inner.version += 1;
-        let entry = Entry::new(inner.version, "uid", Knowledge::Ours(state));
-        inner.secrets.insert(namespace.clone(), Arc::new(entry));
-        inner.writes.push(Write {
-            at: Instant::now(),
-            namespace: namespace.clone(),
-            hosts: wanted.len(),
-        });
-        drop(inner);
-        self.changes.tell(namespace);
-        Written::Done
-    }
-
     /// The namespace begins to go away; it and its Secret are there for a while yet.
     pub fn terminate(&self, namespace: &Namespace) {
-        let said = OptedIn {
+        let terminating = OptedIn {
             is_terminating: true,
-            ..OptedIn::default()
+            ..settings(namespace)
         };
-        self.inner().said.insert(namespace.clone(), said);
+        self.inner().settings.insert(namespace.clone(), terminating);
         self.changes.tell(namespace);
-    }
-
-    /// What a replica knows that has only listed the pull secrets, or has seen another one write them.
-    pub fn know_by_the_list_alone(&self) {
-        let mut inner = self.inner();
-        for entry in inner.secrets.values_mut() {
-            let state = entry.state().cloned();
-            let listed = Knowledge::Unverified {
-                claims: state.clone(),
-                before: None,
-                since: Unverified::Listed,
-            };
-            *entry = Arc::new(Entry::new(entry.version(), "uid", listed));
-        }
     }
 
     /// What is known of a pull secret.
-    pub fn knowledge(&self, namespace: &Namespace) -> Option<Knowledge> {
-        let inner = self.inner();
-        let entry = inner.secrets.get(namespace);
-        entry.map(|entry| entry.knowledge().clone())
+    pub fn observed(&self, namespace: &Namespace) -> Option<Observed> {
+        let entry = self.known().get(namespace)?;
+        Some(entry.observed().clone())
     }
 
-    /// How much is left of what a pull secret has for a host; `None` if it is an intent or not there.
+    /// How much is left of what a pull secret has for a host; `None` if it has nothing.
     pub fn left(&self, namespace: &Namespace, host: &str) -> Option<SignedDuration> {
         let host = Host::parse(host).unwrap();
-        let life = self.state(namespace)?.hosts.get(&host)?.lifetime?;
-        Some(life.expires_at.duration_since(self.clock.now()))
+        let had = self.state(namespace)?.hosts.get(&host)?.credential?;
+        Some(had.lifetime.expires_at.duration_since(self.clock.now()))
     }
 
     /// Those that have no usable credential for some host.
     pub fn unusable(&self) -> Vec<Namespace> {
         let now = self.clock.now();
-        let inner = self.inner();
-        let lacks = |entry: &Entry| {
-            let state = entry.state();
+        let names: Vec<Namespace> = self.inner().secrets.keys().cloned().collect();
+        let lacks = |name: &Namespace| {
+            let state = self.state(name);
             state.is_none_or(|state| {
-                state
-                    .hosts
-                    .keys()
-                    .any(|host| state.freshness(host, now) == Freshness::Expired)
+                let mut hosts = state.hosts.keys();
+                hosts.any(|host| state.freshness(host, now) == Freshness::Expired)
             })
         };
-        let found = inner.secrets.iter().filter(|(_, entry)| lacks(entry));
-        found.map(|(name, _)| name.clone()).collect()
+        names.into_iter().filter(lacks).collect()
     }
 
-    /// The other controller's turn.
+    /// The other controller's turn: it changes the data.
     pub fn rival(&self, namespace: &Namespace) {
-        let state = self.state(namespace);
-        self.set(
-            namespace,
-            Knowledge::Unverified {
-                claims: state.clone(),
-                before: state.map(Box::new),
-                since: Unverified::Tampered,
-            },
-        );
-    }
-}
-
-/// What a host has after a write, by the rules of the real merge.
-fn merged(host: &Host, had: Option<&HostState>, want: &Want, now: Timestamp) -> HostState {
-    let is_good = |life: &Lifetime| life.freshness(now) != Freshness::Expired;
-    let (identity, offered) = (
-        want.identity,
-        want.token.as_ref().map(|token| token.lifetime()),
-    );
-    let Some(offered) = offered else {
-        let mut stays = had.cloned().unwrap_or(HostState {
-            identity,
-            lifetime: None,
+        self.edit(namespace, |secret| {
+            let data = secret.data.get_or_insert_default();
+            data.insert(
+                DATA_KEY.to_owned(),
+                ByteString(br#"{"auths":{"a.example":{"auth":"eA=="}}}"#.to_vec()),
+            );
         });
-        if is_public(host) {
-            stays.lifetime = stays.lifetime.filter(is_good);
+    }
+
+    fn answer_apply(&self, namespace: &Namespace, secret: &Secret) -> Result<Secret, CallError> {
+        let now = self.clock.now();
+        let mut inner = self.inner();
+        let asked = &secret.metadata;
+        let stored = inner.secrets.get(namespace);
+        let fits = match stored {
+            None => asked.resource_version.as_deref() == Some("1") && asked.uid.is_none(),
+            Some(stored) => {
+                asked.resource_version == stored.metadata.resource_version
+                    && asked.uid == stored.metadata.uid
+            }
+        };
+        if !fits {
+            return Err(CallError::Conflict);
         }
-        return stays;
-    };
-    let same = had.filter(|had| had.identity == identity);
-    let before = same.and_then(|had| had.lifetime).filter(is_good);
-    let later = |life: &Lifetime| life.expires_at;
-    let lifetime = before.into_iter().chain([offered]).max_by_key(later);
-    HostState { identity, lifetime }
+        let (had, has) = (
+            stored.and_then(|it| state_of(&it.metadata)),
+            state_of(asked).unwrap(),
+        );
+        for (host, entry) in had.iter().flat_map(|state| state.hosts.iter()) {
+            let after = has.hosts.get(host).and_then(|entry| entry.credential);
+            if let (Some(before), Some(after)) = (entry.credential, after)
+                && before != after
+            {
+                let left = before.lifetime.expires_at.duration_since(now);
+                inner.least_left = inner.least_left.into_iter().chain([left]).min();
+            }
+        }
+        inner.version += 1;
+        let version = inner.version;
+        let mut written = inner
+            .secrets
+            .remove(namespace)
+            .unwrap_or_else(|| blank(namespace, version, now));
+        written.metadata.resource_version = Some(version.to_string());
+        written.metadata.annotations.clone_from(&asked.annotations);
+        written.metadata.labels.clone_from(&asked.labels);
+        written.type_.clone_from(&secret.type_);
+        written.data.clone_from(&secret.data);
+        inner.secrets.insert(namespace.clone(), written.clone());
+        inner.writes.push(Write {
+            at: Instant::now(),
+            namespace: namespace.clone(),
+            hosts: has.hosts.len(),
+        });
+        Ok(written)
+    }
 }
 
-impl Store for SimCluster {
+/// A Secret that is being created, with nothing in it.
+fn blank(namespace: &Namespace, version: u64, now: Timestamp) -> Secret {
+    Secret {
+        metadata: ObjectMeta {
+            name: Some("ecr-pull-secret".to_owned()),
+            namespace: Some(namespace.to_string()),
+            uid: Some(format!("secret-{version}")),
+            creation_timestamp: Some(Time(now)),
+            ..ObjectMeta::default()
+        },
+        ..Secret::default()
+    }
+}
+
+/// Has a Secret hold a state and data, as ours by its label.
+fn hold(secret: &mut Secret, state: &State, data: Vec<u8>) {
+    secret.type_ = Some(TYPE.to_owned());
+    let labels = [(MANAGED_BY_LABEL.to_owned(), MANAGED_BY.to_owned())];
+    secret.metadata.labels = Some(labels.into());
+    let annotations = [(STATE_ANNOTATION.to_owned(), state.to_text())];
+    secret.metadata.annotations = Some(annotations.into());
+    secret.data = Some([(DATA_KEY.to_owned(), ByteString(data))].into());
+}
+
+impl NamespaceSource for SimCluster {
     fn names(&self) -> Vec<Namespace> {
-        let inner = self.inner();
-        let names: HashSet<_> = inner.said.keys().chain(inner.secrets.keys()).collect();
-        names.into_iter().cloned().collect()
+        self.inner().settings.keys().cloned().collect()
     }
 
-    fn said(&self, namespace: &Namespace) -> Option<OptedIn> {
-        self.inner().said.get(namespace).cloned()
-    }
-
-    fn secret(&self, namespace: &Namespace) -> Option<Arc<Entry>> {
-        self.inner().secrets.get(namespace).cloned()
-    }
-
-    fn forget(&self, namespace: &Namespace) {
-        self.inner().secrets.remove(namespace);
+    fn settings(&self, namespace: &Namespace) -> Option<OptedIn> {
+        self.inner().settings.get(namespace).cloned()
     }
 
     fn ask<'a>(
@@ -459,8 +576,8 @@ impl Store for SimCluster {
             sleep(Duration::from_millis(5)).await;
             let mut inner = self.inner();
             inner.asks += 1;
-            Ok(if let Some(said) = inner.said.get(namespace) {
-                Look::OptedIn(said.clone())
+            Ok(if let Some(settings) = inner.settings.get(namespace) {
+                Look::OptedIn(settings.clone())
             } else if inner.out.contains(namespace) {
                 Look::OptedOut(OptedIn::default())
             } else {
@@ -469,61 +586,45 @@ impl Store for SimCluster {
         }
         .boxed()
     }
+}
 
-    fn look<'a>(
+impl SecretApi for SimCluster {
+    fn get<'a>(
         &'a self,
         namespace: &'a Namespace,
         _: Instant,
-    ) -> BoxFuture<'a, Result<(), EnsureError>> {
+    ) -> BoxFuture<'a, Result<Option<Secret>, CallError>> {
         async move {
+            self.inner().reads += 1;
+            self.inner().reading += 1;
             sleep(Duration::from_millis(5)).await;
             let mut inner = self.inner();
-            inner.looks += 1;
-            let Some(entry) = inner.secrets.get(namespace).cloned() else {
-                return Ok(());
-            };
-            if let Knowledge::Unverified {
-                claims: Some(state),
-                ..
-            } = entry.knowledge()
-            {
-                inner.version += 1;
-                let entry = Entry::new(inner.version, "uid", Knowledge::Ours(state.clone()));
-                inner.secrets.insert(namespace.clone(), Arc::new(entry));
-            }
-            Ok(())
+            inner.reading -= 1;
+            Ok(inner.secrets.get(namespace).cloned())
         }
         .boxed()
     }
 
-    fn write<'a>(
+    fn apply<'a>(
         &'a self,
         namespace: &'a Namespace,
-        wanted: &'a BTreeMap<Host, Want>,
-        manner: Manner<'a>,
+        secret: &'a Secret,
         _: Instant,
-    ) -> BoxFuture<'a, Result<Written, EnsureError>> {
+    ) -> BoxFuture<'a, Result<Secret, CallError>> {
         async move {
-            self.inner().begun += 1;
-            // It is read first.
-            sleep(Duration::from_millis(5)).await;
-            if !manner.fence.holds() {
-                return Err(EnsureError::NotLeading);
-            }
             self.inner().tried += 1;
             let obstacle = self.inner().obstacles.get(namespace).cloned();
-            let refused = |message: &str| EnsureError::Refused {
-                verb: "write",
-                message: message.to_owned(),
-            };
             match obstacle {
                 None => {}
-                Some(Obstacle::Quota) => return Err(refused("exceeded quota: secrets=1")),
-                Some(Obstacle::Forbidden) => return Err(refused("forbidden")),
+                Some(Obstacle::Quota) => {
+                    return Err(CallError::Refused("exceeded quota: secrets=1".to_owned()));
+                }
+                Some(Obstacle::Forbidden) => {
+                    return Err(CallError::Refused("forbidden".to_owned()));
+                }
                 Some(Obstacle::Silent) => {
                     sleep(Duration::from_secs(3)).await;
-                    let (verb, message) = ("write", "no answer".to_owned());
-                    return Err(EnsureError::Api { verb, message });
+                    return Err(CallError::Timeout("no answer".to_owned()));
                 }
                 Some(Obstacle::Rival(later)) => {
                     let (rival, namespace) = (self.this.clone(), namespace.clone());
@@ -536,23 +637,23 @@ impl Store for SimCluster {
                 }
             }
             sleep(Duration::from_millis(8)).await;
-            Ok(self.apply(namespace, wanted, &manner))
+            let written = self.answer_apply(namespace, secret)?;
+            self.known().changed(&written.metadata);
+            Ok(written)
         }
         .boxed()
     }
 
-    fn remove<'a>(
+    fn delete<'a>(
         &'a self,
         namespace: &'a Namespace,
-        fence: &'a dyn Fence,
+        _: &'a str,
+        _: &'a str,
         _: Instant,
-    ) -> BoxFuture<'a, Result<(), EnsureError>> {
+    ) -> BoxFuture<'a, Result<(), CallError>> {
         async move {
-            if !fence.holds() {
-                return Err(EnsureError::NotLeading);
-            }
             sleep(Duration::from_millis(8)).await;
-            self.forget(namespace);
+            SimCluster::delete(self, namespace);
             Ok(())
         }
         .boxed()
@@ -583,14 +684,16 @@ impl Sim {
             outages: Mutex::default(),
             minted: Mutex::default(),
             failed: Mutex::default(),
+            repeats: AtomicBool::new(false),
         });
-        let cluster = SimCluster::new(clock.clone(), Changes::default());
+        let metrics = Arc::<Metrics>::default();
+        let cluster = SimCluster::new(clock.clone(), Changes::default(), metrics.clone());
         let tokens = TokenCache::new(aws.clone(), clock.clone(), TaskTracker::new());
         Self {
             clock,
             aws,
             cluster,
-            metrics: Arc::new(Metrics::default()),
+            metrics,
             tokens,
             live: Live::new(config, None),
         }
@@ -600,14 +703,6 @@ impl Sim {
     pub fn prewarming(self, hosts: &[&str]) -> Self {
         let hosts = hosts.iter().map(|host| Host::parse(host).unwrap());
         self.changed(|config| config.refresh.prewarm = hosts.collect())
-    }
-
-    #[must_use]
-    pub fn gracing(self, hours: i64) -> Self {
-        let grace = SignedDuration::from_hours(hours);
-        let policy = Policy::clone(&self.live.policy.get());
-        self.live.policy.replace(Policy { grace, ..policy });
-        self
     }
 
     #[must_use]
@@ -636,29 +731,51 @@ impl Sim {
         self.give_until(namespace, hosts, lifetime);
     }
 
-    /// The same with any dates.
+    /// A pull secret of ours that was written just now, with credentials of any dates.
     pub fn give_until(&self, namespace: &Namespace, hosts: &[&str], lifetime: Option<Lifetime>) {
-        let said = OptedIn::default();
-        let hosts = hosts.iter().map(|host| {
-            let (host, key) = self
-                .live
-                .rules
-                .get()
-                .key_for(host, namespace, &said)
-                .unwrap();
-            let identity = key.identity.hash();
-            (host, HostState { identity, lifetime })
+        let rules = self.live.rules.get();
+        let entries = hosts.iter().map(|host| {
+            let key = rules.key_for(host, namespace, &settings(namespace));
+            let (host, key) = key.unwrap();
+            let credential = lifetime.map(|lifetime| Credential {
+                identity: key.identity.hash(),
+                lifetime,
+            });
+            let demand = Demand::new(self.clock.now());
+            (host, HostState { demand, credential })
         });
-        let state = State {
-            hosts: hosts.collect(),
+        let auths: BTreeMap<_, _> = hosts
+            .iter()
+            .filter(|_| lifetime.is_some())
+            .map(|host| (*host, json!({"auth": STANDARD.encode("AWS:given")})))
+            .collect();
+        let data = json!({ "auths": auths }).to_string().into_bytes();
+        let mut state = State {
+            hosts: entries.collect(),
+            digest: DataDigest::of(&data),
+            revision: self.clock.now().as_millisecond().try_into().unwrap(),
             ..State::default()
         };
-        self.cluster.set(namespace, Knowledge::Ours(state));
+        let (keys, uid) = (&self.cluster.keys, uid_of(namespace));
+        self.cluster.edit(namespace, |secret| {
+            let subject = Subject {
+                namespace: namespace.as_str(),
+                namespace_uid: &uid,
+                secret_uid: secret.metadata.uid.as_deref().unwrap(),
+            };
+            state.seal = keys.seal(state.sealed_text(subject).as_bytes()).unwrap();
+            hold(secret, &state, data);
+        });
+        let secret = self.cluster.secret(namespace).unwrap();
+        self.cluster.known().read(namespace, &uid, &secret, None);
     }
 
-    pub fn refresher(&self) -> Refresher {
-        Refresher::new(Parts {
-            store: self.cluster.clone(),
+    pub fn reconciler(&self) -> Reconciler {
+        let secrets = self.cluster.known();
+        Reconciler::new(Parts {
+            namespaces: self.cluster.clone(),
+            writer: self.cluster.writer(&secrets),
+            secrets,
             tokens: self.tokens.clone(),
             policy: self.live.policy.clone(),
             changes: self.cluster.changes.clone(),
@@ -668,11 +785,22 @@ impl Sim {
         })
     }
 
+    /// One sweep by hand over all namespaces, sixteen at a time.
+    pub async fn sweep(&self, sweep: &Sweep, term: &Leadership) -> Vec<(Namespace, Swept)> {
+        let reconciler = self.reconciler();
+        let one = async |name: Namespace| {
+            let swept = reconciler.bring_up_to_date(&name, sweep, term).await;
+            (name, swept)
+        };
+        let names = stream::iter(reconciler.names());
+        names.map(one).buffer_unordered(16).collect().await
+    }
+
     /// A leader begins its term.
     pub fn lead(&self) -> Leader {
-        let (refresher, term) = (self.refresher(), Leadership::unlimited());
+        let (reconciler, term) = (self.reconciler(), Leadership::unlimited());
         let lent = term.clone();
-        let work = tokio::spawn(async move { refresher.lead(lent).await });
+        let work = tokio::spawn(async move { reconciler.lead(lent).await });
         Leader { term, work }
     }
 
@@ -684,13 +812,9 @@ impl Sim {
 
     /// The key of the token that a namespace takes for a host.
     pub fn key(&self, namespace: &Namespace, host: &str) -> TokenKey {
-        let said = OptedIn::default();
-        self.live
-            .rules
-            .get()
-            .key_for(host, namespace, &said)
-            .unwrap()
-            .1
+        let rules = self.live.rules.get();
+        let key = rules.key_for(host, namespace, &settings(namespace));
+        key.unwrap().1
     }
 
     /// So many opted-in namespaces whose pull secrets have credentials of this age for these hosts, or none.
@@ -752,13 +876,17 @@ impl Leader {
     }
 }
 
+/// A second, less what one write may come later than another that left with it: by a read before it, and by the timers'
+/// milliseconds.
+pub const A_SECOND: Duration = Duration::from_millis(990);
+
 /// The most writes in any one second.
 pub fn most_in_a_second(writes: &[Write]) -> usize {
     let mut window = VecDeque::new();
     let mut most = 0;
     for write in writes {
         window.push_back(write.at);
-        while write.at.duration_since(window[0]) >= Duration::from_secs(1) {
+        while write.at.duration_since(window[0]) >= A_SECOND {
             window.pop_front();
         }
         most = most.max(window.len());

@@ -124,6 +124,11 @@ annotations:
 {{ include "ecr-injector.fullname" . }}-ca
 {{- end -}}
 
+{{- /* The Secret of the key that seals the states of pull secrets. */ -}}
+{{- define "ecr-injector.stateKeySecret" -}}
+{{ include "ecr-injector.fullname" . }}-state-key
+{{- end -}}
+
 {{- /* The Secret that is served, if we don't make the certificate ourselves. */ -}}
 {{- define "ecr-injector.tlsSecret" -}}
 {{- if eq .Values.certificates.mode "secret" -}}

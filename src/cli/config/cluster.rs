@@ -1,0 +1,274 @@
+//! `ecr-injector config check --cluster`: what a file would suspend in a cluster, before it is applied. Reads metadata alone.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{Debug, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Secret};
+use kube::{
+    Api, Resource, ResourceExt as _,
+    api::{ListParams, ObjectList},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::super::{once, report::count};
+use crate::{
+    admission::{
+        decide::Revocation,
+        impact::{Impact, Suspended},
+    },
+    cluster::{
+        Cluster,
+        object::Metadata,
+        rights::{On, Right},
+    },
+    config::Config,
+    namespace::{Namespace, store},
+    pull_secret::{self, state::State},
+};
+
+/// Objects in a page of a list.
+const PAGE: u32 = 500;
+/// How long a page may take.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The suspended hosts that the text names; JSON has all of them.
+const NAMED: usize = 20;
+
+/// What was found in a cluster.
+#[derive(Debug)]
+pub(super) struct Found {
+    server: String,
+    /// Namespaces that have the file's label.
+    opted_in: usize,
+    /// Pull secrets whose hosts can't be read.
+    unreadable: usize,
+    revocation: Revocation,
+    pub(super) impact: Impact,
+}
+
+/// Reads the cluster's opted-in namespaces and the metadata of their pull secrets.
+pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::Result<Found> {
+    let cluster = Cluster::connect(kubeconfig)
+        .await
+        .context("there is no cluster to compare with; name one by --kubeconfig or KUBECONFIG")?;
+    let rules = &config.rules;
+    let rights = [
+        Right::everywhere("list", On::Namespaces),
+        Right::everywhere("list", On::Secrets(rules.secret_name.clone())),
+    ];
+    once::demand_rights(&cluster, &rights).await?;
+    let label = format!("{}={}", config.opt_in.label, config.opt_in.value);
+    let namespaces: Vec<Metadata<NamespaceObject>> = list(
+        &Api::all(cluster.client.clone()),
+        ListParams::default().labels(&label),
+    )
+    .await
+    .context("listing the opted-in namespaces")?;
+    let name = format!("metadata.name={}", rules.secret_name);
+    let secrets: Vec<Metadata<Secret>> = list(
+        &Api::all(cluster.client.clone()),
+        ListParams::default().fields(&name),
+    )
+    .await
+    .with_context(|| format!("listing the Secrets named {}", rules.secret_name))?;
+    let mut unreadable = 0;
+    let mut states: BTreeMap<String, State> = BTreeMap::new();
+    for secret in &secrets {
+        if !pull_secret::is_managed(&secret.metadata) {
+            continue;
+        }
+        match pull_secret::state_of(&secret.metadata) {
+            Some(state) => {
+                states.insert(secret.namespace().unwrap_or_default(), state);
+            }
+            None => unreadable += 1,
+        }
+    }
+    let pull_secrets: Vec<_> = namespaces
+        .iter()
+        .filter_map(|object| {
+            let namespace = Namespace::parse(&object.name_any())?;
+            let hosts = &states.get(namespace.as_str())?.hosts;
+            let hosts = hosts.keys().cloned().collect();
+            Some((namespace, store::settings_of(object), hosts))
+        })
+        .collect();
+    Ok(Found {
+        server: cluster.server,
+        opted_in: namespaces.len(),
+        unreadable,
+        revocation: config.refresh.revocation,
+        impact: Impact::new(rules, &pull_secrets),
+    })
+}
+
+/// Lists everything, page by page, each with a deadline of its own.
+async fn list<K>(api: &Api<K>, params: ListParams) -> anyhow::Result<Vec<K>>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let mut params = params.limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let page = timeout(PAGE_TIMEOUT, api.list(&params)).await;
+        let ObjectList {
+            items, metadata, ..
+        } = page.with_context(|| format!("no answer within {} s", PAGE_TIMEOUT.as_secs()))??;
+        all.extend(items);
+        match metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+impl Found {
+    /// Returns the lines for people, below those that say what the file amounts to.
+    pub(super) fn to_text(&self) -> String {
+        let impact = &self.impact;
+        let mut cluster = format!(
+            "{}; {} opted in, {} with {} in their pull secrets",
+            self.server,
+            count(self.opted_in, "namespace"),
+            impact.namespaces,
+            count(impact.hosts, "host"),
+        );
+        if self.unreadable > 0 {
+            let unreadable = count(self.unreadable, "pull secret");
+            cluster = format!("{cluster}; {unreadable} can't be read and were not counted");
+        }
+        let suspended = if impact.suspended.is_empty() {
+            "nothing".to_owned()
+        } else {
+            format!(
+                "{} in {}: {}",
+                count(impact.suspended.len(), "host"),
+                count(impact.affected_namespaces(), "namespace"),
+                self.consequence()
+            )
+        };
+        let mut text = format!("  cluster     {cluster}\n  suspends    {suspended}\n");
+        for it in impact.suspended.iter().take(NAMED) {
+            let Suspended {
+                namespace,
+                host,
+                cause,
+            } = it;
+            // Writing to a String can't fail.
+            let _ = writeln!(text, "    {namespace}  {host}  {cause}");
+        }
+        if let Some(more @ 1..) = impact.suspended.len().checked_sub(NAMED) {
+            let _ = writeln!(text, "    and {more} more; -o json has all of them");
+        }
+        text
+    }
+
+    /// Returns the same as one object.
+    pub(super) fn to_json(&self, file: &str) -> Value {
+        let impact = &self.impact;
+        let suspended = impact.suspended.iter().map(|it| {
+            json!({
+                "namespace": it.namespace.as_str(),
+                "host": it.host.as_str(),
+                "reason": it.cause.as_str(),
+                "message": it.cause.to_string(),
+            })
+        });
+        json!({
+            "ok": !impact.is_widespread(),
+            "file": file,
+            "server": self.server,
+            "optedInNamespaces": self.opted_in,
+            "namespaces": impact.namespaces,
+            "hosts": impact.hosts,
+            "unreadablePullSecrets": self.unreadable,
+            "affectedNamespaces": impact.affected_namespaces(),
+            "suspended": suspended.collect::<Vec<_>>(),
+        })
+    }
+
+    /// Fails if the file looks like a mistake.
+    pub(super) fn demand_good(&self) -> anyhow::Result<()> {
+        let impact = &self.impact;
+        ensure!(
+            !impact.is_widespread(),
+            "the file would suspend hosts in {} of {} namespaces, which looks like a mistake",
+            impact.affected_namespaces(),
+            impact.namespaces
+        );
+        Ok(())
+    }
+
+    fn consequence(&self) -> &'static str {
+        match self.revocation {
+            Revocation::OnExpiry => "kept until they expire, and not renewed",
+            Revocation::Immediately => "taken out at once (revoke: immediately)",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admission::{decide::Suspension, impact::Cause},
+        registry::Host,
+    };
+
+    fn found(affected: usize, namespaces: usize) -> Found {
+        let suspended = (0..affected).map(|number| Suspended {
+            namespace: Namespace::parse(&format!("team-{number:02}")).expect("valid"),
+            host: Host::parse("images.example.com").expect("valid"),
+            cause: Cause::Rules(Suspension::NotEcr),
+        });
+        Found {
+            server: "https://10.0.0.1".to_owned(),
+            opted_in: namespaces + 1,
+            unreadable: 0,
+            revocation: Revocation::OnExpiry,
+            impact: Impact {
+                namespaces,
+                hosts: namespaces,
+                suspended: suspended.collect(),
+            },
+        }
+    }
+
+    #[test]
+    fn text_names_twenty_hosts_and_counts_the_rest() {
+        let text = found(0, 1).to_text();
+        let expected = "  cluster     https://10.0.0.1; 2 namespaces opted in, 1 with 1 host in their pull secrets\n  \
+            suspends    nothing\n";
+        assert_eq!(text, expected);
+        let text = found(20, 60).to_text();
+        assert!(!text.contains("more"), "{text}");
+        let text = found(23, 60).to_text();
+        assert!(
+            text.contains("23 hosts in 23 namespaces: kept until they expire"),
+            "{text}"
+        );
+        assert_eq!(text.matches("images.example.com").count(), 20, "{text}");
+        assert!(text.contains("    team-19  images.example.com  the host is neither"));
+        assert!(text.ends_with("    and 3 more; -o json has all of them\n"));
+    }
+
+    #[test]
+    fn widespread_suspension_fails() {
+        assert!(found(9, 9).demand_good().is_ok());
+        let error = found(11, 20).demand_good().expect_err("a mistake");
+        assert!(error.to_string().contains("11 of 20 namespaces"), "{error}");
+        let json = found(11, 20).to_json("config.yaml");
+        assert_eq!(
+            (&json["ok"], &json["affectedNamespaces"]),
+            (&json!(false), &json!(11))
+        );
+        assert_eq!(json["suspended"][10]["reason"], "not_ecr");
+        assert_eq!(found(1, 20).to_json("config.yaml")["ok"], true);
+    }
+}

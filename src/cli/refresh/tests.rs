@@ -1,0 +1,418 @@
+//! Rows and summaries of sweeps that are made up.
+
+use jiff::SignedDuration;
+
+use super::*;
+use crate::{
+    admission::decide::Suspension,
+    identity::{Identity, Refusal},
+    pull_secret::{
+        Unverified,
+        state::{Credential, Demand, HostState},
+    },
+    refresh::plan::Priority,
+    registry::{Host, Registry},
+    token::{Lifetime, TokenKey},
+};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+const IRELAND: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+const OREGON: &str = "123456789012.dkr.ecr.us-west-2.amazonaws.com";
+
+fn team() -> Namespace {
+    Namespace::parse("team").expect("valid")
+}
+
+fn host(text: &str) -> Host {
+    Host::parse(text).expect("valid")
+}
+
+fn later(hours: i64) -> Timestamp {
+    NOW + SignedDuration::from_hours(hours)
+}
+
+/// A state whose hosts have a credential until so many hours from now, or none.
+fn state(hosts: &[(&str, Option<i64>)]) -> State {
+    let hosts = hosts.iter().map(|(text, ends)| {
+        let credential = ends.map(|ends| Credential {
+            identity: Identity::Ambient.hash(),
+            lifetime: Lifetime {
+                minted_at: later(ends - 12),
+                expires_at: later(ends),
+            },
+        });
+        let entry = HostState {
+            demand: Demand::new(NOW),
+            credential,
+        };
+        (host(text), entry)
+    });
+    State {
+        hosts: hosts.collect(),
+        ..State::default()
+    }
+}
+
+fn managed(hosts: &[(&str, Option<i64>)]) -> Observed {
+    Observed::Managed(state(hosts))
+}
+
+/// A plan by which these hosts are allowed and those suspended.
+fn write(at: Timestamp, allowed: &[&str], suspended: &[&str]) -> Plan {
+    let key = |text: &str| {
+        let registry = Registry::parse(text).expect("a registry");
+        TokenKey::new(Identity::Ambient, &registry)
+    };
+    let desired = DesiredState {
+        keys: allowed.iter().map(|text| (host(text), key(text))).collect(),
+        due: allowed.iter().copied().map(host).collect(),
+        suspended: suspended
+            .iter()
+            .map(|text| (host(text), Suspension::NotAllowed))
+            .collect(),
+        ..DesiredState::default()
+    };
+    plan(at, Action::Write(Box::new(desired)))
+}
+
+fn plan(at: Timestamp, action: Action) -> Plan {
+    Plan {
+        priority: Priority::Due,
+        at,
+        ends: None,
+        action,
+    }
+}
+
+fn swept(written: bool, error: Option<&str>, plan: Option<Plan>) -> Swept {
+    Swept {
+        written,
+        error: error.map(str::to_owned),
+        plan,
+    }
+}
+
+fn seen<'a>(
+    before: Option<&'a Observed>,
+    after: Option<&'a Observed>,
+    settings: Option<&'a OptedIn>,
+) -> Seen<'a> {
+    Seen {
+        before,
+        after,
+        settings,
+        is_excluded: false,
+        now: NOW,
+    }
+}
+
+fn done_to(seen: Seen<'_>, swept: &Swept, is_interrupted: bool) -> Option<(&'static str, bool)> {
+    let row = seen.done(&team(), swept, is_interrupted)?;
+    Some((row.result, row.is_good))
+}
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn row_has_what_was_done_and_whether_it_is_well() {
+    let settings = OptedIn::default();
+    let terminating = OptedIn {
+        is_terminating: true,
+        ..OptedIn::default()
+    };
+    let (opted_in, ending) = (Some(&settings), Some(&terminating));
+    let (secret, empty) = (&managed(&[(IRELAND, Some(12))]), &managed(&[]));
+    let expired = &managed(&[(IRELAND, Some(0))]);
+    let unverified = &Observed::Unverified {
+        claims: Some(state(&[(IRELAND, Some(12))])),
+        is_proven: false,
+        before: None,
+        since: Unverified::Listed,
+    };
+    let (theirs, deleted) = (&Observed::Foreign(Foreign::Label), &Observed::Deleted(None));
+    let has = |observed| (Some(observed), Some(observed));
+    let fine = || Some(write(later(3), &[IRELAND], &[]));
+    let due = || Some(write(NOW, &[IRELAND], &[]));
+    let suspended = || Some(write(later(720), &[], &[IRELAND]));
+    for ((before, after), settings, swept, expected) in [
+        (
+            has(secret),
+            opted_in,
+            swept(false, None, fine()),
+            Some(("fresh", true)),
+        ),
+        (
+            (None, None),
+            opted_in,
+            swept(false, None, None),
+            Some(("absent", true)),
+        ),
+        (
+            (None, Some(secret)),
+            opted_in,
+            swept(true, None, fine()),
+            Some(("created", true)),
+        ),
+        (
+            (Some(deleted), Some(secret)),
+            opted_in,
+            swept(true, None, fine()),
+            Some(("created", true)),
+        ),
+        (
+            has(secret),
+            opted_in,
+            swept(true, None, fine()),
+            Some(("renewed", true)),
+        ),
+        // A suspended registry is most likely a mistake, whatever was written.
+        (
+            has(secret),
+            opted_in,
+            swept(false, None, suspended()),
+            Some(("suspended", false)),
+        ),
+        (
+            has(secret),
+            opted_in,
+            swept(true, None, Some(write(later(3), &[OREGON], &[IRELAND]))),
+            Some(("renewed", false)),
+        ),
+        (
+            has(empty),
+            opted_in,
+            swept(false, None, None),
+            Some(("empty", true)),
+        ),
+        (
+            has(expired),
+            opted_in,
+            swept(false, None, fine()),
+            Some(("expired", false)),
+        ),
+        (
+            has(secret),
+            opted_in,
+            swept(true, Some("the API server refused to write"), fine()),
+            Some(("refused", false)),
+        ),
+        (
+            has(secret),
+            opted_in,
+            swept(false, Some("x"), fine()),
+            Some(("failed", false)),
+        ),
+        (
+            has(secret),
+            opted_in,
+            swept(true, Some("x"), due()),
+            Some(("failed", false)),
+        ),
+        // Still due, and nobody says why.
+        (
+            has(secret),
+            opted_in,
+            swept(false, None, due()),
+            Some(("failed", false)),
+        ),
+        (
+            has(theirs),
+            opted_in,
+            swept(false, None, None),
+            Some(("skipped", false)),
+        ),
+        (
+            has(secret),
+            ending,
+            swept(false, None, None),
+            Some(("skipped", true)),
+        ),
+        // Nothing of ours in a namespace that isn't opted in.
+        (has(theirs), None, swept(false, None, None), None),
+        ((None, None), None, swept(false, None, None), None),
+        (
+            has(secret),
+            None,
+            swept(false, None, None),
+            Some(("opted-out", true)),
+        ),
+        (
+            has(unverified),
+            None,
+            swept(false, None, None),
+            Some(("opted-out", true)),
+        ),
+        (
+            has(expired),
+            None,
+            swept(false, None, None),
+            Some(("expired-out", true)),
+        ),
+        (
+            (Some(expired), None),
+            None,
+            swept(true, None, None),
+            Some(("removed", true)),
+        ),
+    ] {
+        let seen = seen(before, after, settings);
+        assert_eq!(
+            done_to(seen, &swept, false),
+            expected,
+            "{before:?} {swept:?}"
+        );
+    }
+}
+
+#[test]
+fn interrupted_row_is_one_with_something_left() {
+    let (settings, secret) = (OptedIn::default(), managed(&[(IRELAND, Some(12))]));
+    let seen = seen(Some(&secret), Some(&secret), Some(&settings));
+    for (swept, expected) in [
+        (
+            swept(false, None, Some(write(NOW, &[IRELAND], &[]))),
+            ("interrupted", false),
+        ),
+        (
+            swept(true, None, Some(write(NOW, &[IRELAND], &[]))),
+            ("interrupted", false),
+        ),
+        (
+            swept(true, None, Some(write(later(3), &[IRELAND], &[]))),
+            ("renewed", true),
+        ),
+        (
+            swept(false, Some("x"), Some(write(NOW, &[IRELAND], &[]))),
+            ("failed", false),
+        ),
+    ] {
+        assert_eq!(done_to(seen, &swept, true), Some(expected), "{swept:?}");
+    }
+}
+
+#[test]
+fn excluded_namespace_has_no_row() {
+    let (settings, secret) = (OptedIn::default(), managed(&[(IRELAND, Some(12))]));
+    let seen = Seen {
+        is_excluded: true,
+        ..seen(Some(&secret), Some(&secret), Some(&settings))
+    };
+    assert_eq!(seen.done(&team(), &swept(false, None, None), false), None);
+    assert_eq!(seen.would(&team(), None), None);
+}
+
+#[test]
+fn suspended_registries_are_named_with_their_reason() {
+    let secret = managed(&[(IRELAND, Some(12)), (OREGON, Some(12))]);
+    let settings = OptedIn::default();
+    let seen = seen(Some(&secret), Some(&secret), Some(&settings));
+    let plan = write(later(3), &[], &[IRELAND, OREGON]);
+    let row = seen.done(&team(), &swept(false, None, Some(plan.clone())), false);
+    let row = row.expect("a row");
+    let message = format!("{IRELAND} and 1 more suspended: the registry is not in the allow list");
+    assert_eq!(row.message.as_deref(), Some(message.as_str()));
+    assert_eq!(row.expires_at, Some(later(12)), "it is used until then");
+    assert_eq!(seen.would(&team(), Some(&plan)), Some(row));
+    // By an identity's rules.
+    let why = Suspension::NoIdentity(Refusal::NoDefault);
+    let mut one = write(later(3), &[IRELAND], &[]);
+    if let Action::Write(desired) = &mut one.action {
+        desired.suspended.insert(host(OREGON), why);
+    }
+    let row = seen.would(&team(), Some(&one)).expect("a row");
+    assert_eq!((row.result, row.is_good), ("fresh", false));
+    let message = format!("{OREGON} suspended: {why}");
+    assert_eq!(row.message.as_deref(), Some(message.as_str()));
+}
+
+#[test]
+fn preview_tells_what_is_due_from_what_is_not() {
+    let (settings, secret) = (OptedIn::default(), managed(&[(IRELAND, Some(12))]));
+    let has = seen(Some(&secret), Some(&secret), Some(&settings));
+    let lacks = seen(None, None, Some(&settings));
+    let opted_out = seen(Some(&secret), Some(&secret), None);
+    for (seen, plan, expected) in [
+        (has, plan(NOW, Action::Look), "would look"),
+        (has, plan(later(3), Action::Look), "fresh"),
+        (has, write(NOW, &[IRELAND], &[]), "would renew"),
+        (has, write(later(3), &[IRELAND], &[]), "fresh"),
+        (lacks, write(NOW, &[IRELAND], &[]), "would create"),
+        (opted_out, plan(NOW, Action::Remove), "would remove"),
+        (opted_out, plan(later(3), Action::Remove), "opted-out"),
+    ] {
+        let row = seen.would(&team(), Some(&plan)).expect("a row");
+        assert_eq!((row.result, row.due_at), (expected, Some(plan.at)));
+        assert!(row.is_good, "{expected}");
+        let hosts = seen.after.map_or(0, |_| 1);
+        let expires_at = seen.after.map(|_| later(12));
+        assert_eq!((row.hosts.len(), row.expires_at), (hosts, expires_at));
+    }
+    assert_eq!(
+        lacks.would(&team(), None).map(|row| row.result),
+        Some("absent")
+    );
+}
+
+#[test]
+fn preview_counts_what_is_renewed_and_dropped() {
+    let secret = managed(&[(IRELAND, Some(12)), (OREGON, Some(12))]);
+    let settings = OptedIn::default();
+    let seen = seen(Some(&secret), Some(&secret), Some(&settings));
+    let mut plan = write(NOW, &[IRELAND], &[]);
+    let message = |plan: &Plan| seen.would(&team(), Some(plan)).and_then(|row| row.message);
+    assert_eq!(message(&plan).as_deref(), Some("1 of 1 host"));
+    if let Action::Write(desired) = &mut plan.action {
+        desired.due.clear();
+        desired.forgotten.insert(host(OREGON));
+    }
+    assert_eq!(
+        message(&plan).as_deref(),
+        Some("0 of 1 host; 1 host dropped")
+    );
+}
+
+#[test]
+fn row_without_a_next_time_has_no_due_date() {
+    let (settings, secret) = (OptedIn::default(), managed(&[(IRELAND, Some(12))]));
+    let seen = seen(Some(&secret), Some(&secret), Some(&settings));
+    let never = write(Timestamp::MAX, &[IRELAND], &[]);
+    let row = seen.would(&team(), Some(&never)).expect("a row");
+    assert_eq!(row.due_at, None);
+}
+
+#[test]
+fn summary_says_so_when_nothing_was_due() {
+    let row = |result| Row {
+        due_at: Some(later(3)),
+        ..Row::good(team(), result)
+    };
+    let next = "\nthe next is due at 1970-01-01T03:00:00Z (team)";
+    assert_eq!(
+        done(&[row("fresh")], "x"),
+        format!("nothing to do: all is fresh in 1 namespace, in x{next}")
+    );
+    let failed = Row::bad(team(), "failed", "why".to_owned());
+    assert_eq!(
+        done(&[row("renewed"), failed.clone()], "x"),
+        format!(
+            "1 pull secret brought up to date; 1 of 2 namespaces not as it should be, see above, in x{next}"
+        )
+    );
+    assert_eq!(
+        done(&[row("created"), row("removed"), row("fresh")], "x"),
+        format!(
+            "2 pull secrets brought up to date, nothing else was due in 3 namespaces, in x{next}"
+        )
+    );
+    assert_eq!(
+        done(&[], "x"),
+        "no namespace is opted in or has a pull secret of ours, in x"
+    );
+    assert_eq!(
+        would(&[row("would renew"), failed], "x"),
+        "something would be done in 1 of 2 namespaces; 1 can't be brought up to date, see above, in x"
+    );
+    assert_eq!(
+        would(&[row("fresh")], "x"),
+        format!("nothing would be done: all is fresh in 1 namespace, in x{next}")
+    );
+}

@@ -1,0 +1,211 @@
+//! Reports what comes of the work: to the log, to the metrics, and to the namespaces' people.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    admission::decide::Suspension,
+    events::{Events, Happening},
+    metrics::Metrics,
+    namespace::Namespace,
+    pull_secret::{Foreign, write::PullSecretError},
+    refresh::plan::{DesiredState, Priority},
+    registry::Host,
+    token::{TokenKey, cache::MintError},
+};
+
+/// At least so many namespaces with suspended hosts are worth a word of their own, if they are more than half of all.
+const MASS_SUSPENSION_FROM: usize = 10;
+
+/// Reports what comes of the work.
+pub(super) struct Reporter {
+    metrics: Arc<Metrics>,
+    events: Option<Events>,
+    /// The namespaces whose people were told of a failure, and are to be told of its end.
+    complained: HashSet<Namespace>,
+    /// The namespaces with suspended hosts, and how many.
+    suspended: HashMap<Namespace, usize>,
+}
+
+impl Reporter {
+    pub(super) fn new(metrics: Arc<Metrics>, events: Option<Events>) -> Self {
+        Self {
+            metrics,
+            events,
+            complained: HashSet::new(),
+            suspended: HashMap::new(),
+        }
+    }
+
+    fn publish(&self, namespace: &Namespace, happening: &Happening) {
+        if let Some(events) = &self.events {
+            events.tell(namespace, happening);
+        }
+    }
+
+    fn complain(&mut self, namespace: &Namespace, happening: &Happening) {
+        self.complained.insert(namespace.clone());
+        self.publish(namespace, happening);
+    }
+
+    /// A pull secret was written.
+    pub(super) fn wrote(&self, namespace: &Namespace, desired: &DesiredState, priority: Priority) {
+        let reason = match (desired.repairs, priority) {
+            (Some(_), _) => "repaired",
+            (None, Priority::Pending) => "pending",
+            (None, Priority::Changed) => "new",
+            (None, Priority::Due | Priority::Check) => "due",
+        };
+        self.metrics.refreshed(reason);
+        let hosts = desired.due.len();
+        tracing::debug!(%namespace, reason, hosts, "wrote the pull secret");
+        if let Some(what) = desired.repairs {
+            self.metrics.repaired(what.as_str());
+            tracing::warn!(%namespace, cause = what.as_str(), "repaired the pull secret");
+            self.publish(namespace, &Happening::Repaired { what });
+        }
+    }
+
+    /// There was no room for some hosts.
+    pub(super) fn left_out(namespace: &Namespace, hosts: &[Host]) {
+        if !hosts.is_empty() {
+            tracing::debug!(%namespace, hosts = hosts.len(), "the pull secret has no room for more registries");
+        }
+    }
+
+    /// A pull secret has all that it should have.
+    pub(super) fn recovered(&mut self, namespace: &Namespace) {
+        if self.complained.remove(namespace) {
+            tracing::info!(%namespace, "the pull secret is fresh again after failures");
+            self.publish(namespace, &Happening::Refreshed);
+        }
+    }
+
+    /// A namespace is gone, or opted in no more: nobody waits to be told.
+    pub(super) fn forget(&mut self, namespace: &Namespace) {
+        self.complained.remove(namespace);
+        self.suspended.remove(namespace);
+    }
+
+    /// A namespace was opted in.
+    pub(super) fn opted_in(&self, namespace: &Namespace) {
+        tracing::info!(%namespace, "namespace opted in");
+        self.publish(namespace, &Happening::OptedIn);
+    }
+
+    /// A namespace is opted in no more.
+    pub(super) fn opted_out(&mut self, namespace: &Namespace) {
+        tracing::info!(%namespace, "namespace opted out: its pull secret is no longer refreshed");
+        self.forget(namespace);
+        self.publish(namespace, &Happening::OptedOut);
+    }
+
+    /// A pull secret was deleted.
+    pub(super) fn removed(&self, namespace: &Namespace) {
+        self.metrics.refreshed("removed");
+        tracing::info!(%namespace, "deleted the expired pull secret of an opted-out namespace");
+    }
+
+    /// A Secret of the pull secret's name is not ours.
+    pub(super) fn foreign(&self, namespace: &Namespace, why: Foreign) {
+        self.publish(namespace, &Happening::Foreign { why });
+    }
+
+    /// The rules allow these hosts of a namespace no more, or all of them again.
+    pub(super) fn suspended(&mut self, namespace: &Namespace, hosts: &BTreeMap<Host, Suspension>) {
+        let known = self.suspended.get(namespace).copied().unwrap_or_default();
+        if known == hosts.len() {
+            return;
+        }
+        let Some((host, why)) = hosts.first_key_value() else {
+            self.suspended.remove(namespace);
+            tracing::info!(%namespace, "all registries of the pull secret are allowed again");
+            return;
+        };
+        self.suspended.insert(namespace.clone(), hosts.len());
+        let (host, more) = (host.to_string(), hosts.len() - 1);
+        tracing::warn!(%namespace, host, more, reason = why.as_str(), "registries are suspended: their credentials are kept and not renewed");
+        let why = why.to_string();
+        self.publish(namespace, &Happening::Suspended { host, more, why });
+    }
+
+    /// All was planned by another configuration: a mistake in it is most likely where it suspends what most namespaces use.
+    pub(super) fn planned_all(&self, namespaces: usize) {
+        let suspended = self.suspended.len();
+        let is_mass = suspended >= MASS_SUSPENSION_FROM && suspended * 2 > namespaces;
+        self.metrics.mass_suspension.set(i64::from(is_mass));
+        if is_mass {
+            tracing::error!(
+                suspended,
+                namespaces,
+                "the configuration suspends registries in more than half of the namespaces: is it a mistake? Credentials are kept until they expire; \
+                 `ecr-injector config check --cluster` shows what a file would suspend"
+            );
+        }
+    }
+
+    /// Somebody else makes work for a namespace again and again.
+    pub(super) fn contended(
+        &mut self,
+        namespace: &Namespace,
+        times: usize,
+        pause: Duration,
+        is_edited: bool,
+    ) {
+        self.metrics.refresh_failed("contested");
+        tracing::warn!(%namespace, times, ?pause, "a namespace needs work again and again; it is left alone for longer and longer");
+        if is_edited {
+            self.complain(namespace, &Happening::Contended);
+        }
+    }
+
+    /// A namespace waits for a token that can't be had.
+    pub(super) fn waits(&mut self, namespace: &Namespace, error: &MintError) {
+        if let MintError::Refused(_, reply) | MintError::SessionExpired(_, reply) = error {
+            let code = reply.clone();
+            self.complain(namespace, &Happening::Refused { code });
+        }
+    }
+
+    /// A token couldn't be minted.
+    pub(super) fn no_token(&self, key: &TokenKey, error: &MintError, pause: Duration) {
+        self.metrics.refresh_failed(error.as_str());
+        tracing::warn!(identity = %key.identity, region = %key.region, %error, ?pause, "minting a token failed; retrying");
+    }
+
+    /// A token that couldn't be minted for a while was.
+    pub(super) fn token_again(key: &TokenKey, failures: u32, waiting: usize) {
+        tracing::info!(identity = %key.identity, region = %key.region, failures, waiting, "minted a token after failures");
+    }
+
+    /// A call to the API server for a namespace failed, so many times in a row.
+    pub(super) fn failed(&mut self, namespace: &Namespace, error: &PullSecretError, times: u32) {
+        self.metrics.refresh_failed(error.as_str());
+        if times <= 1 {
+            tracing::warn!(%namespace, %error, "refreshing the pull secret failed; retrying");
+        } else {
+            tracing::debug!(%namespace, %error, times, "refreshing the pull secret failed again");
+        }
+        match error {
+            PullSecretError::Foreign(why) => self.foreign(namespace, *why),
+            PullSecretError::Refused { message, .. } => {
+                if let Some(happening) = Happening::of_refusal(message) {
+                    self.complain(namespace, &happening);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// How many are due, how many wait, and for how long.
+    pub(super) fn backlog(&self, due: usize, waiting: usize, overdue: Duration) {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.metrics.queue_depth.set(count(due));
+        self.metrics.waiting.set(count(waiting));
+        let seconds = i64::try_from(overdue.as_secs()).unwrap_or(i64::MAX);
+        self.metrics.oldest_overdue.set(seconds);
+    }
+}
