@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    admission::decide::Suspension,
+    admission::{decide::Suspension, impact::is_widespread},
     events::{Events, Happening},
     metrics::Metrics,
     namespace::Namespace,
@@ -16,9 +16,6 @@ use crate::{
     registry::Host,
     token::{TokenKey, cache::MintError},
 };
-
-/// At least so many namespaces with suspended hosts are worth a word of their own, if they are more than half of all.
-const MASS_SUSPENSION_FROM: usize = 10;
 
 /// Reports what comes of the work.
 pub(super) struct Reporter {
@@ -135,7 +132,7 @@ impl Reporter {
     /// All was planned by another configuration: a mistake in it is most likely where it suspends what most namespaces use.
     pub(super) fn planned_all(&self, namespaces: usize) {
         let suspended = self.suspended.len();
-        let is_mass = suspended >= MASS_SUSPENSION_FROM && suspended * 2 > namespaces;
+        let is_mass = is_widespread(suspended, namespaces);
         self.metrics.mass_suspension.set(i64::from(is_mass));
         if is_mass {
             tracing::error!(
