@@ -7,37 +7,29 @@
 pub mod cli;
 
 pub mod server;
-pub mod webhook;
 
-pub mod discovery;
-pub mod events;
-pub mod leader;
-pub mod probe;
 pub mod refresh;
 
-pub mod aws;
-pub mod cluster;
-pub mod config;
-pub mod descriptors;
-pub mod memory;
-pub mod readiness;
-pub mod shutdown;
-pub mod telemetry;
-pub mod tls;
-pub mod traces;
-
 pub mod admission;
-pub mod manifest;
+
 pub mod pull_secret;
+
+pub mod config;
+
+pub mod rules;
+
 pub mod token;
 
+pub mod aws;
+
 pub mod identity;
-pub mod image;
-pub mod namespace;
-pub mod pod;
+
+pub mod tls;
+
+pub mod cluster;
+
 pub mod registry;
 
-pub mod backoff;
-pub mod clock;
-pub mod current;
-pub mod metrics;
+pub mod telemetry;
+
+pub mod process;

@@ -15,16 +15,16 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use ecr_injector::{
     admission::{
-        Request,
-        decide::{Decision, Facts, SecretFacts, decide, demand, warning_for},
+        decide::{Decision, Facts, decide, demand, warning_for},
+        manifest::text,
         patch,
+        review::Request,
     },
+    cluster::namespace::OptedIn,
     config::Config,
     identity::Identity,
-    manifest::text,
-    namespace::OptedIn,
     pull_secret::{
-        Foreign,
+        Foreign, SecretFacts,
         state::{Credential, DataDigest, Demand, HostState, State},
     },
     registry::{Host, Service},

@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ecr_injector::clock::SystemClock;
-use ecr_injector::leader::Leadership;
-use ecr_injector::metrics::Metrics;
-use ecr_injector::namespace::Namespace;
-use ecr_injector::readiness::{Condition, Readiness};
+use ecr_injector::cluster::lease::Leadership;
+use ecr_injector::cluster::namespace::Namespace;
+use ecr_injector::process::clock::SystemClock;
+use ecr_injector::process::readiness::{Condition, Readiness};
+use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::tls::authority::ROTATE;
 use ecr_injector::tls::rotation::Lifetimes;
 use ecr_injector::tls::secret::NamedSecret;

@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ecr_injector::clock::SystemClock;
-use ecr_injector::events::{Events, Happening, Parts};
-use ecr_injector::leader::{Elector, Settings};
-use ecr_injector::metrics::Metrics;
-use ecr_injector::namespace::Namespace;
+use ecr_injector::cluster::lease::{Elector, Settings};
+use ecr_injector::cluster::namespace::Namespace;
+use ecr_injector::process::clock::SystemClock;
+use ecr_injector::pull_secret::events::{Events, Happening, Parts};
 use ecr_injector::pull_secret::guard::{Verdict, test_guard};
 use ecr_injector::pull_secret::{Damage, Foreign};
+use ecr_injector::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
 use support::control_plane::Options;
 use support::installation::{NAME as OURS, OPT_IN, PULL_SECRET};

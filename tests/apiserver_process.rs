@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ecr_injector::descriptors;
+use ecr_injector::process::file_descriptors;
 use ecr_injector::server::accept::MAX_CONNECTIONS;
 use ecr_injector::server::{BODY_BUDGET_BYTES, MAX_BODY_BYTES};
 use futures::future::join_all;
@@ -501,7 +501,7 @@ async fn killed_and_started_again_while_aws_is_away_it_serves_what_was_there() {
 #[tokio::test]
 async fn five_thousand_silent_connections_are_closed_in_ten_seconds_and_nobody_else_notices() {
     assert!(
-        descriptors::raise_limit() > 2_000,
+        file_descriptors::raise_limit() > 2_000,
         "this test needs 2,000 file descriptors: see `ulimit -Hn`"
     );
     let bench = bench().await;

@@ -527,7 +527,7 @@ fn what_the_configuration_holds_is_good_for_its_parser_and_in_all_other_places()
             .unwrap();
         let config =
             Config::parse(config, name).unwrap_or_else(|error| panic!("{name}: {error}\n{config}"));
-        let config = config.excluding(ecr_injector::namespace::Namespace::parse(RELEASE));
+        let config = config.excluding(ecr_injector::cluster::namespace::Namespace::parse(RELEASE));
         let (secret, opt_in) = (&config.rules.secret_name, &config.opt_in);
 
         for webhook in of_kind("MutatingWebhookConfiguration")[0]["webhooks"]

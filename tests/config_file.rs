@@ -11,11 +11,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ecr_injector::clock::SystemClock;
 use ecr_injector::config::Config;
 use ecr_injector::config::live::Live;
 use ecr_injector::config::schema;
 use ecr_injector::config::watched::{PERIOD, Watched};
+use ecr_injector::process::clock::SystemClock;
 use jsonschema::Validator;
 use serde_json::Value;
 use tokio::time::sleep;

@@ -72,7 +72,18 @@ fn source(target: &str, name: &str) -> (String, String) {
     } else {
         format!("src/{room}.rs")
     };
-    (path, name.to_owned())
+    let of_folder = format!("src/{room}/mod.rs");
+    let is_folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(&of_folder)
+        .exists();
+    (
+        if is_folder && !has_own {
+            of_folder
+        } else {
+            path
+        },
+        name.to_owned(),
+    )
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Which identity mints, as a table, and as laws that no input may break.
 
+use ecr_injector::cluster::namespace::{Namespace, OptedIn};
 use ecr_injector::identity::pattern::Pattern;
 use ecr_injector::identity::{
     DefaultIdentity, Identities, Identity, Manner, NamespaceRoles, Refusal, RoleTemplate, Rule,
 };
-use ecr_injector::namespace::{Namespace, OptedIn};
 use ecr_injector::registry::{AccountId, Region, Registry};
 use proptest::prelude::*;
 

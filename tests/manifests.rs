@@ -9,12 +9,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use ecr_injector::config::Config;
-use ecr_injector::events::REPORTER;
+use ecr_injector::pull_secret::events::REPORTER;
 use ecr_injector::pull_secret::state_key::DEFAULT_NAME;
 use ecr_injector::pull_secret::state_key::plan::SECRET_TYPE;
-use ecr_injector::pull_secret::{DATA_KEY, MANAGED_BY, MANAGED_BY_LABEL, TYPE};
 use ecr_injector::registry::Partition;
 use ecr_injector::server::PATH;
+use ecr_injector::{
+    cluster::ownership::{MANAGED_BY, MANAGED_BY_LABEL},
+    pull_secret::{DATA_KEY, TYPE},
+};
 use serde_json::{Value, json};
 
 fn documents(name: &str) -> Vec<Value> {
@@ -34,8 +37,9 @@ fn own_namespace() -> String {
 }
 
 fn excluded() -> BTreeSet<String> {
-    let config =
-        Config::default().excluding(ecr_injector::namespace::Namespace::parse(&own_namespace()));
+    let config = Config::default().excluding(ecr_injector::cluster::namespace::Namespace::parse(
+        &own_namespace(),
+    ));
     config
         .rules
         .excluded

@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ecr_injector::metrics::{DiscoveryRun, Handshake, Metrics, Phase, Shed, Spans};
+use ecr_injector::admission::handler::Verdict;
 use ecr_injector::pull_secret::gauges::Worth;
 use ecr_injector::pull_secret::provisioner::{SecretSource, TokenSource};
-use ecr_injector::webhook::Verdict;
+use ecr_injector::telemetry::metrics::{DiscoveryRun, Handshake, Metrics, Phase, Shed, Spans};
 use http::{Method, Request, header};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -123,7 +123,7 @@ fn what_a_scrape_shows_is_what_the_registry_says_that_it_has() {
     let shown = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     for line in shown {
         let (name, kind) = line.split_once(' ').unwrap();
-        let is_of = |family: &&ecr_injector::metrics::Described| {
+        let is_of = |family: &&ecr_injector::telemetry::metrics::Described| {
             family.name.strip_prefix(name).is_some_and(|rest| {
                 matches!(
                     (rest, kind),
@@ -192,8 +192,8 @@ fn set<'a>(words: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 #[allow(clippy::too_many_lines, reason = "a list of all labels")]
 fn every_value_that_a_label_can_have_is_in_the_tables() {
     let mint = words("src/token/error.rs", "MintError");
-    let ensure = words("src/pull_secret/write.rs", "PullSecretError");
-    let refusal = words("src/identity.rs", "Refusal");
+    let ensure = words("src/pull_secret/writer.rs", "PullSecretError");
+    let refusal = words("src/identity/mod.rs", "Refusal");
     let decide = words("src/admission/decide.rs", "Reason");
     let union = |sets: &[&BTreeSet<String>]| -> BTreeSet<String> {
         sets.iter().flat_map(|set| (*set).clone()).collect()
@@ -201,7 +201,7 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
     let verdicts = set(Verdict::ALL.map(Verdict::as_str));
     let answered = set(["cached", "ensured", "dry_run"]);
     let refused = {
-        let text = read("src/server.rs");
+        let text = read("src/server/mod.rs");
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         let parts = code.split("(StatusCode::").skip(1);
         set(parts.filter_map(|part| part[..part.find(')')?].split('"').nth(1)))
@@ -267,7 +267,7 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
         (
             "repairs_total",
             "cause",
-            words("src/pull_secret.rs", "Damage"),
+            words("src/pull_secret/mod.rs", "Damage"),
         ),
         (
             "refresh_failures_total",
@@ -302,7 +302,7 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
 
 #[test]
 fn event_reasons_are_those_of_the_table() {
-    let text = read("src/events.rs");
+    let text = read("src/pull_secret/events.rs");
     let text = &text[text.find("fn look(").unwrap()..];
     let body = &text[..text.find("\n    }").unwrap()];
     // A reason is a word that another follows, the action.
@@ -461,7 +461,7 @@ async fn each_field_of_an_admissions_line_is_in_the_table_and_says_what_happened
     );
     assert_eq!(
         words("operation"),
-        self::words("src/admission.rs", "Operation")
+        self::words("src/admission/review.rs", "Operation")
     );
 
     for (field, value) in [

@@ -13,7 +13,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use ecr_injector::manifest::text;
+use ecr_injector::admission::manifest::text;
 use serde_json::{Value, json};
 
 const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/shop/web:1.4";

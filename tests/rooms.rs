@@ -10,84 +10,64 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use Kind::{Acts, Pure};
+/// The floors of the house, from what a person touches down to what everything rests on. A room imports only what is on
+/// its own floor or below.
+const FLOORS: &[&str] = &[
+    "cli",
+    "server",
+    "refresh",
+    "admission",
+    "config",
+    "pull_secret",
+    "rules",
+    "token",
+    "aws",
+    "identity",
+    "tls",
+    "cluster",
+    "registry",
+    "telemetry",
+    "process",
+    "lib",
+];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Takes all that it needs as arguments: no input, no output, no clock.
-    Pure,
-    Acts,
-}
-
-/// Every room, from what a person touches down to what everything rests on: a room imports only what stands below it. A
-/// file belongs to the room that is named like it or, if there is none, like the folder that it is in. So the acting part
-/// of a pure room (`pull_secret::store`) is a room of its own, which stands higher.
-const ROOMS: &[(&str, Kind)] = &[
-    ("main", Acts),
-    ("cli", Acts),
-    ("server", Acts),
-    ("webhook", Acts),
-    ("discovery", Acts),
-    ("refresh", Acts),
-    ("tls/self_managed", Acts),
-    ("pull_secret/state_key", Acts),
-    ("leader", Acts),
-    ("probe", Acts),
-    ("pull_secret/provisioner", Acts),
-    ("events", Acts),
-    ("pull_secret/write", Acts),
-    ("pull_secret/gauges", Acts),
-    ("pull_secret/guard", Acts),
-    ("pull_secret/store", Acts),
-    ("pull_secret/state_key/plan", Pure),
-    ("pull_secret/seal", Acts),
-    ("namespace/store", Acts),
-    ("namespace/changes", Acts),
-    ("token/ecr", Acts),
-    ("token/session", Acts),
-    ("token/reason", Acts),
-    ("token/cache", Acts),
-    ("token/flights", Acts),
-    ("aws", Acts),
-    ("tls/secret", Acts),
-    ("cluster", Acts),
-    ("config", Acts),
-    ("traces", Acts),
-    ("telemetry", Acts),
-    ("tls", Acts),
-    ("readiness", Acts),
-    ("shutdown", Acts),
-    ("descriptors", Acts),
-    ("memory", Acts),
-    ("leader/settings", Pure),
-    ("refresh/queue", Pure),
-    ("refresh/plan", Pure),
-    ("tls/rotation", Pure),
-    ("admission/impact", Pure),
-    ("admission/decide", Pure),
-    ("admission/patch", Pure),
-    ("admission", Pure),
-    ("manifest", Pure),
-    ("pull_secret/merge", Pure),
-    ("pull_secret", Pure),
-    ("pull_secret/state", Pure),
-    ("token", Pure),
-    ("identity", Pure),
-    ("pod", Pure),
-    ("image", Pure),
-    ("registry", Pure),
-    ("namespace", Pure),
-    ("backoff", Pure),
-    ("clock", Acts),
-    ("metrics", Acts),
-    ("current", Acts),
-    // The map of the modules imports nothing.
-    ("lib", Pure),
+/// The files that take all that they need as arguments: no input, no output, no clock. A folder's own file is named like
+/// the folder.
+const PURE: &[&str] = &[
+    "admission/decide",
+    "admission/manifest",
+    "admission/manifest/text",
+    "admission/patch",
+    "admission/pod",
+    "admission/review",
+    "cluster/lease/settings",
+    "cluster/namespace",
+    "cluster/ownership",
+    "identity",
+    "identity/pattern",
+    "lib",
+    "process/backoff",
+    "pull_secret",
+    "pull_secret/merge",
+    "pull_secret/seal/key",
+    "pull_secret/state",
+    "pull_secret/state_key/plan",
+    "refresh/impact",
+    "refresh/plan",
+    "refresh/queue",
+    "registry",
+    "registry/image",
+    "registry/regions",
+    "rules",
+    "tls/rotation",
+    "token",
+    "token/error",
 ];
 
 /// What a pure room may import from other crates. Whatever is not here has to be argued for.
 const PURE_IMPORTS: &[&str] = &[
     "base64",
+    "hmac",
     "jiff",
     "json_patch",
     "k8s_openapi",
@@ -120,8 +100,10 @@ const PURE_IMPORTS: &[&str] = &[
 const CLOCKS: [&str; 4] = ["Timestamp", "Zoned", "Instant", "SystemTime"];
 
 struct File {
-    /// Below `src`, without the extension.
+    /// The module's path below `src`: a folder's own file is named like the folder.
     name: String,
+    /// Below `src`.
+    path: String,
     text: String,
 }
 
@@ -143,8 +125,15 @@ fn files() -> Vec<File> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = path.strip_prefix(&root).unwrap().with_extension("");
+                let name = name.to_str().unwrap();
                 files.push(File {
-                    name: name.to_str().unwrap().to_owned(),
+                    name: name.strip_suffix("/mod").unwrap_or(name).to_owned(),
+                    path: path
+                        .strip_prefix(&root)
+                        .unwrap()
+                        .to_str()
+                        .unwrap()
+                        .to_owned(),
                     text: fs::read_to_string(&path).unwrap(),
                 });
             }
@@ -173,20 +162,23 @@ fn crates() -> BTreeSet<String> {
     names.collect()
 }
 
-/// Where a room stands, counted from above. A path may go on below the room.
-fn room_of(path: &str) -> usize {
-    let covers = |room: &str| {
-        path.strip_prefix(room)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    let rooms = ROOMS
-        .iter()
-        .enumerate()
-        .filter(|(_, (room, _))| covers(room));
-    let Some((at, _)) = rooms.max_by_key(|(_, (room, _))| room.len()) else {
-        panic!("{path} has no place among the rooms of tests/rooms.rs");
-    };
-    at
+/// Returns the floor of a path, counted from above.
+fn floor_of(path: &str) -> usize {
+    let room = path.split('/').next().unwrap();
+    let floor = FLOORS.iter().position(|floor| *floor == room);
+    floor.unwrap_or_else(|| panic!("{path} has no floor in tests/rooms.rs"))
+}
+
+/// Returns the file that holds whatever a path names.
+fn file_of<'a>(mut path: &'a str, files: &BTreeSet<String>) -> Option<&'a str> {
+    while !files.contains(path) {
+        path = path.rsplit_once('/')?.0;
+    }
+    Some(path)
+}
+
+fn is_pure(name: &str) -> bool {
+    PURE.contains(&name)
 }
 
 /// The text without its tests, comments and literals.
@@ -296,27 +288,42 @@ fn path_at(tokens: &[&str], mut at: usize, prefix: &str, paths: &mut BTreeSet<St
     at
 }
 
-/// What is wrong with a file, a line for each.
-fn faults(name: &str, text: &str, crates: &BTreeSet<String>) -> Vec<String> {
-    let here = room_of(name);
+/// Returns the path below `src` that a path of the code names, if it is one of this crate's.
+fn target_of(name: &str, path: &str) -> Option<String> {
+    let (first, rest) = path.split_once("::").unwrap();
+    let rest = rest.replace("::", "/");
+    let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+    match first {
+        "crate" | "ecr_injector" => Some(rest),
+        "self" => Some(format!("{name}/{rest}")),
+        "super" => Some(
+            format!("{folder}/{rest}")
+                .trim_start_matches('/')
+                .to_owned(),
+        ),
+        _ => None,
+    }
+}
+
+/// Returns the faults of a file, a line for each.
+fn faults(
+    name: &str,
+    text: &str,
+    crates: &BTreeSet<String>,
+    files: &BTreeSet<String>,
+) -> Vec<String> {
     let mut faults = Vec::new();
     for path in paths(&code(text)) {
-        let (first, rest) = path.split_once("::").unwrap();
-        let target = match first {
-            "crate" | "ecr_injector" => Some(rest.replace("::", "/")),
-            "super" => {
-                let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-                let target = format!("{folder}/{}", rest.replace("::", "/"));
-                Some(target.trim_start_matches('/').to_owned())
+        let first = path.split("::").next().unwrap();
+        if let Some(target) = target_of(name, &path) {
+            if floor_of(&target) < floor_of(name) {
+                faults.push(format!("imports {path}, which is on a floor above"));
             }
-            _ => None,
-        };
-        if let Some(target) = target {
-            let there = room_of(&target);
-            if there < here {
-                faults.push(format!("imports {path}, which stands above it"));
+            let file = file_of(&target, files).filter(|file| *file != name);
+            if is_pure(name) && file.is_some_and(|file| !is_pure(file)) {
+                faults.push(format!("is pure and imports {path}, which is not"));
             }
-        } else if ROOMS[here].1 == Pure && crates.contains(first) {
+        } else if is_pure(name) && crates.contains(first) {
             let allowed = PURE_IMPORTS.iter().any(|allowed| {
                 path.strip_prefix(allowed)
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
@@ -328,7 +335,7 @@ fn faults(name: &str, text: &str, crates: &BTreeSet<String>) -> Vec<String> {
         let reads_clock = CLOCKS
             .iter()
             .any(|clock| path.ends_with(&format!("{clock}::now")));
-        if ROOMS[here].1 == Pure && reads_clock {
+        if is_pure(name) && reads_clock {
             faults.push(format!("is pure and reads the clock: {path}"));
         }
     }
@@ -338,14 +345,16 @@ fn faults(name: &str, text: &str, crates: &BTreeSet<String>) -> Vec<String> {
 #[test]
 fn imports_point_downwards_and_pure_rooms_import_nothing_that_acts() {
     let crates = crates();
-    let faults: Vec<String> = files()
+    let files = files();
+    let names: BTreeSet<_> = files.iter().map(|file| file.name.clone()).collect();
+    let faults: Vec<String> = files
         .iter()
         .filter(|file| !file.is_tests())
         .flat_map(|file| {
-            let faults = faults(&file.name, &file.text, &crates);
+            let faults = faults(&file.name, &file.text, &crates, &names);
             faults
                 .into_iter()
-                .map(|fault| format!("src/{}.rs {fault}", file.name))
+                .map(|fault| format!("src/{} {fault}", file.path))
         })
         .collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
@@ -357,8 +366,8 @@ fn every_file_says_first_why_it_exists() {
         let first = file.text.lines().next().unwrap_or_default();
         assert!(
             first.starts_with("//! ") && first.len() > 20,
-            "src/{}.rs: {first:?}",
-            file.name
+            "src/{}: {first:?}",
+            file.path
         );
     }
 }
@@ -368,7 +377,7 @@ fn no_file_is_named_for_holding_whatever_had_no_place() {
     for file in files() {
         for part in file.name.split('/') {
             let vague = [
-                "util", "utils", "type", "types", "common", "helper", "helpers", "misc", "mod",
+                "util", "utils", "type", "types", "common", "helper", "helpers", "misc",
             ];
             assert!(!vague.contains(&part), "src/{}.rs", file.name);
         }
@@ -377,9 +386,9 @@ fn no_file_is_named_for_holding_whatever_had_no_place() {
 
 #[test]
 fn every_room_on_the_plan_is_there() {
-    let files = files();
-    for (room, _) in ROOMS {
-        assert!(files.iter().any(|file| file.name == *room), "src/{room}.rs");
+    let names: BTreeSet<_> = files().into_iter().map(|file| file.name).collect();
+    for room in FLOORS.iter().chain(PURE) {
+        assert!(names.contains(*room), "src/{room}");
     }
 }
 
@@ -393,7 +402,10 @@ fn rows_of_the_map() -> Vec<(Vec<String>, bool)> {
     rows.map(|row| {
         let mut cells = row.trim_matches('|').split(" | ");
         let named = cells.next().unwrap().split('`').skip(1).step_by(2);
-        let files = named.map(|name| name.trim_end_matches(".rs").to_owned());
+        let files = named.map(|name| {
+            let name = name.trim_end_matches(".rs");
+            name.strip_suffix("/mod").unwrap_or(name).to_owned()
+        });
         (files.collect(), row.contains("(*pure*)"))
     })
     .collect()
@@ -415,12 +427,9 @@ fn map_in_docs_has_every_file_and_says_which_is_pure() {
             patterns.iter().any(|pattern| covers(pattern, &file.name))
         };
         match rows.iter().find(of_file) {
-            None => faults.push(format!("lacks src/{}.rs", file.name)),
-            Some((_, is_pure)) if *is_pure != (ROOMS[room_of(&file.name)].1 == Pure) => {
-                faults.push(format!(
-                    "is wrong about whether src/{}.rs is pure",
-                    file.name
-                ));
+            None => faults.push(format!("lacks src/{}", file.path)),
+            Some((_, pure)) if *pure != is_pure(&file.name) => {
+                faults.push(format!("is wrong about whether src/{} is pure", file.path));
             }
             Some(_) => {}
         }
@@ -441,58 +450,79 @@ fn map_in_docs_has_every_file_and_says_which_is_pure() {
 #[test]
 fn what_is_forbidden_is_found_however_it_is_written() {
     let crates = crates();
+    let files = files().into_iter().map(|file| file.name).collect();
     for (name, text, expected) in [
-        ("pod", "use tokio::time::sleep;", 1),
-        ("pod", "use std::{fmt, fs::File, sync::{Arc, Mutex}};", 2),
-        ("pod", "fn f() { std::env::var(\"X\").ok(); }", 1),
-        ("pod", "fn f() { tracing::info!(\"x\"); }", 1),
-        ("pod", "fn f() { let _ = jiff::Timestamp::now(); }", 1),
+        ("admission/pod", "use tokio::time::sleep;", 1),
         (
-            "pod",
+            "admission/pod",
+            "use std::{fmt, fs::File, sync::{Arc, Mutex}};",
+            2,
+        ),
+        ("admission/pod", "fn f() { std::env::var(\"X\").ok(); }", 1),
+        ("admission/pod", "fn f() { tracing::info!(\"x\"); }", 1),
+        (
+            "admission/pod",
+            "fn f() { let _ = jiff::Timestamp::now(); }",
+            1,
+        ),
+        (
+            "admission/pod",
             "use jiff::Timestamp; fn f() { Timestamp::now(); }",
             1,
         ),
         (
-            "pod",
-            "use crate::{image::ImageReference as Image, registry::{self, Host}};",
+            "admission/pod",
+            "use crate::{registry::{self, Host, image::ImageReference as Image}};",
             0,
         ),
-        ("pod", "use crate::config::Config;", 1),
+        ("admission/pod", "use crate::config::Config;", 1),
         (
             "admission/decide",
-            "use crate::{config::OptIn, pod::Pod, pull_secret::{State, store::PullSecrets}};",
+            "use crate::{admission::pod::Pod, config::live::Live, pull_secret::{State, store::PullSecrets}};",
             2,
         ),
-        ("admission/decide", "use super::{Request, patch};", 0),
         (
-            "admission",
-            "use super::pull_secret::provisioner::Provisioner;",
+            "admission/decide",
+            "use super::{patch, review::Request};",
+            0,
+        ),
+        (
+            "admission/review",
+            "use crate::pull_secret::provisioner::Provisioner;",
             1,
         ),
         (
             "pull_secret/store",
-            "use super::State; use crate::admission::decide::SecretFacts;",
+            "use super::State; use crate::pull_secret::SecretFacts;",
             0,
         ),
         (
             "pull_secret/store",
-            "use super::provisioner::Provisioner;",
+            "use super::provisioner::Provisioner; use crate::admission::handler::Webhook;",
             1,
         ),
-        ("config", "fn f(x: &crate::webhook::Webhook) {}", 1),
         (
-            "pod",
+            "config",
+            "fn f(x: &crate::admission::handler::Webhook) {}",
+            1,
+        ),
+        (
+            "admission/pod",
             "// use tokio::net;\nconst A: &str = \"use tokio::net; \\\" tokio::net\"; fn f<'a>(x: &'a str) {}",
             0,
         ),
         (
-            "pod",
+            "admission/pod",
             "const A: char = '\"'; use tokio::net; const B: char = '\"';",
             1,
         ),
-        ("pod", "#[cfg(test)]\nmod tests { use tokio::net; }", 0),
+        (
+            "admission/pod",
+            "#[cfg(test)]\nmod tests { use tokio::net; }",
+            0,
+        ),
     ] {
-        let faults = faults(name, text, &crates);
+        let faults = faults(name, text, &crates, &files);
         assert_eq!(faults.len(), expected, "{name}: {text}: {faults:?}");
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use ecr_injector::metrics::Metrics;
-use ecr_injector::traces::{Exporter, Traces};
+use ecr_injector::telemetry::metrics::Metrics;
+use ecr_injector::telemetry::otel::{Exporter, Traces};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -28,7 +28,7 @@ mod support;
 const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
 const THEIR_SPAN: u128 = 0x00f0_67aa_0ba9_02b7;
-/// The processor's queue, as `src/traces.rs` has it.
+/// The processor's queue, as `src/telemetry/otel.rs` has it.
 const QUEUE: u64 = 2048;
 
 fn traced(url: &str) -> (InProcess, Exporter) {

@@ -10,10 +10,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ecr_injector::metrics::Metrics;
-use ecr_injector::readiness::Readiness;
+use ecr_injector::process::readiness::Readiness;
 use ecr_injector::server::accept::MAX_CONNECTIONS;
 use ecr_injector::server::admin;
+use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::tls::MinVersion;
 use rustls::version::{TLS12, TLS13};
 use rustls::{HandshakeKind, SupportedProtocolVersion};

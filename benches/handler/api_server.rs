@@ -12,10 +12,13 @@ use axum::routing::{get, patch};
 use axum::{Router, body::Bytes};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ecr_injector::pull_secret::seal::KEY_BYTES;
+use ecr_injector::pull_secret::seal::key::KEY_BYTES;
 use ecr_injector::pull_secret::state_key::DEFAULT_NAME;
 use ecr_injector::pull_secret::state_key::plan::{CREATED_AT, CURRENT, SECRET_TYPE};
-use ecr_injector::pull_secret::{MANAGED_BY, MANAGED_BY_LABEL, to_the_second};
+use ecr_injector::{
+    cluster::ownership::{MANAGED_BY, MANAGED_BY_LABEL},
+    pull_secret::to_the_second,
+};
 use http::header::CONTENT_TYPE;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;

@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
-use ecr_injector::clock::SystemClock;
+use ecr_injector::process::clock::SystemClock;
 use ecr_injector::tls::files::Files;
 use ecr_injector::tls::{self, MinVersion, Serving};
 use http::header::CONTENT_TYPE;

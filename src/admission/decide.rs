@@ -3,57 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use thiserror::Error;
 
-use super::{Operation, Request, warning};
+use super::review::{Operation, Request, warning};
 use crate::{
-    identity::{Identities, Refusal},
-    namespace::{Namespace, OptedIn},
-    pod::{Pod, PullSecrets},
-    pull_secret::{Foreign, state::State},
-    registry::{AccountId, Aliases, Host, Region, Registry, Service},
+    admission::pod::{Pod, PullSecrets},
+    cluster::namespace::{Namespace, OptedIn},
+    identity::Refusal,
+    pull_secret::{Foreign, SecretFacts, state::State},
+    registry::{Host, Registry},
+    rules::Rules,
     token::{Freshness, TokenKey},
 };
-
-/// What the configuration says about decisions.
-#[derive(Debug, Clone)]
-pub struct Rules {
-    /// The pull secret's name in every namespace.
-    pub secret_name: String,
-    /// Namespaces that are left alone, whatever their labels say.
-    pub excluded: BTreeSet<Namespace>,
-    /// Other names of ECR registries.
-    pub aliases: Aliases,
-    /// Which registries we mint for.
-    pub allow: Allow,
-    /// Who mints.
-    pub identities: Identities,
-    /// The most registries of one Pod that we serve.
-    pub registries_per_pod: usize,
-    /// The most registries in one pull secret.
-    pub registries_per_secret: usize,
-    /// What becomes of a Pod whose pull secret could not be made.
-    pub on_failure: OnFailure,
-}
-
-/// Which registries we mint for; an empty set allows all.
-#[derive(Debug, Clone, Default)]
-pub struct Allow {
-    /// The accounts.
-    pub accounts: BTreeSet<AccountId>,
-    /// The regions.
-    pub regions: BTreeSet<Region>,
-}
-
-/// What becomes of a Pod whose pull secret could not be made in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnFailure {
-    /// It is admitted with the reference and a warning; its pulls succeed once the Secret is there.
-    #[default]
-    Admit,
-    /// It is refused; its controller tries again.
-    Deny,
-}
 
 /// What is known about the namespace of a request.
 #[derive(Debug, Clone, Copy)]
@@ -62,19 +22,6 @@ pub struct Facts<'a> {
     pub opted_in: Option<&'a OptedIn>,
     /// Its pull secret.
     pub secret: SecretFacts<'a>,
-}
-
-/// What is known about a namespace's pull secret.
-#[derive(Debug, Clone, Copy)]
-pub enum SecretFacts<'a> {
-    /// There is none, as far as we know.
-    Absent,
-    /// Somebody wrote it and we have not looked at it yet.
-    Unverified,
-    /// There is one, and it isn't ours.
-    Foreign(Foreign),
-    /// Ours, as we know it.
-    Ours(&'a State),
 }
 
 /// The verdict on one request.
@@ -270,42 +217,6 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
     }
 }
 
-/// Why the rules give a host of a pull secret no token. Its credential is kept until it expires, and is not renewed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Suspension {
-    /// The configuration's allow list has neither the registry's account nor its region.
-    #[error("the registry is not in the allow list")]
-    NotAllowed,
-    /// No identity may mint for the registry in this namespace.
-    #[error("no identity may mint: {0}")]
-    NoIdentity(Refusal),
-    /// The host is neither an ECR registry's nor an alias of one, or no longer one.
-    #[error("the host is neither an ECR registry's nor one of the aliases")]
-    NotEcr,
-}
-
-/// What becomes of a credential that the rules no longer allow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Revocation {
-    /// It stays until it expires, and is not renewed.
-    #[default]
-    OnExpiry,
-    /// It is taken out of the pull secret at once.
-    Immediately,
-}
-
-impl Suspension {
-    /// Returns the reason as a metric's label and a log's field.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NotAllowed => "not_allowed",
-            Self::NoIdentity(why) => why.as_str(),
-            Self::NotEcr => "not_ecr",
-        }
-    }
-}
-
 /// Returns the hosts whose last demand was noted long ago.
 fn unnoted(
     keys: &BTreeMap<Host, TokenKey>,
@@ -320,60 +231,6 @@ fn unnoted(
     unnoted
         .map(|(host, key)| (host.clone(), key.clone()))
         .collect()
-}
-
-impl Rules {
-    /// Returns the host to write and the token that it takes, for a host in the pull secret of a namespace, or why the
-    /// rules give it no token.
-    pub fn key_or_reason(
-        &self,
-        host: &str,
-        namespace: &Namespace,
-        settings: &OptedIn,
-    ) -> Result<(Host, TokenKey), Suspension> {
-        let (host, registry) = self.aliases.resolve(host).ok_or(Suspension::NotEcr)?;
-        if !self.allow.permits(&registry) {
-            return Err(Suspension::NotAllowed);
-        }
-        let choice = self.identities.choose(&registry, namespace, settings);
-        let identity = choice.identity.map_err(Suspension::NoIdentity)?;
-        Ok((host, TokenKey::new(identity, &registry)))
-    }
-
-    /// Returns the hosts for which an admission of this Pod would have wanted a credential: none unless the Pod has our
-    /// reference, as those have that were admitted with it.
-    #[must_use]
-    pub fn hosts_wanted_by(
-        &self,
-        pod: &Pod<'_>,
-        namespace: &Namespace,
-        settings: &OptedIn,
-    ) -> BTreeSet<Host> {
-        let is_served = pod.pull_secrets(&self.secret_name) == PullSecrets::Present
-            && !pod.is_mirror()
-            && !pod.is_disabled()
-            && !pod.is_deleting()
-            && !self.excluded.contains(namespace);
-        if !is_served {
-            return BTreeSet::new();
-        }
-        let (registries, _) = registries(pod, self).unwrap_or_default();
-        let hosts = registries.into_keys();
-        hosts
-            .filter(|host| self.key_for(host.as_str(), namespace, settings).is_some())
-            .collect()
-    }
-
-    /// Returns what [`Self::key_or_reason`] returns, for callers that need no reason.
-    #[must_use]
-    pub fn key_for(
-        &self,
-        host: &str,
-        namespace: &Namespace,
-        settings: &OptedIn,
-    ) -> Option<(Host, TokenKey)> {
-        self.key_or_reason(host, namespace, settings).ok()
-    }
 }
 
 /// The warning for a Pod that is left alone, where there is something its user can do about it.
@@ -393,6 +250,30 @@ pub fn warning_for(reason: Reason, rules: &Rules) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// Returns the hosts for which an admission of this Pod would have wanted a credential: none unless the Pod has the
+/// reference, as those have that were admitted with it.
+#[must_use]
+pub fn hosts_wanted_by(
+    pod: &Pod<'_>,
+    rules: &Rules,
+    namespace: &Namespace,
+    settings: &OptedIn,
+) -> BTreeSet<Host> {
+    let is_served = pod.pull_secrets(&rules.secret_name) == PullSecrets::Present
+        && !pod.is_mirror()
+        && !pod.is_disabled()
+        && !pod.is_deleting()
+        && !rules.excluded.contains(namespace);
+    if !is_served {
+        return BTreeSet::new();
+    }
+    let (registries, _) = registries(pod, rules).unwrap_or_default();
+    let hosts = registries.into_keys();
+    hosts
+        .filter(|host| rules.key_for(host.as_str(), namespace, settings).is_some())
+        .collect()
 }
 
 fn same_images(new: &Pod<'_>, old: &Pod<'_>) -> bool {
@@ -454,19 +335,6 @@ fn and_more(count: usize) -> String {
     }
 }
 
-impl Allow {
-    /// Whether we may mint for a registry. The public gallery has no account; that it is served at all is what permits it.
-    #[must_use]
-    pub fn permits(&self, registry: &Registry) -> bool {
-        if registry.endpoint().service == Service::Public {
-            return true;
-        }
-        let account = registry.account();
-        (self.accounts.is_empty() || account.is_some_and(|it| self.accounts.contains(it)))
-            && (self.regions.is_empty() || self.regions.contains(registry.region()))
-    }
-}
-
 impl Reason {
     /// The reason as a metric's label and a log's field.
     #[must_use]
@@ -495,8 +363,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        identity::Identity,
+        identity::{Identities, Identity},
         pull_secret::state::{Credential, DataDigest, Demand as WantedSince, HostState},
+        registry::{AccountId, Aliases, Region},
+        rules::{Allow, OnFailure, Suspension},
         token::Lifetime,
     };
 
@@ -906,7 +776,7 @@ mod tests {
         let wanted = |rules: &Rules, namespace: &Namespace, pod: &Value, settings: &OptedIn| {
             let text = pod.to_string();
             let pod: Pod<'_> = serde_json::from_str(&text).expect("a Pod");
-            let hosts = rules.hosts_wanted_by(&pod, namespace, settings);
+            let hosts = hosts_wanted_by(&pod, rules, namespace, settings);
             hosts
                 .iter()
                 .map(|host| host.as_str().to_owned())

@@ -9,7 +9,7 @@ use json_patch::{
 };
 use serde_json::{Value, json};
 
-use crate::pod::PullSecrets;
+use crate::admission::pod::PullSecrets;
 
 /// The patch that makes a Pod reference the pull secret `name`, given where it stands now.
 #[must_use]
@@ -44,7 +44,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pod::Pod;
+    use crate::admission::pod::Pod;
 
     fn object() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![

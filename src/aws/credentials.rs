@@ -37,7 +37,7 @@ use aws_smithy_types::error::ErrorMetadata;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::metrics::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 /// How long one source may take.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,10 +7,10 @@ use clap::Args;
 use jiff::SignedDuration;
 use rustls::ServerConfig;
 
-use super::{span, wiring::Wiring};
+use super::{context::Wiring, span};
 use crate::{
-    clock::Clock,
-    namespace::Namespace,
+    cluster::namespace::Namespace,
+    process::clock::Clock,
     tls::{
         self, MinVersion, Serving, Source,
         clients::Clients,

@@ -5,16 +5,16 @@ use std::process::ExitCode;
 use clap::{Args, error::ErrorKind};
 
 use super::{
-    once::{self, Command, OnceFlags, Site},
+    one_shot::{self, Command, OnceFlags, Site},
     report::{Report, Row, count},
 };
 use crate::{
-    namespace::{Namespace, store::Look},
+    cluster::{namespace::Namespace, namespaces::Look},
     pull_secret::{
         Foreign, Observed,
         state::State,
         store::Entry,
-        write::{PullSecretError, Writer},
+        writer::{PullSecretError, Writer},
     },
 };
 
@@ -100,7 +100,9 @@ impl Flags {
             }
             let row = if self.once.dry_run {
                 let settings = site.wiring.namespaces.peek(namespace).unwrap_or_default();
-                let looked = writer.look(namespace, &settings, once::deadline()).await;
+                let looked = writer
+                    .look(namespace, &settings, one_shot::deadline())
+                    .await;
                 let after = site.wiring.secrets.get(namespace);
                 match (looked, after.as_deref().map(Entry::observed)) {
                     (Err(error), _) => failed(namespace, &error),
@@ -114,7 +116,7 @@ impl Flags {
                 match remove(site, writer, namespace).await {
                     Ok(_) => Row::good(namespace.clone(), "removed"),
                     Err(PullSecretError::Foreign(why)) => skipped(namespace, why),
-                    Err(PullSecretError::NotLeading) => once::interrupted(namespace.clone()),
+                    Err(PullSecretError::NotLeading) => one_shot::interrupted(namespace.clone()),
                     Err(error) => failed(namespace, &error),
                 }
             };
@@ -170,7 +172,7 @@ async fn remove(
     writer: &Writer,
     namespace: &Namespace,
 ) -> Result<bool, PullSecretError> {
-    let deadline = once::deadline();
+    let deadline = one_shot::deadline();
     for _ in 1..ATTEMPTS {
         let removed = writer
             .remove(namespace, |_| false, &site.term, deadline)

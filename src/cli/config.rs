@@ -14,9 +14,9 @@ use jiff::SignedDuration;
 
 use super::report::Output;
 use crate::{
-    admission::decide::Revocation,
     config::{Config, ConfigError, Discovery, Refresh, schema},
     identity::DefaultIdentity,
+    rules::Revocation,
     tls,
     token::SessionCap,
 };

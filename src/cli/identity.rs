@@ -14,14 +14,13 @@ use serde_json::{Value, json};
 use super::AwsFlags;
 use crate::{
     aws::Surroundings,
-    clock::SystemClock,
+    cluster::namespace::{Namespace, OptedIn},
     config::Config,
-    current::Current,
     identity::{Choice, Identity},
-    metrics::Metrics,
-    namespace::{Namespace, OptedIn},
+    process::{clock::SystemClock, current::Current},
     registry::{Registry, Service},
-    telemetry, tls,
+    telemetry::{log, metrics::Metrics},
+    tls,
     token::{
         Token, TokenKey,
         cache::{Mint as _, MintError},
@@ -112,7 +111,7 @@ impl Flags {
         let is_allowed = config.rules.allow.permits(&registry);
         let minted = match &choice.identity {
             Ok(identity) if self.mint => {
-                telemetry::start(telemetry::Format::Text, "off")?;
+                log::start(log::Format::Text, "off")?;
                 tls::install_crypto_provider();
                 let runtime = super::runtime()?;
                 let key = TokenKey::new(identity.clone(), &registry);

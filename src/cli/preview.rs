@@ -21,9 +21,9 @@ use similar::TextDiff;
 
 use self::{input::Source, verdict::Verdict};
 use crate::{
-    config::{Config, OptIn},
-    manifest::{self, text},
-    namespace::Namespace,
+    admission::manifest::{self, text},
+    cluster::{namespace::Namespace, namespaces::OptIn},
+    config::Config,
 };
 
 const LONG_ABOUT: &str = "\

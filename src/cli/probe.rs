@@ -1,5 +1,7 @@
 //! `ecr-injector probe`: whether an installation works, shown by a Pod.
 
+pub mod pod;
+
 use std::{
     io::{self, Write as _},
     path::PathBuf,
@@ -14,16 +16,17 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::{Clock as _, SystemClock},
-    cluster::Cluster,
+    cli::probe::pod::{NotYet, Probe},
+    cluster::{Cluster, namespace::Namespace},
     config::Config,
-    image::ImageReference,
-    namespace::Namespace,
-    probe::{NotYet, Probe},
+    process::{
+        clock::{Clock as _, SystemClock},
+        signals::Signals,
+    },
     pull_secret::to_the_second,
-    registry::Host,
-    shutdown::Signals,
-    telemetry, tls,
+    registry::{Host, image::ImageReference},
+    telemetry::log,
+    tls,
 };
 
 const LONG_ABOUT: &str = "\
@@ -89,7 +92,7 @@ impl Flags {
             "--namespace {}: it is excluded, so that no Pod in it is ever changed; name an opted-in namespace",
             self.namespace
         );
-        telemetry::start(telemetry::Format::Text, "off")?;
+        log::start(log::Format::Text, "off")?;
         tls::install_crypto_provider();
         let runtime = super::runtime()?;
         let code = runtime.block_on(self.run_until_signal(&config, host));

@@ -6,11 +6,14 @@ use clap::{Args, error::ErrorKind};
 use jiff::Timestamp;
 
 use super::{
-    once::{self, Command, OnceFlags, Site},
+    one_shot::{self, Command, OnceFlags, Site},
     report::{Report, Row, count},
 };
 use crate::{
-    namespace::{Namespace, OptedIn, store::Look},
+    cluster::{
+        namespace::{Namespace, OptedIn},
+        namespaces::Look,
+    },
     pull_secret::{Foreign, Observed, state::State, store::Entry, to_the_second},
     refresh::{
         Sweep, Swept,
@@ -202,7 +205,7 @@ impl Seen<'_> {
         let had = self.before.and_then(Observed::claims);
         let has = self.after.and_then(Observed::claims);
         let row = if swept.error.is_none() && !is_done && is_interrupted {
-            once::interrupted(namespace.clone())
+            one_shot::interrupted(namespace.clone())
         } else if let Some(error) = &swept.error {
             let is_refused = error.contains("refused");
             let result = if is_refused { "refused" } else { "failed" };

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{namespace::Namespace, pull_secret::to_the_second, registry::Host};
+use crate::{cluster::namespace::Namespace, pull_secret::to_the_second, registry::Host};
 
 /// How a report is written.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]

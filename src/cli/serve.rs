@@ -22,35 +22,36 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     certificates::CertificateFlags,
+    context::{Wiring, WiringFlags, instance},
     span,
-    wiring::{Wiring, WiringFlags, instance},
 };
 use crate::{
+    admission::handler::Webhook,
+    cluster::{
+        lease::{Elector, Leadership, Settings},
+        namespace::Namespace,
+    },
     config::Config,
-    descriptors::{self, Needs},
-    discovery::Discoverer,
-    events::Events,
-    leader::{Elector, Leadership, Settings},
-    metrics::Metrics,
-    namespace::Namespace,
+    process::{
+        file_descriptors::{self, Needs},
+        readiness::{self, Condition, Readiness},
+        signals::Signals,
+    },
     pull_secret::{
+        events::Events,
         gauges, guard,
         provisioner::{Parts, Provisioner},
         state_key::KeySecret,
     },
-    readiness::{self, Condition, Readiness},
-    refresh::Reconciler,
+    refresh::{Reconciler, discovery::Discoverer},
     registry::Host,
     server::{
         Admission, MAX_IN_HAND,
         accept::{Connection, Listener, MAX_CONNECTIONS},
         admin,
     },
-    shutdown::Signals,
-    telemetry,
+    telemetry::{log, metrics::Metrics, otel::Traces},
     tls::{self, Served, Serving, Source, self_managed::SelfManaged},
-    traces::Traces,
-    webhook::Webhook,
 };
 
 /// The name of the Lease and the Service, and their namespace where this isn't a Pod.
@@ -109,7 +110,7 @@ pub struct Flags {
     certificates: CertificateFlags,
     /// How to write logs
     #[arg(long, env = "ECR_INJECTOR_LOG_FORMAT", value_enum, default_value_t)]
-    log_format: telemetry::Format,
+    log_format: log::Format,
     /// What to log, in the form of RUST_LOG
     #[arg(
         long,
@@ -176,7 +177,7 @@ impl LeaseFlags {
 impl Flags {
     /// Serves until a signal.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let log = telemetry::start(self.log_format, &self.log)
+        let log = log::start(self.log_format, &self.log)
             .with_context(|| format!("--log {:?}", self.log))?;
         tls::install_crypto_provider();
         super::runtime()?.block_on(self.serve(log))
@@ -186,7 +187,7 @@ impl Flags {
         clippy::too_many_lines,
         reason = "the one place where the parts are put together, in the order in which they start and end"
     )]
-    async fn serve(self, log: telemetry::Filter) -> anyhow::Result<ExitCode> {
+    async fn serve(self, log: log::Filter) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
         let connections = connections();
         let socket = bind(self.listen, "--listen")?;
@@ -310,7 +311,7 @@ impl Flags {
 
 /// How many connections reviews may come by: fewer where few files may be open.
 fn connections() -> usize {
-    let files = descriptors::raise_limit();
+    let files = file_descriptors::raise_limit();
     let needs = Needs {
         connections: MAX_CONNECTIONS,
         calls: MAX_IN_HAND,
@@ -398,7 +399,7 @@ fn webhook(wiring: &Wiring, provisioner: Provisioner, events: Events) -> Webhook
 }
 
 /// Logs what the configuration's file says, or else what the flag says, now and whenever that changes.
-fn follow_log_filter(wiring: &Wiring, log: telemetry::Filter, flag: String) {
+fn follow_log_filter(wiring: &Wiring, log: log::Filter, flag: String) {
     let mut last = flag.clone();
     let mut apply = move |config: &Config| {
         let filter = config.log_filter.as_ref().unwrap_or(&flag);

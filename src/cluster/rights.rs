@@ -12,7 +12,7 @@ use kube::{Api, Client, api::PostParams};
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::namespace::Namespace;
+use crate::cluster::namespace::Namespace;
 
 /// How long the API server may take for all answers. They are the first that it is asked.
 const TIMEOUT: Duration = Duration::from_secs(15);

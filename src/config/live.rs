@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use super::Config;
 use crate::{
-    admission::decide::Rules,
-    current::{Current, Follower},
-    namespace::Namespace,
-    refresh::plan::Policy,
+    cluster::namespace::Namespace,
+    process::current::{Current, Follower},
+    rules::{Policy, Rules},
     token::SessionCap,
 };
 

@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::{Wrong, Wrongs, schema, seconds, wrong};
 use crate::{
-    admission::decide::Revocation,
     registry::{Aliases, Host, Registry},
+    rules::Revocation,
     token::SessionCap,
 };
 

@@ -14,8 +14,8 @@ use tokio::time::sleep;
 
 use super::{Config, ConfigError, live::Live};
 use crate::{
-    clock::Clock,
-    metrics::{Metrics, Reload},
+    process::clock::Clock,
+    telemetry::metrics::{Metrics, Reload},
 };
 
 /// How often the file is compared with what is in use.
@@ -146,7 +146,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{admission::decide::OnFailure, clock::SystemClock, namespace::Namespace};
+    use crate::{cluster::namespace::Namespace, process::clock::SystemClock, rules::OnFailure};
 
     /// A file, who follows it, and what is counted.
     struct Bed {

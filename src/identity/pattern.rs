@@ -8,7 +8,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::namespace::Namespace;
+use crate::cluster::namespace::Namespace;
 
 /// What stands for the asking namespace's name in patterns and templates.
 pub const NAMESPACE: &str = "{namespace}";

@@ -10,13 +10,15 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{Observed, Unverified, is_public, state::State, store::PullSecrets};
 use crate::{
-    admission::decide::Rules,
-    clock::Clock,
-    current::Current,
+    cluster::{
+        namespace::{Namespace, OptedIn},
+        namespaces::Namespaces,
+    },
     identity::IdentityHash,
-    metrics::Metrics,
-    namespace::{Namespace, OptedIn, store::Namespaces},
+    process::{clock::Clock, current::Current},
     registry::Host,
+    rules::Rules,
+    telemetry::metrics::Metrics,
     token::Freshness,
 };
 

@@ -13,8 +13,13 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{MANAGED_BY, MANAGED_BY_LABEL};
-use crate::{metrics::Metrics, namespace::Namespace};
+use crate::{
+    cluster::{
+        namespace::Namespace,
+        ownership::{MANAGED_BY, MANAGED_BY_LABEL},
+    },
+    telemetry::metrics::Metrics,
+};
 
 /// How the names of the guard's policies end.
 pub const POLICIES: &str = ".ecr-injector.dev";
@@ -150,7 +155,7 @@ mod tests {
     use kube::client::Body;
 
     use super::*;
-    use crate::telemetry::captured::Log;
+    use crate::telemetry::log::captured::Log;
 
     const DENIAL: &str = "Secret \"ecr-pull-secret\" is invalid: : ValidatingAdmissionPolicy 'secrets.ecr-injector.dev' \
         with binding 'secrets.ecr-injector.dev' denied request: ecr-injector writes pull Secrets of type \

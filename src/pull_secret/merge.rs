@@ -11,10 +11,11 @@ use serde::Serialize;
 
 use super::{
     DesiredCredential, Existing, PullSecret, is_public,
-    state::{Credential, DataDigest, Demand, HostState, Hosts, MAX_HOSTS, State},
+    state::{Credential, DataDigest, Demand, HostState, Hosts, State},
 };
 use crate::{
     registry::Host,
+    rules::MAX_HOSTS,
     token::{Freshness, Token},
 };
 

@@ -16,23 +16,28 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use super::write::PullSecretError;
 use super::{
     DesiredCredential, is_public,
-    write::{Added, Addition, Writer},
+    writer::{Added, Addition, Writer},
 };
+pub use crate::pull_secret::writer::PullSecretError;
 use crate::{
-    admission::decide::Rules,
-    backoff::Backoff,
-    events::{Events, Happening},
-    metrics::{Metrics, Phase},
-    namespace::{Namespace, OptedIn, store::Namespaces},
+    cluster::{
+        namespace::{Namespace, OptedIn},
+        namespaces::Namespaces,
+    },
+    process::backoff::Backoff,
+    pull_secret::events::{Events, Happening},
     registry::{Host, Service},
+    rules::Rules,
+    telemetry::{
+        metrics::{Metrics, Phase},
+        otel::Place,
+    },
     token::{
         TokenKey,
         cache::{Origin, TokenCache},
     },
-    traces::Place,
 };
 
 /// The part of the time that is kept for writing when minting takes long, as a divisor.

@@ -4,28 +4,19 @@
 //! Whoever may write Secrets in a namespace can write any label, type, digest or date there. Without the key nobody can
 //! write a code that fits, so a state with a good code was written by one of our replicas, for this very Secret.
 
+pub mod key;
+
 use std::{
     fmt,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
+use hmac::Mac as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use sha2::Sha256;
-use zeroize::Zeroizing;
 
+use self::key::StateKey;
 use super::state::{Seal, State, Subject};
-use crate::namespace::Namespace;
-
-/// The length of a key in bytes: as long as the digest, as RFC 2104 recommends.
-pub const KEY_BYTES: usize = 32;
-
-/// The block of SHA-256 in bytes.
-const BLOCK_BYTES: usize = 64;
-
-/// A key of 256 random bits. It can't be printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct StateKey(Zeroizing<[u8; KEY_BYTES]>);
+use crate::cluster::namespace::Namespace;
 
 /// The keys of the moment; clones share them. Without any, nothing can be sealed and nothing is proven.
 #[derive(Clone, Default)]
@@ -37,41 +28,6 @@ struct Keys {
     current: Option<StateKey>,
     /// Proves what was sealed before a rotation.
     previous: Option<StateKey>,
-}
-
-impl StateKey {
-    /// A key of these bytes.
-    #[must_use]
-    pub fn new(bytes: [u8; KEY_BYTES]) -> Self {
-        Self(Zeroizing::new(bytes))
-    }
-
-    /// A key of exactly [`KEY_BYTES`] bytes, or `None`.
-    #[must_use]
-    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(Self::new)
-    }
-
-    /// The bytes, for the Secret that shares them.
-    #[must_use]
-    pub fn expose(&self) -> &[u8; KEY_BYTES] {
-        &self.0
-    }
-
-    fn mac(&self, message: &[u8]) -> Hmac<Sha256> {
-        // HMAC pads a key to the hash's block by zeros; a key of that length can't be refused.
-        let mut block = Zeroizing::new([0; BLOCK_BYTES]);
-        block[..KEY_BYTES].copy_from_slice(&*self.0);
-        let mut mac = Hmac::<Sha256>::new(&(*block).into());
-        mac.update(message);
-        mac
-    }
-}
-
-impl fmt::Debug for StateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("StateKey")
-    }
 }
 
 impl StateKeys {
@@ -153,7 +109,7 @@ mod tests {
     use jiff::SignedDuration;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-    use super::*;
+    use super::{key::KEY_BYTES, *};
     use crate::pull_secret::{
         state::{Credential, DataDigest, HostState},
         tests::{NAMESPACE_UID, NOW, entry, host, other, state, team},

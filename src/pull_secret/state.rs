@@ -14,14 +14,12 @@ use thiserror::Error;
 use crate::{
     identity::IdentityHash,
     registry::Host,
+    rules::MAX_HOSTS,
     token::{Freshness, Lifetime},
 };
 
 /// The annotations that together may not exceed 256 KiB; a state larger than this was not written by us.
 pub(super) const MAX_STATE_BYTES: usize = 64 * 1024;
-/// The most hosts that a pull secret ever has, whatever the configuration says: with tokens of 4 KB it stays below the
-/// megabyte that a Secret may have. One that claims more is not of our writing.
-pub const MAX_HOSTS: usize = 128;
 /// How long after its writing a Secret may have been created whose state was sealed before the Secret had a UID: what two
 /// honest clocks may differ by, and the call's own time.
 const CREATION_SKEW: SignedDuration = SignedDuration::from_mins(10);

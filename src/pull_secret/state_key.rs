@@ -25,21 +25,21 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use self::plan::{Content, SECRET_TYPE, SharedKeys, Step, plan, read};
-use super::{
-    FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL,
-    seal::{KEY_BYTES, StateKey, StateKeys},
+use super::seal::{
+    StateKeys,
+    key::{KEY_BYTES, StateKey},
 };
 use crate::{
-    clock::Clock,
     cluster::{
+        lease::Leadership,
+        namespace::Namespace,
         object::WholeSecret,
+        ownership::{FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL},
         watch::{News, version, watch_one},
         write::{WriteBackoff, WriteError, call},
     },
-    leader::Leadership,
-    metrics::Metrics,
-    namespace::Namespace,
-    readiness::Condition,
+    process::{clock::Clock, readiness::Condition},
+    telemetry::metrics::Metrics,
     tls::Complaint,
 };
 
@@ -385,7 +385,10 @@ mod tests {
     use kube::client::Body;
 
     use super::*;
-    use crate::{clock::settable::SettableClock, readiness::Readiness, telemetry::captured::Log};
+    use crate::{
+        process::{clock::settable::SettableClock, readiness::Readiness},
+        telemetry::log::captured::Log,
+    };
 
     /// A Secret behind an API server that refuses each write and quotes it, and what it quoted.
     fn quoted() -> (KeySecret, Arc<Mutex<Vec<String>>>) {

@@ -14,20 +14,19 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Obje
 use kube::{Api, Client, runtime::watcher::Event};
 use tokio::time::Instant;
 
-use super::{
-    Existing, Foreign, Observed, Unverified, is_managed, seal::StateKeys, state::State, state_of,
-};
+use super::{Existing, Foreign, Observed, Unverified, seal::StateKeys, state::State, state_of};
 use crate::{
-    admission::decide::SecretFacts,
-    clock::Clock,
     cluster::{
+        changes::Changes,
+        namespace::Namespace,
         object::Metadata,
+        ownership::is_managed,
         watch::{Lists, version, watch},
     },
-    metrics::Metrics,
-    namespace::{Namespace, changes::Changes},
-    readiness::Condition,
+    process::{clock::Clock, readiness::Condition},
+    pull_secret::SecretFacts,
     registry::Host,
+    telemetry::metrics::Metrics,
 };
 
 /// How long what a deleted Secret had is remembered at the least: any leader has made it again by then.

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 
 use super::{
     merge::{Changes, MergeMode, Merged, merge},
-    seal::{KEY_BYTES, StateKey, StateKeys},
+    seal::{
+        StateKeys,
+        key::{KEY_BYTES, StateKey},
+    },
     state::{Credential, Demand, HostState},
     *,
 };

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{backoff::Backoff, namespace::Namespace};
+use crate::{cluster::namespace::Namespace, process::backoff::Backoff};
 
 /// Charges within this time count, in which the longest pause fits [`CONTENDED_FROM`] times: else they would look like
 /// peace…

@@ -23,21 +23,21 @@ use super::{
     backoffs::Backoffs,
     mint_queue::{MintStatus, Overdue},
     minter::{Minted, Minter, is_new},
-    plan::{Action, DesiredState, Plan, Policy, Priority, due_since},
+    plan::{Action, DesiredState, Plan, Priority, due_since},
     queue::{Due, WorkQueue},
     rate_limiter::RateLimiter,
     reconciler::{Facts, Reconciler},
     reporter::Reporter,
 };
 use crate::{
-    current::Follower,
-    leader::Leadership,
-    namespace::Namespace,
+    cluster::{lease::Leadership, namespace::Namespace},
+    process::current::Follower,
     pull_secret::{
         Damage, DesiredCredential, Observed,
-        write::{PullSecretError, WriteOutcome},
+        writer::{PullSecretError, WriteOutcome},
     },
     registry::{Host, Service},
+    rules::Policy,
     token::{Token, TokenKey, cache::MintError},
 };
 

@@ -13,8 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use crate::{
-    backoff::Backoff,
-    namespace::Namespace,
+    cluster::namespace::Namespace,
+    process::backoff::Backoff,
     registry::Region,
     token::{TokenKey, cache::MintError},
 };

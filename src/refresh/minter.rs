@@ -7,7 +7,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{mint_queue::MintQueue, plan::TOGETHER_FROM_PERCENT};
 use crate::{
-    namespace::Namespace,
+    cluster::namespace::Namespace,
     token::{
         Freshness, MalformedReply, Token, TokenKey,
         cache::{Call, MintError, TokenCache},

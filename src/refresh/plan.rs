@@ -3,22 +3,19 @@
 //! The plan follows from the namespace's settings, what is known of the pull secret, and the configuration, so a leader that
 //! dies loses nothing. Only opted-in namespaces are ever written to.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    admission::decide::{Revocation, Rules, Suspension},
-    backoff::spread,
-    namespace::{Namespace, OptedIn},
+    cluster::namespace::{Namespace, OptedIn},
+    process::backoff::spread,
     pull_secret::{
         Damage, Observed, Unverified, is_public,
         state::{Demand, HostState, State},
     },
     registry::Host,
+    rules::{Policy, Revocation, Suspension},
     token::{Freshness, Lifetime, MAX_LIFE, MIN_LEFT, TokenKey},
 };
 
@@ -31,22 +28,6 @@ pub const TOGETHER_FROM_PERCENT: i64 = 24;
 const SPREAD: u64 = 50_000;
 /// A public entry counts as expired once less than [`MIN_LEFT`] is left, so it is looked at so much after that moment.
 const DROP_AFTER: SignedDuration = SignedDuration::from_secs(1);
-/// What the configuration says about refreshing.
-#[derive(Debug, Clone)]
-pub struct Policy {
-    /// Which registries, and who mints.
-    pub rules: Arc<Rules>,
-    /// The hosts that each opted-in namespace's pull secret has before any Pod asks.
-    pub prewarm: Vec<Host>,
-    /// How long after its last admission a host is forgotten; `None`: never.
-    pub forget_after: Option<SignedDuration>,
-    /// What becomes of credentials that the rules no longer allow.
-    pub revocation: Revocation,
-    /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired.
-    pub removes: bool,
-    /// How many pull secrets may be written a second; as many reads may leave beside them.
-    pub writes_per_second: u32,
-}
 
 /// How urgent work is: the lower sorts first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

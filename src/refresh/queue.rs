@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use super::plan::Priority;
-use crate::namespace::Namespace;
+use crate::cluster::namespace::Namespace;
 
 /// Of so many turns one goes to the credential that ends first.
 const TURNS_PER_ENDING: u64 = 4;

@@ -7,18 +7,23 @@ use tokio::time::Instant;
 
 use super::{
     Parts,
-    plan::{DesiredState, Plan, Policy, plan},
+    plan::{DesiredState, Plan, plan},
 };
 use crate::{
-    leader::Leadership,
-    namespace::{Namespace, OptedIn, changes::Changes, store::Look},
+    cluster::{
+        changes::Changes,
+        lease::Leadership,
+        namespace::{Namespace, OptedIn},
+        namespaces::Look,
+    },
     pull_secret::{
         DesiredCredential, Existing, Observed,
         state::State,
         store::Entry,
-        write::{Planned, PullSecretError, WriteOutcome},
+        writer::{Planned, PullSecretError, WriteOutcome},
     },
     registry::Host,
+    rules::Policy,
 };
 
 /// Reconciles one namespace at a time; clones share the parts.

@@ -7,13 +7,19 @@ use std::{
 };
 
 use crate::{
-    admission::{decide::Suspension, impact::is_widespread},
-    events::{Events, Happening},
-    metrics::Metrics,
-    namespace::Namespace,
-    pull_secret::{Foreign, write::PullSecretError},
-    refresh::plan::{DesiredState, Priority},
+    cluster::namespace::Namespace,
+    pull_secret::{
+        Foreign,
+        events::{Events, Happening},
+        writer::PullSecretError,
+    },
+    refresh::{
+        impact::is_widespread,
+        plan::{DesiredState, Priority},
+    },
     registry::Host,
+    rules::Suspension,
+    telemetry::metrics::Metrics,
     token::{TokenKey, cache::MintError},
 };
 

@@ -16,11 +16,10 @@ use super::{
     reconciler::{Facts, Reconciler},
 };
 use crate::{
-    leader::Leadership,
-    namespace::Namespace,
+    cluster::{lease::Leadership, namespace::Namespace},
     pull_secret::{
         Damage, DesiredCredential,
-        write::{PullSecretError, WriteOutcome},
+        writer::{PullSecretError, WriteOutcome},
     },
     registry::{Host, Service},
     token::{Token, TokenKey, cache::MintError},

@@ -34,7 +34,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use crate::metrics::{Handshake, Metrics, Shed};
+use crate::telemetry::metrics::{Handshake, Metrics, Shed};
 
 /// Connections served at the same time. One more takes the place of the one that can best be spared.
 pub const MAX_CONNECTIONS: usize = 1024;

@@ -10,7 +10,7 @@ use axum::{
 };
 use http::{StatusCode, Uri, header::CONTENT_TYPE};
 
-use crate::{metrics::Metrics, readiness::Readiness};
+use crate::{process::readiness::Readiness, telemetry::metrics::Metrics};
 
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 

@@ -25,7 +25,7 @@ use thiserror::Error;
 use tokio::time::sleep;
 
 use super::{Complaint, pair::Read};
-use crate::metrics::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 /// Why a file of authorities can't be used.
 #[derive(Debug, Error)]

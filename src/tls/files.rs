@@ -16,7 +16,7 @@ use super::{
     Served, Source, TlsError,
     pair::{Material, Named, Pair},
 };
-use crate::clock::Clock;
+use crate::process::clock::Clock;
 
 /// How often the files are compared with what is served.
 pub const PERIOD: Duration = Duration::from_secs(5);
@@ -127,7 +127,11 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{clock::SystemClock, metrics::Metrics, readiness::Readiness, tls::Serving};
+    use crate::{
+        process::{clock::SystemClock, readiness::Readiness},
+        telemetry::metrics::Metrics,
+        tls::Serving,
+    };
 
     fn pair() -> (String, String) {
         let made = rcgen::generate_simple_self_signed(["ecr-injector.ecr-injector.svc".to_owned()])

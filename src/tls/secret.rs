@@ -12,9 +12,11 @@ use super::{
     pair::{Material, Named},
 };
 use crate::{
-    clock::Clock,
-    cluster::watch::{News, watch_one},
-    namespace::Namespace,
+    cluster::{
+        namespace::Namespace,
+        watch::{News, watch_one},
+    },
+    process::clock::Clock,
 };
 
 /// How often one that couldn't be served is looked at again: it may not have been good yet.

@@ -25,8 +25,9 @@ use super::{
     rotation::{Lifetimes, needs_renewal},
 };
 use crate::{
-    clock::Clock, cluster::write::WriteError, leader::Leadership, metrics::Metrics,
-    namespace::Namespace, readiness::Condition,
+    cluster::{lease::Leadership, namespace::Namespace, write::WriteError},
+    process::{clock::Clock, readiness::Condition},
+    telemetry::metrics::Metrics,
 };
 
 /// The longest sleep: a machine that was suspended, or a clock that was set, is noticed by then.

@@ -24,7 +24,7 @@ use super::{
     error::{FLIGHT_TIMEOUT, MAX_UNPROVEN},
     flights::{Failure, Flight, Flights, Lane, Purpose, RENEWAL_CEILING},
 };
-use crate::clock::Clock;
+use crate::process::clock::Clock;
 
 /// Tokens kept, of some three kilobytes each: as many as the namespaces of the largest cluster, where each has a role of its
 /// own, and some.

@@ -17,11 +17,10 @@ use super::{
 };
 use crate::{
     aws::Surroundings,
-    clock::Clock,
-    current::Current,
     identity::Identity,
-    metrics::Metrics,
+    process::{clock::Clock, current::Current},
     registry::{Endpoint, Region, Service},
+    telemetry::metrics::Metrics,
 };
 
 /// Clients kept; they are cheap to make again.
@@ -253,7 +252,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        clock::SystemClock,
+        process::clock::SystemClock,
         registry::Registry,
         token::{MalformedReply, cache::AwsReply},
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ecr_injector::{namespace::Namespace, pull_secret::is_public, registry::Host};
+use ecr_injector::{cluster::namespace::Namespace, pull_secret::is_public, registry::Host};
 use jiff::Timestamp;
 
 use super::{

@@ -11,26 +11,26 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ecr_injector::{
-    clock::Clock,
-    config::live::Live,
-    leader::Leadership,
-    metrics::Metrics,
-    namespace::{
-        Namespace, OptedIn,
+    admission::handler::Webhook,
+    cluster::{
         changes::Changes,
-        store::{Look, Namespaces, ReadError},
+        lease::Leadership,
+        namespace::{Namespace, OptedIn},
+        namespaces::{Look, Namespaces, ReadError},
     },
+    config::live::Live,
+    process::clock::Clock,
     pull_secret::{
         provisioner::{self, Provisioner},
         store::PullSecrets,
-        write::{CallError, SecretApi, Writer},
+        writer::{CallError, SecretApi, Writer},
     },
     refresh::{NamespaceSource, Parts, Reconciler},
+    telemetry::metrics::Metrics,
     token::{
         Token, TokenKey,
         cache::{AwsReply, Call as AwsCall, Mint, MintError, TokenCache},
     },
-    webhook::Webhook,
 };
 use futures::future::{BoxFuture, FutureExt as _};
 use http_body_util::Full;

@@ -8,13 +8,16 @@ use std::{
 };
 
 use ecr_injector::{
-    namespace::Namespace,
+    cluster::{
+        namespace::Namespace,
+        ownership::{MANAGED_BY, MANAGED_BY_LABEL},
+    },
     pull_secret::{
-        DATA_KEY, MANAGED_BY, MANAGED_BY_LABEL, STATE_ANNOTATION, TYPE,
-        seal::{StateKey, StateKeys},
+        DATA_KEY, STATE_ANNOTATION, TYPE,
+        seal::{StateKeys, key::StateKey},
         state::{DataDigest, State},
         state_of,
-        write::CallError,
+        writer::CallError,
     },
     registry::Host,
 };

@@ -13,18 +13,18 @@ use std::{
 };
 
 use ecr_injector::{
-    clock::Clock as _,
+    cluster::namespace::Namespace,
     config::Config,
     identity::Identity,
-    namespace::Namespace,
+    process::clock::Clock as _,
     pull_secret::{
         DATA_KEY,
         state::{Credential, Demand, HostState, State},
-        write::CallError,
+        writer::CallError,
     },
     registry::Host,
+    telemetry::otel::Trace,
     token::Lifetime,
-    traces::Trace,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{ByteString, api::core::v1::Secret};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant as Stopwatch};
 
-use ecr_injector::namespace::Namespace;
+use ecr_injector::cluster::namespace::Namespace;
 use jiff::SignedDuration;
 use tokio::time::Instant;
 

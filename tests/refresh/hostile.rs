@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ecr_injector::namespace::Namespace;
+use ecr_injector::cluster::namespace::Namespace;
 use jiff::SignedDuration;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;

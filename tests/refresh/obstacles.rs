@@ -1,6 +1,6 @@
 //! Namespaces whose writes the API server refuses, or doesn't answer.
 
-use ecr_injector::namespace::Namespace;
+use ecr_injector::cluster::namespace::Namespace;
 
 use super::IRELAND;
 use ecr_injector::token::Lifetime;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ecr_injector::leader::Leadership;
-use ecr_injector::namespace::Namespace;
+use ecr_injector::cluster::lease::Leadership;
+use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::refresh::{Sweep, Swept};
 use jiff::SignedDuration;
 use tokio::time::sleep;
@@ -17,7 +17,7 @@ async fn swept(sim: &Sim, sweep: Sweep) -> Vec<(Namespace, Swept)> {
 
 /// Whether nothing is left to do now.
 fn is_done(sim: &Sim, swept: &Swept) -> bool {
-    use ecr_injector::clock::Clock as _;
+    use ecr_injector::process::clock::Clock as _;
     let now = sim.clock.now();
     assert!(now >= START);
     swept.plan.as_ref().is_none_or(|plan| plan.at > now)

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ecr_injector::clock::SystemClock;
+use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::identity::Identity;
-use ecr_injector::namespace::Namespace;
+use ecr_injector::process::clock::SystemClock;
+use ecr_injector::process::readiness::Readiness;
 use ecr_injector::pull_secret::DesiredCredential;
 use ecr_injector::pull_secret::merge::{Changes, MergeMode, merge};
 use ecr_injector::pull_secret::seal::StateKeys;
 use ecr_injector::pull_secret::state::Subject;
 use ecr_injector::pull_secret::state_key::{DEFAULT_NAME, KeySecret};
-use ecr_injector::readiness::Readiness;
 use ecr_injector::registry::Host;
 use ecr_injector::token::Token;
 use futures::StreamExt as _;

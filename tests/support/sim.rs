@@ -9,25 +9,26 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ecr_injector::clock::Clock;
+use ecr_injector::cluster::changes::Changes;
+use ecr_injector::cluster::lease::Leadership;
+use ecr_injector::cluster::namespace::{Namespace, OptedIn};
+use ecr_injector::cluster::namespaces::{Look, ReadError};
 use ecr_injector::config::Config;
 use ecr_injector::config::live::Live;
-use ecr_injector::leader::Leadership;
-use ecr_injector::metrics::Metrics;
-use ecr_injector::namespace::changes::Changes;
-use ecr_injector::namespace::store::{Look, ReadError};
-use ecr_injector::namespace::{Namespace, OptedIn};
-use ecr_injector::pull_secret::seal::{StateKey, StateKeys};
+use ecr_injector::process::clock::Clock;
+use ecr_injector::pull_secret::seal::{StateKeys, key::StateKey};
 use ecr_injector::pull_secret::state::{Credential, DataDigest, Demand, HostState, State, Subject};
 use ecr_injector::pull_secret::store::PullSecrets;
-use ecr_injector::pull_secret::write::{CallError, SecretApi, Writer};
-use ecr_injector::pull_secret::{
-    DATA_KEY, MANAGED_BY, MANAGED_BY_LABEL, Observed, STATE_ANNOTATION, TYPE, state_of,
-};
+use ecr_injector::pull_secret::writer::{CallError, SecretApi, Writer};
 use ecr_injector::refresh::{NamespaceSource, Parts, Reconciler, Sweep, Swept};
 use ecr_injector::registry::Host;
+use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::token::cache::{AwsReply, Call, Mint, MintError, TokenCache};
 use ecr_injector::token::{Freshness, Lifetime, Token, TokenKey};
+use ecr_injector::{
+    cluster::ownership::{MANAGED_BY, MANAGED_BY_LABEL},
+    pull_secret::{DATA_KEY, Observed, STATE_ANNOTATION, TYPE, state_of},
+};
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::{self, StreamExt as _};
 use jiff::{SignedDuration, Timestamp};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ecr_injector::clock::SystemClock;
+use ecr_injector::process::clock::SystemClock;
 use ecr_injector::tls::files::Files;
 use ecr_injector::tls::{MinVersion, Serving, server_config};
 use rustls::pki_types::pem::PemObject as _;

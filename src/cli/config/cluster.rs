@@ -17,20 +17,20 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::super::{once, report::count};
+use super::super::{one_shot, report::count};
 use crate::{
-    admission::{
-        decide::Revocation,
-        impact::{Impact, Suspended},
-    },
     cluster::{
         Cluster,
+        namespace::Namespace,
+        namespaces,
         object::Metadata,
+        ownership,
         rights::{On, Right},
     },
     config::Config,
-    namespace::{Namespace, store},
     pull_secret::{self, state::State},
+    refresh::impact::{Impact, Suspended},
+    rules::Revocation,
 };
 
 /// Objects in a page of a list.
@@ -62,7 +62,7 @@ pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::
         Right::everywhere("list", On::Namespaces),
         Right::everywhere("list", On::Secrets(rules.secret_name.clone())),
     ];
-    once::demand_rights(&cluster, &rights).await?;
+    one_shot::demand_rights(&cluster, &rights).await?;
     let label = format!("{}={}", config.opt_in.label, config.opt_in.value);
     let namespaces: Vec<Metadata<NamespaceObject>> = list(
         &Api::all(cluster.client.clone()),
@@ -80,7 +80,7 @@ pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::
     let mut unreadable = 0;
     let mut states: BTreeMap<String, State> = BTreeMap::new();
     for secret in &secrets {
-        if !pull_secret::is_managed(&secret.metadata) {
+        if !ownership::is_managed(&secret.metadata) {
             continue;
         }
         match pull_secret::state_of(&secret.metadata) {
@@ -96,7 +96,7 @@ pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::
             let namespace = Namespace::parse(&object.name_any())?;
             let hosts = &states.get(namespace.as_str())?.hosts;
             let hosts = hosts.keys().cloned().collect();
-            Some((namespace, store::settings_of(object), hosts))
+            Some((namespace, namespaces::settings_of(object), hosts))
         })
         .collect();
     Ok(Found {
@@ -216,10 +216,7 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        admission::{decide::Suspension, impact::Cause},
-        registry::Host,
-    };
+    use crate::{refresh::impact::Cause, registry::Host, rules::Suspension};
 
     fn found(affected: usize, namespaces: usize) -> Found {
         let suspended = (0..affected).map(|number| Suspended {

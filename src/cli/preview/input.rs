@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
-use crate::manifest::text;
+use crate::admission::manifest::text;
 
 /// The files that `kubectl` takes from a directory.
 const EXTENSIONS: [&str; 3] = ["json", "yaml", "yml"];

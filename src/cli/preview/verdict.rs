@@ -11,17 +11,16 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::{
-        Request,
-        decide::{
-            Decision, Facts, Injection, Reason, Rules, SecretFacts, decide, demand, warning_for,
-        },
+        decide::{Decision, Facts, Injection, Reason, decide, demand, warning_for},
+        manifest::Object,
         patch,
+        pod::{Pod, PullSecrets},
+        review::Request,
     },
-    image::ImageReference,
-    manifest::Object,
-    namespace::{Namespace, OptedIn},
-    pod::{Pod, PullSecrets},
-    registry::{Host, Registry},
+    cluster::namespace::{Namespace, OptedIn},
+    pull_secret::SecretFacts,
+    registry::{Host, Registry, image::ImageReference},
+    rules::Rules,
 };
 
 /// What would become of an object.

@@ -4,7 +4,6 @@ use jiff::SignedDuration;
 
 use super::*;
 use crate::{
-    admission::decide::Suspension,
     identity::{Identity, Refusal},
     pull_secret::{
         Unverified,
@@ -12,6 +11,7 @@ use crate::{
     },
     refresh::plan::Priority,
     registry::{Host, Registry},
+    rules::Suspension,
     token::{Lifetime, TokenKey},
 };
 

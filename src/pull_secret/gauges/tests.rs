@@ -13,8 +13,8 @@ use kube::{Client, client::Body};
 
 use super::*;
 use crate::{
+    cluster::changes::Changes,
     config::Config,
-    namespace::changes::Changes,
     pull_secret::{
         Foreign,
         seal::StateKeys,

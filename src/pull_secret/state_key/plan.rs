@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 
-use crate::pull_secret::{
-    is_managed,
-    seal::{KEY_BYTES, StateKey},
+use crate::{
+    cluster::ownership::is_managed,
+    pull_secret::seal::key::{KEY_BYTES, StateKey},
 };
 
 /// The Secret's type: nothing else in a cluster reads one of it.

@@ -1,5 +1,7 @@
 //! Plans from facts that are made up.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::{
     config::Config,

@@ -13,13 +13,13 @@ use tokio::sync::watch;
 
 use crate::{
     cluster::{
+        lease::Leadership,
+        namespace::Namespace,
+        ownership::{FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL, is_managed},
         watch::{News, version, watch_one},
         write::{WriteError, call},
     },
-    leader::Leadership,
-    metrics::Metrics,
-    namespace::Namespace,
-    pull_secret::{FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL, is_managed},
+    telemetry::metrics::Metrics,
     tls::{
         authority::{Authority, SECRET_TYPE},
         rotation::Lifetimes,

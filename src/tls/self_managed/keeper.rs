@@ -11,9 +11,11 @@ use super::{
     registration::{Entries, Seen},
 };
 use crate::{
-    clock::Moment,
-    cluster::write::{WriteBackoff, WriteError},
-    leader::Leadership,
+    cluster::{
+        lease::Leadership,
+        write::{WriteBackoff, WriteError},
+    },
+    process::clock::Moment,
     tls::{Complaint, authority::Authority, rotation::Step},
 };
 

@@ -17,11 +17,11 @@ use tokio::sync::watch;
 
 use crate::{
     cluster::{
+        lease::Leadership,
         watch::{News, watch_one},
         write::{WriteError, call},
     },
-    leader::Leadership,
-    metrics::Metrics,
+    telemetry::metrics::Metrics,
 };
 
 /// What a policy's refusal says, which has the code of a test that fails.

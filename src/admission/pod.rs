@@ -1,0 +1,432 @@
+//! The partial, borrowed view of a Pod: the few fields that an admission decision reads.
+//!
+//! Everything else is skipped by the deserializer without being kept, and since the answer is a patch, what was skipped
+//! is not lost either. Strings borrow from the request's body wherever JSON wrote them without an escape. Of lists only
+//! those elements are kept that say something: a body of eight megabytes has room for millions that don't.
+
+use std::{borrow::Cow, fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+
+use crate::registry::image::ImageReference;
+
+/// The Pod annotation that opts a single Pod out.
+pub const INJECT_ANNOTATION: &str = "ecr-injector.dev/inject";
+/// The value of [`INJECT_ANNOTATION`] that opts out.
+pub const INJECT_DISABLED: &str = "disabled";
+/// The kubelet sets it on the API's copy of a static Pod; such a Pod may not name Secrets.
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// A string that borrows where it can. A bare `Option<Cow<str>>` would always copy: serde only borrows into a `Cow`
+/// that stands in a field marked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
+
+/// What we read of a Pod.
+#[derive(Debug, Default, Deserialize)]
+pub struct Pod<'a> {
+    #[serde(borrow, default)]
+    metadata: Option<Metadata<'a>>,
+    #[serde(borrow, default)]
+    spec: Option<Spec<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata<'a> {
+    #[serde(borrow, default)]
+    generate_name: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    name: Option<Text<'a>>,
+    #[serde(default)]
+    annotations: Option<Annotations>,
+    #[serde(default)]
+    deletion_timestamp: Option<IgnoredAny>,
+    #[serde(borrow, default, deserialize_with = "controller")]
+    owner_references: Option<Vec<Owner<'a>>>,
+}
+
+/// One of a Pod's owners.
+#[derive(Debug, Deserialize)]
+struct Owner<'a> {
+    #[serde(default)]
+    controller: Option<bool>,
+    #[serde(borrow, default)]
+    kind: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    name: Option<Text<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec<'a> {
+    #[serde(borrow, default, deserialize_with = "images")]
+    containers: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "images")]
+    init_containers: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "images")]
+    ephemeral_containers: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "image_volumes")]
+    volumes: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default, deserialize_with = "names")]
+    image_pull_secrets: Option<Vec<Text<'a>>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Container<'a> {
+    #[serde(borrow, default)]
+    image: Option<Text<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Volume<'a> {
+    #[serde(borrow, default)]
+    image: Option<ImageVolume<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ImageVolume<'a> {
+    #[serde(borrow, default)]
+    reference: Option<Text<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct LocalReference<'a> {
+    #[serde(borrow, default)]
+    name: Option<Text<'a>>,
+}
+
+/// The controller alone, if there is one.
+fn controller<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Owner<'de>>>, D::Error> {
+    let mut is_found = false;
+    kept(list, |owner: Owner<'de>| {
+        let is_first = owner.controller == Some(true) && !is_found;
+        is_found |= is_first;
+        is_first.then_some(owner)
+    })
+}
+
+/// The images that containers name.
+fn images<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
+    // One that is empty is kept for whoever looks at a manifest, and no more of them.
+    let mut has_empty = false;
+    kept(list, |container: Container<'de>| {
+        let image = container.image?;
+        let is_more = image.0.is_empty() && std::mem::replace(&mut has_empty, true);
+        (!is_more).then_some(image)
+    })
+}
+
+/// The images that volumes are made of.
+fn image_volumes<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
+    kept(list, |volume: Volume<'de>| said(volume.image?.reference))
+}
+
+/// The names of references.
+fn names<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
+    kept(list, |reference: LocalReference<'de>| said(reference.name))
+}
+
+fn said(text: Option<Text<'_>>) -> Option<Text<'_>> {
+    text.filter(|text| !text.0.is_empty())
+}
+
+/// What `keep` makes of a list's elements, one at a time as they stream past; `None` if there is no list.
+fn kept<'de, D, E, T>(list: D, keep: impl FnMut(E) -> Option<T>) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    E: Deserialize<'de>,
+{
+    struct Keeper<E, F>(F, PhantomData<E>);
+    impl<'de, E: Deserialize<'de>, T, F: FnMut(E) -> Option<T>> Visitor<'de> for Keeper<E, F> {
+        type Value = Option<Vec<T>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_none<X>(self) -> Result<Self::Value, X> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, list: D) -> Result<Self::Value, D::Error> {
+            list.deserialize_seq(self)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut kept = Vec::new();
+            while let Some(element) = list.next_element()? {
+                kept.extend((self.0)(element));
+            }
+            Ok(Some(kept))
+        }
+    }
+    list.deserialize_option(Keeper(keep, PhantomData))
+}
+
+/// The two annotations that matter, picked while the map streams past.
+#[derive(Debug, Default, Clone, Copy)]
+struct Annotations {
+    disabled: bool,
+    mirror: bool,
+}
+
+impl<'de> Deserialize<'de> for Annotations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Picker;
+        impl<'de> Visitor<'de> for Picker {
+            type Value = Annotations;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of annotations")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
+                let mut found = Annotations::default();
+                while let Some(key) = map.next_key::<Text<'de>>()? {
+                    match &*key.0 {
+                        INJECT_ANNOTATION => {
+                            let value: Option<Text<'de>> = map.next_value()?;
+                            found.disabled = value.is_some_and(|value| value.0 == INJECT_DISABLED);
+                        }
+                        MIRROR_ANNOTATION => {
+                            map.next_value::<IgnoredAny>()?;
+                            found.mirror = true;
+                        }
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(found)
+            }
+        }
+        deserializer.deserialize_map(Picker)
+    }
+}
+
+/// Where our pull secret stands in a Pod's `spec.imagePullSecrets`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullSecrets {
+    /// The field is absent or null.
+    NoList,
+    /// There is a list, without us.
+    Listed,
+    /// Our name is in the list already.
+    Present,
+}
+
+impl<'a> Pod<'a> {
+    /// Every image that the Pod names, in the order containers, init, ephemeral, image volumes; as written.
+    pub fn images(&self) -> impl Iterator<Item = &str> {
+        self.spec.iter().flat_map(Spec::images)
+    }
+
+    /// The domain of every image that parses, in order, with repetitions.
+    pub fn domains(&self) -> impl Iterator<Item = &str> {
+        self.images()
+            .filter_map(|image| Some(ImageReference::parse(image).ok()?.domain()))
+    }
+
+    /// Where `name` stands among the Pod's pull secrets.
+    #[must_use]
+    pub fn pull_secrets(&self, name: &str) -> PullSecrets {
+        match self
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.image_pull_secrets.as_ref())
+        {
+            None => PullSecrets::NoList,
+            Some(list) if list.iter().any(|listed| listed.0 == name) => PullSecrets::Present,
+            Some(_) => PullSecrets::Listed,
+        }
+    }
+
+    /// Whether the Pod opts out by its annotation.
+    #[must_use]
+    pub fn is_disabled(&self) -> bool {
+        self.annotations().disabled
+    }
+
+    /// Whether it is the API's copy of a static Pod.
+    #[must_use]
+    pub fn is_mirror(&self) -> bool {
+        self.annotations().mirror
+    }
+
+    /// Whether it is being deleted.
+    #[must_use]
+    pub fn is_deleting(&self) -> bool {
+        self.metadata
+            .as_ref()
+            .is_some_and(|metadata| metadata.deletion_timestamp.is_some())
+    }
+
+    /// The Pod's name, or the prefix that a name will be generated from, or nothing.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let metadata = self.metadata.as_ref();
+        let given =
+            |text: &'_ Option<Text<'a>>| text.as_ref().map(|t| t.0.len()).unwrap_or_default() > 0;
+        match metadata {
+            Some(m) if given(&m.name) => m.name.as_ref().map_or("", |t| &t.0),
+            Some(m) => m.generate_name.as_ref().map_or("", |t| &t.0),
+            None => "",
+        }
+    }
+
+    /// Kind and name of whom it belongs to: its controller, or itself if it has none.
+    #[must_use]
+    pub fn owner(&self) -> (&str, &str) {
+        let owners = self
+            .metadata
+            .as_ref()
+            .and_then(|metadata| metadata.owner_references.as_ref());
+        let controller = owners.and_then(|owners| owners.first());
+        controller.map_or(("Pod", self.name()), |owner| {
+            (
+                owner.kind.as_ref().map_or("", |t| &*t.0),
+                owner.name.as_ref().map_or("", |t| &*t.0),
+            )
+        })
+    }
+
+    fn annotations(&self) -> Annotations {
+        self.metadata
+            .as_ref()
+            .and_then(|metadata| metadata.annotations)
+            .unwrap_or_default()
+    }
+}
+
+impl Spec<'_> {
+    fn images(&self) -> impl Iterator<Item = &str> {
+        let containers = [
+            &self.containers,
+            &self.init_containers,
+            &self.ephemeral_containers,
+        ]
+        .into_iter()
+        .flatten()
+        .flatten();
+        let volumes = self.volumes.iter().flatten();
+        containers.chain(volumes).map(|text| &*text.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Pod<'_> {
+        serde_json::from_str(json).expect("a Pod")
+    }
+
+    #[test]
+    fn finds_images_in_all_four_places() {
+        let pod = parse(
+            r#"{"spec":{"volumes":[{"name":"v","image":{"reference":"d/4"}},{"name":"e","emptyDir":{}}],
+                "containers":[{"image":"a/1","env":[{"name":"image","value":"no"}]}],
+                "initContainers":[{"image":"b/2"}],"ephemeralContainers":[{"image":"c/3"}]}}"#,
+        );
+        assert_eq!(
+            pod.images().collect::<Vec<_>>(),
+            ["a/1", "b/2", "c/3", "d/4"]
+        );
+    }
+
+    #[test]
+    fn of_lists_only_what_says_something_is_kept() {
+        let pod = parse(
+            r#"{"metadata":{"name":"x","ownerReferences":[{},{"controller":false,"kind":"A"},{"controller":true,"kind":"B",
+                "name":"b"},{"controller":true,"kind":"C"}]},
+                "spec":{"containers":[{},{"image":""},{"image":""},{"image":"a/1"},{"image":""}],"imagePullSecrets":[{},{"name":""}]}}"#,
+        );
+        assert_eq!(pod.owner(), ("B", "b"));
+        assert_eq!(pod.images().collect::<Vec<_>>(), ["", "a/1"]);
+        assert_eq!(pod.pull_secrets("ours"), PullSecrets::Listed);
+        let spec = pod.spec.as_ref().expect("a spec");
+        assert_eq!(spec.image_pull_secrets.as_deref(), Some(&[][..]));
+        let owners = pod.metadata.as_ref().expect("metadata");
+        assert_eq!(owners.owner_references.as_ref().map(Vec::len), Some(1));
+    }
+
+    #[test]
+    fn null_is_absent_everywhere() {
+        let pod = parse(
+            r#"{"metadata":null,"spec":{"containers":null,"initContainers":[{"image":null}],"volumes":[{"image":null}],
+                "imagePullSecrets":null}}"#,
+        );
+        assert_eq!(pod.images().count(), 0);
+        assert_eq!(pod.pull_secrets("x"), PullSecrets::NoList);
+        let pod = parse(r#"{"metadata":{"annotations":null,"ownerReferences":null},"spec":null}"#);
+        assert!(!pod.is_disabled() && !pod.is_mirror());
+        assert_eq!(pod.owner(), ("Pod", ""));
+    }
+
+    #[test]
+    fn strings_without_an_escape_are_borrowed_and_others_are_read_all_the_same() {
+        let pod = parse(r#"{"spec":{"containers":[{"image":"a/b"},{"image":"a\/c"}]}}"#);
+        let containers = pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.containers.as_ref())
+            .expect("containers");
+        assert!(matches!(&containers[0], Text(Cow::Borrowed("a/b"))));
+        assert!(matches!(&containers[1], Text(Cow::Owned(text)) if text == "a/c"));
+    }
+
+    #[test]
+    fn reads_the_two_annotations_among_others() {
+        let pod =
+            parse(r#"{"metadata":{"annotations":{"x":"y","ecr-injector.dev/inject":"disabled"}}}"#);
+        assert!(pod.is_disabled() && !pod.is_mirror());
+        let pod = parse(
+            r#"{"metadata":{"annotations":{"ecr-injector.dev/inject":"no","kubernetes.io/config.mirror":""}}}"#,
+        );
+        assert!(!pod.is_disabled() && pod.is_mirror());
+    }
+
+    #[test]
+    fn tells_a_missing_list_from_one_without_us() {
+        assert_eq!(
+            parse(r#"{"spec":{}}"#).pull_secrets("ours"),
+            PullSecrets::NoList
+        );
+        assert_eq!(
+            parse(r#"{"spec":{"imagePullSecrets":[]}}"#).pull_secrets("ours"),
+            PullSecrets::Listed
+        );
+        let pod = parse(r#"{"spec":{"imagePullSecrets":[{},{"name":"other"},{"name":"ours"}]}}"#);
+        assert_eq!(pod.pull_secrets("ours"), PullSecrets::Present);
+        assert_eq!(pod.pull_secrets("our"), PullSecrets::Listed);
+    }
+
+    #[test]
+    fn a_generated_name_stands_in_for_a_missing_one() {
+        assert_eq!(
+            parse(r#"{"metadata":{"generateName":"web-"}}"#).name(),
+            "web-"
+        );
+        assert_eq!(
+            parse(r#"{"metadata":{"name":"web-1","generateName":"web-"}}"#).name(),
+            "web-1"
+        );
+    }
+
+    #[test]
+    fn a_pod_belongs_to_its_controller_and_without_one_to_itself() {
+        let pod = parse(
+            r#"{"metadata":{"generateName":"web-7f-","ownerReferences":[{"kind":"ConfigMap","name":"other"},
+                {"kind":"Node","name":"n","controller":false},{"kind":"ReplicaSet","name":"web-7f","controller":true}]}}"#,
+        );
+        assert_eq!(pod.owner(), ("ReplicaSet", "web-7f"));
+        let pod = parse(
+            r#"{"metadata":{"generateName":"web-","ownerReferences":[{"kind":"ConfigMap","name":"other","controller":null}]}}"#,
+        );
+        assert_eq!(pod.owner(), ("Pod", "web-"));
+    }
+}

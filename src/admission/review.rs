@@ -1,0 +1,455 @@
+//! The `AdmissionReview` wire types: what the API server sends, borrowed, and what it gets back.
+//!
+//! `kube-core` has such types too; ours exist because theirs own every string, need the whole object, and write the
+//! patch as an array of numbers where the wire wants base64.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use json_patch::Patch;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use crate::admission::pod::{Pod, Text};
+
+/// The one version of the review that we speak.
+pub const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+/// The longest warning that we send, in characters; the API server cuts at 256 and may drop what exceeds 4,096 in all.
+pub const MAX_WARNING_CHARS: usize = 120;
+
+/// What the API server asks.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The review's own id as it stood in the JSON, quotes included: echoed without being understood. `null` offline.
+    uid: &'a RawValue,
+    /// What is done.
+    pub operation: Operation,
+    /// The namespace that it is done in. The object's own may still be empty.
+    pub namespace: Text<'a>,
+    /// `true` for a subresource that changes a Pod's containers (`pods/ephemeralcontainers`) as well as for Pods.
+    pub is_pod: bool,
+    /// Whether nothing will be stored.
+    pub dry_run: bool,
+    /// The object as it would be stored; `None` if it isn't a Pod, or not one that we can read.
+    pub object: Option<Pod<'a>>,
+    /// The object as it is stored, on UPDATE.
+    pub old_object: Option<Pod<'a>>,
+}
+
+/// What is done to the object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Operation {
+    /// A new object.
+    Create,
+    /// A change to a stored one.
+    Update,
+    /// Anything else: not ours.
+    #[serde(other)]
+    Other,
+}
+
+impl Operation {
+    /// As a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Why a body is not a review that can be answered.
+#[derive(Debug, Error)]
+pub enum ReviewError {
+    /// Not JSON, or not an object of the right form.
+    #[error("the body is not an AdmissionReview: {0}")]
+    Json(#[source] serde_json::Error),
+    /// Another version or kind.
+    #[error("expected an AdmissionReview of {API_VERSION}, got {kind} of {api_version}")]
+    Version {
+        /// The body's `apiVersion`.
+        api_version: String,
+        /// The body's `kind`.
+        kind: String,
+    },
+    /// No `request`, or one without a `uid` string.
+    #[error("the AdmissionReview has no request with a uid")]
+    NoRequest,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<'a, R> {
+    #[serde(borrow, default)]
+    api_version: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    kind: Option<Text<'a>>,
+    #[serde(default = "none")]
+    request: Option<R>,
+}
+
+fn none<R>() -> Option<R> {
+    None
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireRequest<'a> {
+    #[serde(borrow, default)]
+    uid: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    resource: Option<Resource<'a>>,
+    #[serde(borrow, default)]
+    sub_resource: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    namespace: Option<Text<'a>>,
+    operation: Option<Operation>,
+    #[serde(default)]
+    dry_run: Option<bool>,
+    #[serde(borrow, default)]
+    object: Option<Pod<'a>>,
+    #[serde(borrow, default)]
+    old_object: Option<Pod<'a>>,
+}
+
+#[derive(Deserialize)]
+#[allow(clippy::struct_field_names, reason = "the wire's own name")]
+struct Resource<'a> {
+    #[serde(borrow, default)]
+    group: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    version: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    resource: Option<Text<'a>>,
+}
+
+/// What is left of a request when its object can't be read as a Pod: enough to answer it.
+#[derive(Deserialize)]
+struct WireUid<'a> {
+    #[serde(borrow, default)]
+    uid: Option<&'a RawValue>,
+}
+
+impl<'a> Request<'a> {
+    /// Reads a review. One whose uid can be read is always `Ok`, even if its object is no Pod at all: the caller can
+    /// then allow it rather than fail it.
+    pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
+        match serde_json::from_slice::<Review<'a, WireRequest<'a>>>(body) {
+            Ok(review) => Self::from_wire(review),
+            Err(error) => Self::without_object(body, error),
+        }
+    }
+
+    fn from_wire(review: Review<'a, WireRequest<'a>>) -> Result<Self, ReviewError> {
+        check_version(review.api_version.as_ref(), review.kind.as_ref())?;
+        let request = review.request.ok_or(ReviewError::NoRequest)?;
+        let text = |text: &Option<Text<'a>>| {
+            text.as_ref()
+                .map_or(String::new(), |t| t.0.clone().into_owned())
+        };
+        let is_pod = request.resource.as_ref().is_some_and(|resource| {
+            text(&resource.group).is_empty()
+                && text(&resource.version) == "v1"
+                && text(&resource.resource) == "pods"
+        }) && matches!(
+            text(&request.sub_resource).as_str(),
+            "" | "ephemeralcontainers"
+        );
+        Ok(Self {
+            uid: uid(request.uid)?,
+            operation: request.operation.unwrap_or(Operation::Other),
+            namespace: request.namespace.unwrap_or(Text("".into())),
+            is_pod,
+            dry_run: request.dry_run.unwrap_or(false),
+            object: if is_pod { request.object } else { None },
+            old_object: if is_pod { request.old_object } else { None },
+        })
+    }
+
+    fn without_object(body: &'a [u8], error: serde_json::Error) -> Result<Self, ReviewError> {
+        let Ok(review) = serde_json::from_slice::<Review<'a, WireUid<'a>>>(body) else {
+            return Err(ReviewError::Json(error));
+        };
+        check_version(review.api_version.as_ref(), review.kind.as_ref())?;
+        let request = review.request.ok_or(ReviewError::NoRequest)?;
+        Ok(Self {
+            uid: uid(request.uid)?,
+            operation: Operation::Other,
+            namespace: Text("".into()),
+            is_pod: false,
+            dry_run: false,
+            object: None,
+            old_object: None,
+        })
+    }
+
+    /// The creation of a Pod that no API server asks about: the same decision, without a cluster.
+    #[must_use]
+    pub fn offline(namespace: &'a str, object: Pod<'a>) -> Self {
+        Self {
+            uid: RawValue::NULL,
+            operation: Operation::Create,
+            namespace: Text(namespace.into()),
+            is_pod: true,
+            dry_run: false,
+            object: Some(object),
+            old_object: None,
+        }
+    }
+
+    /// The review's uid, without its quotes, for logs.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        self.uid.get().trim_matches('"')
+    }
+}
+
+fn check_version(
+    api_version: Option<&Text<'_>>,
+    kind: Option<&Text<'_>>,
+) -> Result<(), ReviewError> {
+    let text =
+        |text: Option<&Text<'_>>| text.map_or(String::new(), |t| t.0.chars().take(64).collect());
+    let (api_version, kind) = (text(api_version), text(kind));
+    if api_version == API_VERSION && kind == KIND {
+        Ok(())
+    } else {
+        Err(ReviewError::Version { api_version, kind })
+    }
+}
+
+fn uid(raw: Option<&RawValue>) -> Result<&RawValue, ReviewError> {
+    raw.filter(|raw| raw.get().starts_with('"'))
+        .ok_or(ReviewError::NoRequest)
+}
+
+/// What the API server gets back.
+#[derive(Debug, Default, PartialEq)]
+pub struct Response {
+    /// `Some` refuses the object, with this HTTP status code and message for the user.
+    pub refusal: Option<(u16, String)>,
+    /// What to change; empty for nothing.
+    pub patch: Patch,
+    /// For the user who made the object; each at most [`MAX_WARNING_CHARS`].
+    pub warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WireReview<'a> {
+    api_version: &'a str,
+    kind: &'a str,
+    response: WireResponse<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WireResponse<'a> {
+    uid: &'a RawValue,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<WireStatus<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct WireStatus<'a> {
+    code: u16,
+    message: &'a str,
+}
+
+impl Response {
+    /// The review's answer as JSON, with the request's uid echoed.
+    #[must_use]
+    pub fn to_json(&self, request: &Request<'_>) -> Vec<u8> {
+        let patch = (self.refusal.is_none() && !self.patch.0.is_empty())
+            .then(|| STANDARD.encode(serde_json::to_vec(&self.patch).unwrap_or_default()));
+        let review = WireReview {
+            api_version: API_VERSION,
+            kind: KIND,
+            response: WireResponse {
+                uid: request.uid,
+                allowed: self.refusal.is_none(),
+                status: self.refusal.as_ref().map(|(code, message)| WireStatus {
+                    code: *code,
+                    message,
+                }),
+                patch_type: patch.is_some().then_some("JSONPatch"),
+                patch,
+                warnings: &self.warnings,
+            },
+        };
+        // Strings, numbers and a value that was parsed before: there is nothing here that could fail to serialize.
+        serde_json::to_vec(&review).unwrap_or_default()
+    }
+}
+
+/// A warning that fits: the project's name in front, cut at [`MAX_WARNING_CHARS`].
+#[must_use]
+pub fn warning(text: &str) -> String {
+    let whole = format!("ecr-injector: {text}");
+    if whole.chars().count() <= MAX_WARNING_CHARS {
+        return whole;
+    }
+    let mut cut: String = whole.chars().take(MAX_WARNING_CHARS - 1).collect();
+    cut.push('…');
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn body(request: &Value) -> Vec<u8> {
+        serde_json::to_vec(&json!({"apiVersion": API_VERSION, "kind": KIND, "request": request}))
+            .expect("json")
+    }
+
+    fn pods() -> Value {
+        json!({"group": "", "version": "v1", "resource": "pods"})
+    }
+
+    #[test]
+    fn reads_a_pod_creation() {
+        let body = body(&json!({
+            "uid": "u-1", "operation": "CREATE", "namespace": "team", "resource": pods(), "dryRun": true,
+            "object": {"metadata": {"name": "p"}, "spec": {"containers": [{"image": "a.example/b"}]}},
+            "oldObject": null, "userInfo": {"username": "x"},
+        }));
+        let request = Request::parse(&body).expect("a review");
+        assert_eq!((request.uid(), &*request.namespace.0), ("u-1", "team"));
+        assert!(request.is_pod && request.dry_run && request.old_object.is_none());
+        assert_eq!(request.operation, Operation::Create);
+        assert_eq!(
+            request.object.expect("object").images().collect::<Vec<_>>(),
+            ["a.example/b"]
+        );
+    }
+
+    #[test]
+    fn an_object_of_another_kind_or_shape_is_answered_and_not_an_error() {
+        for request in [
+            json!({"uid": "u", "operation": "CREATE", "resource": {"group": "apps", "version": "v1", "resource": "deployments"},
+                "object": {"spec": {"containers": []}}}),
+            json!({"uid": "u", "operation": "CREATE", "resource": pods(), "object": {"spec": {"containers": "none"}}}),
+            json!({"uid": "u", "operation": "CREATE", "resource": pods(), "object": 7}),
+            json!({"uid": "u", "operation": 7, "resource": pods()}),
+            json!({"uid": "u", "operation": "SING", "resource": pods(), "object": {}}),
+            json!({"uid": "u", "operation": "CREATE", "resource": pods(), "subResource": "status", "object": {}}),
+        ] {
+            let body = body(&request);
+            let request = Request::parse(&body).expect("answered");
+            assert!(!request.is_pod || request.operation == Operation::Other);
+            let answer: Value =
+                serde_json::from_slice(&Response::default().to_json(&request)).expect("json");
+            assert_eq!(answer["response"], json!({"uid": "u", "allowed": true}));
+        }
+    }
+
+    #[test]
+    fn a_review_without_a_readable_uid_is_an_error() {
+        for request in [
+            json!(null),
+            json!({}),
+            json!({"uid": null}),
+            json!({"uid": 7}),
+            json!({"uid": {"a": 1}}),
+        ] {
+            assert!(
+                matches!(Request::parse(&body(&request)), Err(ReviewError::NoRequest)),
+                "{request}"
+            );
+        }
+        for text in [
+            "",
+            "{",
+            "[]",
+            "null",
+            "\"x\"",
+            "{\"apiVersion\": 1}",
+            "{} {}",
+        ] {
+            assert!(Request::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn another_version_is_named_in_the_error() {
+        let body = br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"u"}}"#;
+        let error = Request::parse(body).expect_err("v1beta1");
+        assert_eq!(
+            error.to_string(),
+            "expected an AdmissionReview of admission.k8s.io/v1, got AdmissionReview of admission.k8s.io/v1beta1"
+        );
+    }
+
+    #[test]
+    fn hostile_json_is_an_error_and_never_a_crash() {
+        let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!(
+            r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{{"uid":"u","object":{nested}}}}}"#
+        );
+        let twice = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","kind":"x","request":{"uid":"u"}}"#;
+        let not_a_number = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","x":NaN}}"#;
+        let surrogate = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","namespace":"\ud800"}}"#;
+        for text in [deep.as_str(), twice, not_a_number, surrogate] {
+            let _ = Request::parse(text.as_bytes());
+        }
+        assert!(Request::parse(not_a_number.as_bytes()).is_err());
+        assert!(Request::parse(twice.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn the_uid_is_echoed_letter_by_letter_and_the_patch_is_base64() {
+        let text = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"a\u0062\"c"}}"#;
+        let request = Request::parse(text.as_bytes()).expect("a review");
+        let response = Response {
+            patch: super::super::patch::append("s", crate::admission::pod::PullSecrets::NoList),
+            ..Response::default()
+        };
+        let json = String::from_utf8(response.to_json(&request)).expect("text");
+        assert!(json.contains(r#""uid":"a\u0062\"c""#), "{json}");
+        let answer: Value = serde_json::from_str(&json).expect("json");
+        let patch = STANDARD
+            .decode(answer["response"]["patch"].as_str().expect("text"))
+            .expect("base64");
+        assert_eq!(
+            serde_json::from_slice::<Value>(&patch).expect("json"),
+            json!([{"op": "add", "path": "/spec/imagePullSecrets", "value": [{"name": "s"}]}])
+        );
+        assert_eq!(answer["response"]["patchType"], "JSONPatch");
+    }
+
+    #[test]
+    fn a_refusal_carries_its_code_and_no_patch() {
+        let body = body(&json!({"uid": "u"}));
+        let request = Request::parse(&body).expect("a review");
+        let response = Response {
+            refusal: Some((503, "why".to_owned())),
+            patch: super::super::patch::append("s", crate::admission::pod::PullSecrets::NoList),
+            warnings: vec![],
+        };
+        let answer: Value = serde_json::from_slice(&response.to_json(&request)).expect("json");
+        assert_eq!(
+            answer["response"],
+            json!({"uid": "u", "allowed": false, "status": {"code": 503, "message": "why"}})
+        );
+    }
+
+    #[test]
+    fn a_warning_never_exceeds_its_length() {
+        assert_eq!(warning("short"), "ecr-injector: short");
+        let long = warning(&"ä".repeat(500));
+        assert_eq!(long.chars().count(), MAX_WARNING_CHARS);
+    }
+}

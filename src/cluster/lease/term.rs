@@ -1,0 +1,171 @@
+//! A term as the leader, and how its work asks whether it still lasts.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::sleep_until;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::process::clock::{Clock, Moment};
+
+/// A term as the leader: the fence of its work. Clones are of the same term, and a term that is over never comes back.
+#[derive(Clone)]
+pub struct Leadership(Arc<Term>);
+
+struct Term {
+    ended: CancellationToken,
+    /// What it rests on; nothing, if a person wants the work done and no Lease is held.
+    renewal: Option<Renewal>,
+}
+
+struct Renewal {
+    clock: Arc<dyn Clock>,
+    lasts: Duration,
+    sent: Mutex<Moment>,
+}
+
+impl Leadership {
+    /// Leave to work that rests on no Lease and that nothing ends but [`Self::end`]: for a person who asks for one sweep.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self(Arc::new(Term {
+            ended: CancellationToken::new(),
+            renewal: None,
+        }))
+    }
+
+    /// Counts from a moment before the Lease was asked for, for so long.
+    pub(super) fn new(clock: Arc<dyn Clock>, sent: Moment, lasts: Duration) -> Self {
+        Self(Arc::new(Term {
+            ended: CancellationToken::new(),
+            renewal: Some(Renewal {
+                clock,
+                lasts,
+                sent: Mutex::new(sent),
+            }),
+        }))
+    }
+
+    /// Whether the term still lasts, now. To be asked immediately before each request that only the leader may send; it
+    /// costs two readings of clocks. Once it is `false` it stays so.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        if self.0.ended.is_cancelled() {
+            return false;
+        }
+        let Some(renewal) = &self.0.renewal else {
+            return true;
+        };
+        let holds = renewal.sent().age(&*renewal.clock) < renewal.lasts;
+        if !holds {
+            self.end();
+        }
+        holds
+    }
+
+    /// Waits for the end of the term. The work has to end then, and the next term waits for it.
+    pub async fn lost(&self) {
+        self.0.ended.cancelled().await;
+    }
+
+    /// Ends the term, for all clones.
+    pub fn end(&self) {
+        self.0.ended.cancel();
+    }
+
+    /// The term is over when this is dropped.
+    pub(super) fn ended_with_this(&self) -> DropGuard {
+        self.0.ended.clone().drop_guard()
+    }
+
+    /// Counts from a later renewal, unless the term is over.
+    pub(super) fn extend(&self, sent: Moment) -> bool {
+        if !self.holds() {
+            return false;
+        }
+        if let Some(renewal) = &self.0.renewal {
+            *renewal.sent() = sent;
+        }
+        true
+    }
+
+    /// Waits until the deadline passes without a renewal.
+    pub(super) async fn expired(&self) {
+        while self.holds() {
+            let Some(renewal) = &self.0.renewal else {
+                return self.lost().await;
+            };
+            let deadline = renewal.sent().monotonic + renewal.lasts;
+            tokio::select! {
+                () = sleep_until(deadline) => {}
+                () = self.lost() => {}
+            }
+        }
+    }
+}
+
+impl Renewal {
+    fn sent(&self) -> MutexGuard<'_, Moment> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Leadership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leadership")
+            .field("ended", &self.0.ended.is_cancelled())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+    use crate::process::clock::settable::SettableClock;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_term_counts_from_before_its_renewal_was_sent() {
+        let clock = Arc::new(SettableClock::default());
+        let sent = Moment::now(&*clock);
+        let leadership = Leadership::new(clock.clone(), sent, DEADLINE);
+        advance(seconds(9)).await;
+        assert!(leadership.holds());
+        let next = Moment::now(&*clock);
+        advance(Duration::from_millis(900)).await;
+        assert!(leadership.extend(next));
+        advance(seconds(9)).await;
+        assert!(leadership.holds());
+        advance(Duration::from_millis(100)).await;
+        assert!(!leadership.holds());
+        assert!(!leadership.extend(Moment::now(&*clock)), "it came back");
+        assert!(!leadership.holds());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sweep_by_hand_rests_on_no_lease() {
+        let leadership = Leadership::unlimited();
+        advance(seconds(100_000)).await;
+        assert!(
+            leadership.holds()
+                && leadership.extend(Moment {
+                    monotonic: Instant::now(),
+                    wall: Timestamp::UNIX_EPOCH,
+                })
+        );
+        leadership.clone().end();
+        assert!(!leadership.holds());
+        leadership.lost().await;
+    }
+}

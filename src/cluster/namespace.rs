@@ -1,0 +1,85 @@
+//! The name of a Kubernetes namespace, checked before it may stand in a URL.
+
+use std::{borrow::Borrow, fmt, sync::Arc};
+
+/// The annotation by which a namespace names the role that mints for it.
+pub const ROLE_ANNOTATION: &str = "ecr-injector.dev/role-arn";
+
+/// What an opted-in namespace says about itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OptedIn {
+    /// Its UID: a namespace that was deleted and made again is another.
+    pub uid: Arc<str>,
+    /// The text of [`ROLE_ANNOTATION`], unchecked.
+    pub role: Option<Arc<str>>,
+    /// Whether it is being deleted: nothing can be created there any more.
+    pub is_terminating: bool,
+}
+
+/// A namespace's name: an RFC 1123 label of at most 63 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Namespace(Arc<str>);
+
+impl Namespace {
+    /// Lower-case letters, digits and inner dashes, or `None`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        is_label(text).then(|| Self(text.into()))
+    }
+
+    /// The name itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether a text is an RFC 1123 label.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Borrow<str> for Namespace {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_would_change_a_url_is_not_a_namespace() {
+        for text in [
+            "",
+            "a/b",
+            "a..b",
+            "../x",
+            "A",
+            "a b",
+            "-a",
+            "a-",
+            "ä",
+            &"a".repeat(64),
+        ] {
+            assert_eq!(Namespace::parse(text), None, "{text}");
+        }
+        assert_eq!(
+            Namespace::parse("team-a1").map(|n| n.to_string()),
+            Some("team-a1".to_owned())
+        );
+    }
+}

@@ -1,0 +1,19 @@
+//! How objects are marked as written by ecr-injector.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// The label that makes a Secret ours.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// The value of [`MANAGED_BY_LABEL`].
+pub const MANAGED_BY: &str = "ecr-injector";
+/// The field manager of every write.
+pub const FIELD_MANAGER: &str = "ecr-injector";
+
+/// Whether the metadata has our label.
+#[must_use]
+pub fn is_managed(metadata: &ObjectMeta) -> bool {
+    let labels = metadata.labels.as_ref();
+    labels
+        .and_then(|labels| labels.get(MANAGED_BY_LABEL))
+        .is_some_and(|value| value == MANAGED_BY)
+}

@@ -1,0 +1,878 @@
+//! The configuration: the one place that knows the file's format.
+//!
+//! A file is read as a whole, checked as a whole, and turned into the rules that the other rooms take. Every value has
+//! a default, so an empty file serves.
+
+mod identities;
+pub mod live;
+mod refresh;
+pub mod schema;
+mod shape;
+pub mod watched;
+
+use std::{collections::BTreeSet, fmt, path::Path};
+
+use jiff::SignedDuration;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use thiserror::Error;
+use tracing_subscriber::EnvFilter;
+
+pub use self::refresh::{Discovery, Refresh};
+use self::{
+    identities::{FileDefaultIdentity, FileNamespaceRoles, FileRule},
+    refresh::{FileDiscovery, FileRefresh, FileRevocation},
+};
+use crate::{
+    cluster::{
+        namespace::{self, Namespace},
+        namespaces::OptIn,
+    },
+    identity::Identities,
+    registry::{AccountId, Aliases, Region, Registry},
+    rules::{Allow, MAX_HOSTS, OnFailure, Rules},
+    token::SessionCap,
+};
+
+const API_VERSION: &str = "ecr-injector.dev/v1alpha1";
+const KIND: &str = "Config";
+const DEFAULT_SECRET_NAME: &str = "ecr-pull-secret";
+const DEFAULT_OPT_IN_LABEL: &str = "ecr-injector.dev/inject";
+const DEFAULT_OPT_IN_VALUE: &str = "enabled";
+const DEFAULT_EXCLUDED: [&str; 2] = ["kube-system", "kube-node-lease"];
+const DEFAULT_REGISTRIES_PER_POD: usize = 16;
+const DEFAULT_REGISTRIES_PER_SECRET: usize = 64;
+/// A Secret holds at most 1 MiB, and a host takes about 5 KB of it.
+const MAX_REGISTRIES_PER_SECRET: usize = MAX_HOSTS;
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What decisions follow.
+    pub rules: Rules,
+    /// Which namespaces are opted in.
+    pub opt_in: OptIn,
+    /// What the lives of tokens are cut to.
+    pub session_cap: SessionCap,
+    /// How pull secrets are kept.
+    pub refresh: Refresh,
+    /// What is logged, in the form of `RUST_LOG`, if the file says so.
+    pub log_filter: Option<String>,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file couldn't be read.
+    #[error("reading {path}: check the path and its permissions")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Not YAML.
+    #[error("{path} is not YAML: {message}")]
+    Yaml {
+        /// The file.
+        path: String,
+        /// What the parser said.
+        message: String,
+    },
+    /// Fields have wrong values.
+    #[error("{path}: {}", listed(.wrong))]
+    Fields {
+        /// The file.
+        path: String,
+        /// Each of them, in the order of the checks; there is at least one.
+        wrong: Vec<Wrong>,
+    },
+}
+
+/// A wrong field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrong {
+    /// The field, as a path from the document's root.
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+fn listed(wrong: &[Wrong]) -> String {
+    let lines: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}
+
+fn wrong(field: impl Into<String>, message: impl Into<String>) -> Wrong {
+    Wrong {
+        field: field.into(),
+        message: message.into(),
+    }
+}
+
+/// All that is wrong, as it is found: whoever puts a file right wants to hear of everything at once.
+#[derive(Debug, Default)]
+struct Wrongs(Vec<Wrong>);
+
+impl Wrongs {
+    /// The value, or what is wrong with it is kept.
+    fn take<T>(&mut self, checked: Result<T, Wrong>) -> Option<T> {
+        checked.map_err(|wrong| self.0.push(wrong)).ok()
+    }
+}
+
+/// Configuration of ecr-injector. Every value has a default, so an empty file serves.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "Config")]
+struct File {
+    /// The format's version.
+    #[schemars(extend("enum" = [API_VERSION, null]))]
+    api_version: Option<String>,
+    /// The format's name.
+    #[schemars(extend("enum" = [KIND, null]))]
+    kind: Option<String>,
+    /// The pull secret's name in every namespace. RBAC and the guard name it too; a change needs a restart.
+    #[schemars(extend("default" = DEFAULT_SECRET_NAME, "pattern" = schema::OBJECT_NAME, "maxLength" = 253))]
+    secret_name: Option<String>,
+    /// Which namespaces are served.
+    opt_in: Option<FileOptIn>,
+    /// What becomes of a Pod whose pull secret can't be made in time.
+    #[schemars(extend("default" = "admit"))]
+    on_failure: Option<FileOnFailure>,
+    /// Which registries are minted for; without it all.
+    allow: Option<FileAllow>,
+    /// What becomes of credentials that the rules (allow, identities, aliases) no longer allow.
+    #[schemars(extend("default" = "onExpiry"))]
+    revoke: Option<FileRevocation>,
+    /// Other host names (a CNAME, a mirror) that stand for ECR registries.
+    aliases: Option<Vec<FileAlias>>,
+    /// How many registries are served.
+    limits: Option<FileLimits>,
+    /// Whether public.ecr.aws gets credentials as well.
+    #[schemars(extend("default" = false))]
+    public_ecr: Option<bool>,
+    /// Stands in for {cluster} in identities and namespaceRoles.
+    #[schemars(extend("pattern" = schema::CLUSTER_NAME))]
+    cluster_name: Option<String>,
+    /// Rules of who mints; the first that matches wins.
+    identities: Option<Vec<FileRule>>,
+    /// Which roles namespaces may name by their annotation ecr-injector.dev/role-arn.
+    namespace_roles: Option<FileNamespaceRoles>,
+    /// Who mints where neither a rule nor an annotation says so.
+    #[schemars(extend("default" = "ambient"))]
+    default_identity: Option<FileDefaultIdentity>,
+    /// How pull secrets are kept fresh.
+    refresh: Option<FileRefresh>,
+    /// The hosts whose credentials every opted-in namespace gets before a Pod names them: of ECR registries, or of aliases.
+    #[schemars(with = "Option<schema::Hosts>")]
+    prewarm: Option<Vec<String>>,
+    /// Where the leader looks for registries that no admission has told it of.
+    #[schemars(extend("default" = "none"))]
+    discover: Option<FileDiscovery>,
+    /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired; else it stays.
+    #[schemars(extend("default" = false))]
+    opt_out_remove: Option<bool>,
+    /// What is logged.
+    log: Option<FileLog>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileOptIn {
+    /// The label's key. The registration and the guard name it too; a change needs a restart.
+    #[schemars(extend("default" = DEFAULT_OPT_IN_LABEL, "pattern" = schema::LABEL_KEY))]
+    label: Option<String>,
+    /// The label's value. The registration and the guard name it too; a change needs a restart.
+    #[schemars(extend("default" = DEFAULT_OPT_IN_VALUE, "pattern" = schema::LABEL_VALUE))]
+    value: Option<String>,
+    /// Namespaces that are left alone whatever their labels say; the one that ecr-injector runs in always is.
+    #[schemars(with = "Option<schema::Namespaces>", extend("default" = DEFAULT_EXCLUDED))]
+    exclude_namespaces: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum FileOnFailure {
+    /// It is admitted with the reference and a warning; its pulls succeed once the Secret is there.
+    Admit,
+    /// It is refused (503); its controller tries again.
+    Deny,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileAllow {
+    /// The accounts, each in quotes; none: all.
+    #[schemars(with = "Option<schema::Accounts>")]
+    accounts: Option<Vec<String>>,
+    /// The regions; none: all.
+    #[schemars(with = "Option<schema::Regions>")]
+    regions: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileAlias {
+    /// The host that images name.
+    #[schemars(extend("pattern" = schema::HOST))]
+    host: String,
+    /// The ECR registry that it stands for.
+    #[schemars(extend("pattern" = schema::HOST))]
+    registry: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileLimits {
+    /// The most registries of one Pod; more are not served, and its creator is warned.
+    #[schemars(extend("default" = DEFAULT_REGISTRIES_PER_POD, "minimum" = 1, "maximum" = MAX_REGISTRIES_PER_SECRET))]
+    registries_per_pod: Option<usize>,
+    /// The most registries in one pull secret.
+    #[schemars(extend("default" = DEFAULT_REGISTRIES_PER_SECRET, "minimum" = 1, "maximum" = MAX_REGISTRIES_PER_SECRET))]
+    registries_per_secret: Option<usize>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileLog {
+    /// What is logged, in the form of RUST_LOG, such as info or `info,ecr_injector=debug`; without it what --log says.
+    #[schemars(extend("minLength" = 1))]
+    filter: Option<String>,
+}
+
+impl Config {
+    /// The file's if one is named; without one every value has its default.
+    pub fn of(path: Option<&Path>) -> Result<Self, ConfigError> {
+        path.map_or_else(|| Ok(Self::default()), Self::read)
+    }
+
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&text_of(path)?, &path.display().to_string())
+    }
+
+    /// Checks a file's text; `path` is for the errors alone.
+    pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
+        let value = value_of(text).map_err(|message| ConfigError::Yaml {
+            path: path.to_owned(),
+            message,
+        })?;
+        if value.is_null() {
+            return Ok(Self::default());
+        }
+        let checked = shape::file_of(value).and_then(File::check);
+        checked.map_err(|wrong| ConfigError::Fields {
+            path: path.to_owned(),
+            wrong,
+        })
+    }
+
+    /// Leaves one more namespace alone: the one that we run in.
+    #[must_use]
+    pub fn excluding(mut self, own: Option<Namespace>) -> Self {
+        self.rules.excluded.extend(own);
+        self
+    }
+}
+
+/// What a text says, before anybody asks whether it may. `null` if it says nothing.
+fn value_of(text: &str) -> Result<serde_json::Value, String> {
+    let says_nothing = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    if text.lines().all(says_nothing) {
+        return Ok(serde_json::Value::Null);
+    }
+    // Comments that are kept are counted, and the parser gives up at the 33rd line in a row.
+    let options = serde_saphyr::options! { emit_comments: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rules: Rules {
+                secret_name: DEFAULT_SECRET_NAME.to_owned(),
+                excluded: DEFAULT_EXCLUDED
+                    .iter()
+                    .filter_map(|name| Namespace::parse(name))
+                    .collect(),
+                aliases: Aliases::default(),
+                allow: Allow::default(),
+                identities: Identities::default(),
+                registries_per_pod: DEFAULT_REGISTRIES_PER_POD,
+                registries_per_secret: DEFAULT_REGISTRIES_PER_SECRET,
+                on_failure: OnFailure::Admit,
+            },
+            opt_in: OptIn {
+                label: DEFAULT_OPT_IN_LABEL.to_owned(),
+                value: DEFAULT_OPT_IN_VALUE.to_owned(),
+            },
+            session_cap: SessionCap::default(),
+            refresh: Refresh::default(),
+            log_filter: None,
+        }
+    }
+}
+
+impl File {
+    fn check(self) -> Result<Config, Vec<Wrong>> {
+        let mut wrongs = Wrongs::default();
+        self.check_header(&mut wrongs);
+        let mut config = Config::default();
+        if let Some(name) = self.secret_name
+            && let Some(name) = wrongs.take(secret_name(name))
+        {
+            config.rules.secret_name = name;
+        }
+        if let Some(opt_in) = self.opt_in {
+            opt_in.check(&mut config, &mut wrongs);
+        }
+        if let Some(on_failure) = self.on_failure {
+            config.rules.on_failure = match on_failure {
+                FileOnFailure::Admit => OnFailure::Admit,
+                FileOnFailure::Deny => OnFailure::Deny,
+            };
+        }
+        if let Some(allow) = self.allow {
+            config.rules.allow = allow.check(&mut wrongs);
+        }
+        let before = wrongs.0.len();
+        if let Some(aliases) = self.aliases {
+            config.rules.aliases = check_aliases(aliases, &mut wrongs);
+        }
+        if self.public_ecr == Some(true) {
+            config.rules.aliases = config.rules.aliases.with_public();
+        }
+        if let Some(limits) = self.limits {
+            limits.check(&mut config, &mut wrongs);
+        }
+        // Whether a host can be warmed ahead hangs on both.
+        let prewarm = self.prewarm.filter(|_| wrongs.0.len() == before);
+        let name = self.cluster_name.as_deref();
+        if let Some(name) = name {
+            wrongs.take(check_cluster_name(name));
+        }
+        // What is wrong with the name is not wrong with all that it stands in.
+        let name = name.map(|name| check_cluster_name(name).map_or("cluster", |()| name));
+        config.rules.identities = identities::check(
+            self.identities.unwrap_or_default(),
+            self.namespace_roles,
+            self.default_identity,
+            name,
+            &mut wrongs,
+        );
+        let keeping = refresh::File {
+            prewarm,
+            refresh: self.refresh,
+            revoke: self.revoke,
+            discover: self.discover,
+            removes: self.opt_out_remove,
+        };
+        let most = config.rules.registries_per_secret;
+        (config.refresh, config.session_cap) =
+            keeping.check(&config.rules.aliases, most, &mut wrongs);
+        if let Some(filter) = self.log.and_then(|log| log.filter) {
+            config.log_filter = wrongs.take(log_filter(filter));
+        }
+        if wrongs.0.is_empty() {
+            Ok(config)
+        } else {
+            Err(wrongs.0)
+        }
+    }
+
+    fn check_header(&self, wrongs: &mut Wrongs) {
+        for (field, given, expected) in [
+            ("apiVersion", &self.api_version, API_VERSION),
+            ("kind", &self.kind, KIND),
+        ] {
+            if let Some(given) = given.as_ref().filter(|given| *given != expected) {
+                let message = format!("expected {expected}, got {given:?}");
+                wrongs.0.push(wrong(field, message));
+            }
+        }
+    }
+}
+
+fn text_of(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+fn secret_name(name: String) -> Result<String, Wrong> {
+    let valid = name.len() <= 253 && name.split('.').all(namespace::is_label);
+    if valid {
+        return Ok(name);
+    }
+    let message = format!("{name:?} can't be the name of a Secret");
+    Err(wrong("secretName", message))
+}
+
+impl FileOptIn {
+    fn check(self, config: &mut Config, wrongs: &mut Wrongs) {
+        if let Some(label) = self.label {
+            let (prefix, name) = label.rsplit_once('/').unwrap_or(("example.com", &label));
+            if is_label_part(name) && !name.is_empty() && prefix.split('.').all(namespace::is_label)
+            {
+                config.opt_in.label = label;
+            } else {
+                let message = format!("{label:?} can't be a label's key");
+                wrongs.0.push(wrong("optIn.label", message));
+            }
+        }
+        if let Some(value) = self.value {
+            // Kubernetes takes an empty one; but the guard reads a label that isn't there as empty.
+            if is_label_part(&value) && !value.is_empty() {
+                config.opt_in.value = value;
+            } else {
+                let message = format!("{value:?} can't be the label's value");
+                wrongs.0.push(wrong("optIn.value", message));
+            }
+        }
+        if let Some(names) = self.exclude_namespaces {
+            let field = "optIn.excludeNamespaces";
+            config.rules.excluded = each(
+                field,
+                &names,
+                "a namespace's name",
+                Namespace::parse,
+                wrongs,
+            );
+        }
+    }
+}
+
+/// At most 63 letters, digits and inner `-`, `_`, `.`: what a label's name and value have in common.
+fn is_label_part(text: &str) -> bool {
+    let edge = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && edge(bytes.first())
+        && edge(bytes.last())
+}
+
+impl FileAllow {
+    fn check(self, wrongs: &mut Wrongs) -> Allow {
+        Allow {
+            accounts: accounts("allow", self.accounts, wrongs),
+            regions: regions("allow", self.regions, wrongs),
+        }
+    }
+}
+
+fn accounts(field: &str, texts: Option<Vec<String>>, wrongs: &mut Wrongs) -> BTreeSet<AccountId> {
+    let (field, texts) = (format!("{field}.accounts"), texts.unwrap_or_default());
+    each(
+        &field,
+        &texts,
+        "12 digits in quotes",
+        AccountId::parse,
+        wrongs,
+    )
+}
+
+fn regions(field: &str, texts: Option<Vec<String>>, wrongs: &mut Wrongs) -> BTreeSet<Region> {
+    let (field, texts) = (format!("{field}.regions"), texts.unwrap_or_default());
+    let expected = "a region such as eu-west-1";
+    each(&field, &texts, expected, Region::parse, wrongs)
+}
+
+fn check_aliases(aliases: Vec<FileAlias>, wrongs: &mut Wrongs) -> Aliases {
+    let mut pairs = Vec::with_capacity(aliases.len());
+    let mut good = Aliases::default();
+    for (at, alias) in aliases.into_iter().enumerate() {
+        let registry = alias.registry.parse::<Registry>();
+        let registry =
+            registry.map_err(|e| wrong(format!("aliases[{at}].registry"), e.to_string()));
+        let Some(registry) = wrongs.take(registry) else {
+            continue;
+        };
+        pairs.push((alias.host, registry));
+        // The whole list again for each entry: that is how an error knows which one it was.
+        let all = Aliases::new(pairs.iter().cloned());
+        let all = all.map_err(|e| wrong(format!("aliases[{at}].host"), e.to_string()));
+        match wrongs.take(all) {
+            Some(all) => good = all,
+            None => drop(pairs.pop()),
+        }
+    }
+    good
+}
+
+/// What EKS takes for a cluster's name, so that it fits wherever it is put in.
+fn check_cluster_name(name: &str) -> Result<(), Wrong> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if (1..=100).contains(&name.len()) && name.chars().all(fits) {
+        return Ok(());
+    }
+    let message = format!("expected 1 to 100 letters, digits and any of _.-, got {name:?}");
+    Err(wrong("clusterName", message))
+}
+
+/// What the subscriber of the logs takes. It takes an empty text too, and then logs nothing but errors.
+fn log_filter(text: String) -> Result<String, Wrong> {
+    let refuse = |why: String| {
+        let message =
+            format!("expected a filter such as info or info,ecr_injector=debug, got {text:?}{why}");
+        Err(wrong("log.filter", message))
+    };
+    if text.trim().is_empty() {
+        return refuse(String::new());
+    }
+    match EnvFilter::builder().parse(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => refuse(format!(": {error}")),
+    }
+}
+
+/// A duration such as `90m`, `1h30m` or `24h`, in seconds.
+fn seconds(field: &str, text: &str) -> Result<u32, Wrong> {
+    let duration: Option<SignedDuration> = text.parse().ok();
+    duration
+        .and_then(|duration| u32::try_from(duration.as_secs()).ok())
+        .ok_or_else(|| {
+            let message = format!("expected a duration such as 90m or 24h, got {text:?}");
+            wrong(field, message)
+        })
+}
+
+impl FileLimits {
+    fn check(self, config: &mut Config, wrongs: &mut Wrongs) {
+        let before = wrongs.0.len();
+        let rules = &mut config.rules;
+        for (field, given, limit) in [
+            (
+                "limits.registriesPerPod",
+                self.registries_per_pod,
+                &mut rules.registries_per_pod,
+            ),
+            (
+                "limits.registriesPerSecret",
+                self.registries_per_secret,
+                &mut rules.registries_per_secret,
+            ),
+        ] {
+            let Some(value) = given else {
+                continue;
+            };
+            if (1..=MAX_REGISTRIES_PER_SECRET).contains(&value) {
+                *limit = value;
+            } else {
+                let message = format!("expected 1 to {MAX_REGISTRIES_PER_SECRET}, got {value}");
+                wrongs.0.push(wrong(field, message));
+            }
+        }
+        if wrongs.0.len() == before && rules.registries_per_pod > rules.registries_per_secret {
+            let message = "registriesPerPod can't exceed registriesPerSecret";
+            wrongs.0.push(wrong("limits", message));
+        }
+    }
+}
+
+fn each<T: Ord>(
+    field: &str,
+    texts: &[String],
+    expected: &str,
+    parse: impl Fn(&str) -> Option<T>,
+    wrongs: &mut Wrongs,
+) -> BTreeSet<T> {
+    let parsed = texts.iter().enumerate().filter_map(|(at, text)| {
+        let message = || format!("expected {expected}, got {text:?}");
+        wrongs.take(parse(text).ok_or_else(|| wrong(format!("{field}[{at}]"), message())))
+    });
+    parsed.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::identity::{DefaultIdentity, Manner, RoleTemplate};
+
+    fn error(text: &str) -> String {
+        Config::parse(text, "config.yaml")
+            .expect_err("refused")
+            .to_string()
+    }
+
+    #[test]
+    fn an_empty_file_serves() {
+        for text in [
+            "",
+            "# nothing yet\n",
+            "---\n",
+            "apiVersion: ecr-injector.dev/v1alpha1\nkind: Config\n",
+            "{}",
+        ] {
+            let config = Config::parse(text, "config.yaml")
+                .unwrap_or_else(|error| panic!("{text:?}: {error}"));
+            assert_eq!(config.rules.secret_name, "ecr-pull-secret");
+            assert_eq!(
+                config.opt_in,
+                OptIn {
+                    label: "ecr-injector.dev/inject".into(),
+                    value: "enabled".into()
+                }
+            );
+            assert_eq!(config.rules.excluded.len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_long_comment_is_no_error() {
+        let comment = "  # why\n".repeat(100);
+        let text = format!("limits:\n{comment}  registriesPerPod: 2\naliases:\n{comment}  []\n");
+        let config = Config::parse(&text, "config.yaml").expect("valid");
+        assert_eq!(config.rules.registries_per_pod, 2);
+    }
+
+    #[test]
+    fn every_field_of_a_full_file_is_taken() {
+        let text = r#"
+apiVersion: ecr-injector.dev/v1alpha1
+kind: Config
+secretName: my.pull-secret
+optIn: {label: example.com/ecr, value: "yes", excludeNamespaces: [infra]}
+onFailure: deny
+allow: {accounts: ["123456789012"], regions: [eu-west-1]}
+aliases:
+  - host: images.example.com
+    registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com
+limits: {registriesPerPod: 2, registriesPerSecret: 4}
+"#;
+        let config = Config::parse(text, "config.yaml").expect("valid");
+        assert_eq!(config.rules.secret_name, "my.pull-secret");
+        assert_eq!(
+            config.opt_in,
+            OptIn {
+                label: "example.com/ecr".into(),
+                value: "yes".into()
+            }
+        );
+        assert_eq!(
+            config
+                .rules
+                .excluded
+                .iter()
+                .map(Namespace::as_str)
+                .collect::<Vec<_>>(),
+            ["infra"]
+        );
+        assert_eq!(config.rules.on_failure, OnFailure::Deny);
+        assert_eq!(
+            (
+                config.rules.allow.accounts.len(),
+                config.rules.allow.regions.len()
+            ),
+            (1, 1)
+        );
+        assert!(config.rules.aliases.resolve("images.example.com").is_some());
+        assert_eq!(
+            (
+                config.rules.registries_per_pod,
+                config.rules.registries_per_secret
+            ),
+            (2, 4)
+        );
+        let own = Namespace::parse("ecr-injector");
+        assert_eq!(config.excluding(own).rules.excluded.len(), 2);
+    }
+
+    #[test]
+    fn identities_are_taken_with_all_that_they_say() {
+        let text = r#"
+clusterName: prod
+publicEcr: true
+defaultIdentity: none
+refresh: {sessionCap: none}
+identities:
+  - accounts: ["111122223333"]
+    regions: [eu-west-1]
+    namespaces: ["team-*"]
+    assumeRole:
+      roleArn: arn:aws:iam::111122223333:role/{cluster}-{namespace}
+      externalId: "{cluster}/{namespace}"
+      sessionName: x-{namespace}
+      tags: {cluster: "{cluster}"}
+      pullOnly: true
+      duration: 30m
+      stsRegion: eu-west-1
+  - namespaces: [platform]
+    ambient: true
+namespaceRoles:
+  allow: ["arn:aws:iam::*:role/ecr-pull-{namespace}"]
+  externalId: shared
+"#;
+        let config = Config::parse(text, "config.yaml").expect("valid");
+        assert_eq!(config.session_cap, SessionCap::Off);
+        assert!(config.rules.aliases.resolve("public.ecr.aws").is_some());
+        let identities = config.rules.identities;
+        assert_eq!(identities.default, DefaultIdentity::None);
+        let role = identities.rules[0].mints.as_ref().expect("a role");
+        let manner = Manner {
+            external_id: Some("prod/{namespace}".into()),
+            session_name: "x-{namespace}".into(),
+            tags: BTreeMap::from([("cluster".into(), "prod".into())]),
+            pull_only: true,
+            duration_seconds: 1800,
+            sts_region: Region::parse("eu-west-1"),
+        };
+        let arn = "arn:aws:iam::111122223333:role/prod-{namespace}".to_owned();
+        assert_eq!(*role, RoleTemplate::new(arn, manner));
+        assert!(identities.rules[1].mints.is_none());
+        let manner = identities.namespace_roles.manner;
+        assert_eq!(manner.session_name, "ecr-injector-prod");
+        assert_eq!(manner.external_id.as_deref(), Some("shared"));
+        let capped = Config::parse("refresh: {sessionCap: 6h}", "config.yaml").expect("valid");
+        assert_eq!(capped.session_cap, SessionCap::After(21_600));
+    }
+
+    #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
+    fn a_wrong_value_is_named_by_its_path() {
+        for (text, expected) in [
+            ("secretNam: x", "secretNam: unknown field `secretNam`"),
+            ("optIn: {lable: x}", "optIn.lable: unknown field `lable`"),
+            (
+                "secretName: Nö",
+                "secretName: \"Nö\" can't be the name of a Secret",
+            ),
+            ("onFailure: explode", "onFailure: unknown variant `explode`"),
+            (
+                "allow: {accounts: [\"12\"]}",
+                "allow.accounts[0]: expected 12 digits in quotes, got \"12\"",
+            ),
+            (
+                "allow: {regions: [eu-west-1, moon]}",
+                "allow.regions[1]: expected a region such as eu-west-1",
+            ),
+            (
+                "aliases: [{host: a.example, registry: b.example}]",
+                "aliases[0].registry: \"b.example\" is not a private ECR",
+            ),
+            (
+                "aliases: [{host: a.example}]",
+                "aliases[0]: missing field `registry`",
+            ),
+            (
+                "limits: {registriesPerPod: 0}",
+                "limits.registriesPerPod: expected 1 to 128, got 0",
+            ),
+            (
+                "limits: {registriesPerPod: 65}",
+                "limits: registriesPerPod can't exceed",
+            ),
+            (
+                "optIn: {excludeNamespaces: [A]}",
+                "optIn.excludeNamespaces[0]: expected a namespace's name",
+            ),
+            ("optIn: {label: 'a b'}", "optIn.label:"),
+            ("optIn: {value: 'a b'}", "optIn.value:"),
+            ("optIn: {value: ''}", "optIn.value:"),
+            (
+                "apiVersion: v1",
+                "apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"",
+            ),
+            ("kind: Pod", "kind: expected Config"),
+            (
+                "refresh: {sessionCap: 5m}",
+                "refresh.sessionCap: expected at least 15m",
+            ),
+            (
+                "refresh: {sessionCap: soon}",
+                "refresh.sessionCap: expected a duration such as 90m or 24h, got \"soon\"; or auto, or none",
+            ),
+            (
+                "clusterName: 'a b'",
+                "clusterName: expected 1 to 100 letters",
+            ),
+            (
+                "identities: [{namespaces: [a]}]",
+                "identities[0]: expected one of the two: assumeRole, or ambient: true",
+            ),
+            (
+                "identities: [{ambient: true, assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a'}}]",
+                "identities[0]: expected one of the two",
+            ),
+            (
+                "identities: [{ambient: true}, {namespaces: ['a?'], ambient: true}]",
+                "identities[1].namespaces[0]: '?' has no meaning here",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:user/a'}}]",
+                "identities[0].assumeRole.roleArn: expected arn:aws:iam::ACCOUNT:role/NAME",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/{cluster}'}}]",
+                "identities[0].assumeRole.roleArn: {cluster} needs clusterName",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/{pod}'}}]",
+                "identities[0].assumeRole.roleArn: the only name that can stand in braces is {namespace}",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', duration: 13h}}]",
+                "identities[0].assumeRole.duration: expected 15m to 12h",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', stsRegion: moon}}]",
+                "identities[0].assumeRole.stsRegion: expected a region",
+            ),
+            (
+                "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', externalId: 'a b'}}]",
+                "identities[0].assumeRole.externalId: expected 2 to 1,224",
+            ),
+            (
+                "identities: [{assumeRole: {}}]",
+                "identities[0].assumeRole: missing field `roleArn`",
+            ),
+            (
+                "namespaceRoles: {allow: ['role/*']}",
+                "namespaceRoles.allow[0]: expected a pattern of role ARNs",
+            ),
+            (
+                "namespaceRoles: {}",
+                "namespaceRoles: missing field `allow`",
+            ),
+            (
+                "defaultIdentity: nobody",
+                "defaultIdentity: unknown variant `nobody`",
+            ),
+            ("- a", ""),
+        ] {
+            let got = error(text);
+            assert!(
+                got.starts_with(&format!("config.yaml: {expected}")),
+                "{text}: {got}"
+            );
+        }
+        assert!(
+            error("a: [").starts_with("config.yaml is not YAML:"),
+            "{}",
+            error("a: [")
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Config::read(Path::new("/nowhere/config.yaml"))
+            .expect_err("missing")
+            .to_string();
+        assert!(
+            error.starts_with("reading /nowhere/config.yaml: "),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,377 @@
+//! The pull secret: what the one Secret that we own in a namespace holds.
+//!
+//! Its data is a docker config, one `auth` per host. Beside it, in an annotation that a metadata watch can see, stands
+//! the state: for each host who wants it and, apart from that, whose credential it has and from when to when that is
+//! good. A seal proves that the state is ours; without a good one its hosts are wishes at most.
+
+pub mod events;
+pub mod gauges;
+pub mod guard;
+pub mod merge;
+pub mod provisioner;
+pub mod seal;
+pub mod state;
+pub mod state_key;
+pub mod store;
+pub mod writer;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, de::IgnoredAny};
+use thiserror::Error;
+
+use self::state::{DataDigest, Seal, State, Subject};
+use crate::{
+    cluster::{
+        namespace::Namespace,
+        ownership::{MANAGED_BY, MANAGED_BY_LABEL, is_managed},
+    },
+    identity::IdentityHash,
+    registry::{Host, Registry},
+    rules::MAX_HOSTS,
+    token::Token,
+};
+
+/// The type of every pull secret.
+pub const TYPE: &str = "kubernetes.io/dockerconfigjson";
+/// The one key of its data.
+pub const DATA_KEY: &str = ".dockerconfigjson";
+
+/// The annotation with our state, a versioned JSON object.
+pub const STATE_ANNOTATION: &str = "ecr-injector.dev/state";
+/// The annotation with the soonest expiry of all hosts, RFC 3339, for people.
+pub const EXPIRES_AT_ANNOTATION: &str = "ecr-injector.dev/expires-at";
+
+/// Why a Secret of our name is not ours to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Foreign {
+    /// It lacks [`MANAGED_BY_LABEL`].
+    #[error("it lacks the label {MANAGED_BY_LABEL}={MANAGED_BY}")]
+    Label,
+    /// Its type is another, and a type can't be changed.
+    #[error("its type is not {TYPE}")]
+    Type,
+    /// It was made immutable.
+    #[error("it is immutable")]
+    Immutable,
+}
+
+/// What is known about a namespace's pull secret.
+#[derive(Debug, Clone, Copy)]
+pub enum SecretFacts<'a> {
+    /// There is none, as far as we know.
+    Absent,
+    /// Somebody wrote it and we have not looked at it yet.
+    Unverified,
+    /// There is one, and it isn't ours.
+    Foreign(Foreign),
+    /// Ours, as we know it.
+    Ours(&'a State),
+}
+
+/// What has been observed of a namespace's pull secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observed {
+    /// Written by one of our replicas, and intact.
+    Managed(State),
+    /// Read whole or seen by its label: not ours.
+    Foreign(Foreign),
+    /// Ours by its label, and no more is known for sure.
+    Unverified {
+        /// What its annotation says.
+        claims: Option<State>,
+        /// Whether the claims carry a good seal.
+        is_proven: bool,
+        /// The last state that was known to be true.
+        before: Option<Box<State>>,
+        /// How it came to be unverified.
+        since: Unverified,
+    },
+    /// Deleted by somebody; what it had.
+    Deleted(Option<State>),
+}
+
+impl Observed {
+    /// Returns the last state that was known to be true.
+    #[must_use]
+    pub fn before(&self) -> Option<&State> {
+        match self {
+            Self::Managed(state) => Some(state),
+            Self::Unverified { before, .. } => before.as_deref(),
+            Self::Deleted(state) => state.as_ref(),
+            Self::Foreign(_) => None,
+        }
+    }
+
+    /// Returns what it would be made again with: the newest state that is known to be one of ours. Where an older one was put
+    /// back, that is the one before.
+    #[must_use]
+    pub fn remembered(&self) -> Option<&State> {
+        let states = self.proven().into_iter().chain(self.before());
+        states.max_by_key(|state| state.revision)
+    }
+
+    /// Returns the state of a Secret that is there, if that carries a good seal; its data may have been changed since.
+    #[must_use]
+    pub fn proven(&self) -> Option<&State> {
+        match self {
+            Self::Managed(state) => Some(state),
+            Self::Unverified {
+                claims,
+                is_proven: true,
+                ..
+            } => claims.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Returns what a Secret that is there says it has, true or not.
+    #[must_use]
+    pub fn claims(&self) -> Option<&State> {
+        match self {
+            Self::Managed(state) => Some(state),
+            Self::Unverified { claims, .. } => claims.as_ref(),
+            Self::Foreign(_) | Self::Deleted(_) => None,
+        }
+    }
+
+    /// Returns the revision of the newest state that is known to be one of ours.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.remembered().map(|state| state.revision)
+    }
+}
+
+/// How a pull secret came to be unverified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unverified {
+    /// It was there when we began to watch.
+    Listed,
+    /// Somebody wrote it, and not one of our replicas as far as its metadata say.
+    Changed,
+    /// It was read whole: its state is not proven, is older than one that we know, or does not fit its data.
+    Tampered,
+}
+
+/// What somebody did to a pull secret that is repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// It is gone.
+    Deleted,
+    /// Its data or its state are not what we had written.
+    Changed,
+}
+
+impl Damage {
+    /// As a metric's label and a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Changed => "changed",
+        }
+    }
+}
+
+/// A pull secret as it was read: what a write must be merged with.
+#[derive(Debug)]
+pub struct Existing {
+    /// With `resource_version`, the precondition of the write.
+    pub uid: String,
+    /// The version that was read.
+    pub resource_version: String,
+    /// The state, if its seal is good and its digest is that of the data.
+    pub state: Option<State>,
+    /// What the annotation says, true or not.
+    pub claims: Option<State>,
+    /// The hosts that the annotation names or, if that can't be read, those that the data name: wishes at most.
+    pub claimed: Vec<Host>,
+    auths: BTreeMap<Host, SecretString>,
+}
+
+#[derive(Deserialize)]
+struct ReadConfig {
+    auths: BTreeMap<String, ReadAuth>,
+}
+
+#[derive(Deserialize)]
+struct ReadAuth {
+    auth: SecretString,
+}
+
+impl Existing {
+    /// Returns one that is known by its state alone. Its credentials are not: whoever merges with it has one for each host.
+    #[must_use]
+    pub fn known(uid: &str, version: u64, state: &State) -> Self {
+        Self {
+            uid: uid.to_owned(),
+            resource_version: version.to_string(),
+            state: Some(state.clone()),
+            claims: None,
+            claimed: vec![],
+            auths: BTreeMap::new(),
+        }
+    }
+
+    /// Reads a Secret; `is_proven` says whether its state carries a good seal. One that is not ours is an error that says why.
+    pub fn read(secret: &Secret, is_proven: impl FnOnce(&State) -> bool) -> Result<Self, Foreign> {
+        if !is_managed(&secret.metadata) {
+            return Err(Foreign::Label);
+        }
+        if secret.type_.as_deref() != Some(TYPE) {
+            return Err(Foreign::Type);
+        }
+        if secret.immutable == Some(true) {
+            return Err(Foreign::Immutable);
+        }
+        let data = secret.data.as_ref();
+        let bytes = data
+            .and_then(|data| data.get(DATA_KEY))
+            .map_or(&[][..], |bytes| &bytes.0);
+        let claims = state_of(&secret.metadata);
+        let claimed = match &claims {
+            Some(state) => state.hosts.keys().cloned().collect(),
+            None => hosts_in(bytes),
+        };
+        // Keys beside ours belong to others: nothing that pulls images reads them, and an apply can't remove them.
+        let intact = claims
+            .as_ref()
+            .filter(|state| state.digest == DataDigest::of(bytes) && is_proven(state));
+        Ok(Self {
+            uid: secret.metadata.uid.clone().unwrap_or_default(),
+            resource_version: secret.metadata.resource_version.clone().unwrap_or_default(),
+            auths: intact.map_or_else(BTreeMap::new, |_| read_auths(bytes)),
+            state: intact.cloned(),
+            claims,
+            claimed,
+        })
+    }
+}
+
+fn read_auths(bytes: &[u8]) -> BTreeMap<Host, SecretString> {
+    let config: ReadConfig = serde_json::from_slice(bytes).unwrap_or(ReadConfig {
+        auths: BTreeMap::new(),
+    });
+    config
+        .auths
+        .into_iter()
+        .filter_map(|(host, auth)| Some((Host::parse(&host)?, auth.auth)))
+        .collect()
+}
+
+/// The hosts that a docker config names, whatever it has for them; of more than [`MAX_HOSTS`] the first.
+fn hosts_in(bytes: &[u8]) -> Vec<Host> {
+    #[allow(
+        clippy::zero_sized_map_values,
+        reason = "a map is what it is read from"
+    )]
+    #[derive(Deserialize)]
+    struct Named {
+        auths: BTreeMap<String, IgnoredAny>,
+    }
+    let config = serde_json::from_slice::<Named>(bytes).ok();
+    let named = config.into_iter().flat_map(|config| config.auths);
+    let hosts = named.filter_map(|(host, _)| Host::parse(&host));
+    hosts.take(MAX_HOSTS).collect()
+}
+
+/// The state in the metadata's annotation, if it can be read.
+#[must_use]
+pub fn state_of(metadata: &ObjectMeta) -> Option<State> {
+    State::parse(metadata.annotations.as_ref()?.get(STATE_ANNOTATION)?).ok()
+}
+
+/// Whether a host's images also pull without a credential, so that an expired one does harm.
+#[must_use]
+pub fn is_public(host: &Host) -> bool {
+    Registry::parse_public(host.as_str()).is_some()
+}
+
+/// What a pull secret is to have for one host.
+#[derive(Debug, Clone)]
+pub struct DesiredCredential {
+    /// Whose credential.
+    pub identity: IdentityHash,
+    /// The token, or `None` where it couldn't be minted: the host is wanted all the same.
+    pub token: Option<Arc<Token>>,
+}
+
+/// A pull secret as it is to be written.
+#[derive(Debug)]
+pub struct PullSecret {
+    state: State,
+    data: SecretString,
+}
+
+impl PullSecret {
+    /// Returns what is written beside the data.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Numbers the write and seals the state for its object by `seal`; `None` if it can't be sealed.
+    #[must_use]
+    pub fn sealed(
+        mut self,
+        revision: u64,
+        subject: Subject<'_>,
+        seal: impl FnOnce(&str) -> Option<Seal>,
+    ) -> Option<Self> {
+        self.state.revision = revision;
+        self.state.seal = seal(&self.state.sealed_text(subject))?;
+        Some(self)
+    }
+
+    /// Returns the object to apply. Without `existing` its precondition is that no such Secret is there; with it, that it is
+    /// still the same object in the same version.
+    #[must_use]
+    pub fn to_object(
+        &self,
+        name: &str,
+        namespace: &Namespace,
+        existing: Option<&Existing>,
+    ) -> Secret {
+        let mut annotations = BTreeMap::from([(STATE_ANNOTATION.to_owned(), self.state.to_text())]);
+        if let Some(expires_at) = self.state.expires_at() {
+            annotations.insert(EXPIRES_AT_ANNOTATION.to_owned(), to_the_second(expires_at));
+        }
+        Secret {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some(namespace.to_string()),
+                labels: Some(BTreeMap::from([(
+                    MANAGED_BY_LABEL.to_owned(),
+                    MANAGED_BY.to_owned(),
+                )])),
+                annotations: Some(annotations),
+                // "1" is no version that any object has: applying creates, or is a conflict if the object exists.
+                resource_version: Some(
+                    existing.map_or("1".to_owned(), |existing| existing.resource_version.clone()),
+                ),
+                uid: existing.map(|existing| existing.uid.clone()),
+                ..ObjectMeta::default()
+            },
+            type_: Some(TYPE.to_owned()),
+            data: Some(BTreeMap::from([(
+                DATA_KEY.to_owned(),
+                ByteString(self.data.expose_secret().as_bytes().to_vec()),
+            )])),
+            ..Secret::default()
+        }
+    }
+}
+
+/// Formats a time for people: RFC 3339, to the second.
+#[must_use]
+pub fn to_the_second(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests;

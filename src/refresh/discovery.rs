@@ -1,0 +1,413 @@
+//! Finds the registries that Pending Pods want and that no admission has told of: the Pods are the truth.
+//!
+//! An admission's want can be lost: the API server took no write, the replica ended before its retry, etcd was restored
+//! from a backup. The leader lists the Pending Pods from time to time then, if the configuration asks for it, and hands
+//! what they want to whoever provides credentials.
+//!
+//! Anybody may write Pods, so a page is read as bytes with a limit, and each Pod in it by itself: one that can't be read is
+//! skipped, and only what is used is read.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use kube::{Client, api::ListParams, client::Body, core::Request};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use thiserror::Error;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::{
+    admission::{
+        decide::hosts_wanted_by,
+        pod::{Pod, Text},
+    },
+    cluster::{lease::Leadership, namespace::Namespace, namespaces::Namespaces, random},
+    config::{Discovery, live::Live},
+    registry::Host,
+    rules::Rules,
+    telemetry::metrics::{DiscoveryRun, Metrics},
+};
+
+/// The time from one round to the next, give or take [`JITTER`]: a Pod that can't pull is tried again by its kubelet after
+/// some minutes anyway.
+const PERIOD: Duration = Duration::from_mins(1);
+/// How much longer or shorter a period may be, in thousandths.
+const JITTER: u64 = 100;
+/// Pods in a page. With a field selector a page costs the API server a whole scan until it is full, so small pages cost more.
+const PAGE: u32 = 500;
+/// The most Pods that a round looks at: twenty pages, which take some seconds. The next round goes on from there.
+const MAX_PODS: usize = 10_000;
+/// The largest page that is read. 500 usual Pods take some 5 MB; one may have a few megabytes, and what is larger than this
+/// is asked for again in smaller pages.
+const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
+/// The longest error that is read.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
+/// How long a page may take, its body included.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Takes the hosts that Pods of an opted-in namespace want.
+pub type Sink = Arc<dyn Fn(&Namespace, BTreeSet<Host>) + Send + Sync>;
+
+/// Lists Pending Pods for as long as this replica leads.
+#[derive(Clone)]
+pub struct Discoverer {
+    client: Client,
+    namespaces: Namespaces,
+    live: Live,
+    metrics: Arc<Metrics>,
+    sink: Sink,
+    page_size: u32,
+    max_pods: usize,
+}
+
+/// Where the next round begins, if the last one did not come to the end.
+#[derive(Debug, Default)]
+pub struct Cursor(Option<String>);
+
+/// Why a round did not come to its end.
+#[derive(Debug, Error)]
+enum RoundError {
+    #[error("{0}")]
+    Forbidden(String),
+    #[error("no answer within {} s", PAGE_TIMEOUT.as_secs())]
+    Timeout,
+    /// The continue token is too old.
+    #[error("the list can't be continued: {0}")]
+    Expired(String),
+    #[error("one Pod is larger than {MAX_PAGE_BYTES} bytes")]
+    TooLarge,
+    #[error("the API server answered {status}: {message}")]
+    Status { status: StatusCode, message: String },
+    #[error("the answer is not a list of Pods")]
+    Malformed(#[source] serde_json::Error),
+    #[error("asking the API server failed")]
+    Call(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl RoundError {
+    fn outcome(&self) -> DiscoveryRun {
+        match self {
+            Self::Forbidden(_) => DiscoveryRun::Refused,
+            Self::Timeout => DiscoveryRun::TimedOut,
+            Self::Expired(_)
+            | Self::TooLarge
+            | Self::Status { .. }
+            | Self::Malformed(_)
+            | Self::Call(_) => DiscoveryRun::Failed,
+        }
+    }
+}
+
+/// A page of Pods, each still as it came.
+#[derive(Deserialize)]
+struct Page<'a> {
+    #[serde(default)]
+    metadata: PageMetadata,
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+#[derive(Deserialize, Default)]
+struct PageMetadata {
+    #[serde(rename = "continue", default)]
+    continue_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Location<'a> {
+    #[serde(borrow)]
+    metadata: LocationMetadata<'a>,
+}
+
+#[derive(Deserialize)]
+struct LocationMetadata<'a> {
+    #[serde(borrow)]
+    namespace: Text<'a>,
+}
+
+/// The message of a refusal.
+#[derive(Deserialize)]
+struct Status {
+    message: Option<String>,
+}
+
+impl fmt::Debug for Discoverer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Discoverer").finish_non_exhaustive()
+    }
+}
+
+impl Discoverer {
+    /// Lists by the client, whose calls have to be without a retry of its own, and hands what it finds to the sink.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        namespaces: Namespaces,
+        live: Live,
+        metrics: Arc<Metrics>,
+        sink: Sink,
+    ) -> Self {
+        Self {
+            client,
+            namespaces,
+            live,
+            metrics,
+            sink,
+            page_size: PAGE,
+            max_pods: MAX_PODS,
+        }
+    }
+
+    /// Sets how many Pods a page has, and how many a round looks at.
+    #[must_use]
+    pub fn with_sizes(self, page_size: u32, max_pods: usize) -> Self {
+        Self {
+            page_size,
+            max_pods,
+            ..self
+        }
+    }
+
+    /// Runs a round at once and then one a minute, while the configuration asks for it and until the term is over.
+    pub async fn lead(&self, term: Leadership) {
+        // Subscribed to before the first look, so that no change is missed.
+        let mut changes = self.live.follow();
+        let mut cursor = Cursor::default();
+        let mut complaint = None;
+        let mut next = Instant::now();
+        while term.holds() {
+            if self.live.config().refresh.discovery == Discovery::None {
+                (cursor, complaint, next) = (Cursor::default(), None, Instant::now());
+                tokio::select! {
+                    _ = changes.next() => continue,
+                    () = term.lost() => return,
+                }
+            }
+            tokio::select! {
+                () = sleep_until(next) => {}
+                _ = changes.next() => continue,
+                () = term.lost() => return,
+            }
+            let round = async {
+                let result = self.list(&term, &mut cursor).await;
+                // One that the end of the term cut short says nothing about the cluster.
+                if term.holds() {
+                    self.report(&result, &mut complaint);
+                }
+            };
+            tokio::select! {
+                () = round => {}
+                () = term.lost() => return,
+            }
+            next = Instant::now() + jittered(PERIOD, random());
+        }
+    }
+
+    /// Runs one round from where the cursor stands, and tells how it ended.
+    pub async fn round(&self, term: &Leadership, cursor: &mut Cursor) -> DiscoveryRun {
+        let result = self.list(term, cursor).await;
+        self.report(&result, &mut None)
+    }
+
+    /// Hands on what was found, also where a later page failed.
+    async fn list(
+        &self,
+        term: &Leadership,
+        cursor: &mut Cursor,
+    ) -> Result<DiscoveryRun, RoundError> {
+        let rules = self.live.rules.get();
+        let mut wanted = Wanted::default();
+        let result = self.list_pages(term, cursor, &rules, &mut wanted).await;
+        tracing::debug!(
+            pods = wanted.pods,
+            unreadable = wanted.unreadable,
+            namespaces = wanted.hosts.len(),
+            "Pending Pods were listed"
+        );
+        for (namespace, hosts) in wanted.hosts {
+            if !term.holds() {
+                break;
+            }
+            (self.sink)(&namespace, hosts);
+        }
+        result
+    }
+
+    async fn list_pages(
+        &self,
+        term: &Leadership,
+        cursor: &mut Cursor,
+        rules: &Rules,
+        wanted: &mut Wanted,
+    ) -> Result<DiscoveryRun, RoundError> {
+        let mut page_size = self.page_size;
+        while term.holds() {
+            let room = self.max_pods.saturating_sub(wanted.pods);
+            let Ok(room @ 1..) = u32::try_from(room) else {
+                return Ok(DiscoveryRun::Truncated);
+            };
+            let limit = page_size.min(room);
+            let page = timeout(PAGE_TIMEOUT, self.page(limit, cursor.0.as_deref())).await;
+            let page = page.unwrap_or(Err(RoundError::Timeout));
+            let outcome = match &page {
+                Ok(_) => "ok",
+                Err(RoundError::Timeout) => "timeout",
+                Err(RoundError::Forbidden(_)) => "refused",
+                Err(RoundError::Expired(_)) => "gone",
+                Err(_) => "error",
+            };
+            self.metrics.api_call("list", "pods", outcome);
+            let page = match page {
+                Ok(page) => page,
+                Err(RoundError::TooLarge) if limit > 1 => {
+                    page_size = limit / 2;
+                    continue;
+                }
+                // From the beginning, which can't be too old.
+                Err(RoundError::Expired(_)) if cursor.0.take().is_some() => continue,
+                Err(error) => return Err(error),
+            };
+            let page: Page<'_> = serde_json::from_slice(&page).map_err(RoundError::Malformed)?;
+            for item in page.items.into_iter().flatten() {
+                wanted.add(item.get(), rules, &self.namespaces);
+            }
+            cursor.0 = page.metadata.continue_token.filter(|it| !it.is_empty());
+            if cursor.0.is_none() {
+                return Ok(DiscoveryRun::Complete);
+            }
+        }
+        Ok(DiscoveryRun::Truncated)
+    }
+
+    async fn page(&self, limit: u32, continue_token: Option<&str>) -> Result<Bytes, RoundError> {
+        let mut params = ListParams::default()
+            .fields("status.phase=Pending")
+            .limit(limit);
+        if let Some(token) = continue_token {
+            params = params.continue_token(token);
+        }
+        let request = Request::new("/api/v1/pods").list(&params);
+        let request = request.map_err(|error| RoundError::Call(error.into()))?;
+        let response = self.client.send(request.map(Body::from)).await;
+        let (head, body) = response
+            .map_err(|error| RoundError::Call(error.into()))?
+            .into_parts();
+        if head.status.is_success() {
+            return read(body, MAX_PAGE_BYTES).await;
+        }
+        let body = read(body, MAX_ERROR_BYTES).await.unwrap_or_default();
+        let status: Option<Status> = serde_json::from_slice(&body).ok();
+        let message = status.and_then(|status| status.message).unwrap_or_default();
+        let message: String = message.chars().take(300).collect();
+        Err(match head.status {
+            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => RoundError::Forbidden(message),
+            StatusCode::GONE => RoundError::Expired(message),
+            status => RoundError::Status { status, message },
+        })
+    }
+
+    /// Counts a round, and logs what is wrong once: again when it is something else, or came back.
+    fn report(
+        &self,
+        result: &Result<DiscoveryRun, RoundError>,
+        complaint: &mut Option<DiscoveryRun>,
+    ) -> DiscoveryRun {
+        let outcome = match result {
+            Ok(outcome) => *outcome,
+            Err(error) => error.outcome(),
+        };
+        self.metrics.discovery_run(outcome);
+        let is_known = complaint.replace(outcome) == Some(outcome);
+        match result {
+            Ok(DiscoveryRun::Complete) => *complaint = None,
+            _ if is_known => {}
+            Ok(_) => tracing::warn!(
+                pods = self.max_pods,
+                "more Pods are Pending than a round looks at; the next one goes on from there"
+            ),
+            Err(RoundError::Forbidden(message)) => tracing::warn!(
+                message,
+                "listing Pending Pods is refused; set discover: pods by the chart, add list on pods to the ClusterRole \
+                 (docs/configuration.md), or set discover: none"
+            ),
+            Err(error) => tracing::warn!(
+                error = error as &dyn std::error::Error,
+                "listing Pending Pods failed; it is tried again every minute"
+            ),
+        }
+        outcome
+    }
+}
+
+/// What the Pods of a round want, and how many there were.
+#[derive(Debug, Default)]
+struct Wanted {
+    hosts: BTreeMap<Namespace, BTreeSet<Host>>,
+    pods: usize,
+    unreadable: usize,
+}
+
+impl Wanted {
+    fn add(&mut self, pod: &str, rules: &Rules, namespaces: &Namespaces) {
+        self.pods += 1;
+        let Ok(location) = serde_json::from_str::<Location<'_>>(pod) else {
+            self.unreadable += 1;
+            return;
+        };
+        let namespace = Namespace::parse(&location.metadata.namespace.0);
+        let Some((namespace, settings)) =
+            namespace.and_then(|name| namespaces.peek(&name).map(|settings| (name, settings)))
+        else {
+            return;
+        };
+        // Nothing can be created there any more.
+        if settings.is_terminating {
+            return;
+        }
+        let Ok(pod) = serde_json::from_str::<Pod<'_>>(pod) else {
+            self.unreadable += 1;
+            return;
+        };
+        let wanted = hosts_wanted_by(&pod, rules, &namespace, &settings);
+        self.take(&namespace, wanted, rules);
+    }
+
+    /// Takes as many hosts of a namespace as its pull secret can have.
+    fn take(&mut self, namespace: &Namespace, wanted: BTreeSet<Host>, rules: &Rules) {
+        if wanted.is_empty() {
+            return;
+        }
+        let hosts = self.hosts.entry(namespace.clone()).or_default();
+        for host in wanted {
+            if hosts.len() >= rules.registries_per_secret {
+                break;
+            }
+            hosts.insert(host);
+        }
+    }
+}
+
+async fn read(body: Body, limit: usize) -> Result<Bytes, RoundError> {
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(RoundError::TooLarge),
+        Err(error) => Err(RoundError::Call(error)),
+    }
+}
+
+/// Returns a period that is up to a tenth longer or shorter, so that rounds don't stay in step with what else runs once a
+/// minute.
+fn jittered(period: Duration, random: u64) -> Duration {
+    let share = 1000 - JITTER + random % (2 * JITTER + 1);
+    period * u32::try_from(share).unwrap_or(1000) / 1000
+}
+
+#[cfg(test)]
+mod tests;

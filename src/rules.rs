@@ -1,0 +1,153 @@
+//! The rules that admissions and refreshes go by, as the configuration states them.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use jiff::SignedDuration;
+use thiserror::Error;
+
+use crate::{
+    cluster::namespace::{Namespace, OptedIn},
+    identity::{Identities, Refusal},
+    registry::{AccountId, Aliases, Host, Region, Registry, Service},
+    token::TokenKey,
+};
+
+/// The most hosts that a pull secret ever has, whatever the configuration says: with tokens of 4 KB it stays below the
+/// megabyte that a Secret may have. One that claims more is not of our writing.
+pub const MAX_HOSTS: usize = 128;
+
+/// What the configuration says about decisions.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The pull secret's name in every namespace.
+    pub secret_name: String,
+    /// Namespaces that are left alone, whatever their labels say.
+    pub excluded: BTreeSet<Namespace>,
+    /// Other names of ECR registries.
+    pub aliases: Aliases,
+    /// Which registries we mint for.
+    pub allow: Allow,
+    /// Who mints.
+    pub identities: Identities,
+    /// The most registries of one Pod that we serve.
+    pub registries_per_pod: usize,
+    /// The most registries in one pull secret.
+    pub registries_per_secret: usize,
+    /// What becomes of a Pod whose pull secret could not be made.
+    pub on_failure: OnFailure,
+}
+
+/// Which registries we mint for; an empty set allows all.
+#[derive(Debug, Clone, Default)]
+pub struct Allow {
+    /// The accounts.
+    pub accounts: BTreeSet<AccountId>,
+    /// The regions.
+    pub regions: BTreeSet<Region>,
+}
+
+/// What becomes of a Pod whose pull secret could not be made in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// It is admitted with the reference and a warning; its pulls succeed once the Secret is there.
+    #[default]
+    Admit,
+    /// It is refused; its controller tries again.
+    Deny,
+}
+
+/// Why the rules give a host of a pull secret no token. Its credential is kept until it expires, and is not renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Suspension {
+    /// The configuration's allow list has neither the registry's account nor its region.
+    #[error("the registry is not in the allow list")]
+    NotAllowed,
+    /// No identity may mint for the registry in this namespace.
+    #[error("no identity may mint: {0}")]
+    NoIdentity(Refusal),
+    /// The host is neither an ECR registry's nor an alias of one, or no longer one.
+    #[error("the host is neither an ECR registry's nor one of the aliases")]
+    NotEcr,
+}
+
+/// What becomes of a credential that the rules no longer allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Revocation {
+    /// It stays until it expires, and is not renewed.
+    #[default]
+    OnExpiry,
+    /// It is taken out of the pull secret at once.
+    Immediately,
+}
+
+/// What the configuration says about refreshing.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Which registries, and who mints.
+    pub rules: Arc<Rules>,
+    /// The hosts that each opted-in namespace's pull secret has before any Pod asks.
+    pub prewarm: Vec<Host>,
+    /// How long after its last admission a host is forgotten; `None`: never.
+    pub forget_after: Option<SignedDuration>,
+    /// What becomes of credentials that the rules no longer allow.
+    pub revocation: Revocation,
+    /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired.
+    pub removes: bool,
+    /// How many pull secrets may be written a second; as many reads may leave beside them.
+    pub writes_per_second: u32,
+}
+
+impl Allow {
+    /// Whether we may mint for a registry. The public gallery has no account; that it is served at all is what permits it.
+    #[must_use]
+    pub fn permits(&self, registry: &Registry) -> bool {
+        if registry.endpoint().service == Service::Public {
+            return true;
+        }
+        let account = registry.account();
+        (self.accounts.is_empty() || account.is_some_and(|it| self.accounts.contains(it)))
+            && (self.regions.is_empty() || self.regions.contains(registry.region()))
+    }
+}
+
+impl Suspension {
+    /// Returns the reason as a metric's label and a log's field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "not_allowed",
+            Self::NoIdentity(why) => why.as_str(),
+            Self::NotEcr => "not_ecr",
+        }
+    }
+}
+
+impl Rules {
+    /// Returns the host to write and the token that it takes, for a host in the pull secret of a namespace, or why the
+    /// rules give it no token.
+    pub fn key_or_reason(
+        &self,
+        host: &str,
+        namespace: &Namespace,
+        settings: &OptedIn,
+    ) -> Result<(Host, TokenKey), Suspension> {
+        let (host, registry) = self.aliases.resolve(host).ok_or(Suspension::NotEcr)?;
+        if !self.allow.permits(&registry) {
+            return Err(Suspension::NotAllowed);
+        }
+        let choice = self.identities.choose(&registry, namespace, settings);
+        let identity = choice.identity.map_err(Suspension::NoIdentity)?;
+        Ok((host, TokenKey::new(identity, &registry)))
+    }
+
+    /// Returns what [`Self::key_or_reason`] returns, for callers that need no reason.
+    #[must_use]
+    pub fn key_for(
+        &self,
+        host: &str,
+        namespace: &Namespace,
+        settings: &OptedIn,
+    ) -> Option<(Host, TokenKey)> {
+        self.key_or_reason(host, namespace, settings).ok()
+    }
+}

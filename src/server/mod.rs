@@ -1,0 +1,367 @@
+//! The admission listener's HTTP: one path, one method, one content type, and a bound on everything.
+
+pub mod accept;
+pub mod admin;
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use futures::FutureExt as _;
+use http::{
+    HeaderMap, StatusCode, Uri,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
+use http_body_util::BodyExt as _;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    admission::handler::Webhook,
+    telemetry::{
+        log::line,
+        metrics::{Metrics, Shed},
+        otel::Traces,
+    },
+};
+
+/// The path that the registration names.
+pub const PATH: &str = "/mutate";
+/// The largest body: API objects reach 3 MiB, and a review of an UPDATE holds two.
+pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+/// All bodies in flight together.
+pub const BODY_BUDGET_BYTES: usize = 64 * 1024 * 1024;
+/// Reviews in hand at the same time. One more is answered at once, and its Pod let in without a pull secret.
+pub const MAX_IN_HAND: usize = 512;
+/// The budget is counted in these.
+const BUDGET_UNIT_BYTES: usize = 1024;
+/// A body is kept in blocks of this size while it comes. It is also the most that is set aside before the first byte is
+/// there: a length that a client announces costs it nothing.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// A body, from its head to its last byte.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the API server waits if the registration doesn't say; it always appends `?timeout=`.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The bounds of a registration's `timeoutSeconds`.
+const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The part of the timeout that is left for the network and a busy API server, as a divisor.
+const MARGIN_SHARE: u32 = 4;
+/// A parser's complaint may quote what it complains about, which is as long as the client likes.
+const MAX_COMPLAINT_CHARS: usize = 300;
+
+/// The admission listener's handler.
+pub struct Admission {
+    webhook: Webhook,
+    metrics: Arc<Metrics>,
+    traces: Traces,
+    budget: Semaphore,
+    places: Semaphore,
+}
+
+/// Why a request is not answered with a review: its status, and the reason as a metric's label and as a text.
+type Refusal = (StatusCode, &'static str, String);
+
+impl Admission {
+    /// A handler over a webhook.
+    #[must_use]
+    pub fn new(webhook: Webhook, metrics: Arc<Metrics>) -> Self {
+        Self {
+            webhook,
+            metrics,
+            traces: Traces::default(),
+            budget: Semaphore::new(BODY_BUDGET_BYTES / BUDGET_UNIT_BYTES),
+            places: Semaphore::new(MAX_IN_HAND),
+        }
+    }
+
+    /// The same, and each admission is a span of a trace.
+    #[must_use]
+    pub fn traced(self, traces: Traces) -> Self {
+        Self { traces, ..self }
+    }
+
+    /// The routes.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route(PATH, post(mutate))
+            .with_state(Arc::new(self))
+    }
+
+    async fn handle(&self, request: Request) -> Result<Vec<u8>, Refusal> {
+        let _in_flight = InFlight::count(&self.metrics);
+        let mut trace = self.traces.admission(request.headers());
+        let started = Instant::now();
+        let deadline = started + allowed(timeout_of(request.uri()));
+        if !is_json(request.headers()) {
+            let text = "the Content-Type must be application/json".to_owned();
+            return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", text));
+        }
+        let (_permit, body) = self.read(request, started, deadline).await?;
+        let place = self.places.try_acquire();
+        let review = async {
+            if place.is_ok() {
+                self.webhook
+                    .review(&body, started, deadline, &mut trace)
+                    .await
+            } else {
+                self.metrics.shed(Shed::Review);
+                self.webhook.turn_away(&body, started, &mut trace)
+            }
+        };
+        let review = AssertUnwindSafe(review).catch_unwind().await;
+        match review {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                let complaint = error.to_string();
+                let text = complaint.chars().take(MAX_COMPLAINT_CHARS).collect();
+                Err((StatusCode::BAD_REQUEST, "not_a_review", text))
+            }
+            Err(_) => {
+                self.metrics.panics.inc();
+                let text = "ecr-injector failed on this request; its log has the place".to_owned();
+                Err((StatusCode::INTERNAL_SERVER_ERROR, "panic", text))
+            }
+        }
+    }
+
+    /// Reads the body. Its place in the budget grows with what has come of it, so that a few clients that announce much
+    /// and send little can't take the budget from the others.
+    async fn read(
+        &self,
+        request: Request,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<(Option<SemaphorePermit<'_>>, Vec<u8>), Refusal> {
+        let length = length_of(request.headers());
+        if length.is_some_and(|length| length > MAX_BODY_BYTES) {
+            return Err(too_large());
+        }
+        let body_by = deadline.min(started + BODY_TIMEOUT);
+        let mut read = Blocks::with_capacity(length.unwrap_or_default());
+        let mut permit: Option<SemaphorePermit<'_>> = None;
+        let mut body = request.into_body();
+        loop {
+            let frame = match timeout_at(body_by, body.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(_))) => {
+                    let text = "the body ended early".to_owned();
+                    return Err((StatusCode::BAD_REQUEST, "broken_body", text));
+                }
+                Ok(None) => return Ok((permit, read.into_whole())),
+                Err(_) => {
+                    let text = "the body came too slowly".to_owned();
+                    return Err((StatusCode::REQUEST_TIMEOUT, "slow_body", text));
+                }
+            };
+            // What is no data is a trailer.
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let size = read.len() + data.len();
+            if size > MAX_BODY_BYTES {
+                return Err(too_large());
+            }
+            let units = size.div_ceil(BUDGET_UNIT_BYTES);
+            let held = permit.as_ref().map_or(0, SemaphorePermit::num_permits);
+            let more = u32::try_from(units - held).unwrap_or(u32::MAX);
+            let Ok(Ok(more)) = timeout_at(deadline, self.budget.acquire_many(more)).await else {
+                self.metrics.shed(Shed::Body);
+                let text = "too many bodies in flight".to_owned();
+                return Err((StatusCode::SERVICE_UNAVAILABLE, "budget", text));
+            };
+            match &mut permit {
+                Some(permit) => permit.merge(more),
+                None => permit = Some(more),
+            }
+            read.extend(&data);
+        }
+    }
+}
+
+/// What has come of a body, in blocks of one size. A buffer that doubles leaves a trail of smaller ones, and one of the
+/// whole length from the beginning may be memory long before it is written to, where pages are huge: either way many
+/// bodies together would cost several times what they hold.
+struct Blocks {
+    full: Vec<Vec<u8>>,
+    last: Vec<u8>,
+}
+
+impl Blocks {
+    /// For a body of this length, if it comes.
+    fn with_capacity(length: usize) -> Self {
+        Self {
+            full: Vec::new(),
+            last: Vec::with_capacity(length.min(BLOCK_BYTES)),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.full.len() * BLOCK_BYTES + self.last.len()
+    }
+
+    fn extend(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            if self.last.len() == BLOCK_BYTES {
+                let next = Vec::with_capacity(BLOCK_BYTES);
+                self.full.push(std::mem::replace(&mut self.last, next));
+            }
+            let (now, later) = data.split_at(data.len().min(BLOCK_BYTES - self.last.len()));
+            self.last.extend_from_slice(now);
+            data = later;
+        }
+    }
+
+    /// All of it in one piece; most bodies are one already.
+    fn into_whole(self) -> Vec<u8> {
+        if self.full.is_empty() {
+            return self.last;
+        }
+        let mut whole = Vec::with_capacity(self.len());
+        // Each block goes as soon as it is copied.
+        for block in self.full {
+            whole.extend_from_slice(&block);
+        }
+        whole.extend_from_slice(&self.last);
+        whole
+    }
+}
+
+/// Counts a request as in flight until it is dropped, also by a client that gives up.
+struct InFlight<'a>(&'a Metrics);
+
+impl<'a> InFlight<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+fn too_large() -> Refusal {
+    let text = format!("the body may have at most {MAX_BODY_BYTES} bytes");
+    (StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
+}
+
+async fn mutate(State(admission): State<Arc<Admission>>, request: Request) -> Response {
+    match admission.handle(request).await {
+        Ok(answer) => ([(CONTENT_TYPE, "application/json")], Body::from(answer)).into_response(),
+        Err((status, reason, text)) => {
+            admission.metrics.refused_request(reason);
+            let shown = &*line(&text, text.len());
+            tracing::warn!(%status, reason, text = shown, "a request was not answered with a review");
+            (status, text + "\n").into_response()
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn length_of(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// What the API server appended: `?timeout=5s`. Anything else is the default.
+fn timeout_of(uri: &Uri) -> Duration {
+    let query = uri.query().unwrap_or_default();
+    let text = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("timeout="))
+        .unwrap_or_default();
+    let seconds = text
+        .strip_suffix('s')
+        .and_then(|number| number.parse::<f64>().ok());
+    let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration.map_or(DEFAULT_TIMEOUT, |duration| {
+        duration.clamp(TIMEOUT_BOUNDS.0, TIMEOUT_BOUNDS.1)
+    })
+}
+
+/// How much of the API server's timeout we use.
+fn allowed(timeout: Duration) -> Duration {
+    timeout / MARGIN_SHARE * (MARGIN_SHARE - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deadline_follows_the_timeout_in_the_url_with_a_margin() {
+        for (uri, milliseconds) in [
+            ("/mutate?timeout=10s", 7_500),
+            ("/mutate?timeout=1s", 750),
+            ("/mutate?x=y&timeout=2.5s", 1_875),
+            ("/mutate?timeout=3600s", 22_500),
+            ("/mutate?timeout=0s", 750),
+            ("/mutate?timeout=-1s", 7_500),
+            ("/mutate?timeout=NaNs", 7_500),
+            ("/mutate?timeout=", 7_500),
+            ("/mutate", 7_500),
+        ] {
+            let uri: Uri = uri.parse().expect("a URI");
+            assert_eq!(
+                allowed(timeout_of(&uri)),
+                Duration::from_millis(milliseconds),
+                "{uri}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_body_in_blocks_is_whole_whatever_its_pieces() {
+        let bytes: Vec<u8> = (0..=250).cycle().take(3 * BLOCK_BYTES + 7).collect();
+        for length in [
+            0,
+            1,
+            BLOCK_BYTES - 1,
+            BLOCK_BYTES,
+            BLOCK_BYTES + 1,
+            bytes.len(),
+        ] {
+            for piece in [1_000, BLOCK_BYTES, BLOCK_BYTES + 1, bytes.len()] {
+                let mut blocks = Blocks::with_capacity(length);
+                for piece in bytes[..length].chunks(piece) {
+                    blocks.extend(piece);
+                }
+                assert_eq!(blocks.len(), length);
+                assert!(
+                    blocks.into_whole() == bytes[..length],
+                    "{length} by {piece}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_content_type_may_have_parameters_and_any_case() {
+        for (value, json) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("text/plain", false),
+            ("application/json-patch+json", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, value.parse().expect("a value"))]);
+            assert_eq!(is_json(&headers), json, "{value}");
+        }
+    }
+}
