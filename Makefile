@@ -120,7 +120,7 @@ lint: ## Format check, clippy, one TLS provider, licences and bans
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): licences, bans and sources not checked"; fi
 
 .PHONY: schema
-schema: helm ## Write docs/config.schema.json, the JSON Schema of the configuration, anew, and the chart's copy of it
+schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the configuration, anew, and the chart's copy of it
 	UPDATE=1 $(CARGO) test --locked --quiet --test config_file the_schema_in_docs
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart the_schema_of_the_values
 

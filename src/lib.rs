@@ -2,7 +2,7 @@
 //!
 //! The modules are rooms, listed from what a person touches down to what everything rests on; imports point downwards.
 //! What decides is pure, and the parts of a pure room that act (such as [`pull_secret::provisioner`]) stand higher than the
-//! room itself; `tests/rooms.rs` holds every file to its place. `docs/architecture.md` walks through them in prose.
+//! room itself; `tests/rooms.rs` holds every file to its place. `docs/contributing/architecture.md` walks through them in prose.
 
 pub mod cli;
 

@@ -94,7 +94,7 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
     })
     .await;
 
-    // What stays is what the webhook made: docs/uninstall.md.
+    // What stays is what the webhook made: docs/how-to/uninstall.md.
     assert!(webhook.stop().await.success());
     let uninstall = [
         "uninstall",
@@ -109,7 +109,7 @@ async fn a_release_is_installed_upgraded_and_uninstalled_and_pods_get_their_pull
     let left = ["get", "-f", "-", "--ignore-not-found", "-o", "name"];
     let left = cluster.plane.kubectl_with_input(&left, &rendered).await;
     assert!(left.status.success() && left.stdout.is_empty(), "{left:?}");
-    // Whoever fails closed wants the registration to go first: docs/uninstall.md.
+    // Whoever fails closed wants the registration to go first: docs/how-to/uninstall.md.
     let removed = cluster.removals();
     let place = |resource: &str| removed.iter().position(|it| it == resource).unwrap();
     let registration_first = place("mutatingwebhookconfigurations") < place("deployments");
@@ -428,7 +428,7 @@ async fn upgrades_by_client_side_apply_as_helm_3_does_it_and_from_there_keep_the
     );
     assert_eq!(cluster.bundles().await, [bundle.clone(), bundle.clone()]);
 
-    // Then Helm 4, as it does it for such a release by itself, and on the server's side: docs/upgrade.md.
+    // Then Helm 4, as it does it for such a release by itself, and on the server's side: docs/how-to/upgrade.md.
     for (more, timeout) in [(&[][..], 8), (&["--server-side=true"], 7)] {
         let arguments = [&["upgrade", RELEASE], more].concat();
         let values = format!("webhook: {{timeoutSeconds: {timeout}}}");

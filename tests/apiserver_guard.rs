@@ -1,5 +1,5 @@
 //! What our own account may do, held against a real API server: `deploy/rbac.yaml` and `deploy/guard.yaml`, each
-//! way. docs/security.md makes the promises; here they are tried with a token of that account.
+//! way. docs/explanation/security.md makes the promises; here they are tried with a token of that account.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

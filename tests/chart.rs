@@ -369,7 +369,7 @@ fn certs_has_the_objects_of_cert_manager_that_the_chart_renders() {
 fn the_schema_of_the_values_has_the_configurations_own_in_it() {
     let path = chart().join("values.schema.json");
     let mut schema: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    let docs = of_repository("docs/config.schema.json");
+    let docs = of_repository("docs/reference/config.schema.json");
     let mut config: Value = serde_json::from_str(&fs::read_to_string(docs).unwrap()).unwrap();
     config.as_object_mut().unwrap().shift_remove("$schema");
     schema["properties"]["config"] = config;
@@ -1004,8 +1004,8 @@ fn role_may_list_pods_only_where_discover_is_pods() {
     }
     let unknown = try_template(RELEASE, RELEASE, "config: {discover: nodes}");
     assert!(unknown.is_err(), "{unknown:?}");
-    // What docs/configuration.md says to add by hand is what the chart renders.
-    let document = fs::read_to_string(of_repository("docs/configuration.md")).unwrap();
+    // What docs/reference/configuration.md says to add by hand is what the chart renders.
+    let document = fs::read_to_string(of_repository("docs/reference/configuration.md")).unwrap();
     let by_hand = document.split("```text\n").nth(1).unwrap();
     let by_hand = by_hand.split("```").next().unwrap();
     let by_hand: Vec<Value> = serde_saphyr::from_str(by_hand).unwrap();
@@ -1014,7 +1014,7 @@ fn role_may_list_pods_only_where_discover_is_pods() {
 
 #[test]
 fn values_in_the_documentation_are_good() {
-    let text = fs::read_to_string(of_repository("docs/install.md")).unwrap();
+    let text = fs::read_to_string(of_repository("docs/how-to/install-elsewhere.md")).unwrap();
     let mut tried = 0;
     for block in text.split("```yaml\n").skip(1) {
         let block: Value = serde_saphyr::from_str(block.split("\n```").next().unwrap()).unwrap();

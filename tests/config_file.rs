@@ -84,7 +84,7 @@ fn validator() -> Validator {
 /// `make schema` writes it anew.
 #[test]
 fn the_schema_in_docs_is_the_one_that_the_code_makes() {
-    let path = of_repository("docs/config.schema.json");
+    let path = of_repository("docs/reference/config.schema.json");
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&path, schema::text()).unwrap();
     }
@@ -133,8 +133,11 @@ fn examples() -> Vec<(String, String)> {
         fields.any(|(name, _)| known.contains_key(name))
     };
     let mut examples = Vec::new();
-    let docs = std::fs::read_dir(of_repository("docs")).unwrap();
-    let docs = docs.map(|entry| entry.unwrap().path());
+    let docs = ["tutorial", "how-to", "reference", "explanation"].map(|kind| {
+        let pages = std::fs::read_dir(of_repository("docs").join(kind)).unwrap();
+        pages.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    });
+    let docs = docs.into_iter().flatten();
     for path in docs.chain([of_repository("README.md")]) {
         if path.extension().is_none_or(|extension| extension != "md") {
             continue;

@@ -1,4 +1,4 @@
-//! `docs/faults.md`, and what `docs/security.md` says of tenants, against the tests: each test that they name exists.
+//! `docs/contributing/faults.md`, and what `docs/explanation/security.md` says of tenants, against the tests: each test that they name exists.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -11,8 +11,8 @@ use std::path::Path;
 
 /// The documents, with where their table begins and how many promises there are at least.
 const DOCUMENTS: [(&str, &str, usize); 2] = [
-    ("docs/faults.md", "| fault |", 26),
-    ("docs/security.md", "| a tenant who |", 9),
+    ("docs/contributing/faults.md", "| fault |", 26),
+    ("docs/explanation/security.md", "| a tenant who |", 9),
 ];
 
 fn read(path: &str) -> String {

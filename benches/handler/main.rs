@@ -9,7 +9,7 @@
 //! | load | a client on keep-alive connections, one process for each measurement ([`load`]) |
 //!
 //! The servers take turns within each round, so that whatever else the machine does hits all of them. CPU time is the
-//! kernel's account of the server's process, user and system, and so includes the sockets. `docs/performance.md` says
+//! kernel's account of the server's process, user and system, and so includes the sockets. `docs/explanation/performance.md` says
 //! what came out.
 #![allow(
     unreachable_pub,

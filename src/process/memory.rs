@@ -5,7 +5,7 @@ use rustix::thread::disable_transparent_huge_pages;
 /// Asks for pages of the usual size, never for huge ones.
 ///
 /// A huge page is 2 MiB as soon as one byte of it is used. What we hold is small and scattered, so a replica would take up to
-/// three times the memory (docs/performance.md), and its limit has to pay for that. The kernel decides by
+/// three times the memory (docs/explanation/performance.md), and its limit has to pay for that. The kernel decides by
 /// `/sys/kernel/mm/transparent_hugepage/enabled`: with `madvise` the allocator would have to ask for them and doesn't (its
 /// feature `no_thp`); with `always` only this keeps them away.
 pub fn take_small_pages() {

@@ -335,7 +335,7 @@ impl Discoverer {
             Err(RoundError::Forbidden(message)) => tracing::warn!(
                 message,
                 "listing Pending Pods is refused; set discover: pods by the chart, add list on pods to the ClusterRole \
-                 (docs/configuration.md), or set discover: none"
+                 (docs/reference/configuration.md), or set discover: none"
             ),
             Err(error) => tracing::warn!(
                 error = error as &dyn std::error::Error,

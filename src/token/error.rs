@@ -44,7 +44,9 @@ pub struct AwsReply {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MintError {
     /// No principal could be found in this process's surroundings, or its source failed.
-    #[error("no AWS credentials: {0}; docs/aws.md has what each source needs")]
+    #[error(
+        "no AWS credentials: {0}; docs/reference/aws-credentials.md has what each source needs"
+    )]
     Credentials(String),
     /// AWS said no.
     #[error("{0} was refused: {1}; check {policy}", policy = .0.policy())]
