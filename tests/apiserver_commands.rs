@@ -770,7 +770,7 @@ async fn every_missing_right_is_named_at_once() {
     ];
     assert_eq!(lines(&ran), expected);
     ran.says("system:serviceaccount:default:stranger may not do what this takes");
-    ran.says("docs/reference/command-line.md");
+    ran.says("docs/how-to/refresh-and-clean-up.md");
     assert_eq!(ran.stdout, "");
     let dry = run(&stranger, &aws, &refresh(&team, &["--dry-run"])).await;
     let expected = [

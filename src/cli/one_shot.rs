@@ -228,7 +228,7 @@ pub(super) async fn demand_rights(cluster: &Cluster, rights: &[Right]) -> anyhow
         .map(|right| format!("\nmissing: {right}"))
         .collect();
     anyhow::bail!(
-        "{account} may not do what this takes in {server}; docs/reference/command-line.md has the Role{}",
+        "{account} may not do what this takes in {server}; docs/how-to/refresh-and-clean-up.md has the Role{}",
         lines.concat()
     );
 }
