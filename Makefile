@@ -2,7 +2,12 @@
 
 CARGO ?= cargo
 TOOLS := tests/tools/build.sh
+INSTALL := tests/tools/install.sh
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Programs that INSTALL has put there come first, so that everybody lints with the same versions.
+export PATH := $(TARGET)/tools/bin:$(TARGET)/tools/python/bin:$(TARGET)/tools/node/node_modules/.bin:$(PATH)
+# All Markdown but what Git ignores.
+MARKDOWN := git ls-files --cached --others --exclude-standard --deduplicate -- '*.md' | xargs ls 2>/dev/null
 # All that is tried on the oldest Kubernetes.
 OLDEST := $(filter-out apiserver_soak,$(basename $(notdir $(wildcard tests/apiserver_*.rs)))) chart
 
@@ -117,7 +122,40 @@ lint: ## Format check, clippy, one TLS provider, licences and bans
 	$(CARGO) clippy --locked --test image -- -D warnings
 	@tests/one-tls-provider.sh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
-	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): licences, bans and sources not checked"; fi
+	else echo "lint: cargo-deny is not installed (make cargo-deny): licences, bans and sources not checked"; fi
+
+.PHONY: lint-docs
+lint-docs: lint-markdown lint-spelling lint-links ## Markdown, spelling and links of the documents (with -k: all three, whatever fails)
+
+.PHONY: lint-markdown
+lint-markdown: ## Check the Markdown by the rules in .markdownlint.yaml
+	@$(INSTALL) node
+	@$(MARKDOWN) | xargs markdownlint-cli2
+
+.PHONY: lint-spelling
+lint-spelling: ## Check the spelling of documents and code; exceptions are in typos.toml
+	@$(INSTALL) python
+	@typos
+
+.PHONY: lint-links
+lint-links: ## Check that each relative link and anchor in a document leads somewhere, without the network
+	@$(INSTALL) python
+	@$(MARKDOWN) | lychee --offline --include-fragments --no-progress --files-from -
+
+.PHONY: lint-workflows
+lint-workflows: ## Check .github/workflows with actionlint and zizmor
+	@$(TOOLS) actionlint
+	@$(INSTALL) python
+	$(TARGET)/actionlint/actionlint
+	@zizmor --quiet --offline --persona=pedantic --no-progress .github
+
+.PHONY: audit
+audit: cargo-deny ## Look up the dependencies in the RustSec database (needs the network)
+	$(CARGO) deny --locked check advisories
+
+.PHONY: cargo-deny
+cargo-deny: ## Install cargo-deny into target/tools, once (about 2 minutes)
+	@$(INSTALL) cargo-deny
 
 .PHONY: schema
 schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the configuration, anew, and the chart's copy of it
@@ -132,8 +170,13 @@ deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and t
 docs: ## Build the API documentation, with warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
+.PHONY: book
+book: ## Build the book of docs/ into target/book, with warnings as errors
+	@$(INSTALL) mdbook
+	@tests/tools/book.sh
+
 .PHONY: ci
-ci: lint docs test ## What CI runs
+ci: lint lint-docs lint-workflows docs book test ## What CI runs
 
 .PHONY: test-all
 test-all: ci image-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has

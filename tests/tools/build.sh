@@ -26,6 +26,8 @@ programs() {
   kube-score) echo "kube-score kube-score github.com/zegl/kube-score/cmd/kube-score" \
     "-X main.version=$(version kube-score github.com/zegl/kube-score)" ;;
   umoci) echo "umoci umoci github.com/opencontainers/umoci/cmd/umoci" ;;
+  actionlint) echo "actionlint actionlint github.com/rhysd/actionlint/cmd/actionlint" \
+    "-X github.com/rhysd/actionlint.version=$(version actionlint github.com/rhysd/actionlint)" ;;
   *) return 1 ;;
   esac
 }
@@ -61,6 +63,7 @@ about() {
   helm3) echo "Helm $(version helm3 helm.sh/helm/v3), about 2 minutes on two cores" ;;
   kube-score) echo "kube-score $(version kube-score github.com/zegl/kube-score)" ;;
   umoci) echo "umoci $(version umoci github.com/opencontainers/umoci), which writes images without a container engine" ;;
+  actionlint) echo "actionlint $(version actionlint github.com/rhysd/actionlint), which checks the workflows" ;;
   esac
 }
 
