@@ -166,6 +166,11 @@ schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the 
 deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and the table in the chart's README from its values, anew
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what certs_has the_readme_has
 
+.PHONY: versions
+versions: ## Write the version in Cargo.toml to every other place that carries it, and render deploy/ from the chart
+	UPDATE=1 $(CARGO) test --locked --quiet --test versions every_place_has_the_version
+	$(MAKE) deploy
+
 .PHONY: docs
 docs: ## Build the API documentation, with warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
