@@ -5,9 +5,15 @@ TOOLS := tests/tools/build.sh
 INSTALL := tests/tools/install.sh
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # Programs that INSTALL has put there come first, so that everybody lints with the same versions.
-export PATH := $(TARGET)/tools/bin:$(TARGET)/tools/python/bin:$(TARGET)/tools/node/node_modules/.bin:$(PATH)
+INSTALLED := $(TARGET)/tools
+export PATH := $(INSTALLED)/bin:$(INSTALLED)/python/bin:$(INSTALLED)/node/node_modules/.bin:$(PATH)
 # All Markdown but what Git ignores.
-MARKDOWN := git ls-files --cached --others --exclude-standard --deduplicate -- '*.md' | xargs ls 2>/dev/null
+MARKDOWN := git ls-files --cached --others --exclude-standard -- '*.md' | xargs ls 2>/dev/null
+# The commit that `make mutants` compares with, the files that it takes instead of the change, and
+# further arguments for cargo-mutants.
+BASE ?= main
+FILES ?=
+MUTANTS ?=
 # All that is tried on the oldest Kubernetes.
 OLDEST := $(filter-out apiserver_soak,$(basename $(notdir $(wildcard tests/apiserver_*.rs)))) chart
 
@@ -122,10 +128,10 @@ lint: ## Format check, clippy, one TLS provider, licences and bans
 	$(CARGO) clippy --locked --test image -- -D warnings
 	@tests/one-tls-provider.sh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
-	else echo "lint: cargo-deny is not installed (make cargo-deny): licences, bans and sources not checked"; fi
+	else echo "lint: licences, bans and sources not checked: no cargo-deny (make cargo-deny)"; fi
 
 .PHONY: lint-docs
-lint-docs: lint-markdown lint-spelling lint-links ## Markdown, spelling and links of the documents (with -k: all three, whatever fails)
+lint-docs: lint-markdown lint-spelling lint-links ## Check the documents (with -k all three, whatever fails)
 
 .PHONY: lint-markdown
 lint-markdown: ## Check the Markdown by the rules in .markdownlint.yaml
@@ -138,7 +144,7 @@ lint-spelling: ## Check the spelling of documents and code; exceptions are in ty
 	@typos
 
 .PHONY: lint-links
-lint-links: ## Check that each relative link and anchor in a document leads somewhere, without the network
+lint-links: ## Check that relative links and anchors in the documents lead somewhere
 	@$(INSTALL) python
 	@$(MARKDOWN) | lychee --offline --include-fragments --no-progress --files-from -
 
@@ -157,6 +163,16 @@ audit: cargo-deny ## Look up the dependencies in the RustSec database (needs the
 cargo-deny: ## Install cargo-deny into target/tools, once (about 2 minutes)
 	@$(INSTALL) cargo-deny
 
+.PHONY: mutants
+mutants: ## Mutate what differs from BASE (main), or FILES, and expect unit tests to fail
+	@$(INSTALL) cargo-mutants
+	@tests/tools/mutants.sh $(if $(FILES),run $(FILES:%=--file=%),diff $(BASE)) $(MUTANTS)
+
+.PHONY: mutants-pure
+mutants-pure: ## Mutate all pure rooms, in hours; MUTANTS="--shard 0/8" takes an eighth
+	@$(INSTALL) cargo-mutants
+	@tests/tools/mutants.sh pure $(MUTANTS)
+
 .PHONY: schema
 schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the configuration, anew, and the chart's copy of it
 	UPDATE=1 $(CARGO) test --locked --quiet --test config_file the_schema_in_docs
@@ -167,7 +183,7 @@ deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and t
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what certs_has the_readme_has
 
 .PHONY: versions
-versions: ## Write the version in Cargo.toml to every other place that carries it, and render deploy/ from the chart
+versions: ## Write the version in Cargo.toml wherever else it is, and render deploy/
 	UPDATE=1 $(CARGO) test --locked --quiet --test versions every_place_has_the_version
 	$(MAKE) deploy
 
