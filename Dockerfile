@@ -3,7 +3,7 @@
 #   docker build -t REGISTRY/ecr-injector:0.1.0 \
 #     --build-arg REVISION=$(git rev-parse HEAD) --build-arg CREATED=$(git log -1 --format=%cI) .
 #
-# `make image` makes the same without a container engine (image/build.sh); tests/image.rs compares the two.
+# `make image` makes the same without a container engine (image/build.sh); tests/image/main.rs compares the two.
 FROM rust:1.95-alpine AS build
 RUN apk add --no-cache build-base ca-certificates
 WORKDIR /src
@@ -12,7 +12,7 @@ COPY src src
 # Targets that Cargo.toml names have to be there, though they aren't built.
 COPY benches benches
 COPY examples examples
-COPY tests/image.rs tests/image.rs
+COPY tests/image/main.rs tests/image/main.rs
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     cargo build --locked --release --bin ecr-injector && cp target/release/ecr-injector /ecr-injector
 

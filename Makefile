@@ -14,8 +14,6 @@ MARKDOWN := git ls-files --cached --others --exclude-standard -- '*.md' | xargs 
 BASE ?= main
 FILES ?=
 MUTANTS ?=
-# All that is tried on the oldest Kubernetes.
-OLDEST := $(filter-out apiserver_soak,$(basename $(notdir $(wildcard tests/apiserver_*.rs)))) chart
 
 .DEFAULT_GOAL := help
 
@@ -76,34 +74,34 @@ test: control-plane helm kube-score ## Run every test that CI runs
 
 .PHONY: test-helm3
 test-helm3: control-plane helm helm3 kube-score ## Run the chart's tests with Helm 3
-	HELM=$(TARGET)/helm3/helm $(CARGO) test --locked --test chart --test apiserver_chart --test apiserver_conditions
+	HELM=$(TARGET)/helm3/helm $(CARGO) test --locked --test chart -- --skip examples::
 
 .PHONY: test-oldest
 test-oldest: control-plane-oldest helm kube-score ## Run the tests against an API server on the oldest Kubernetes
-	KUBEBUILDER_ASSETS=$(TARGET)/control-plane-oldest/bin $(CARGO) test --locked $(OLDEST:%=--test %)
+	KUBEBUILDER_ASSETS=$(TARGET)/control-plane-oldest/bin $(CARGO) test --locked --test apiserver --test chart --test stress -- \
+		--skip testbed:: --skip examples:: --skip memory:: --skip soak::
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
-	$(CARGO) test --locked --lib --test rooms --test manifests --test config_file --test admission_golden --test preview \
-		--test webhook_router --test webhook_tls --test webhook_connection --test identity_mint --test refresh --test memory --test watch \
-		--test rotation --test operations --test traces --test faults
+	$(CARGO) test --locked --lib --test offline --test cli
+	$(CARGO) test --locked --test stress memory::
 
 .PHONY: kill-rounds
 kill-rounds: control-plane ## Kill the leader in the middle of its work, 19 times with a short Lease and once with the usual
-	ECR_INJECTOR_KILL_ROUNDS=19 $(CARGO) test --locked --test apiserver_leader -- --nocapture
+	ECR_INJECTOR_KILL_ROUNDS=19 $(CARGO) test --locked --test stress leader:: -- --nocapture
 
 .PHONY: lost-pods
 lost-pods: control-plane ## Opt 1,000 namespaces in just before their first Pods, with two replicas, and look for a lost registry
-	ECR_INJECTOR_LOST_PODS=1000 $(CARGO) test --locked --test apiserver_core first_pods_lose_no_registry
+	ECR_INJECTOR_LOST_PODS=1000 $(CARGO) test --locked --test apiserver first_pods_lose_no_registry
 
 .PHONY: week
 week: ## Simulate a week of 10,000 namespaces with outages (about 5 minutes)
-	ECR_INJECTOR_WEEK_NAMESPACES=10000 $(CARGO) test --locked --test refresh week -- --nocapture
+	ECR_INJECTOR_WEEK_NAMESPACES=10000 $(CARGO) test --locked --test offline refresh::week -- --nocapture
 
 .PHONY: soak
 soak: control-plane ## Change certificates, authorities, replicas and leaders under all the load that this machine makes
 	$(CARGO) build --locked --release
-	ECR_INJECTOR_SOAK_BINARY=$$PWD/target/release/ecr-injector $(CARGO) test --locked --test apiserver_soak -- --nocapture
+	ECR_INJECTOR_SOAK_BINARY=$$PWD/target/release/ecr-injector $(CARGO) test --locked --test stress soak:: -- --nocapture
 
 .PHONY: sabotage
 sabotage: helm kube-score ## Take guards out of the chart and the manifests and see their tests turn red
@@ -174,17 +172,17 @@ mutants-pure: ## Mutate all pure rooms, in hours; MUTANTS="--shard 0/8" takes an
 	@tests/tools/mutants.sh pure $(MUTANTS)
 
 .PHONY: schema
-schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the configuration, anew, and the chart's copy of it
-	UPDATE=1 $(CARGO) test --locked --quiet --test config_file the_schema_in_docs
-	UPDATE=1 $(CARGO) test --locked --quiet --test chart the_schema_of_the_values
+schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the configuration, and the chart's copy of it
+	UPDATE=1 $(CARGO) test --locked --quiet --test cli config_file::schema_in_docs
+	UPDATE=1 $(CARGO) test --locked --quiet --test chart templates::schema_of_the_values
 
 .PHONY: deploy
 deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and the table in the chart's README from its values, anew
-	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what certs_has the_readme_has
+	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what certs_has readme_has
 
 .PHONY: versions
 versions: ## Write the version in Cargo.toml wherever else it is, and render deploy/
-	UPDATE=1 $(CARGO) test --locked --quiet --test versions every_place_has_the_version
+	UPDATE=1 $(CARGO) test --locked --quiet --test offline versions::every_place_has_the_version
 	$(MAKE) deploy
 
 .PHONY: docs

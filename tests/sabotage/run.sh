@@ -8,7 +8,7 @@
 # A patch starts with what it takes away and with what cargo has to be told to run the one test that must fail:
 #
 #   # A value that isn't known is refused.
-#   # test: --test chart -- --exact values_that_cannot_be_are_refused_by_the_schema
+#   # test: --test chart -- --exact templates::values_that_cannot_be_are_refused_by_the_schema
 #
 # It counts only if the patch applies, the code still builds, and that test ran and failed; before, on the code as it
 # is, it has to pass: where it doesn't, the patches that name it are not tried, and the others are. The work is done in

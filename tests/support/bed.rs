@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{Api, PostParams};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, ListParams, PostParams};
 use kube::core::Status;
 use kube::{Client, Resource};
 use rustls::pki_types::CertificateDer;
@@ -16,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::control_plane::ControlPlane;
+use super::eventually;
 use super::fake_aws::FakeAws;
 use super::installation::{Installation, NAME, OPT_IN, PULL_SECRET};
 use super::webhook::Webhook;
@@ -57,6 +60,25 @@ impl Bed {
 
     pub async fn opted_in(&self, prefix: &str) -> String {
         self.plane.namespace(prefix, &[OPT_IN]).await
+    }
+
+    pub async fn secrets(&self, namespace: &str) -> Api<Secret> {
+        Api::namespaced(self.plane.admin().await, namespace)
+    }
+
+    /// Waits for an Event with one of these reasons, and returns its note.
+    pub async fn note(&self, namespace: &str, reasons: &[&str], limit: Duration) -> String {
+        let events: Api<Event> = Api::namespaced(self.plane.admin().await, namespace);
+        let what = format!("an Event {reasons:?} in {namespace}");
+        eventually(&what, limit, async || {
+            let published = events.list(&ListParams::default()).await.unwrap();
+            let fits = |event: &Event| {
+                let reason = event.reason.as_deref();
+                reason.is_some_and(|reason| reasons.contains(&reason))
+            };
+            published.into_iter().find(fits)?.note
+        })
+        .await
     }
 
     /// The pull secret of a namespace.

@@ -36,7 +36,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::sync::OnceCell;
 
 use super::certificates::{self, Authority, Leaf};
 use super::child::{GuardedChild, GuardedFolder};
@@ -57,8 +56,6 @@ const CONTROLLERS: &[&str] = &[
     "clusterrole-aggregation-controller",
     "validatingadmissionpolicy-status-controller",
 ];
-
-static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();
 
 /// Runs until it is dropped, or until the test process ends if that is earlier.
 pub struct ControlPlane {
@@ -94,12 +91,6 @@ pub enum AuditLevel {
 }
 
 impl ControlPlane {
-    /// The one that the tests of this binary share: keep apart by namespaces, and register nothing cluster-wide that other
-    /// tests would notice.
-    pub async fn shared() -> &'static Self {
-        SHARED.get_or_init(Self::start).await
-    }
-
     pub async fn start() -> Self {
         Self::start_with(Options::default()).await
     }

@@ -25,6 +25,8 @@
 //! | [`proc`] | what the kernel knows of a process |
 //! | [`caller`] | anybody who calls the API server |
 //! | [`creators`] | people who create Pods all the time |
+//! | [`log`] | a subscriber for one test |
+//! | [`shared`] | what the tests of a module share |
 //! | [`child`], [`own_runtime`] | what lets the others outlive one test and never the test process |
 #![allow(
     dead_code,
@@ -60,10 +62,12 @@ pub mod fake_aws;
 pub mod helm;
 pub mod in_process;
 pub mod installation;
+pub mod log;
 pub mod own_runtime;
 pub mod pods;
 pub mod proc;
 pub mod rewriter;
+pub mod shared;
 pub mod sim;
 pub mod tls;
 pub mod watched_api;
@@ -81,6 +85,7 @@ pub use fake_aws::{Behaviour, FakeAws, Garbage};
 pub use in_process::InProcess;
 pub use installation::Installation;
 pub use rewriter::Rewriter;
+pub use shared::Shared;
 pub use tls::{Tls, Trust};
 pub use watched_api::{Ends, Fault, WatchedApi};
 pub use webhook::Webhook;

@@ -1,0 +1,16 @@
+//! The chart: what Helm renders from it, and what a real API server makes of that. `make test-helm3` runs all of it with
+//! Helm 3.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that can't go on panics"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod conditions;
+mod examples;
+mod release;
+mod templates;

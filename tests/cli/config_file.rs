@@ -1,0 +1,400 @@
+//! The configuration's file: what is said of it while it is followed, its schema, and the command that checks it.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ecr_injector::config::Config;
+use ecr_injector::config::live::Live;
+use ecr_injector::config::schema;
+use ecr_injector::config::watched::{PERIOD, Watched};
+use ecr_injector::process::clock::SystemClock;
+use jsonschema::Validator;
+use serde_json::Value;
+use tokio::time::sleep;
+
+/// Where a test's log lines go.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lets the follower look three times.
+async fn three_periods() {
+    sleep(3 * PERIOD + Duration::from_millis(10)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn log_has_each_complaint_once_with_its_path_and_field() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone());
+    let _guard = crate::support::log::scoped(subscriber.finish());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yaml");
+    std::fs::write(&path, "").unwrap();
+    let (config, watched) = Watched::load(&path).unwrap();
+    let live = Live::new(config, None);
+    tokio::spawn(watched.follow(live, Arc::new(SystemClock), Arc::default(), PERIOD));
+    for text in ["allow: {accounts: [\"12\"]}", "secretName: other"] {
+        std::fs::write(&path, text).unwrap();
+        three_periods().await;
+    }
+    std::fs::remove_file(&path).unwrap();
+    three_periods().await;
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let path = path.display();
+    for line in [
+        &format!("{path}: allow.accounts[0]: expected 12 digits in quotes, got \"12\""),
+        "a new configuration is in use",
+        "fields=secretName",
+        "kubectl rollout restart",
+        &format!("reading {path}: check the path and its permissions: No such file"),
+    ] {
+        assert_eq!(text.matches(line).count(), 1, "{line} in:\n{text}");
+    }
+}
+
+fn of_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn validator() -> Validator {
+    let schema: Value = serde_json::from_str(&schema::text()).unwrap();
+    jsonschema::validator_for(&schema).unwrap()
+}
+
+/// `make schema` writes it anew.
+#[test]
+fn schema_in_docs_is_the_one_that_the_code_makes() {
+    let path = of_repository("docs/reference/config.schema.json");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, schema::text()).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(committed, schema::text(), "run: make schema");
+}
+
+/// Every field, by its path, with its schema.
+fn fields(schema: &Value, path: &str, found: &mut Vec<(String, Value)>) {
+    let branches = schema["anyOf"].as_array().into_iter().flatten();
+    for part in branches.chain([schema, &schema["items"]]) {
+        let properties = part["properties"].as_object().into_iter().flatten();
+        for (name, field) in properties {
+            let path = format!("{path}.{name}");
+            found.push((path.clone(), field.clone()));
+            fields(field, &path, found);
+        }
+    }
+}
+
+#[test]
+fn every_field_says_what_it_means_and_no_map_takes_unknown_ones() {
+    let schema: Value = serde_json::from_str(&schema::text()).unwrap();
+    let mut found = Vec::new();
+    fields(&schema, "", &mut found);
+    assert!(found.len() > 45, "{}", found.len());
+    for (path, field) in &found {
+        assert!(field["description"].is_string(), "{path}: {field}");
+    }
+    let text = schema::text();
+    let (maps, closed) = (
+        text.matches("\"properties\"").count(),
+        text.matches("\"additionalProperties\": false").count(),
+    );
+    assert_eq!(maps, closed);
+}
+
+/// The examples of the documentation and the shipped file, as it is and with all that it shows in comments.
+fn examples() -> Vec<(String, String)> {
+    let schema: Value = serde_json::from_str(&schema::text()).unwrap();
+    let known = schema["properties"].as_object().unwrap();
+    let is_ours = |value: &Value| {
+        let fields = value.as_object().into_iter().flatten();
+        let mut fields =
+            fields.filter(|(name, _)| !["apiVersion", "kind"].contains(&name.as_str()));
+        fields.any(|(name, _)| known.contains_key(name))
+    };
+    let mut examples = Vec::new();
+    let docs = ["tutorial", "how-to", "reference", "explanation"].map(|kind| {
+        let pages = std::fs::read_dir(of_repository("docs").join(kind)).unwrap();
+        pages.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    });
+    let docs = docs.into_iter().flatten();
+    for path in docs.chain([of_repository("README.md")]) {
+        if path.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let blocks = text.split("```yaml\n").skip(1);
+        for block in blocks.filter_map(|rest| rest.split("\n```").next()) {
+            let parsed: Result<Value, _> = serde_saphyr::from_str(block);
+            if parsed.is_ok_and(|value| is_ours(&value)) {
+                examples.push((path.display().to_string(), block.to_owned()));
+            }
+        }
+    }
+    let shipped = std::fs::read_to_string(of_repository("deploy/configmap.yaml")).unwrap();
+    let shipped: Value = serde_saphyr::from_str(&shipped).unwrap();
+    let shipped = shipped["data"]["config.yaml"].as_str().unwrap();
+    examples.push(("deploy/configmap.yaml".to_owned(), shipped.to_owned()));
+    let lines: Vec<&str> = shipped.lines().map(uncommented).collect();
+    let name = "deploy/configmap.yaml, uncommented".to_owned();
+    examples.push((name, lines.join("\n")));
+    examples
+}
+
+/// A line without its `#`, if what stands behind is a field or an entry and not prose.
+fn uncommented(line: &str) -> &str {
+    let Some(rest) = line.strip_prefix("# ") else {
+        return line;
+    };
+    let first = rest.split_whitespace().next().unwrap_or_default();
+    if first == "-" || first.ends_with(':') {
+        rest
+    } else {
+        line
+    }
+}
+
+#[test]
+fn every_example_is_good_for_the_parser_and_for_the_schema() {
+    let (validator, examples) = (validator(), examples());
+    assert!(examples.len() >= 5, "{}", examples.len());
+    for (name, text) in &examples {
+        if let Err(error) = Config::parse(text, name) {
+            panic!("{error}:\n{text}");
+        }
+        let value: Value = serde_saphyr::from_str(text).unwrap();
+        let wrong: Vec<String> = validator
+            .iter_errors(&value)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(wrong.is_empty(), "{name}: {wrong:?}:\n{text}");
+    }
+    let (_, all) = examples.last().unwrap();
+    let value: Value = serde_saphyr::from_str(all).unwrap();
+    assert!(value.as_object().unwrap().len() > 6, "{all}");
+}
+
+#[test]
+fn schema_takes_what_the_parser_takes() {
+    let validator = validator();
+    for text in [
+        "{}",
+        "secretName: null\noptIn:\nallow: {accounts: null}\nprewarm:\nrefresh: null\nonFailure:",
+        "secretName: a.b-c.0",
+        "optIn: {label: app, value: \"1\", excludeNamespaces: []}",
+        "optIn: {label: a.b/C_d.e-f, value: A.b_c}",
+        "allow: {regions: [us-gov-west-1, us-isob-east-1, eusc-de-east-1, cn-north-1, ap-southeast-10]}",
+        "clusterName: A_b.c-9",
+        "refresh: {forgetAfter: 30d}",
+        "refresh: {forgetAfter: 720h}",
+        "refresh: {forgetAfter: never}",
+        "revoke: onExpiry",
+        "revoke: immediately",
+        "revoke: null",
+        "discover: none",
+        "discover: pods",
+        "discover: null",
+        "refresh: {sessionCap: none}",
+        "refresh: {sessionCap: PT6H, writesPerSecond: 1000}",
+        "limits: {registriesPerPod: 1, registriesPerSecret: 128}",
+        "identities: [{ambient: true, namespaces: [\"*-{namespace}\"]}]",
+        "namespaceRoles: {allow: []}",
+        "defaultIdentity: none",
+        "log: {filter: \"info,ecr_injector=debug\"}",
+    ] {
+        let parsed = Config::parse(text, "config.yaml");
+        parsed.unwrap_or_else(|error| panic!("{text}: {error}"));
+        let value: Value = serde_saphyr::from_str(text).unwrap();
+        let wrong: Vec<String> = validator
+            .iter_errors(&value)
+            .map(|e| e.to_string())
+            .collect();
+        assert!(wrong.is_empty(), "{text}: {wrong:?}");
+    }
+}
+
+#[test]
+fn schema_refuses_what_the_parser_refuses_for_its_shape() {
+    let validator = validator();
+    let role = "roleArn: 'arn:aws:iam::111122223333:role/a'";
+    for text in [
+        "[]",
+        "words",
+        "secretNam: x",
+        "secretName: 5",
+        "secretName: Nö",
+        "apiVersion: v1",
+        "kind: Pod",
+        "optIn: {lable: x}",
+        "optIn: enabled",
+        "optIn: {value: true}",
+        "optIn: {excludeNamespaces: kube-system}",
+        "optIn: {excludeNamespaces: [A]}",
+        "onFailure: explode",
+        "onFailure: true",
+        "allow: {account: []}",
+        "allow: {accounts: [123456789012]}",
+        "allow: {accounts: [\"12\"]}",
+        "allow: {regions: [moon]}",
+        "aliases: [{host: a.example.com}]",
+        "aliases: [{host: a.example.com, registry: b.example.com, port: 5}]",
+        "aliases: {host: a.example.com}",
+        "limits: {registriesPerPod: 0}",
+        "limits: {registriesPerPod: \"1\"}",
+        "limits: {registriesPerSecret: 129}",
+        "limits: {registriesPerNode: 1}",
+        "publicEcr: 1",
+        "clusterName: 'a b'",
+        "identities: {}",
+        "identities: [{namespace: [a], ambient: true}]",
+        "identities: [{namespaces: ['a?'], ambient: true}]",
+        "identities: [{assumeRole: {}}]",
+        "identities: [{assumeRole: {roleArn: role/a}}]",
+        &format!("identities: [{{assumeRole: {{{role}, duration: soon}}}}]"),
+        &format!("identities: [{{assumeRole: {{{role}, pullOnly: \"yes\"}}}}]"),
+        &format!("identities: [{{assumeRole: {{{role}, tags: [a]}}}}]"),
+        &format!("identities: [{{assumeRole: {{{role}, tags: {{a: 1}}}}}}]"),
+        "namespaceRoles: {}",
+        "namespaceRoles: {allow: null}",
+        "namespaceRoles: {allow: ['*']}",
+        "defaultIdentity: role",
+        "prewarm: [A]",
+        "prewarm: a.example.com",
+        "refresh: {writesPerSecond: 0}",
+        "refresh: {writesPerSecond: 1.5}",
+        "refresh: {writesPerMinute: 1}",
+        "refresh: {sessionCap: 5}",
+        "refresh: {sessionCap: soon}",
+        "refresh: {forgetAfter: 30}",
+        "refresh: {forgetAfter: soon}",
+        "refresh: {forgetAfter: [1d]}",
+        "revoke: onexpiry",
+        "revoke: true",
+        "discover: nodes",
+        "discover: [pods]",
+        "optOutGrace: 24h",
+        "optOutRemove: later",
+        "log: info",
+        "log: {filter: \"\"}",
+        "log: {level: info}",
+    ] {
+        assert!(Config::parse(text, "config.yaml").is_err(), "{text}");
+        let value: Value = serde_saphyr::from_str(text).unwrap();
+        assert!(!validator.is_valid(&value), "the schema takes {text}");
+    }
+}
+
+fn config(arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+        .arg("config")
+        .args(arguments)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Whoever reads nothing closes the pipe.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn good_file_is_summed_up() {
+    let input = "allow: {accounts: [\"123456789012\"]}\nonFailure: deny\nrefresh: {forgetAfter: 36h}\nrevoke: immediately\n\
+         discover: pods\noptOutRemove: true\npublicEcr: true";
+    let output = config(&["check", "-"], input);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for part in [
+        "standard input: good\n",
+        "ecr-pull-secret\n",
+        "ecr-injector.dev/inject=enabled, without kube-node-lease, kube-system\n",
+        "1 account and all regions; no aliases; ECR Public\n",
+        "no rules; no patterns of roles for annotations; else the ambient identity\n",
+        "20 writes a second",
+        "registries that no Pod has wanted for 36h\n",
+        "taken out at once\n",
+        "also what Pending Pods want\n",
+        "not renewed, and deleted once all credentials have expired\n",
+        "deny\n",
+    ] {
+        assert!(said.contains(part), "{part} not in:\n{said}");
+    }
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn errors_of_all_files_are_reported_and_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let good = write("good.yaml", "");
+    let bad = write(
+        "bad.yaml",
+        "secretName: A\nallow: {accounts: [\"1\", \"123456789012\", \"2\"]}\nclusterName: 'a b'\nidentities:\n  - assumeRole: {roleArn: role/x, duration: 1m}\n  - ambient: false\nlog: {filter: \"x=y=z\"}\nprewarm: [docker.io]",
+    );
+    let shape = write("shape.yaml", "secretNam: x\nallow: {accounts: [1]}");
+    let not_yaml = write("not.yaml", "allow: [");
+    let missing = folder.path().join("missing.yaml").display().to_string();
+    let output = config(&["check", &good, &bad, &shape, &not_yaml, &missing], "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).starts_with(&format!("{good}: good\n")));
+    let said = text(&output.stderr);
+    for (path, start) in [
+        (&bad, "secretName: \"A\" can't be"),
+        (&bad, "allow.accounts[0]: expected 12 digits"),
+        (&bad, "allow.accounts[2]: expected 12 digits"),
+        (&bad, "clusterName: expected 1 to 100"),
+        (&bad, "identities[0].assumeRole.roleArn: expected arn:"),
+        (&bad, "identities[0].assumeRole.duration: expected 15m"),
+        (&bad, "identities[1]: expected one of the two"),
+        (&bad, "prewarm[0]: expected the host"),
+        (&bad, "log.filter: expected a filter"),
+        (&shape, "secretNam: unknown field"),
+        (&shape, "allow.accounts[0]: invalid type"),
+    ] {
+        let start = format!("{path}: {start}");
+        assert!(said.contains(&start), "{start} not in:\n{said}");
+    }
+    assert!(said.contains(&format!("{not_yaml} is not YAML")), "{said}");
+    assert!(said.contains(&format!("reading {missing}")), "{said}");
+    assert!(
+        said.ends_with("ecr-injector: 4 of 5 can't be used\n"),
+        "{said}"
+    );
+    assert_eq!(said.matches(&format!("{bad}: ")).count(), 9, "{said}");
+    assert_eq!(said.matches(&format!("{shape}: ")).count(), 2, "{said}");
+}
+
+#[test]
+fn usage_errors_have_their_own_code_and_the_schema_is_printed() {
+    assert_eq!(config(&["check"], "").status.code(), Some(2));
+    assert_eq!(config(&["chek"], "").status.code(), Some(2));
+    assert_eq!(config(&["check", "-", "-"], "").status.code(), Some(1));
+    let output = config(&["schema"], "");
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stdout), schema::text());
+}

@@ -1,0 +1,110 @@
+//! What the command prints, and how it ends: offline unless told otherwise, in both formats.
+
+use serde_json::{Value, json};
+
+use super::command::{Identity, NAMESPACE, REGION, REGISTRY, ROLE};
+use crate::support::FakeAws;
+
+#[tokio::test]
+async fn identity_without_mint_asks_nothing() {
+    let aws = FakeAws::start();
+
+    let run = Identity::of(&aws, REGISTRY)
+        .variables(aws.environment())
+        .run()
+        .await;
+
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    for (field, expected) in [
+        ("registry", json!(REGISTRY)),
+        ("account", json!("123456789012")),
+        ("region", json!(REGION)),
+        ("partition", json!("aws")),
+        ("namespace", json!(NAMESPACE)),
+        ("identity", json!({"kind": "ambient"})),
+        ("refusal", Value::Null),
+        ("mint", Value::Null),
+    ] {
+        assert_eq!(run.report.get(field), Some(&expected), "{field}: {run:#?}");
+    }
+    assert_ne!(run.report["because"].as_str().unwrap(), "");
+    assert_eq!(run.err, "");
+    assert!(aws.calls().is_empty());
+}
+
+#[tokio::test]
+async fn text_holds_the_same_as_json() {
+    let aws = FakeAws::start();
+    let identity = || {
+        let config = format!("identities:\n- assumeRole: {{roleArn: \"{ROLE}\"}}\n");
+        Identity::of(&aws, REGISTRY)
+            .variables(aws.environment())
+            .config(&config)
+            .argument("-o", "text")
+    };
+
+    let run = identity().run().await;
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    for word in [REGISTRY, NAMESPACE, ROLE] {
+        assert!(run.out.contains(word), "{run:#?}");
+    }
+    assert!(aws.calls().is_empty());
+
+    let run = identity().mint().await;
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    assert!(run.out.contains("environment"), "{run:#?}");
+}
+
+#[tokio::test]
+async fn host_that_is_no_registry_is_named() {
+    const NO_REGISTRY: &str = "not a private ECR registry";
+    let aws = FakeAws::start();
+    for (host, why) in [
+        ("registry.example", NO_REGISTRY),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com.evil.example",
+            NO_REGISTRY,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com/path",
+            NO_REGISTRY,
+        ),
+        // Pulls anonymously unless the admin says otherwise.
+        ("public.ecr.aws", "publicEcr: true"),
+    ] {
+        let run = Identity::of(&aws, host)
+            .variables(aws.environment())
+            .mint()
+            .await;
+        assert!(matches!(run.code, Some(1 | 2)), "{run:#?}");
+        assert!(run.err.contains(why), "{run:#?}");
+    }
+    assert!(aws.calls().is_empty());
+}
+
+#[tokio::test]
+async fn usage_error_ends_with_2() {
+    let aws = FakeAws::start();
+    let unknown_format = Identity::of(&aws, REGISTRY).argument("-o", "xml");
+    let unknown_flag = Identity::of(&aws, REGISTRY).argument("--nonsense", "1");
+    for identity in [unknown_format, unknown_flag] {
+        let run = identity.run().await;
+        assert_eq!(run.code, Some(2), "{run:#?}");
+        assert_eq!(run.report, Value::Null);
+    }
+}
+
+#[tokio::test]
+async fn alias_is_asked_about_like_its_registry() {
+    let aws = FakeAws::start();
+    let config = format!("aliases: [{{host: images.example.com, registry: \"{REGISTRY}\"}}]\n");
+
+    let run = Identity::of(&aws, "images.example.com")
+        .variables(aws.environment())
+        .config(&config)
+        .mint()
+        .await;
+
+    run.minted("environment");
+    assert_eq!(aws.ecr_calls(REGION).len(), 1);
+}

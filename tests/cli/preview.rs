@@ -1,0 +1,583 @@
+//! `ecr-injector preview` as a user runs it: the real binary, its two outputs and its exit code.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use ecr_injector::admission::manifest::text;
+use serde_json::{Value, json};
+
+const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/shop/web:1.4";
+
+struct Outcome {
+    code: Option<i32>,
+    objects: String,
+    report: String,
+}
+
+fn preview(arguments: &[&str], input: &str) -> Outcome {
+    preview_in(Path::new("."), arguments, input.as_bytes())
+}
+
+fn preview_in(directory: &Path, arguments: &[&str], input: &[u8]) -> Outcome {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+        .arg("preview")
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_owned();
+    // A command that ends without reading breaks the pipe; that is its right.
+    let writer = std::thread::spawn(move || _ = stdin.write_all(&input));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    Outcome {
+        code: output.status.code(),
+        objects: String::from_utf8(output.stdout).unwrap(),
+        report: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+impl Outcome {
+    #[track_caller]
+    fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}", self.report);
+        self
+    }
+
+    #[track_caller]
+    fn fails(self, code: i32, with: &str) {
+        assert_eq!(self.code, Some(code), "{}", self.report);
+        assert_eq!(self.objects, "");
+        assert!(self.report.contains(with), "{}", self.report);
+    }
+
+    #[track_caller]
+    fn tells(&self, text: &str) {
+        assert!(self.report.contains(text), "{text}\n---\n{}", self.report);
+    }
+
+    fn documents(&self) -> Vec<Value> {
+        text::read(self.objects.as_bytes()).unwrap()
+    }
+
+    fn patches(&self) -> Vec<Value> {
+        self.objects
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+fn spec(image: &str) -> Value {
+    json!({"containers": [{"name": "web", "image": image}]})
+}
+
+fn pod(name: &str, image: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec(image)})
+}
+
+fn workload(api_version: &str, kind: &str, template: &str) -> Value {
+    let mut value = json!({"metadata": {"labels": {"app": "web"}}, "spec": spec(IMAGE)});
+    for name in template.split('/').rev().filter(|name| !name.is_empty()) {
+        value = json!({ name: value });
+    }
+    value["apiVersion"] = json!(api_version);
+    value["kind"] = json!(kind);
+    value["metadata"] = json!({"name": "web", "namespace": "team"});
+    value
+}
+
+const KINDS: [(&str, &str, &str); 9] = [
+    ("v1", "Pod", ""),
+    ("v1", "PodTemplate", "/template"),
+    ("v1", "ReplicationController", "/spec/template"),
+    ("apps/v1", "Deployment", "/spec/template"),
+    ("apps/v1", "StatefulSet", "/spec/template"),
+    ("apps/v1", "DaemonSet", "/spec/template"),
+    ("apps/v1", "ReplicaSet", "/spec/template"),
+    ("batch/v1", "Job", "/spec/template"),
+    ("batch/v1", "CronJob", "/spec/jobTemplate/spec/template"),
+];
+
+fn all_kinds() -> Vec<Value> {
+    KINDS
+        .iter()
+        .map(|(api_version, kind, template)| workload(api_version, kind, template))
+        .collect()
+}
+
+fn stream(documents: &[Value]) -> String {
+    let documents: Vec<_> = documents
+        .iter()
+        .map(|document| text::to_yaml(document).unwrap())
+        .collect();
+    documents.join("---\n")
+}
+
+#[test]
+fn every_kind_gets_the_pull_secret_in_its_template_only() {
+    for ((_, kind, template), before) in KINDS.iter().zip(all_kinds()) {
+        let outcome = preview(&[], &stream(std::slice::from_ref(&before))).ok();
+        let mut expected = before;
+        expected.pointer_mut(template).unwrap()["spec"]["imagePullSecrets"] =
+            json!([{"name": "ecr-pull-secret"}]);
+        // As texts, because the order of the fields counts.
+        assert_eq!(outcome.objects, text::to_yaml(&expected).unwrap());
+        outcome.tells(&format!("{kind} team/web: inject\n"));
+        outcome.tells("  registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com (account 123456789012, region eu-west-1)\n");
+        let place = format!("{template}/spec/imagePullSecrets").replace('/', ".");
+        let place = place.trim_start_matches('.');
+        outcome.tells(&format!("  secret:   ecr-pull-secret, as {place}\n"));
+        outcome.tells("kubectl label namespace team ecr-injector.dev/inject=enabled\n");
+    }
+}
+
+#[test]
+fn lists_stay_lists_and_typed_ones_are_understood() {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        pod("a", IMAGE),
+        {"apiVersion": "v1", "kind": "PodList", "items": [
+            {"metadata": {"name": "b", "namespace": "x"}, "spec": spec(IMAGE)},
+        ]},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}},
+    ]});
+    let outcome = preview(&["-o", "json"], &list.to_string()).ok();
+    let after: Value = serde_json::from_str(&outcome.objects).unwrap();
+    let ours = json!([{"name": "ecr-pull-secret"}]);
+    assert_eq!(after["kind"], "List");
+    assert_eq!(after["items"][0]["spec"]["imagePullSecrets"], ours);
+    assert_eq!(
+        after["items"][1]["items"][0]["spec"]["imagePullSecrets"],
+        ours
+    );
+    assert_eq!(after["items"][2], list["items"][2]);
+    outcome.tells("Pod default/a: inject");
+    outcome.tells("Pod x/b: inject");
+    outcome.tells("ConfigMap c: passed through");
+    outcome.tells("3 objects, 2 would be changed");
+}
+
+#[test]
+fn object_without_a_pod_passes_unchanged() {
+    let text = "apiVersion: example.com/v1
+kind: Widget
+metadata:
+  name: w
+spec:
+  template:
+    spec:
+      containers:
+      - image: 123456789012.dkr.ecr.eu-west-1.amazonaws.com/web
+  quoted:
+  - \"yes\"
+  - \"0123\"
+  - \"1e3\"
+  - \"12:30\"
+  mode: 420
+  script: |
+    #!/bin/sh
+    echo hi
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: c
+data: {}
+";
+    let outcome = preview(&[], text).ok();
+    assert_eq!(outcome.objects, text);
+    outcome.tells("Widget w: passed through, there is no Pod in it");
+    outcome.tells("2 objects, 0 would be changed");
+    assert!(
+        !outcome.report.contains("kubectl label"),
+        "{}",
+        outcome.report
+    );
+}
+
+#[test]
+fn preview_of_a_preview_changes_nothing() {
+    let mut documents = all_kinds();
+    documents.push(json!({"kind": "List", "apiVersion": "v1", "items": all_kinds()}));
+    for output in ["yaml", "json"] {
+        let once = preview(&["-o", output], &stream(&documents)).ok();
+        let twice = preview(&["-o", output], &once.objects).ok();
+        assert_eq!(twice.objects, once.objects);
+        twice.tells("CronJob team/web: injected already");
+        twice.tells("already\n");
+        twice.tells("18 objects, 0 would be changed");
+        for flag in [&["-o", "patch"][..], &["--diff"]] {
+            assert_eq!(preview(flag, &once.objects).ok().objects, "");
+        }
+    }
+}
+
+#[test]
+fn every_golden_pod_is_the_same_after_a_second_preview() {
+    let pods = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pods");
+    let once = preview(&["-f", pods.to_str().unwrap()], "").ok();
+    let twice = preview(&["-f", "-"], &once.objects).ok();
+    assert_eq!(twice.objects, once.objects);
+    twice.tells(" 0 would be changed");
+}
+
+#[test]
+fn several_objects_are_one_list_in_json_and_one_stays_itself() {
+    let documents = [
+        pod("a", "nginx"),
+        json!({"apiVersion": "v1", "kind": "List", "items": [pod("b", "nginx"), pod("c", "nginx")]}),
+    ];
+    let outcome = preview(&["-o", "json"], &stream(&documents)).ok();
+    let list: Value = serde_json::from_str(&outcome.objects).unwrap();
+    assert_eq!(
+        list,
+        json!({"apiVersion": "v1", "kind": "List", "items": [pod("a", "nginx"), pod("b", "nginx"), pod("c", "nginx")]})
+    );
+    let outcome = preview(&["-o", "json"], &stream(&documents[..1])).ok();
+    assert_eq!(
+        serde_json::from_str::<Value>(&outcome.objects).unwrap(),
+        documents[0]
+    );
+    assert_eq!(preview(&["-o", "json"], "").ok().objects, "");
+}
+
+#[test]
+fn patches_are_one_a_line_and_make_the_objects_that_are_shown() {
+    let mut documents = all_kinds();
+    documents[3]["spec"]["template"]["spec"]["imagePullSecrets"] = json!([{"name": "quay"}]);
+    documents.push(pod("plain", "nginx"));
+    let input = stream(&documents);
+    let patches = preview(&["-o", "patch"], &input).ok().patches();
+    assert_eq!(patches.len(), KINDS.len());
+    assert_eq!(
+        patches[3],
+        json!({
+            "kind": "Deployment", "namespace": "team", "name": "web",
+            "patch": [{
+                "op": "add",
+                "path": "/spec/template/spec/imagePullSecrets/-",
+                "value": {"name": "ecr-pull-secret"},
+            }],
+        })
+    );
+    for (document, line) in documents.iter_mut().zip(&patches) {
+        let patch: json_patch::Patch = serde_json::from_value(line["patch"].clone()).unwrap();
+        json_patch::patch(document, &patch).unwrap();
+    }
+    assert_eq!(preview(&[], &input).ok().documents(), documents);
+}
+
+#[test]
+fn diff_shows_the_line_that_differs() {
+    let input = stream(&[workload("apps/v1", "Deployment", "/spec/template")]);
+    let outcome = preview(&["--diff"], &input).ok();
+    assert_eq!(
+        outcome.objects,
+        "--- Deployment team/web\tas written
++++ Deployment team/web\tas admitted
+@@ -7,6 +7,8 @@
+       containers:
+       - name: web
+         image: 123456789012.dkr.ecr.eu-west-1.amazonaws.com/shop/web:1.4
++      imagePullSecrets:
++      - name: ecr-pull-secret
+ apiVersion: apps/v1
+ kind: Deployment
+ metadata:
+"
+    );
+}
+
+#[test]
+fn namespace_comes_from_object_then_flag_then_default() {
+    let mut own = pod("own", IMAGE);
+    own["metadata"]["namespace"] = json!("shop");
+    let input = stream(&[pod("bare", IMAGE), own]);
+    let namespaces = |arguments: &[&str]| -> Vec<Value> {
+        let outcome = preview(arguments, &input).ok();
+        let patches = outcome.patches();
+        patches
+            .iter()
+            .map(|patch| patch["namespace"].clone())
+            .collect()
+    };
+    assert_eq!(namespaces(&["-o", "patch"]), ["default", "shop"]);
+    assert_eq!(namespaces(&["-o", "patch", "-n", "team"]), ["team", "shop"]);
+    let outcome = preview(&["-n", "kube-system"], &input).ok();
+    outcome.tells(
+        "Pod kube-system/bare: left alone, the configuration excludes namespace kube-system",
+    );
+    outcome.tells("Pod shop/own: inject");
+    outcome.tells("kubectl label namespace shop ecr-injector.dev/inject=enabled\n");
+}
+
+#[test]
+fn configuration_decides_as_in_the_webhook() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(
+        directory.path().join("config.yaml"),
+        r#"
+secretName: team-ecr
+optIn: {label: example.com/ecr, value: "on", excludeNamespaces: [infra]}
+allow: {accounts: ["123456789012"]}
+aliases: [{host: images.example.com, registry: 123456789012.dkr.ecr-fips.us-east-1.amazonaws.com}]
+limits: {registriesPerPod: 1}
+"#,
+    )
+    .unwrap();
+    let mut infra = pod("infra", IMAGE);
+    infra["metadata"]["namespace"] = json!("infra");
+    let mut both = pod("both", IMAGE);
+    both["spec"]["initContainers"] = json!([{"name": "i", "image": "images.example.com/x"}]);
+    let documents = [
+        pod("alias", "images.example.com/web"),
+        pod("other", "999999999999.dkr.ecr.eu-west-1.amazonaws.com/web"),
+        infra,
+        both,
+    ];
+    let input = stream(&documents);
+    let outcome = preview_in(
+        directory.path(),
+        &["--config", "config.yaml"],
+        input.as_bytes(),
+    )
+    .ok();
+    assert_eq!(
+        outcome.documents()[0]["spec"]["imagePullSecrets"],
+        json!([{"name": "team-ecr"}])
+    );
+    outcome.tells("  registry: images.example.com, an alias of 123456789012.dkr.ecr-fips.us-east-1.amazonaws.com (account 123456789012, region us-east-1, FIPS endpoint)\n");
+    outcome.tells("Pod default/other: left alone, the configuration allows none of its registries");
+    outcome.tells("Pod infra/infra: left alone, the configuration excludes namespace infra");
+    outcome.tells("  warning:  ecr-injector: only 1 of 2 ECR registries served");
+    outcome.tells("kubectl label namespace default example.com/ecr=on\n");
+
+    fs::write(directory.path().join("config.yaml"), "secretNam: x").unwrap();
+    preview_in(
+        directory.path(),
+        &["--config", "config.yaml"],
+        input.as_bytes(),
+    )
+    .fails(1, "config.yaml: secretNam: unknown field");
+}
+
+#[test]
+fn reason_for_a_skipped_pod_is_shown() {
+    let mut disabled = workload("apps/v1", "Deployment", "/spec/template");
+    disabled["spec"]["template"]["metadata"]["annotations"] =
+        json!({"ecr-injector.dev/inject": "disabled"});
+    let mut annotated = workload("apps/v1", "Deployment", "/spec/template");
+    annotated["metadata"]["annotations"] = json!({"ecr-injector.dev/inject": "disabled"});
+    let mut mirror = pod("mirror", IMAGE);
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    let mut bad = pod("bad", "Foo Bar");
+    bad["spec"]["containers"][0]["name"] = json!("x");
+    let mut wrong = pod("wrong", "nginx");
+    wrong["spec"]["containers"][0]["image"] = json!(7);
+    let mut lost = pod("lost", IMAGE);
+    lost["metadata"]["namespace"] = json!("No/Name");
+    let documents = [
+        disabled,
+        annotated,
+        mirror,
+        bad,
+        wrong,
+        lost,
+        pod("plain", "nginx"),
+        json!({"apiVersion": "v1", "kind": "Pod"}),
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}}),
+    ];
+    let outcome = preview(&[], &stream(&documents)).ok();
+    for text in [
+        "Deployment team/web: left alone, its own annotation says so (ecr-injector.dev/inject: disabled)\n",
+        // The annotation of a Deployment is not its Pods'.
+        "Deployment team/web: inject\n",
+        "Pod default/mirror: left alone, a static Pod's copy may not name Secrets\n",
+        "  image:    \"Foo Bar\": the image's path must be",
+        "Pod default/wrong: left alone, the API server would refuse it: spec.containers[0].image: invalid type: integer `7`",
+        "Pod No/Name/lost: left alone, \"No/Name\" can't be the name of a namespace\n",
+        "Pod default/plain: left alone, no image is in a private ECR registry, only in docker.io\n",
+        "Pod default/(no name): left alone, it names no image\n",
+        "9 objects, 1 would be changed\n",
+    ] {
+        outcome.tells(text);
+    }
+}
+
+#[test]
+fn directory_is_its_manifests_in_order_and_not_recursive() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| fs::write(directory.path().join(name), text).unwrap();
+    write("b.yml", stream(&[pod("b", IMAGE)]));
+    write("a.yaml", stream(&[pod("a", IMAGE)]));
+    write("c.json", pod("c", IMAGE).to_string());
+    write("readme.md", "{{ no manifest".into());
+    fs::create_dir(directory.path().join("more.yaml")).unwrap();
+    write("more.yaml/d.yaml", "- no manifest".into());
+    let names = |outcome: Outcome| -> Vec<Value> {
+        let documents = outcome.ok().documents();
+        documents
+            .iter()
+            .map(|document| document["metadata"]["name"].clone())
+            .collect()
+    };
+    let run = |arguments: &[&str]| preview_in(directory.path(), arguments, b"");
+    assert_eq!(names(run(&["-f", "."])), ["a", "b", "c"]);
+    // Files in the order that they are named in, whatever their extension.
+    assert_eq!(
+        names(run(&["-f", "c.json", "-f", ".", "--filename", "b.yml"])),
+        ["c", "a", "b", "c", "b"]
+    );
+    assert_eq!(
+        names(preview_in(
+            directory.path(),
+            &["-f", "b.yml", "-f", "-"],
+            stream(&[pod("stdin", IMAGE)]).as_bytes()
+        )),
+        ["b", "stdin"]
+    );
+    fs::create_dir(directory.path().join("empty")).unwrap();
+    run(&["-f", "empty"]).fails(1, "empty has no *.yaml, *.yml or *.json");
+}
+
+#[test]
+fn bad_input_is_named_and_nothing_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+    write("good.yaml", &stream(&[pod("good", IMAGE)]));
+    let run = |file: &str| preview_in(directory.path(), &["-f", "good.yaml", "-f", file], b"");
+    for (file, text, error) in [
+        (
+            "syntax.yaml",
+            "a: 1\n---\nb: [1\nc: 2\n",
+            "syntax.yaml: document 2, line 4, column 2: ",
+        ),
+        (
+            "tab.yaml",
+            "a:\n\tb: 1\n",
+            "tab.yaml: document 1, line 2, column 2: tabs disallowed",
+        ),
+        (
+            "list.yaml",
+            "- a\n",
+            "list.yaml: document 1, line 1: expected an object with apiVersion and kind, got a list",
+        ),
+        (
+            "twice.yaml",
+            "a: 1\na: 2\n",
+            "twice.yaml: document 1, line 2, column 1: duplicate mapping key `a`",
+        ),
+        (
+            "cut.json",
+            "{\"a\": 1}\n{\"b\": ",
+            "cut.json: document 2, line 2, column ",
+        ),
+        (
+            "template.yaml",
+            "image: {{ .Values.image }}\n",
+            "render it first, such as with helm template",
+        ),
+    ] {
+        write(file, text);
+        run(file).fails(1, error);
+    }
+    fs::write(directory.path().join("latin1.yaml"), b"a: 1\nb: \xe9\n").unwrap();
+    run("latin1.yaml").fails(1, "latin1.yaml: line 2: not UTF-8 text");
+    run("missing.yaml").fails(1, "reading missing.yaml: No such file");
+    run("https://example.com/x.yaml").fails(1, "addresses are not fetched");
+    preview(&[], "a: [").fails(1, "standard input: document 1, line 1, column ");
+    preview(&["-f", "-", "-f", "-"], "").fails(1, "standard input can be read only once");
+    preview(&["--config", "missing.yaml"], "").fails(1, "reading missing.yaml: ");
+}
+
+#[test]
+fn usage_error_is_code_2() {
+    for arguments in [
+        &["--wat"][..],
+        &["file.yaml"],
+        &["-o", "xml"],
+        &["-n", "Not_A_Name"],
+        &["--diff", "-o", "json"],
+        &["-f"],
+    ] {
+        preview(arguments, "").fails(2, "error: ");
+    }
+}
+
+#[test]
+fn empty_input_is_no_error() {
+    for input in ["", "---\n", "# nothing\n---\n\n"] {
+        for arguments in [&[][..], &["-o", "json"], &["-o", "patch"], &["--diff"]] {
+            let outcome = preview(arguments, input).ok();
+            assert_eq!(outcome.objects, "");
+            outcome.tells("no object in the input");
+        }
+    }
+}
+
+#[test]
+fn help_lists_the_exit_codes() {
+    let outcome = preview(&["--help"], "").ok();
+    assert!(
+        outcome.objects.contains("Exit codes:\n  0  done"),
+        "{}",
+        outcome.objects
+    );
+}
+
+#[test]
+fn reader_that_has_seen_enough_is_no_error() {
+    let documents: Vec<_> = (0..2000)
+        .map(|at| pod(&format!("pod-{at}"), IMAGE))
+        .collect();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+        .args(["preview", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(stream(&documents).as_bytes()).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let report = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert!(
+        report.contains("2000 objects, 2000 would be changed"),
+        "{report}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn full_disk_is_an_error() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+        .args(["preview", "-f"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pods/image_of_a_container.yaml"))
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        report.contains("writing to standard output: No space left"),
+        "{report}"
+    );
+}

@@ -1,0 +1,559 @@
+//! `docs/operations.md` against the code: what a person reads there while something burns has to be so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use axum::body::Body;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ecr_injector::admission::handler::Verdict;
+use ecr_injector::pull_secret::gauges::Worth;
+use ecr_injector::pull_secret::provisioner::{SecretSource, TokenSource};
+use ecr_injector::telemetry::metrics::{DiscoveryRun, Handshake, Metrics, Phase, Shed, Spans};
+use http::{Method, Request, header};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use crate::support;
+use crate::support::InProcess;
+use crate::support::in_process::NAMESPACE;
+use crate::support::wire::review_of;
+
+const DOCUMENT: &str = "docs/operations.md";
+const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The rows of every table of the document whose first column is headed so: their cells, without the spaces around.
+fn rows(first_column: &str) -> Vec<Vec<String>> {
+    let text = read(DOCUMENT);
+    let cells = |line: &str| -> Vec<String> {
+        let line = line.trim().trim_start_matches('|').trim_end_matches('|');
+        line.replace("\\|", "\u{0}")
+            .split('|')
+            .map(|cell| cell.trim().replace('\u{0}', "|"))
+            .collect()
+    };
+    let mut rows = Vec::new();
+    let mut is_wanted = false;
+    for line in text.lines() {
+        if !line.starts_with('|') {
+            is_wanted = false;
+        } else if cells(line)[0] == first_column {
+            is_wanted = true;
+        } else if is_wanted && !line.starts_with("|---") {
+            rows.push(cells(line));
+        }
+    }
+    assert!(
+        !rows.is_empty(),
+        "{DOCUMENT} has no table of {first_column}s"
+    );
+    rows
+}
+
+/// What stands between backticks.
+fn quoted(cell: &str) -> Vec<String> {
+    cell.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The labels that a row names, each with the words that it lists: `` `a`: `x`, `y`; `b`: … ``.
+fn labels(cell: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let of = |part: &str| {
+        let mut words = quoted(part).into_iter();
+        Some((words.next()?, words.collect()))
+    };
+    cell.split(';').filter_map(of).collect()
+}
+
+#[test]
+fn every_metric_is_in_the_tables_and_the_tables_have_no_other() {
+    let metrics = Metrics::default();
+    let documented: BTreeMap<String, String> = rows("metric")
+        .iter()
+        .map(|row| {
+            assert_eq!(row.len(), 5, "{DOCUMENT}: not five cells: {row:?}");
+            (quoted(&row[0])[0].clone(), row[1].clone())
+        })
+        .collect();
+    let mut faults = Vec::new();
+    for family in metrics.families() {
+        match documented.get(&family.name) {
+            None => faults.push(format!(
+                "{DOCUMENT} lacks a line; add under \"## Metrics\":\n| `{}` | {} | `LABEL`: `VALUE`, … | WHAT IT MEANS | WHAT TO DO |",
+                family.name, family.kind
+            )),
+            Some(kind) if kind != family.kind => faults.push(format!(
+                "{DOCUMENT}: `{}` is a {}, not a {kind}",
+                family.name, family.kind
+            )),
+            Some(_) => {}
+        }
+    }
+    let names: BTreeSet<&str> = metrics.families().iter().map(|it| &*it.name).collect();
+    for name in documented.keys().filter(|name| !names.contains(&***name)) {
+        faults.push(format!(
+            "{DOCUMENT}: nothing registers `{name}`; take its line out"
+        ));
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn scrape_shows_what_the_registry_has() {
+    let metrics = Metrics::default();
+    let text = metrics.to_text();
+    let shown = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    for line in shown {
+        let (name, kind) = line.split_once(' ').unwrap();
+        let is_of = |family: &&ecr_injector::telemetry::metrics::Described| {
+            family.name.strip_prefix(name).is_some_and(|rest| {
+                matches!(
+                    (rest, kind),
+                    ("", _) | ("_total", "counter") | ("_info", "info")
+                )
+            })
+        };
+        assert!(metrics.families().iter().any(|it| is_of(&it)), "{line}");
+    }
+    assert!(text.contains("process_cpu_seconds_total "), "{text}");
+}
+
+/// The words of an enum: the texts that its `as_str` gives.
+fn words(path: &str, name: &str) -> BTreeSet<String> {
+    let text = read(path);
+    let start = text
+        .find(&format!("\nimpl {name} {{"))
+        .unwrap_or_else(|| panic!("{path}: no impl {name}"));
+    let body = &text[start..start + 1 + text[start + 1..].find("\n}").unwrap()];
+    let body = &body[body.find("fn as_str").unwrap()..];
+    let body = &body[..body.find("\n    }").unwrap()];
+    let literals = body.split("=> \"").skip(1);
+    let words: BTreeSet<String> = literals
+        .map(|rest| rest.split('"').next().unwrap().to_owned())
+        .collect();
+    assert!(!words.is_empty(), "{path}: {name} has no words");
+    words
+}
+
+/// All files below src/.
+fn sources() -> Vec<String> {
+    let mut texts = Vec::new();
+    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                texts.push(fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    texts
+}
+
+/// The texts that are given to a function anywhere in the sources, up to the end of the call.
+fn given_to(function: &str) -> BTreeSet<String> {
+    let mut words = BTreeSet::new();
+    for text in sources() {
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for call in code.split(&format!("{function}(")).skip(1) {
+            let arguments = &call[..call.find([';', '\n']).unwrap_or(call.len())];
+            words.extend(arguments.split('"').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    assert!(!words.is_empty(), "nobody calls {function}");
+    words
+}
+
+fn set<'a>(words: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    words.into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "a list of all labels")]
+fn every_value_that_a_label_can_have_is_in_the_tables() {
+    let mint = words("src/token/error.rs", "MintError");
+    let ensure = words("src/pull_secret/writer.rs", "PullSecretError");
+    let refusal = words("src/identity/mod.rs", "Refusal");
+    let decide = words("src/admission/decide.rs", "Reason");
+    let union = |sets: &[&BTreeSet<String>]| -> BTreeSet<String> {
+        sets.iter().flat_map(|set| (*set).clone()).collect()
+    };
+    let verdicts = set(Verdict::ALL.map(Verdict::as_str));
+    let answered = set(["cached", "ensured", "dry_run"]);
+    let refused = {
+        let text = read("src/server/mod.rs");
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let parts = code.split("(StatusCode::").skip(1);
+        set(parts.filter_map(|part| part[..part.find(')')?].split('"').nth(1)))
+    };
+    let prefix = "ecr_injector_";
+    let expected = [
+        ("admission_duration_seconds", "decision", verdicts),
+        (
+            "admission_duration_seconds",
+            "reason",
+            union(&[&answered, &decide, &refusal, &mint, &ensure]),
+        ),
+        (
+            "admission_phase_duration_seconds",
+            "phase",
+            set(Phase::ALL.map(Phase::as_str)),
+        ),
+        ("shed_total", "what", set(Shed::ALL.map(Shed::as_str))),
+        (
+            "handshakes_total",
+            "outcome",
+            set(Handshake::ALL.map(Handshake::as_str)),
+        ),
+        ("spans_total", "outcome", set(Spans::ALL.map(Spans::as_str))),
+        (
+            "discovery_runs_total",
+            "outcome",
+            set(DiscoveryRun::ALL.map(DiscoveryRun::as_str)),
+        ),
+        ("refused_requests_total", "reason", refused),
+        (
+            "connection_failures_total",
+            "reason",
+            given_to("connection_failure"),
+        ),
+        ("refused_identities_total", "reason", refusal.clone()),
+        ("aws_calls_total", "outcome", union(&[&set(["ok"]), &mint])),
+        (
+            "credentials_source",
+            "source",
+            words("src/aws/credentials.rs", "Source"),
+        ),
+        (
+            "pull_secrets_by_state",
+            "state",
+            set(Worth::ALL.map(Worth::as_str)),
+        ),
+        (
+            "lease_transitions_total",
+            "to",
+            given_to("lease_transition"),
+        ),
+        (
+            "certificate_reloads_total",
+            "outcome",
+            given_to("certificate_reload"),
+        ),
+        (
+            "certificate_expiry_timestamp_seconds",
+            "kind",
+            given_to("certificate_expiry"),
+        ),
+        (
+            "repairs_total",
+            "cause",
+            words("src/pull_secret/mod.rs", "Damage"),
+        ),
+        (
+            "refresh_failures_total",
+            "reason",
+            union(&[&set(["contested"]), &mint, &ensure]),
+        ),
+    ];
+    let documented: BTreeMap<String, _> = rows("metric")
+        .iter()
+        .map(|row| (quoted(&row[0])[0].clone(), labels(&row[2])))
+        .collect();
+    let mut faults = Vec::new();
+    for (family, label, values) in expected {
+        let row = &documented[&format!("{prefix}{family}")];
+        let Some(listed) = row.get(label) else {
+            faults.push(format!("`{prefix}{family}` lacks the label `{label}`"));
+            continue;
+        };
+        for value in values.difference(listed) {
+            faults.push(format!(
+                "in the line of `{prefix}{family}`, add `{value}` to `{label}`"
+            ));
+        }
+        for value in listed.difference(&values) {
+            faults.push(format!(
+                "in the line of `{prefix}{family}`, take `{value}` out of `{label}`: nothing gives it"
+            ));
+        }
+    }
+    assert!(faults.is_empty(), "{DOCUMENT}:\n{}", faults.join("\n"));
+}
+
+#[test]
+fn event_reasons_are_those_of_the_table() {
+    let text = read("src/pull_secret/events.rs");
+    let text = &text[text.find("fn look(").unwrap()..];
+    let body = &text[..text.find("\n    }").unwrap()];
+    // A reason is a word that another follows, the action.
+    let is_word = |text: &str| text.starts_with(char::is_uppercase) && !text.contains(' ');
+    let parts: Vec<&str> = body.split('"').collect();
+    let pairs = parts.windows(3);
+    let pairs = pairs.filter(|it| is_word(it[0]) && it[1].trim() == "," && is_word(it[2]));
+    let reasons = set(pairs.map(|it| it[0]));
+    let listed: BTreeSet<String> = rows("Event")
+        .iter()
+        .map(|row| quoted(&row[0])[0].clone())
+        .collect();
+    assert_eq!(listed, reasons, "{DOCUMENT}");
+}
+
+#[test]
+fn every_message_in_the_tables_is_one_that_the_code_writes() {
+    let sources = sources().concat();
+    for row in rows("message") {
+        let message = &quoted(&row[0])[0];
+        assert!(
+            sources.contains(&format!("\"{message}\"")),
+            "{DOCUMENT}: nothing writes `{message}`"
+        );
+    }
+}
+
+/// Where all that this process logs goes, in both formats.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+/// The log lines of one test, as text and as JSON.
+struct Logs {
+    text: Log,
+    json: Log,
+    _guard: DefaultGuard,
+}
+
+impl Logs {
+    fn start() -> Self {
+        let (text, json) = (Log::default(), Log::default());
+        let (to_text, to_json) = (text.clone(), json.clone());
+        let text_layer = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(move || to_text.clone());
+        let json_layer = tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(move || to_json.clone());
+        let subscriber = tracing_subscriber::registry()
+            .with(text_layer)
+            .with(json_layer);
+        Self {
+            text,
+            json,
+            _guard: support::log::scoped(subscriber),
+        }
+    }
+
+    /// Returns the one JSON line of an admission.
+    fn line_of(&self, uid: &str) -> Value {
+        let written = self.json.text();
+        let mut lines = written
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .filter(|line| line["uid"] == uid);
+        let line = lines.next().unwrap_or_else(|| panic!("no line of {uid}"));
+        assert_eq!(lines.next(), None, "one line an admission");
+        line
+    }
+}
+
+async fn post(webhook: &InProcess, body: String) -> Value {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/mutate?timeout=1s")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from(body))
+        .unwrap();
+    let response = webhook.router.clone().oneshot(request).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    serde_json::from_slice(&body).unwrap()
+}
+
+fn pod() -> Value {
+    json!({
+        "metadata": {"generateName": "web-7f-", "ownerReferences": [
+            {"kind": "ConfigMap", "name": "other"},
+            {"kind": "ReplicaSet", "name": "web-7f", "controller": true},
+        ]},
+        "spec": {"containers": [{"name": "app", "image": format!("{HOST}/app:v1"),
+            "env": [{"name": "PASSWORD", "value": "hunter2"}]}]},
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_line_has_the_fields_of_the_table() {
+    let logs = Logs::start();
+    let webhook = InProcess::new();
+    post(&webhook, review_of("f-cold", &pod())).await;
+    post(&webhook, review_of("f-warm", &pod())).await;
+    let dry = review_of("f-dry", &pod());
+    post(
+        &webhook,
+        dry.replacen("\"uid\"", "\"dryRun\":true,\"uid\"", 1),
+    )
+    .await;
+    let other = review_of("f-other", &pod());
+    post(&webhook, other.replace(NAMESPACE, "elsewhere")).await;
+    let failing = InProcess::new();
+    failing.mint.set_hangs(true);
+    post(&failing, review_of("f-late", &pod())).await;
+
+    let (cold, late) = (logs.line_of("f-cold"), logs.line_of("f-late"));
+    let own = ["timestamp", "level", "message", "target"];
+    let fields: BTreeSet<&str> = [&cold, &late]
+        .iter()
+        .flat_map(|line| line.as_object().unwrap().keys())
+        .map(String::as_str)
+        .filter(|field| !own.contains(field))
+        .collect();
+    let table = rows("field");
+    let listed: BTreeMap<String, &str> = table
+        .iter()
+        .map(|row| (quoted(&row[0])[0].clone(), &*row[1]))
+        .collect();
+    for field in &fields {
+        assert!(
+            listed.contains_key(*field),
+            "{DOCUMENT} lacks a line; add under \"### One line an admission\":\n| `{field}` | WHAT IT IS |"
+        );
+    }
+    for field in listed.keys() {
+        assert!(
+            fields.contains(&**field),
+            "{DOCUMENT}: no admission's line has `{field}`; take its line out"
+        );
+    }
+    let words = |field: &str| quoted(listed[field]).into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(words("decision"), set(Verdict::ALL.map(Verdict::as_str)));
+    assert_eq!(
+        words("token"),
+        set(TokenSource::ALL.map(TokenSource::as_str))
+    );
+    assert_eq!(
+        words("secret"),
+        set(SecretSource::ALL.map(SecretSource::as_str))
+    );
+    assert_eq!(
+        words("operation"),
+        self::words("src/admission/review.rs", "Operation")
+    );
+
+    for (field, value) in [
+        ("namespace", json!(NAMESPACE)),
+        ("pod", json!("web-7f-")),
+        ("owner_kind", json!("ReplicaSet")),
+        ("owner", json!("web-7f")),
+        ("operation", json!("create")),
+        ("dry_run", json!(false)),
+        ("decision", json!("inject")),
+        ("reason", json!("ensured")),
+        ("registries", json!(HOST)),
+        ("token", json!("minted")),
+        ("secret", json!("written")),
+    ] {
+        assert_eq!(cold[field], value, "{field}");
+    }
+    assert!(cold["duration_ms"].is_f64(), "{cold}");
+    let told = |uid: &str| {
+        let line = logs.line_of(uid);
+        ["level", "decision", "reason", "token", "secret"]
+            .map(|field| line[field].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(
+        told("f-warm"),
+        ["INFO", "inject", "cached", "none", "known"]
+    );
+    assert_eq!(
+        told("f-dry"),
+        ["INFO", "inject", "dry_run", "none", "dry_run"]
+    );
+    assert_eq!(logs.line_of("f-dry")["dry_run"], true);
+    assert_eq!(
+        told("f-other"),
+        ["INFO", "leave_alone", "not_opted_in", "none", "none"]
+    );
+    assert_eq!(
+        told("f-late"),
+        ["WARN", "inject_unready", "deadline", "failed", "wanted"]
+    );
+    let duration = late["duration_ms"].as_f64().unwrap();
+    assert!((500.0..750.0).contains(&duration), "{duration}");
+}
+
+#[tokio::test]
+async fn log_lines_hold_no_token_and_nothing_of_a_pods_spec() {
+    let logs = Logs::start();
+    let webhook = InProcess::new();
+    post(&webhook, review_of("s-cold", &pod())).await;
+    post(&webhook, review_of("s-warm", &pod())).await;
+    let auth = BASE64_STANDARD.encode("AWS:token-1");
+    let data = webhook.api.secret(NAMESPACE).unwrap()["data"][".dockerconfigjson"].clone();
+    let data = data.as_str().unwrap();
+    let config = String::from_utf8(BASE64_STANDARD.decode(data).unwrap()).unwrap();
+    assert!(config.contains(&auth), "the token was minted and written");
+    for written in [logs.text.text(), logs.json.text()] {
+        assert!(written.contains("s-cold") && written.contains("s-warm"));
+        for secret in ["token-1", &auth, data, "hunter2", "PASSWORD", "app:v1"] {
+            assert!(!written.contains(secret), "{secret} is in:\n{written}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn hostile_names_start_no_line_and_make_none_long() {
+    let logs = Logs::start();
+    let webhook = InProcess::new();
+    let hostile = format!(
+        "x\nFORGED\r\u{2028}FORGED\u{85}\u{202e}\u{1b}[2J{}",
+        "y".repeat(100_000)
+    );
+    let pod = json!({
+        "metadata": {"name": hostile, "ownerReferences": [
+            {"kind": hostile, "name": hostile, "controller": true}]},
+        "spec": {"containers": [{"image": hostile}]},
+    });
+    let body = review_of("h-1", &pod);
+    let named = format!("\"namespace\":{}", json!(hostile));
+    let body = body.replace(&format!("\"namespace\":\"{NAMESPACE}\""), &named);
+    assert!(body.matches("FORGED").count() >= 10, "the namespace is too");
+    post(&webhook, body).await;
+    for written in [logs.text.text(), logs.json.text()] {
+        let mut of_it = written.lines().filter(|line| line.contains("FORGED"));
+        let line = of_it.next().expect("it is logged");
+        assert_eq!(of_it.next(), None, "one line");
+        assert!(line.contains("h-1"), "{line}");
+        assert!(line.len() < 2048, "{} bytes", line.len());
+        for c in ['\r', '\u{2028}', '\u{85}', '\u{202e}', '\u{1b}'] {
+            assert!(!line.contains(c), "{c:?} in {line}");
+        }
+    }
+}
