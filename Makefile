@@ -3,6 +3,8 @@
 CARGO ?= cargo
 TOOLS := tests/tools/build.sh
 INSTALL := tests/tools/install.sh
+# Tests against an API server wait more than they compute.
+export RUST_TEST_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? n : 4)))
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 # Programs that INSTALL has put there come first, so that everybody lints with the same versions.
 INSTALLED := $(TARGET)/tools

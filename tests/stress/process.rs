@@ -138,7 +138,7 @@ fn limited(bench: &Bench, name: &str, limits: &str, output: &str) -> PathBuf {
 /// From exec to ready, of a replica whose authority is there and trusted, as all but a cluster's first one find it.
 #[tokio::test]
 async fn is_ready_soon_after_its_start() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     // A cluster of its own: elsewhere replicas lead that have their certificates from files, and fill in no caBundle.
     let bench = Bench::new().await;
     bench.installation.apply_registration(&bench.plane).await;
@@ -171,10 +171,10 @@ async fn is_ready_soon_after_its_start() {
 
 #[tokio::test]
 async fn shutdown_under_load_is_unready_first_and_loses_no_call() {
-    let _beside_others = crate::beside_others().await;
     const CLIENTS: usize = 20;
     const DELAY: Duration = Duration::from_secs(1);
     const GRACE: Duration = Duration::from_secs(10);
+    let _beside_another = crate::beside_another().await;
     let bench = bench().await;
     let options = bench.options().await;
     let options = options.with_variable("ECR_INJECTOR_SHUTDOWN_DELAY", "1");
@@ -279,7 +279,7 @@ fn served(client: &Client) -> Vec<u8> {
 
 #[tokio::test]
 async fn swapped_certificate_is_served_in_10s_and_drops_no_connection() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     let bench = bench().await;
     let authority: &Authority = bench.installation.authority();
     let folder = bench.plane.folder();
@@ -324,7 +324,7 @@ async fn swapped_certificate_is_served_in_10s_and_drops_no_connection() {
 
 #[tokio::test]
 async fn flood_of_bodies_costs_at_most_twice_their_budget_in_memory() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     let bench = bench().await;
     let webhook = bench.start().await;
     ask(&mut bench.connect(&webhook).await, &plain()).await;
@@ -360,7 +360,7 @@ async fn flood_of_bodies_costs_at_most_twice_their_budget_in_memory() {
 
 #[tokio::test]
 async fn process_takes_no_huge_pages() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     let bench = bench().await;
     let webhook = bench.start().await;
     ask(&mut bench.connect(&webhook).await, &plain()).await;
@@ -377,7 +377,7 @@ async fn process_takes_no_huge_pages() {
 
 #[tokio::test]
 async fn limit_of_256_descriptors_sheds_connections_and_no_work() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     let bench = bench().await;
     let options = Options {
         binary: Some(limited(&bench, "few-files", "ulimit -n 256", "")),
@@ -414,7 +414,7 @@ async fn limit_of_256_descriptors_sheds_connections_and_no_work() {
 
 #[tokio::test]
 async fn full_disk_changes_nothing() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     let bench = bench().await;
     // A byte written to a file would end it by a signal, and its log goes where there is never any room.
     let options = Options {
@@ -441,7 +441,7 @@ async fn full_disk_changes_nothing() {
 
 #[tokio::test]
 async fn refused_requests_cost_nothing_afterwards() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     let bench = bench().await;
     let webhook = bench.start().await;
     for bytes in [
@@ -472,7 +472,7 @@ async fn refused_requests_cost_nothing_afterwards() {
 
 #[tokio::test]
 async fn restart_while_aws_is_away_serves_what_was_there() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     let bench = bench().await;
     let options = bench.options().await;
     let mut webhook = Webhook::start(options.clone()).await;
@@ -498,7 +498,7 @@ async fn restart_while_aws_is_away_serves_what_was_there() {
 
 #[tokio::test]
 async fn silent_connections_are_closed_in_10s_beside_served_ones() {
-    let _beside_others = crate::beside_others().await;
+    let _beside_another = crate::beside_another().await;
     assert!(
         file_descriptors::raise_limit() > 2_000,
         "this test needs 2,000 file descriptors: see `ulimit -Hn`"

@@ -10,6 +10,9 @@
 //! | `127.x.y.131` and up | [`ControlPlane::private_address`] |
 //! | `127.x.y.254` | a socket that says that the block is taken |
 
+mod etcd;
+mod pool;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
@@ -37,12 +40,15 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use self::etcd::Contents;
 use super::certificates::{self, Authority, Leaf};
 use super::child::{GuardedChild, GuardedFolder};
 use super::{crypto, eventually};
 
 /// The name in the certificate that the API server presents to webhooks.
 pub const WEBHOOK_CLIENT: &str = "kube-apiserver-webhooks";
+/// The first of [`ControlPlane::private_address`]. After the last one the first is free again: its test has ended.
+const PRIVATE: u8 = 131;
 const START_LIMIT: Duration = Duration::from_mins(1);
 const CONTROLLERS: &[&str] = &[
     "deployment-controller",
@@ -57,9 +63,19 @@ const CONTROLLERS: &[&str] = &[
     "validatingadmissionpolicy-status-controller",
 ];
 
-/// Runs until it is dropped, or until the test process ends if that is earlier.
+/// Belongs to a test until it is dropped, and runs at most until the test process ends.
 pub struct ControlPlane {
-    controllers: bool,
+    running: Option<Running>,
+    /// How long the audit log was when the test began.
+    audited: usize,
+}
+
+/// The processes and all that goes with them.
+struct Running {
+    options: Options,
+    etcd: String,
+    /// What was stored before the first test.
+    pristine: Contents,
     block: Block,
     authority_pem: String,
     namespaces: AtomicUsize,
@@ -95,70 +111,32 @@ impl ControlPlane {
         Self::start_with(Options::default()).await
     }
 
+    /// Starts one, or takes one that another test has ended with: it then holds what it held before that test.
     pub async fn start_with(options: Options) -> Self {
         crypto();
-        let programs = programs();
-        let folder = GuardedFolder::create();
-        let block = Block::claim();
-        let authority = Authority::new("test-control-plane");
-        let api_server = block.address(129);
-        let files = Files::write(folder.path(), &authority, api_server, options.audit);
-
-        let log = |program: &str| folder.path().join(format!("{program}.log"));
-        let etcd_url = format!("http://{}:2379", block.address(130));
-        let etcd = GuardedChild::spawn(
-            &programs.join("etcd"),
-            etcd_arguments(&etcd_url, block.address(130), folder.path()),
-            None,
-            log("etcd"),
-        );
-        let mut arguments =
-            api_server_arguments(&files, &etcd_url, api_server, &block.service_range());
-        if options.traces {
-            arguments.push(tracing_argument(folder.path()));
-        }
-        if (31..35).contains(&minor_version(&programs)) {
-            // From 1.35 on it is so by itself; before 1.31 there are no image volumes.
-            arguments.push("--feature-gates=ImageVolume=true".to_owned());
-        }
-        let kube_apiserver = GuardedChild::spawn(
-            &programs.join("kube-apiserver"),
-            arguments,
-            None,
-            log("kube-apiserver"),
-        );
-        let mut plane = Self {
-            controllers: options.controllers,
-            block,
-            authority_pem: authority.pem(),
-            namespaces: AtomicUsize::new(1),
-            kubeconfigs: AtomicUsize::new(1),
-            private_addresses: AtomicU8::new(131),
-            processes: vec![etcd, kube_apiserver],
-            folder,
+        let idle = if pool::is_for_all(options) {
+            pool::take().await
+        } else {
+            None
         };
-        plane.write_admin_kubeconfig(&authority.client("admin", "system:masters"));
-        plane.wait_until_ready().await;
-        if options.controllers {
-            let manager = GuardedChild::spawn(
-                &programs.join("kube-controller-manager"),
-                controller_manager_arguments(&files, &plane.kubeconfig_for_admin()),
-                None,
-                plane.folder.path().join("kube-controller-manager.log"),
-            );
-            plane.processes.push(manager);
-            plane.wait_for_default_account("default").await;
+        let running = match idle {
+            Some(running) => running,
+            None => Running::start(options).await,
+        };
+        let audited = running.audit_log().len();
+        Self {
+            running: Some(running),
+            audited,
         }
-        plane
     }
 
     /// A client of the group `system:masters`: RBAC, and priority and fairness, don't hold it back.
     pub async fn admin(&self) -> Client {
-        client(&self.kubeconfig_for_admin()).await
+        self.running().admin().await
     }
 
     pub fn kubeconfig_for_admin(&self) -> PathBuf {
-        self.folder.path().join("admin.kubeconfig")
+        self.running().kubeconfig_for_admin()
     }
 
     /// A client with a token of this account, which is created if it doesn't exist; its namespace must.
@@ -188,12 +166,14 @@ impl ControlPlane {
             .status
             .unwrap()
             .token;
-        let number = self.kubeconfigs.fetch_add(1, Ordering::Relaxed);
+        let number = self.running().kubeconfigs.fetch_add(1, Ordering::Relaxed);
         let path = self
+            .running()
             .folder
             .path()
             .join(format!("{namespace}-{name}-{number}.kubeconfig"));
-        self.write_kubeconfig(&path, &json!({"token": token}));
+        self.running()
+            .write_kubeconfig(&path, &json!({"token": token}));
         path
     }
 
@@ -237,7 +217,7 @@ impl ControlPlane {
     /// Pod is admitted.
     pub async fn namespace(&self, prefix: &str, labels: &[(&str, &str)]) -> String {
         let admin = self.admin().await;
-        let number = self.namespaces.fetch_add(1, Ordering::Relaxed);
+        let number = self.running().namespaces.fetch_add(1, Ordering::Relaxed);
         let name = format!("{prefix}-{number}");
         let labels: serde_json::Map<String, Value> = labels
             .iter()
@@ -248,8 +228,8 @@ impl ControlPlane {
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
         )
         .await;
-        if self.controllers {
-            self.wait_for_default_account(&name).await;
+        if self.running().options.controllers {
+            self.running().wait_for_default_account(&name).await;
         } else {
             ensure(
                 &Api::<ServiceAccount>::namespaced(admin, &name),
@@ -283,7 +263,7 @@ impl ControlPlane {
             .arg("--kubeconfig")
             .arg(self.kubeconfig_for_admin())
             .arg("--cache-dir")
-            .arg(self.folder.path().join("kubectl-cache"))
+            .arg(self.running().folder.path().join("kubectl-cache"))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -304,25 +284,29 @@ impl ControlPlane {
             (2..127).contains(&last_octet),
             "not a usable address of the service range: {last_octet}"
         );
-        self.block.address(last_octet)
+        self.running().block.address(last_octet)
     }
 
     /// A loopback address that nobody else listens on, whatever the port.
     pub fn private_address(&self) -> IpAddr {
-        let last_octet = self.private_addresses.fetch_add(1, Ordering::Relaxed);
-        assert!(last_octet < 254, "no private addresses left");
-        self.block.address(last_octet)
+        let next = |octet: u8| Some(if octet < 253 { octet + 1 } else { PRIVATE });
+        let last_octet = self
+            .running()
+            .private_addresses
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            .unwrap();
+        self.running().block.address(last_octet)
     }
 
     /// A folder that goes with the control plane.
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.running().folder.path()
     }
 
-    /// All that the API server was asked so far, a `Event` of audit.k8s.io/v1 for each finished request.
+    /// All that the API server was asked since the test began, a `Event` of audit.k8s.io/v1 for each finished request.
     pub fn audit_events(&self) -> Vec<Value> {
-        fs::read_to_string(self.folder.path().join("audit.log"))
-            .unwrap()
+        let log = self.running().audit_log();
+        String::from_utf8_lossy(&log[self.audited..])
             .lines()
             // The last line may be half written.
             .filter_map(|line| serde_json::from_str(line).ok())
@@ -339,6 +323,97 @@ impl ControlPlane {
         let mut events = self.audit_events();
         events.retain(|event| event["user"]["username"] == user);
         events
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        // A test that fails may leave anything behind.
+        if let Some(running) = self.running.take()
+            && pool::is_for_all(running.options)
+            && !std::thread::panicking()
+        {
+            pool::give_back(running);
+        }
+    }
+}
+
+impl Running {
+    async fn start(options: Options) -> Self {
+        let programs = programs();
+        let folder = GuardedFolder::create();
+        let block = Block::claim();
+        let authority = Authority::new("test-control-plane");
+        let api_server = block.address(129);
+        let files = Files::write(folder.path(), &authority, api_server, options.audit);
+
+        let log = |program: &str| folder.path().join(format!("{program}.log"));
+        let etcd_url = format!("http://{}:2379", block.address(130));
+        let etcd = GuardedChild::spawn(
+            &programs.join("etcd"),
+            etcd_arguments(&etcd_url, block.address(130), folder.path()),
+            None,
+            log("etcd"),
+        );
+        let mut arguments =
+            api_server_arguments(&files, &etcd_url, api_server, &block.service_range());
+        if options.traces {
+            arguments.push(tracing_argument(folder.path()));
+        }
+        if (31..35).contains(&minor_version(&programs)) {
+            // From 1.35 on it is so by itself; before 1.31 there are no image volumes.
+            arguments.push("--feature-gates=ImageVolume=true".to_owned());
+        }
+        let kube_apiserver = GuardedChild::spawn(
+            &programs.join("kube-apiserver"),
+            arguments,
+            None,
+            log("kube-apiserver"),
+        );
+        let mut plane = Self {
+            options,
+            etcd: etcd_url,
+            pristine: Contents::default(),
+            block,
+            authority_pem: authority.pem(),
+            namespaces: AtomicUsize::new(1),
+            kubeconfigs: AtomicUsize::new(1),
+            private_addresses: AtomicU8::new(PRIVATE),
+            processes: vec![etcd, kube_apiserver],
+            folder,
+        };
+        plane.write_admin_kubeconfig(&authority.client("admin", "system:masters"));
+        plane.wait_until_ready().await;
+        if options.controllers {
+            let manager = GuardedChild::spawn(
+                &programs.join("kube-controller-manager"),
+                controller_manager_arguments(&files, &plane.kubeconfig_for_admin()),
+                None,
+                plane.folder.path().join("kube-controller-manager.log"),
+            );
+            plane.processes.push(manager);
+            plane.wait_for_default_account("default").await;
+        }
+        if pool::is_for_all(options) {
+            plane.pristine = Contents::read(&plane.etcd).await;
+        }
+        plane
+    }
+
+    async fn admin(&self) -> Client {
+        client(&self.kubeconfig_for_admin()).await
+    }
+
+    fn kubeconfig_for_admin(&self) -> PathBuf {
+        self.folder.path().join("admin.kubeconfig")
+    }
+
+    fn audit_log(&self) -> Vec<u8> {
+        fs::read(self.folder.path().join("audit.log")).unwrap()
     }
 
     fn write_admin_kubeconfig(&self, admin: &Leaf) {

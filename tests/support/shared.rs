@@ -23,13 +23,12 @@ impl<T: Send + Sync + 'static> Shared<T> {
     /// Returns the one that runs, or starts one.
     pub async fn get_or_start(&self, start: impl AsyncFnOnce() -> T) -> Arc<T> {
         let mut running = self.0.lock().await;
-        let shared = match running.upgrade() {
-            Some(shared) => shared,
-            None => {
-                let started = Arc::new(start().await);
-                *running = Arc::downgrade(&started);
-                started
-            }
+        let shared = if let Some(shared) = running.upgrade() {
+            shared
+        } else {
+            let started = Arc::new(start().await);
+            *running = Arc::downgrade(&started);
+            started
         };
         keep(shared.clone());
         shared
