@@ -17,7 +17,10 @@ use crate::support::pods::pod;
 use crate::support::proc::{cpu_time, mebibytes};
 use crate::support::webhook::Options;
 use crate::support::wire::{Answer, head, post};
-use crate::support::{Authority, Behaviour, Caller, ControlPlane, FakeAws, Installation, ServingCertificate, Shared, Trust, Webhook, Wire, eventually};
+use crate::support::{
+    Authority, Behaviour, Caller, ControlPlane, FakeAws, Installation, ServingCertificate, Shared,
+    Trust, Webhook, Wire, eventually,
+};
 use ecr_injector::process::file_descriptors;
 use ecr_injector::server::accept::MAX_CONNECTIONS;
 use ecr_injector::server::{BODY_BUDGET_BYTES, MAX_BODY_BYTES};
