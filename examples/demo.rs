@@ -449,11 +449,11 @@ fn show_admissions(webhook: &Webhook, before: (f64, f64), after: (f64, f64)) -> 
         }
         let reason = line["reason"].as_str().unwrap_or_default();
         let what = match reason {
-            "ensured" => "asked ECR for a token and wrote the Secret, then let the Pod in",
+            "provisioned" => "asked ECR for a token and wrote the Secret, then let the Pod in",
             "cached" => "answered from memory",
             other => other,
         };
-        let took = line["duration_ms"].as_f64().unwrap_or_default() / 1000.0;
+        let took = line["elapsed_ms"].as_f64().unwrap_or_default() / 1000.0;
         println!(
             "  {:>8}  {what}",
             milliseconds(Duration::from_secs_f64(took))
@@ -467,7 +467,7 @@ fn show_admissions(webhook: &Webhook, before: (f64, f64), after: (f64, f64)) -> 
         milliseconds(mean)
     );
     ensure!(
-        reasons.len() == REPLICAS && reasons.iter().any(|reason| reason == "ensured"),
+        reasons.len() == REPLICAS && reasons.iter().any(|reason| reason == "provisioned"),
         "expected {REPLICAS} admissions, the first with a new Secret; got {reasons:?}"
     );
     Ok(())

@@ -66,7 +66,7 @@ pub enum Suspension {
     #[error("no identity may mint: {0}")]
     NoIdentity(Refusal),
     /// The host is neither an ECR registry's nor an alias of one, or no longer one.
-    #[error("the host is neither an ECR registry's nor one of the aliases")]
+    #[error("the host is neither an ECR registry nor an alias")]
     NotEcr,
 }
 
@@ -115,7 +115,7 @@ impl Suspension {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::NotAllowed => "not_allowed",
+            Self::NotAllowed => "registry_not_allowed",
             Self::NoIdentity(why) => why.as_str(),
             Self::NotEcr => "not_ecr",
         }

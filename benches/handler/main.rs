@@ -253,9 +253,11 @@ impl Setting {
             all.map(|metrics| webhook::sum(&metrics, metric)).sum()
         };
         let others = [r#"{resource="leases"}"#, r#"{verb="dry_run"}"#];
-        let others = others.map(|labels| counted(&format!("ecr_injector_api_calls_total{labels}")));
+        let others =
+            others.map(|labels| counted(&format!("ecr_injector_kube_api_calls_total{labels}")));
         let arrived = (self.api_server.calls(), self.aws.calls().len());
-        let to_api_server = counted("ecr_injector_api_calls_total") - others.iter().sum::<f64>();
+        let to_api_server =
+            counted("ecr_injector_kube_api_calls_total") - others.iter().sum::<f64>();
         let to_aws = counted("ecr_injector_aws_calls_total");
         for (count, counted) in [(arrived.0, to_api_server), (arrived.1, to_aws)] {
             assert_eq!(format!("{counted:.0}"), count.to_string(), "{arrived:?}");

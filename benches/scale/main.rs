@@ -182,7 +182,7 @@ fn count(number: usize) -> f64 {
 
 /// Waits until the leader has looked at all pull secrets and makes no more calls.
 async fn until_quiet(webhook: &Webhook, namespaces: usize) {
-    let looked = r#"ecr_injector_api_calls_total{verb="get",resource="secrets"}"#;
+    let looked = r#"ecr_injector_kube_api_calls_total{verb="get",resource="secrets"}"#;
     while webhook.metric(looked).await < count(namespaces) {
         sleep(Duration::from_millis(500)).await;
     }
@@ -191,9 +191,9 @@ async fn until_quiet(webhook: &Webhook, namespaces: usize) {
 
 /// Calls to the API server but those for the Lease.
 async fn calls(webhook: &Webhook) -> f64 {
-    let all = webhook.metric("ecr_injector_api_calls_total").await;
+    let all = webhook.metric("ecr_injector_kube_api_calls_total").await;
     all - webhook
-        .metric(r#"ecr_injector_api_calls_total{resource="leases"}"#)
+        .metric(r#"ecr_injector_kube_api_calls_total{resource="leases"}"#)
         .await
 }
 

@@ -185,7 +185,7 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
     }
     if is_stored && stands != PullSecrets::Present {
         warnings.push(warning(&format!(
-            "this Pod lacks pull secret {}; recreate it",
+            "this Pod does not reference pull secret {}; recreate it",
             rules.secret_name
         )));
     }
@@ -238,15 +238,15 @@ fn unnoted(
 pub fn warning_for(reason: Reason, rules: &Rules) -> Option<String> {
     match reason {
         Reason::Foreign(why) => Some(warning(&format!(
-            "Secret {} isn't ours: {why}",
+            "Secret {} left unchanged: {why}",
             rules.secret_name
         ))),
         Reason::NotAllowed => Some(warning(
-            "the configuration's allow list has none of this Pod's ECR registries",
+            "no pull secret added: the allow list has none of this Pod's ECR registries",
         )),
         Reason::NoIdentity(why) => Some(warning(&why.to_string())),
         Reason::Overloaded => Some(warning(
-            "too many Pods are created at this moment, so this one got no pull secret",
+            "overloaded: this Pod was admitted without a pull secret; recreate it",
         )),
         _ => None,
     }
@@ -313,13 +313,13 @@ fn registries(
     let mut warnings = Vec::new();
     if let Some(host) = refused.first() {
         warnings.push(warning(&format!(
-            "not in the allow list: {host}{}",
+            "registry not in the allow list: {host}{}",
             and_more(refused.len())
         )));
     }
     if !beyond.is_empty() {
         warnings.push(warning(&format!(
-            "only {} of {} ECR registries served (limits.registriesPerPod)",
+            "credentials for only {} of {} ECR registries (limits.registriesPerPod)",
             allowed.len(),
             allowed.len() + beyond.len()
         )));
@@ -342,13 +342,13 @@ impl Reason {
         match self {
             Self::NotAPod => "not_a_pod",
             Self::OtherOperation => "other_operation",
-            Self::Mirror => "mirror",
+            Self::Mirror => "mirror_pod",
             Self::Disabled => "disabled",
             Self::Deleting => "deleting",
-            Self::SameImages => "same_images",
-            Self::NoRegistry => "no_registry",
+            Self::SameImages => "images_unchanged",
+            Self::NoRegistry => "no_ecr_image",
             Self::NotOptedIn => "not_opted_in",
-            Self::NotAllowed => "not_allowed",
+            Self::NotAllowed => "registry_not_allowed",
             Self::NoIdentity(why) => why.as_str(),
             Self::Foreign(_) => "foreign",
             Self::Overloaded => "overloaded",
@@ -657,7 +657,9 @@ mod tests {
         assert!(missing.contains_key(IRELAND) && missing.len() == 1);
         assert_eq!(
             injection.warnings,
-            [format!("ecr-injector: not in the allow list: {OREGON}")]
+            [format!(
+                "ecr-injector: registry not in the allow list: {OREGON}"
+            )]
         );
         rules
             .allow
@@ -835,7 +837,9 @@ mod tests {
         assert_eq!(missing.len(), 16);
         assert_eq!(
             injection.warnings,
-            ["ecr-injector: only 16 of 20 ECR registries served (limits.registriesPerPod)"]
+            [
+                "ecr-injector: credentials for only 16 of 20 ECR registries (limits.registriesPerPod)"
+            ]
         );
     }
 }

@@ -94,8 +94,8 @@ impl Verdict {
         match self {
             Self::Inject => "inject",
             Self::InjectUnready => "inject_unready",
-            Self::LeaveAlone => "leave_alone",
-            Self::Refuse => "refuse",
+            Self::LeaveAlone => "skip",
+            Self::Refuse => "deny",
         }
     }
 }
@@ -175,7 +175,8 @@ impl Webhook {
         let outcome = match demand(&request, &rules) {
             Err(reason) => self.leave_alone(reason, &rules),
             Ok(_) if refuses(&request, &rules) => {
-                let message = "ecr-injector: too many Pods are created at this moment; try again";
+                let message =
+                    "ecr-injector: overloaded: too many Pods are being created; try again";
                 Outcome {
                     response: Response {
                         refusal: Some((TOO_MANY, message.to_owned())),
@@ -273,7 +274,7 @@ impl Webhook {
                     )
                     .await;
                 let outcome = match result {
-                    Ok(()) => self.inject(injection, "ensured", rules),
+                    Ok(()) => self.inject(injection, "provisioned", rules),
                     Err(PullSecretError::Foreign(why)) => {
                         self.leave_alone(Reason::Foreign(why), rules)
                     }
@@ -393,15 +394,17 @@ impl Webhook {
         injection.warnings.push(match &error {
             // Nothing that is tried again makes room.
             PullSecretError::Full { hosts, limit } => warning(&format!(
-                "no room for {} of this Pod's ECR registries (limits.registriesPerSecret: {limit})",
+                "no room in the pull secret for {} of this Pod's ECR registries \
+                 (limits.registriesPerSecret: {limit})",
                 hosts.len()
             )),
             PullSecretError::Refused { .. } => warning(&format!(
-                "the API server refuses to write Secret {} ({label}); see this namespace's Events",
+                "the API server rejected Secret {} ({label}); see the Events of this namespace",
                 rules.secret_name
             )),
             _ => warning(&format!(
-                "no credential yet for {missing} ECR {registries} ({label}); pulls may be late"
+                "no credential yet for {missing} ECR {registries} ({label}); image pulls may \
+                 fail until then"
             )),
         });
         // A Pod that is stored has its list already; the decision says so by `Present`.
@@ -459,9 +462,9 @@ struct Line<'a> {
     decision: &'static str,
     reason: &'static str,
     registries: String,
-    token: &'static str,
-    secret: &'static str,
-    duration_ms: f64,
+    token_source: &'static str,
+    secret_outcome: &'static str,
+    elapsed_ms: f64,
     error: Option<String>,
 }
 
@@ -482,9 +485,9 @@ impl<'a> Line<'a> {
             decision: outcome.verdict.as_str(),
             reason: outcome.reason,
             registries: listed(&outcome.hosts),
-            token: outcome.tokens.as_str(),
-            secret: outcome.secret.as_str(),
-            duration_ms: f64::from(micros) / 1000.0,
+            token_source: outcome.tokens.as_str(),
+            secret_outcome: outcome.secret.as_str(),
+            elapsed_ms: f64::from(micros) / 1000.0,
             error: outcome
                 .error
                 .as_ref()
@@ -507,13 +510,13 @@ impl<'a> Line<'a> {
             ("decision", self.decision.into()),
             ("reason", self.reason.into()),
             ("registries", self.registries.into()),
-            ("token", self.token.into()),
-            ("secret", self.secret.into()),
+            ("token_source", self.token_source.into()),
+            ("secret_outcome", self.secret_outcome.into()),
         ] {
             span.set(key, value.into_owned());
         }
         span.set("dry_run", self.dry_run);
-        span.set("duration_ms", self.duration_ms);
+        span.set("elapsed_ms", self.elapsed_ms);
         if let Some(error) = self.error {
             span.fail(error);
         }
@@ -534,9 +537,9 @@ impl<'a> Line<'a> {
                     decision = self.decision,
                     reason = self.reason,
                     registries = self.registries,
-                    token = self.token,
-                    secret = self.secret,
-                    duration_ms = self.duration_ms,
+                    token_source = self.token_source,
+                    secret_outcome = self.secret_outcome,
+                    elapsed_ms = self.elapsed_ms,
                     $($more)+
                 )
             };

@@ -248,7 +248,7 @@ impl PinnedChain {
                     if self.pinned.set(at).is_ok() {
                         let from = source.from;
                         self.metrics.credentials_from(from.as_str());
-                        tracing::info!(source = %from, "found AWS credentials; no other source is asked from now on");
+                        tracing::info!(source = %from, "found AWS credentials; using only this source from now on");
                     }
                     return Ok(credentials);
                 }
@@ -287,7 +287,7 @@ impl Candidate {
     async fn ask(&self) -> Result<Credentials, CredentialsError> {
         let asked = timeout(SOURCE_TIMEOUT, self.provider.provide_credentials()).await;
         asked.unwrap_or_else(|_| {
-            tracing::debug!(source = %self.from, "a source of credentials did not answer");
+            tracing::debug!(source = %self.from, "credentials source timed out");
             Err(CredentialsError::provider_timed_out(SOURCE_TIMEOUT))
         })
     }

@@ -264,7 +264,7 @@ impl Surroundings {
         };
         if let Err(error) = provider.provide_credentials().await {
             let error = credentials::explain(&error);
-            tracing::warn!(%error, "no AWS credentials yet; docs/reference/aws-credentials.md has what each source needs");
+            tracing::warn!(%error, "no AWS credentials yet; docs/reference/aws-credentials.md lists what each source needs");
         }
     }
 

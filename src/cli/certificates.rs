@@ -28,7 +28,7 @@ const MIN_LIFE: Duration = Duration::from_secs(20);
 /// the API server trust.
 #[derive(Debug, Args)]
 pub(super) struct CertificateFlags {
-    /// Serve this certificate with its chain (PEM), read again when it changes
+    /// Serving certificate with its chain (PEM), reloaded when it changes
     #[arg(
         long,
         env = "ECR_INJECTOR_TLS_CERT",
@@ -36,7 +36,7 @@ pub(super) struct CertificateFlags {
         requires = "tls_key"
     )]
     tls_cert: Option<PathBuf>,
-    /// The private key of --tls-cert (PEM)
+    /// Private key of --tls-cert (PEM)
     #[arg(
         long,
         env = "ECR_INJECTOR_TLS_KEY",
@@ -44,7 +44,8 @@ pub(super) struct CertificateFlags {
         requires = "tls_cert"
     )]
     tls_key: Option<PathBuf>,
-    /// Serve the certificate of this Secret of type kubernetes.io/tls in our namespace
+    /// Secret of type kubernetes.io/tls with the serving certificate, in the namespace of
+    /// ecr-injector
     #[arg(
         long,
         env = "ECR_INJECTOR_TLS_SECRET",
@@ -52,7 +53,7 @@ pub(super) struct CertificateFlags {
         conflicts_with = "tls_cert"
     )]
     tls_secret: Option<String>,
-    /// Self-managed: the Secret of the certificate authority, in our namespace
+    /// Self-managed: Secret of the certificate authority, in the namespace of ecr-injector
     #[arg(
         long,
         env = "ECR_INJECTOR_CA_SECRET",
@@ -60,27 +61,27 @@ pub(super) struct CertificateFlags {
         default_value = "ecr-injector-ca"
     )]
     ca_secret: String,
-    /// Self-managed: the registration (a `MutatingWebhookConfiguration`) that is to trust us
+    /// Self-managed: MutatingWebhookConfiguration whose caBundle the leader keeps
     #[arg(
         long,
-        env = "ECR_INJECTOR_REGISTRATION",
+        env = "ECR_INJECTOR_WEBHOOK_CONFIGURATION",
         value_name = "NAME",
         default_value = "zz-ecr-injector"
     )]
-    registration: String,
-    /// Self-managed: how long an authority lives; the next one follows after two thirds of that
-    #[arg(long, env = "ECR_INJECTOR_CA_LIFETIME", value_name = "TIME", default_value = "8760h", value_parser = span)]
+    webhook_configuration: String,
+    /// Self-managed: lifetime of a certificate authority, rotated after two thirds of it
+    #[arg(long, env = "ECR_INJECTOR_CA_LIFETIME", value_name = "DURATION", default_value = "8760h", value_parser = span)]
     ca_lifetime: Duration,
-    /// Self-managed: how long a serving certificate lives; the next one follows after two thirds of that
-    #[arg(long, env = "ECR_INJECTOR_CERTIFICATE_LIFETIME", value_name = "TIME", default_value = "168h", value_parser = span)]
+    /// Self-managed: lifetime of a serving certificate, renewed after two thirds of it
+    #[arg(long, env = "ECR_INJECTOR_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "168h", value_parser = span)]
     certificate_lifetime: Duration,
-    /// Self-managed: how long the API server has to have been told of a new authority before it signs
-    #[arg(long, env = "ECR_INJECTOR_CA_PUBLICATION", value_name = "TIME", default_value = "2m", value_parser = span)]
-    ca_publication: Duration,
-    /// Let in only clients with a certificate of these authorities (PEM), read again when it changes
+    /// Self-managed: how long a new authority is in the caBundle before it signs
+    #[arg(long, env = "ECR_INJECTOR_CA_PROPAGATION_DELAY", value_name = "DURATION", default_value = "2m", value_parser = span)]
+    ca_propagation_delay: Duration,
+    /// Admit only clients with a certificate of these authorities (PEM), reloaded when it changes
     #[arg(long, env = "ECR_INJECTOR_CLIENT_CA", value_name = "FILE")]
     client_ca: Option<PathBuf>,
-    /// And only with this common name or DNS name; may be given several times
+    /// Admit only clients with this common name or DNS name; may be repeated
     #[arg(
         long,
         env = "ECR_INJECTOR_CLIENT_NAME",
@@ -89,7 +90,7 @@ pub(super) struct CertificateFlags {
         requires = "client_ca"
     )]
     client_name: Vec<String>,
-    /// The oldest TLS version to accept
+    /// Minimum TLS version to accept
     #[arg(
         long,
         env = "ECR_INJECTOR_TLS_MIN_VERSION",
@@ -136,7 +137,7 @@ impl CertificateFlags {
             client,
             namespace: home.clone(),
             secret: self.ca_secret.clone(),
-            registration: self.registration.clone(),
+            registration: self.webhook_configuration.clone(),
             service: service.to_owned(),
             lifetimes: self.lifetimes()?,
             clock,
@@ -169,15 +170,16 @@ impl CertificateFlags {
     fn lifetimes(&self) -> anyhow::Result<Lifetimes> {
         let (ca, leaf) = (self.ca_lifetime, self.certificate_lifetime);
         anyhow::ensure!(
-            leaf >= MIN_LIFE && self.ca_publication < ca / 6 && leaf <= ca / 3,
-            "--certificate-lifetime has to be {} s at least and a third of --ca-lifetime at most, and --ca-publication less than a sixth of it",
+            leaf >= MIN_LIFE && self.ca_propagation_delay < ca / 6 && leaf <= ca / 3,
+            "--certificate-lifetime must be at least {} s and at most a third of --ca-lifetime, \
+             and --ca-propagation-delay less than a sixth of it",
             MIN_LIFE.as_secs()
         );
         let signed = |span| SignedDuration::try_from(span).context("the lifetimes of certificates");
         Ok(Lifetimes {
             authority: signed(ca)?,
             leaf: signed(leaf)?,
-            publication: signed(self.ca_publication)?,
+            publication: signed(self.ca_propagation_delay)?,
         })
     }
 }

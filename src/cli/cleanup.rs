@@ -19,25 +19,25 @@ use crate::{
 };
 
 const LONG_ABOUT: &str = "\
-Remove the pull secrets that ecr-injector made, also where no namespace is opted in any more.
+Remove the pull secrets that ecr-injector created, whether their namespaces are opted in or not.
 
-A Secret of the same name that isn't ours is left alone. Each is removed as it was read: what somebody makes of it \
-meanwhile is read again.";
+A Secret of the same name that ecr-injector did not create is left unchanged. Each pull secret is removed as it was read: if \
+another client changes it meanwhile, it is read again.";
 const AFTER_HELP: &str = "\
-Standard output has what was done alone; logs, progress and the summary go to standard error.
+The report goes to standard output; logs, progress and the summary go to standard error.
 
 Exit codes:
-  0    nothing of ours is left where it was looked; a dry run: it could be looked
-  1    something is left, a right is missing, or the cluster could not be reached
-  2    wrong usage
-  130  interrupted: what was under way has ended, and the output says what was done
+  0         no pull secret is left in the namespaces that were named; with --dry-run: all could be read
+  1         a pull secret is left, a permission is missing, or the cluster could not be reached
+  2         wrong usage
+  130, 143  interrupted by SIGINT or SIGTERM: what was in progress has ended and is reported
 
 Examples:
   ecr-injector cleanup --all --dry-run
   ecr-injector cleanup --namespace team-a --namespace team-b";
 
 const NO_SCOPE: &str = "\
-where to remove pull secrets is missing: name namespaces by --namespace, or say --all. What it would be: --dry-run.
+--namespace or --all is missing: name the namespaces to remove pull secrets from, or all with --all. To preview: --dry-run.
 ";
 
 const COMMAND: Command = Command {
@@ -50,11 +50,11 @@ const NAMED: usize = 5;
 /// Removals of one pull secret that is written at the same time.
 const ATTEMPTS: u32 = 4;
 
-/// Remove the pull secrets that ecr-injector made.
+/// Remove the pull secrets that ecr-injector created.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 pub struct Flags {
-    /// In all namespaces
+    /// Remove the pull secrets of all namespaces
     #[arg(long, conflicts_with = "namespaces")]
     all: bool,
     #[command(flatten)]
@@ -79,7 +79,7 @@ impl Flags {
             let absent: Vec<_> = absent.map(|(name, _)| name.as_str()).collect();
             anyhow::ensure!(
                 absent.is_empty(),
-                "there is no namespace {}; nothing was removed",
+                "namespace {} not found; nothing was removed",
                 absent.join(", ")
             );
             looks.into_iter().map(|(namespace, _)| namespace).collect()
@@ -110,7 +110,7 @@ impl Flags {
                     (Ok(()), None | Some(Observed::Deleted(_))) => {
                         Row::good(namespace.clone(), "absent")
                     }
-                    (Ok(()), Some(_)) => Row::good(namespace.clone(), "would remove"),
+                    (Ok(()), Some(_)) => Row::good(namespace.clone(), "would-remove"),
                 }
             } else {
                 match remove(site, writer, namespace).await {
@@ -159,8 +159,8 @@ impl Flags {
         let would = if self.once.dry_run { "would be" } else { "is" };
         let label = &site.wiring.live.config().opt_in.label;
         Some(format!(
-            "warning: opted in: {list}. What {would} removed there comes again while a webhook runs; to opt out: kubectl \
-             label namespace {} {label}-",
+            "warning: opted in: {list}. Pull secrets that {would} removed there are created \
+             again while the webhook runs; to opt out: kubectl label namespace {} {label}-",
             opted_in[0]
         ))
     }
@@ -188,7 +188,7 @@ async fn remove(
 
 fn skipped(namespace: &Namespace, why: Foreign) -> Row {
     Row {
-        message: Some(format!("not ours: {why}")),
+        message: Some(format!("not created by ecr-injector: {why}")),
         ..Row::good(namespace.clone(), "skipped")
     }
 }
@@ -201,14 +201,14 @@ fn summary(rows: &[Row], server: &str) -> String {
     let number = |result| rows.iter().filter(|row| row.result == result).count();
     let secrets = |number| count(number, "pull secret");
     let mut parts = Vec::new();
-    match (number("removed"), number("would remove")) {
+    match (number("removed"), number("would-remove")) {
         (0, 0) => parts.push("nothing to remove".to_owned()),
         (removed, 0) => parts.push(format!("{} removed", secrets(removed))),
         (_, would) => parts.push(format!("{} would be removed", secrets(would))),
     }
     let foreign = number("skipped");
     if foreign > 0 {
-        parts.push(format!("{} of others left alone", count(foreign, "Secret")));
+        parts.push(format!("{} of others skipped", count(foreign, "Secret")));
     }
     let bad = rows.iter().filter(|row| !row.is_good).count();
     if bad > 0 {
@@ -228,7 +228,7 @@ mod tests {
     fn the_summary_counts_what_was_done_and_what_is_left() {
         let name = || Namespace::parse("team").expect("valid");
         let removed = Row::good(name(), "removed");
-        let would = Row::good(name(), "would remove");
+        let would = Row::good(name(), "would-remove");
         let none = Row::good(name(), "absent");
         let foreign = skipped(&name(), Foreign::Label);
         let bad = failed(&name(), &PullSecretError::Contended);
@@ -242,7 +242,7 @@ mod tests {
             ),
             (
                 vec![removed, foreign, bad.clone()],
-                "1 pull secret removed, 1 Secret of others left alone, 1 pull secret not removed in x",
+                "1 pull secret removed, 1 Secret of others skipped, 1 pull secret not removed in x",
             ),
             (vec![bad], "1 pull secret not removed in x"),
         ] {

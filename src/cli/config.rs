@@ -12,7 +12,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand, error::ErrorKind};
 use jiff::SignedDuration;
 
-use super::report::Output;
+use super::report::{Output, count};
 use crate::{
     config::{Config, ConfigError, Discovery, Refresh, schema},
     identity::DefaultIdentity,
@@ -27,16 +27,16 @@ const STDIN: &str = "-";
 const ONE_FILE: &str = "--cluster compares one file with a cluster: name one\n";
 
 const CHECK_HELP: &str = "\
-Standard output says what each good file amounts to; standard error has all that is wrong, a line each, with the file and \
-the field's path.
+The summary of each valid file goes to standard output. Every error goes to standard error, one per line, with the file and \
+the path of the field.
 
-With --cluster the one file is compared with the pull secrets of a cluster: how many hosts, in how many namespaces, it would \
-suspend, because the rules no longer allow them or no identity may mint. Only metadata are read, and nothing is changed.
+With --cluster the file is compared with the pull secrets of a cluster: how many registries, in how many namespaces, it would \
+suspend because the rules no longer allow them or no identity may mint. Only metadata is read, and nothing is changed.
 
 Exit codes:
-  0  every file can be used
-  1  one can't, or couldn't be read; with --cluster also: it would suspend hosts in more than half of the namespaces that
-     have any, and in 10 at least, or the cluster couldn't be read
+  0  every file is valid
+  1  a file is invalid or could not be read; with --cluster also: the file would suspend registries in more than half of the
+     namespaces that have any, and in at least 10, or the cluster could not be read
   2  wrong usage
 
 Examples:
@@ -44,7 +44,7 @@ Examples:
   kubectl -n ecr-injector get configmap ecr-injector -o jsonpath='{.data.config\\.yaml}' | ecr-injector config check -
   ecr-injector config check config.yaml --cluster --kubeconfig admin.kubeconfig -o json";
 
-/// Check configuration files, or print their JSON Schema.
+/// Validate configuration files, or print their JSON Schema.
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
 pub struct Flags {
@@ -54,29 +54,30 @@ pub struct Flags {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Check files as the webhook would, and say what they amount to
+    /// Validate configuration files as the webhook does, and summarize them
     #[command(after_long_help = CHECK_HELP)]
     Check {
-        /// A configuration file (YAML), or - for standard input; may be repeated
+        /// Configuration file (YAML), or - for standard input; may be repeated
         #[arg(required = true, value_name = "FILE|-")]
         files: Vec<PathBuf>,
         #[command(flatten)]
         against: ClusterFlags,
     },
-    /// Print the JSON Schema of the file, for editors and other checks
+    /// Print the JSON Schema of the configuration file, for editors and validators
     Schema,
 }
 
 /// What a file is compared with.
 #[derive(Debug, Args)]
 struct ClusterFlags {
-    /// Say also what the one file would suspend in a cluster
+    /// Also report which registries the file would suspend in a cluster
     #[arg(long)]
     cluster: bool,
-    /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
+    /// Path of the kubeconfig; by default the ServiceAccount of the Pod, else the usual KUBECONFIG
+    /// rules
     #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// With --cluster: how to write what was found
+    /// With --cluster: output format of the report
     #[arg(short, long, env = "ECR_INJECTOR_OUTPUT", value_enum, default_value_t)]
     output: Output,
 }
@@ -107,7 +108,7 @@ impl ClusterFlags {
             Err(error) => {
                 // To whom should a failure be told?
                 let _ = io::stderr().write_all(complaints(&error).as_bytes());
-                anyhow::bail!("1 of 1 can't be used");
+                anyhow::bail!("1 of 1 files are invalid");
             }
         };
         tls::install_crypto_provider();
@@ -115,7 +116,7 @@ impl ClusterFlags {
         let found = runtime.block_on(cluster::read(&config, self.kubeconfig.as_deref()))?;
         let output = match self.output {
             Output::Table => format!(
-                "{}: good\n{}{}",
+                "{}: valid\n{}{}",
                 name(file),
                 summary(&config),
                 found.to_text()
@@ -132,7 +133,7 @@ fn check(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     let is_stdin = |file: &&PathBuf| file.as_os_str() == STDIN;
     ensure!(
         files.iter().filter(is_stdin).count() < 2,
-        "standard input can be read once only"
+        "standard input can be read only once"
     );
     let (mut good, mut bad, mut refused) = (String::new(), String::new(), 0);
     for file in files {
@@ -154,7 +155,7 @@ fn check(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     }
     // To whom should a failure be told?
     let _ = io::stderr().write_all(bad.as_bytes());
-    anyhow::bail!("{refused} of {} can't be used", files.len());
+    anyhow::bail!("{refused} of {} files are invalid", files.len());
 }
 
 fn name(file: &Path) -> String {
@@ -194,7 +195,7 @@ fn summary(config: &Config) -> String {
     let excluded: Vec<String> = rules.excluded.iter().map(ToString::to_string).collect();
     let identities = &rules.identities;
     let default = match identities.default {
-        DefaultIdentity::Ambient => "the ambient identity",
+        DefaultIdentity::Ambient => "ambient",
         DefaultIdentity::None => "nobody",
     };
     let cap = match config.session_cap {
@@ -203,11 +204,11 @@ fn summary(config: &Config) -> String {
         SessionCap::After(seconds) => format!("after {seconds} s"),
     };
     let mut lines = vec![
-        ("pull secret", rules.secret_name.clone()),
+        ("secretName", rules.secret_name.clone()),
         (
-            "namespaces",
+            "optIn",
             format!(
-                "{}={}, without {}",
+                "{}={}, except {}",
                 opt_in.label,
                 opt_in.value,
                 listed(&excluded)
@@ -216,7 +217,7 @@ fn summary(config: &Config) -> String {
         (
             "registries",
             format!(
-                "of {} and {}; {}{}",
+                "{}, {}; {}{}",
                 counted(rules.allow.accounts.len(), "account", "all accounts"),
                 counted(rules.allow.regions.len(), "region", "all regions"),
                 match rules.aliases.count() {
@@ -234,7 +235,7 @@ fn summary(config: &Config) -> String {
         (
             "identities",
             format!(
-                "{}; {} of roles for annotations; else {default}",
+                "{}; {} for annotated roles; default: {default}",
                 counted(identities.rules.len(), "rule", "no rules"),
                 counted(
                     identities.namespace_roles.allow.len(),
@@ -244,10 +245,10 @@ fn summary(config: &Config) -> String {
             ),
         ),
         (
-            "kept",
+            "refresh",
             format!(
-                "{} ahead of Pods; {} writes a second; tokens end {cap}",
-                counted(refresh.prewarm.len(), "host", "no hosts"),
+                "{} prewarmed; {} writes per second; tokens end {cap}",
+                counted(refresh.prewarm.len(), "registry", "no registries"),
                 refresh.writes_per_second
             ),
         ),
@@ -257,12 +258,12 @@ fn summary(config: &Config) -> String {
         (
             "limits",
             format!(
-                "{} registries a Pod, {} a pull secret",
+                "{} registries per Pod, {} per pull secret",
                 rules.registries_per_pod, rules.registries_per_secret
             ),
         ),
         (
-            "on failure",
+            "onFailure",
             format!("{:?}", rules.on_failure).to_lowercase(),
         ),
         (
@@ -270,12 +271,12 @@ fn summary(config: &Config) -> String {
             config
                 .log_filter
                 .clone()
-                .unwrap_or_else(|| "as the flag --log says".to_owned()),
+                .unwrap_or_else(|| "as set by --log".to_owned()),
         ),
     ]);
     let lines = lines
         .iter()
-        .map(|(name, text)| format!("  {name:<12}{text}\n"));
+        .map(|(name, text)| format!("  {name:<14}{text}\n"));
     lines.collect()
 }
 
@@ -283,34 +284,36 @@ fn summary(config: &Config) -> String {
 fn lives(refresh: &Refresh) -> [(&'static str, String); 4] {
     [
         (
-            "forgotten",
+            "forgetAfter",
             match refresh.forget_after {
-                Some(after) => format!("registries that no Pod has wanted for {}", days(after)),
+                Some(after) => format!("{} after a Pod last needed the registry", days(after)),
                 None => "nothing".to_owned(),
             },
         ),
         (
-            "disallowed",
+            "revoke",
             match refresh.revocation {
-                Revocation::OnExpiry => "kept until it expires, and not renewed",
-                Revocation::Immediately => "taken out at once",
+                Revocation::OnExpiry => {
+                    "on expiry: credentials are kept until they expire, and not renewed"
+                }
+                Revocation::Immediately => "immediately",
             }
             .to_owned(),
         ),
         (
-            "discovered",
+            "discover",
             match refresh.discovery {
-                Discovery::None => "nothing beside what admissions want",
-                Discovery::Pods => "also what Pending Pods want",
+                Discovery::None => "none: only what admissions report",
+                Discovery::Pods => "pods: also what pending Pods need",
             }
             .to_owned(),
         ),
         (
-            "opted out",
+            "optOutRemove",
             if refresh.removes {
-                "not renewed, and deleted once all credentials have expired"
+                "true: pull secrets are deleted once all credentials have expired"
             } else {
-                "not renewed"
+                "false: pull secrets stay, and are not renewed"
             }
             .to_owned(),
         ),
@@ -335,10 +338,9 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-fn counted(count: usize, noun: &str, none: &str) -> String {
-    match count {
+fn counted(number: usize, noun: &str, none: &str) -> String {
+    match number {
         0 => none.to_owned(),
-        1 => format!("1 {noun}"),
-        _ => format!("{count} {noun}s"),
+        _ => count(number, noun),
     }
 }

@@ -39,14 +39,15 @@ const INSTALLATION: &str = "ecr-injector";
 /// Where the configuration and the cluster are.
 #[derive(Debug, Args)]
 pub(super) struct WiringFlags {
-    /// The configuration file (YAML); without it every value has its default
+    /// Path of the configuration file (YAML); by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
+    /// Path of the kubeconfig; by default the ServiceAccount of the Pod, else the usual KUBECONFIG
+    /// rules
     #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Have the API server stream what there is, object by object, instead of listing it page by page: for very large
-    /// clusters, from Kubernetes 1.34 on; where that is off, it is listed
+    /// Use streaming lists (WatchList) instead of paginated lists: for very large clusters, from
+    /// Kubernetes 1.34 on; falls back to paginated lists where the API server does not support them
     #[arg(long, env = "ECR_INJECTOR_STREAMING_LISTS", value_parser = FalseyValueParser::new())]
     streaming_lists: bool,
     #[command(flatten)]
@@ -58,10 +59,11 @@ pub(super) struct WiringFlags {
 /// The Secret that shares the key by which replicas seal the states of pull secrets.
 #[derive(Debug, Args)]
 struct StateKeyFlags {
-    /// The Secret of the key that seals the states of pull secrets
+    /// Secret of the state key, with which replicas seal the states of pull secrets
     #[arg(id = "state_key_secret", long = "state-key-secret", env = "ECR_INJECTOR_STATE_KEY_SECRET", value_name = "NAME", default_value = state_key::DEFAULT_NAME)]
     secret: String,
-    /// The namespace of that Secret; by default the Pod's own, and outside of a cluster ecr-injector
+    /// Namespace of the state key's Secret; by default that of the Pod, outside a cluster
+    /// ecr-injector
     #[arg(id = "state_key_namespace", long = "state-key-namespace", env = "ECR_INJECTOR_STATE_KEY_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
     namespace: Option<Namespace>,
 }
@@ -238,7 +240,7 @@ impl Wiring {
     pub(super) fn share_state_key(&self, readiness: &mut Readiness) -> Condition {
         let condition = readiness
             .condition("state-key")
-            .waiting_for("the key that seals states");
+            .waiting_for("the state key");
         self.watch_state_key();
         self.spawn(self.state_key_secret.clone().provide(condition.clone()));
         condition

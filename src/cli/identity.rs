@@ -29,10 +29,10 @@ use crate::{
 };
 
 const LONG_ABOUT: &str = "\
-Explain which identity mints for a registry and a namespace, and what decided it.
+Explain which identity mints tokens for a registry and a namespace, and what decided it.
 
-Nothing is asked but the configuration, unless --mint is given: then AWS is asked for one token in the way that the \
-webhook does it, and nothing of it is shown.";
+Only the configuration is read, unless --mint is given: then AWS is asked for a token in the same way as the webhook does, \
+and nothing of the token is shown.";
 const AFTER_HELP: &str = "\
 Exit codes:
   0  there is an identity; with --mint: and AWS gave it a token
@@ -48,22 +48,22 @@ Examples:
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 pub struct Flags {
-    /// The registry's host, or an alias of the configuration
+    /// Host of the registry, or an alias of the configuration
     #[arg(long, env = "ECR_INJECTOR_REGISTRY", value_name = "HOST")]
     registry: String,
-    /// The namespace that asks
+    /// Namespace of the Pod
     #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
     namespace: Namespace,
-    /// What the namespace's annotation ecr-injector.dev/role-arn says, if it has it
+    /// Value of the namespace's annotation ecr-injector.dev/role-arn
     #[arg(long, env = "ECR_INJECTOR_ROLE_ARN", value_name = "ARN")]
     role_arn: Option<String>,
-    /// The webhook's configuration file (YAML); without it every value has its default
+    /// Path of the webhook's configuration file (YAML); by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Ask AWS for a token as well, to see that it works from here
+    /// Also mint a token, to test the identity from here
     #[arg(long, env = "ECR_INJECTOR_MINT", value_parser = FalseyValueParser::new())]
     mint: bool,
-    /// How to write the answer
+    /// Output format
     #[arg(short, long, env = "ECR_INJECTOR_OUTPUT", value_enum, default_value_t)]
     output: Output,
     #[command(flatten)]
@@ -73,10 +73,10 @@ pub struct Flags {
 /// How the answer is written.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum Output {
-    /// Lines for people
+    /// Human-readable lines
     #[default]
     Text,
-    /// One JSON object
+    /// A JSON object
     Json,
 }
 
@@ -91,15 +91,20 @@ impl Flags {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::of(self.config.as_deref())?;
         let trust = self.aws.trust()?;
-        let (_, registry) = config.rules.aliases.resolve(&self.registry).with_context(|| {
-            let public = Registry::parse_public(&self.registry).is_some();
-            let why = if public {
-                "is ECR Public, which needs publicEcr: true in the configuration"
-            } else {
-                "is not a private ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com or another of AWS's forms), nor an alias of the configuration"
-            };
-            format!("--registry {:?} {why}", self.registry)
-        })?;
+        let (_, registry) = config
+            .rules
+            .aliases
+            .resolve(&self.registry)
+            .with_context(|| {
+                let public = Registry::parse_public(&self.registry).is_some();
+                let why = if public {
+                    "is ECR Public, which needs publicEcr: true in the configuration"
+                } else {
+                    "is neither a private ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com or \
+                 another form of AWS) nor an alias of the configuration"
+                };
+                format!("--registry {:?} {why}", self.registry)
+            })?;
         let said = OptedIn {
             role: self.role_arn.as_deref().map(Into::into),
             ..OptedIn::default()
@@ -171,10 +176,10 @@ struct Answer<'a> {
 impl Answer<'_> {
     fn failure(&self) -> Option<String> {
         if let Err(refusal) = &self.choice.identity {
-            return Some(format!("nobody mints: {refusal}"));
+            return Some(format!("no identity may mint: {refusal}"));
         }
         if !self.is_allowed {
-            return Some("the configuration's allow list excludes this registry".to_owned());
+            return Some("the registry is not in the configuration's allow list".to_owned());
         }
         let error = self.minted?.result.as_ref().err()?;
         Some(error.to_string())
@@ -226,7 +231,7 @@ impl Answer<'_> {
         if !self.is_allowed {
             lines.push((
                 "allow",
-                "the configuration's allow list excludes this registry".to_owned(),
+                "the registry is not in the configuration's allow list".to_owned(),
             ));
         }
         if let Some(minted) = self.minted {

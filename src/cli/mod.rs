@@ -34,7 +34,7 @@ use crate::{
     process::memory,
 };
 
-/// Makes private Amazon ECR images pull on any Kubernetes cluster.
+/// Makes private Amazon ECR images pullable on any Kubernetes cluster.
 #[derive(Debug, Parser)]
 #[command(
     name = "ecr-injector",
@@ -61,10 +61,10 @@ enum Command {
 /// How AWS is reached, for the commands that ask it.
 #[derive(Debug, Args)]
 struct AwsFlags {
-    /// Trust the certificate authorities in this file (PEM) for AWS's endpoints, and not the system's
+    /// CA bundle (PEM) to verify AWS endpoints with, instead of the system's
     #[arg(long, env = "AWS_CA_BUNDLE", value_name = "FILE")]
     aws_ca_bundle: Option<PathBuf>,
-    /// Use the ambient credentials of this source alone; those of any other are an error, and sign nothing
+    /// The only source of ambient credentials to use; credentials of any other source are an error
     #[arg(
         long,
         env = "ECR_INJECTOR_EXPECT_CREDENTIALS",
@@ -94,7 +94,7 @@ fn namespace(text: &str) -> Result<Namespace, &'static str> {
 fn span(text: &str) -> Result<Duration, &'static str> {
     let parsed = text.parse::<jiff::SignedDuration>().ok();
     let span = parsed.and_then(|span| Duration::try_from(span).ok());
-    span.ok_or("expected a time such as 15s or 400ms")
+    span.ok_or("expected a duration such as 15s or 400ms")
 }
 
 /// `| head` has seen enough when it closes the pipe: no error.

@@ -49,16 +49,16 @@ const LABEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The flags of such a command. The scope has no variables: none that is left over is to narrow or widen what is done.
 #[derive(Debug, Args)]
 pub(super) struct OnceFlags {
-    /// Only this namespace; may be repeated
+    /// Limit the command to this namespace; may be repeated
     #[arg(short, long = "namespace", value_name = "NAMESPACE", value_parser = super::namespace)]
     pub(super) namespaces: Vec<Namespace>,
-    /// Show what would be done, and do nothing
+    /// Print what would be done, and change nothing
     #[arg(long, env = "ECR_INJECTOR_DRY_RUN", value_parser = FalseyValueParser::new())]
     pub(super) dry_run: bool,
-    /// How to write what was done
+    /// Output format of the report
     #[arg(short, long, env = "ECR_INJECTOR_OUTPUT", value_enum, default_value_t)]
     output: Output,
-    /// What to log to standard error, in the form of RUST_LOG
+    /// Log filter for standard error in the form of RUST_LOG
     #[arg(
         long,
         env = "ECR_INJECTOR_LOG",
@@ -131,7 +131,8 @@ impl OnceFlags {
                         }
                         interrupted = Some(code);
                         site.term.end();
-                        progress.say("interrupted: what is under way is brought to an end; once more to end at once");
+                        progress.say("interrupted: finishing what is in progress; interrupt again to exit at \
+                         once");
                     }
                 }
             }
@@ -159,9 +160,7 @@ impl OnceFlags {
     async fn site(&self, command: &Command, progress: Progress) -> anyhow::Result<Site> {
         let wiring = Wiring::new(&self.wiring).await.map_err(|error| {
             if error.is::<ClusterError>() {
-                error.context(
-                    "there is no cluster to work on; name one by --kubeconfig or KUBECONFIG",
-                )
+                error.context("no cluster found; set --kubeconfig or KUBECONFIG")
             } else {
                 error
             }
@@ -181,8 +180,9 @@ impl OnceFlags {
                 let held = timeout(SYNC_TIMEOUT, keyed.held()).await;
                 held.ok().with_context(|| {
                     format!(
-                        "there is no key that seals the states of pull secrets: {} has none in the Secret {} after {} s; the \
-                         log above says why; --state-key-secret and --state-key-namespace name another",
+                        "no state key: {} has none in the Secret {} after {} s; see the log \
+                         above. --state-key-secret and --state-key-namespace name another \
+                         Secret",
                         wiring.cluster.server,
                         wiring.state_key_secret.path(),
                         SYNC_TIMEOUT.as_secs()
@@ -192,15 +192,18 @@ impl OnceFlags {
             None => read_state_key(&wiring).await,
         }
         let synced = wiring.watch(&mut readiness, keyed);
-        timeout(SYNC_TIMEOUT, readiness::all_held(&synced)).await.ok().with_context(|| {
-            format!(
-                "{} did not list its namespaces and the Secrets named {} within {} s; the log above says why, --log debug \
-                 says more",
-                wiring.cluster.server,
-                wiring.secret_name(),
-                SYNC_TIMEOUT.as_secs()
-            )
-        })?;
+        timeout(SYNC_TIMEOUT, readiness::all_held(&synced))
+            .await
+            .ok()
+            .with_context(|| {
+                format!(
+                    "{} did not list its namespaces and the Secrets named {} within {} s; see the \
+                 log above, or run with --log debug",
+                    wiring.cluster.server,
+                    wiring.secret_name(),
+                    SYNC_TIMEOUT.as_secs()
+                )
+            })?;
         Ok(Site {
             wiring,
             progress,
@@ -214,8 +217,9 @@ pub(super) async fn demand_rights(cluster: &Cluster, rights: &[Right]) -> anyhow
     let (client, server) = (&cluster.client, &cluster.server);
     let missing = rights::missing(client, rights).await.with_context(|| {
         format!(
-            "can't work on {server}; if that isn't the cluster that is meant, see --kubeconfig and `kubectl config \
-             current-context`; if it is, `kubectl get namespaces` has to work from here"
+            "can't use {server}; if that is the wrong cluster, see --kubeconfig and `kubectl \
+             config current-context`; if it is the right one, `kubectl get namespaces` must \
+             work from here"
         )
     })?;
     if missing.is_empty() {
@@ -228,7 +232,7 @@ pub(super) async fn demand_rights(cluster: &Cluster, rights: &[Right]) -> anyhow
         .map(|right| format!("\nmissing: {right}"))
         .collect();
     anyhow::bail!(
-        "{account} may not do what this takes in {server}; docs/how-to/refresh-and-clean-up.md has the Role{}",
+        "{account} lacks permissions for this command in {server}; docs/how-to/refresh-and-clean-up.md has the Role{}",
         lines.concat()
     );
 }

@@ -30,10 +30,10 @@ const LONG_ABOUT: &str = "\
 Show Pods and workloads as they would be admitted, without a cluster.
 
 Pods, the Pod templates of Deployments, StatefulSets, DaemonSets, ReplicaSets, ReplicationControllers, Jobs, CronJobs \
-and PodTemplates, and Lists of these are shown with the pull secret that the webhook adds in a namespace that opted in. \
-Other objects pass unchanged; comments are lost.";
+and PodTemplates, and Lists of these are printed with the pull secret that the webhook adds in an opted-in namespace. \
+Other objects are printed unchanged; comments are lost.";
 const AFTER_HELP: &str = "\
-Standard output has the objects alone; why each was changed or left alone goes to standard error.
+The objects go to standard output; why each was changed or skipped goes to standard error.
 Nothing is written to standard output unless all input could be read.
 
 Exit codes:
@@ -50,8 +50,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 pub struct Flags {
-    /// A file, a directory (its *.yaml, *.yml and *.json, not its subdirectories) or - for standard input; may be
-    /// repeated. Standard input by default
+    /// File, directory (its *.yaml, *.yml and *.json, not its subdirectories) or - for standard
+    /// input; may be repeated. By default standard input
     #[arg(
         short,
         long = "filename",
@@ -59,7 +59,7 @@ pub struct Flags {
         value_name = "FILE|DIR|-"
     )]
     filenames: Vec<PathBuf>,
-    /// The namespace of objects that name none
+    /// Namespace of objects that have none
     #[arg(
         short,
         long,
@@ -69,7 +69,7 @@ pub struct Flags {
         value_parser = super::namespace
     )]
     namespace: Namespace,
-    /// How to write the objects
+    /// Output format
     #[arg(
         short,
         long,
@@ -79,10 +79,10 @@ pub struct Flags {
         conflicts_with = "diff"
     )]
     output: Output,
-    /// Write what would change, as a unified diff, instead of the objects
+    /// Print the changes as a unified diff instead of the objects
     #[arg(long, env = "ECR_INJECTOR_DIFF", value_parser = FalseyValueParser::new())]
     diff: bool,
-    /// The webhook's configuration file (YAML); without it every value has its default
+    /// Path of the webhook's configuration file (YAML); by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -93,9 +93,9 @@ enum Output {
     /// YAML documents
     #[default]
     Yaml,
-    /// JSON: one object as it is, several as a List
+    /// JSON: a single object as is, several as a List
     Json,
-    /// The JSON Patch of each object that would change, one a line
+    /// The JSON Patch of each object that would change, one per line
     Patch,
 }
 
@@ -225,7 +225,8 @@ impl Report {
             let label = format!("{}={}", opt_in.label, opt_in.value);
             let _ = writeln!(
                 self.text,
-                "Only Pods of namespaces with the label {label} are changed; to set it:\n  kubectl label namespace {} {label}",
+                "Only Pods of namespaces with the label {label} are changed. To set it:\n  \
+                 kubectl label namespace {} {label}",
                 names.join(" ")
             );
         }

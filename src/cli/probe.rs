@@ -30,49 +30,50 @@ use crate::{
 };
 
 const LONG_ABOUT: &str = "\
-Show by a Pod whether an installation works, where its users meet it: in an opted-in namespace.
+Test an installation with a Pod in an opted-in namespace.
 
-The Pod is created in a dry run: the API server asks the webhook as it does for any, and stores nothing. With --mint it is \
-then created in earnest, but held back from every node, and removed again; what the webhook made of it is the pull secret, \
-and that has to hold a credential that is good.
+The Pod is created with a server-side dry run: the API server calls the webhook as for any Pod, and stores nothing. With \
+--mint the Pod is then stored with a scheduling gate, so that no node runs it, and removed again; the pull secret must then \
+have a valid credential for the registry.
 
-It asks as anybody would and needs nothing of the webhook's: the right to create Pods in that namespace; with --mint also to \
-delete them, and to get the Secret.";
+The command needs the permission to create Pods in that namespace; with --mint also to delete them and to get the Secret.";
 const AFTER_HELP: &str = "\
 Exit codes:
   0         it works
-  1         it does not, and the last line says why
+  1         it does not work; the last line has the reason
   2         wrong usage
-  130, 143  interrupted; the Pod is removed
+  130, 143  interrupted by SIGINT or SIGTERM; the Pod is removed
 
 Examples:
   ecr-injector probe --namespace team-a --image 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/app
   ecr-injector probe --namespace team-a --image 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/app --mint --wait 2m";
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Show by a Pod whether an installation works.
+/// Test an installation with a Pod.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 pub struct Flags {
-    /// Where to create the Pod: an opted-in namespace
+    /// Opted-in namespace to create the Pod in
     #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
     namespace: Namespace,
-    /// The image that it names; nothing pulls it, so that only the registry has to be there
+    /// Image of the Pod; nothing pulls it, so only the registry has to exist
     #[arg(long, env = "ECR_INJECTOR_IMAGE", value_name = "IMAGE")]
     image: String,
-    /// A label of the Pod, where the registration looks at them; may be repeated
+    /// Label of the Pod, for an objectSelector of the webhook; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
-    /// Store the Pod as well, and see that its pull secret opens the registry
+    /// Also store the Pod, and check that the pull secret has a valid credential for the registry
     #[arg(long, env = "ECR_INJECTOR_MINT", value_parser = FalseyValueParser::new())]
     mint: bool,
-    /// How long to try again what doesn't work yet
-    #[arg(long, env = "ECR_INJECTOR_WAIT", value_name = "TIME", default_value = "30s", value_parser = super::span)]
+    /// How long to retry until it works
+    #[arg(long, env = "ECR_INJECTOR_WAIT", value_name = "DURATION", default_value = "30s", value_parser = super::span)]
     wait: Duration,
-    /// The webhook's configuration file (YAML), for the pull secret's name and the aliases; without it every value has its default
+    /// Path of the webhook's configuration file (YAML), for the name of the pull secret and the
+    /// aliases; by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The kubeconfig to reach the API server with; by default the Pod's service account, else the usual KUBECONFIG rules
+    /// Path of the kubeconfig; by default the ServiceAccount of the Pod, else the usual KUBECONFIG
+    /// rules
     #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 }
@@ -89,7 +90,7 @@ impl Flags {
         let host = host(&self.image, &config)?;
         anyhow::ensure!(
             !config.rules.excluded.contains(&self.namespace),
-            "--namespace {}: it is excluded, so that no Pod in it is ever changed; name an opted-in namespace",
+            "--namespace {} is excluded, so no Pod in it is changed; name an opted-in namespace",
             self.namespace
         );
         log::start(log::Format::Text, "off")?;
@@ -105,7 +106,7 @@ impl Flags {
         let mut signals = Signals::listen().context("listening for signals")?;
         let cluster = Cluster::connect(self.kubeconfig.as_deref())
             .await
-            .context("there is no cluster to try; name one by --kubeconfig or KUBECONFIG")?;
+            .context("no cluster found; set --kubeconfig or KUBECONFIG")?;
         let secret = config.rules.secret_name.clone();
         let mut probe = Probe::new(self.namespace.clone(), self.image.clone(), host, secret);
         probe.labels = self.labels.iter().cloned().collect();
@@ -127,7 +128,8 @@ impl Flags {
                     }
                     code = Some(by);
                     attempt.interrupted.cancel();
-                    say("interrupted: a Pod that is being created is removed first; once more to end at once");
+                    say("interrupted: removing the Pod that is being created; interrupt again to \
+                     exit at once");
                 }
             }
         };
@@ -169,7 +171,7 @@ impl Attempt {
         let expires_at = self.until_it_works(credential).await?;
         let left = expires_at.duration_since(SystemClock.now());
         super::write_out(&format!(
-            "minted    {namespace}/{secret} opens {} until {}, for {:#}\n",
+            "minted    {namespace}/{secret} has a credential for {} until {}, for {:#}\n",
             probe.host,
             to_the_second(expires_at),
             SignedDuration::from_mins(left.as_mins()),
@@ -192,9 +194,7 @@ impl Attempt {
             if Instant::now() + PAUSE >= self.end {
                 let server = &self.cluster.server;
                 let seconds = self.wait.as_secs();
-                return Err(error.context(format!(
-                    "it does not work, tried for {seconds} s in {server}"
-                )));
+                return Err(error.context(format!("does not work after {seconds} s in {server}")));
             }
             let reason = format!("{error:#}");
             if reason != told {
@@ -215,13 +215,14 @@ fn say(text: &str) {
 }
 
 fn host(image: &str, config: &Config) -> anyhow::Result<Host> {
-    let reference =
-        ImageReference::parse(image).with_context(|| format!("--image {image:?} is no image"))?;
+    let reference = ImageReference::parse(image)
+        .with_context(|| format!("--image {image:?} is not a valid image reference"))?;
     let resolved = config.rules.aliases.resolve(reference.domain());
     let (host, _) = resolved.with_context(|| {
         format!(
-            "--image {image:?}: {} is neither an ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com or another of AWS's forms) nor an \
-             alias of the configuration, so that no Pod with it is changed",
+            "--image {image:?}: {} is neither an ECR registry \
+             (ACCOUNT.dkr.ecr.REGION.amazonaws.com or another form of AWS) nor an alias of the \
+             configuration, so no Pod with it is changed",
             reference.domain()
         )
     })?;

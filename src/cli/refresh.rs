@@ -23,30 +23,31 @@ use crate::{
 };
 
 const LONG_ABOUT: &str = "\
-Bring all pull secrets up to date once, and end.
+Refresh all pull secrets once, and exit.
 
-It does what a leader of `serve` does, by the same code: renews what is due, mints what AWS couldn't give before, makes what \
-`prewarm` names, and repairs what was changed. Only opted-in namespaces are written to. It may run beside a leader.";
+The command does what the leader of `serve` does, with the same code: it renews what is due, mints what could not be minted \
+before, creates what `prewarm` names, and repairs what was changed. It writes only to opted-in namespaces, and may run beside \
+a leader.";
 const AFTER_HELP: &str = "\
-Standard output has what was done alone; logs, progress and the summary go to standard error.
+The report goes to standard output; logs, progress and the summary go to standard error.
 
 Exit codes:
-  0    everything is fresh; a dry run: nothing is in the way of that
-  1    something is not (a Secret that isn't ours, no token, a refused write, a suspended registry), a right is missing, or the \
-cluster could not be reached
-  2    wrong usage
-  130  interrupted: what was under way has ended, and the output says what was done
+  0         every pull secret is fresh; with --dry-run: nothing prevents that
+  1         a pull secret is not fresh (a Secret of that name that ecr-injector did not create, no token, a rejected write, a \
+suspended registry), a permission is missing, or the cluster could not be reached
+  2         wrong usage
+  130, 143  interrupted by SIGINT or SIGTERM: what was in progress has ended and is reported
 
 Examples:
   ecr-injector refresh --once --dry-run
   ecr-injector refresh --once --all --namespace team-a
   ecr-injector refresh --once --prune --config config.yaml";
 const NOT_ONCE: &str = "\
---once is missing: this command does its work once and ends.
-To keep pull secrets fresh all the time, run `ecr-injector serve`: one of its replicas leads and refreshes.
+--once is missing: this command refreshes once and exits.
+To refresh pull secrets continuously, run `ecr-injector serve`: one of its replicas leads and refreshes.
 ";
 const NO_CONFIG: &str = "\
-warning: no --config: all values are defaults. If the webhook has a configuration, give the same: by another one, other \
+warning: no --config: all values are defaults. Use the configuration of the webhook if it has one: without it, other \
 identities mint, and aliases are unknown";
 
 const COMMAND: Command = Command {
@@ -55,17 +56,18 @@ const COMMAND: Command = Command {
     seals: true,
 };
 
-/// Bring all pull secrets up to date once, and end.
+/// Refresh all pull secrets once, and exit.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 pub struct Flags {
-    /// Do it once (required: `serve` does it all the time)
+    /// Refresh once (required: `serve` refreshes continuously)
     #[arg(long)]
     once: bool,
-    /// Renew also what isn't due yet: all credentials of these namespaces
+    /// Also renew credentials that are not due yet
     #[arg(long)]
     all: bool,
-    /// Take out registries that the configuration does not allow, also those whose credentials are still good
+    /// Remove registries that the configuration does not allow, even if their credentials are still
+    /// valid
     #[arg(long)]
     prune: bool,
     #[command(flatten)]
@@ -163,13 +165,14 @@ impl Flags {
             let label = format!("{}={}", opt_in.label, opt_in.value);
             match look {
                 _ if config.rules.excluded.contains(&name) => wrong.push(format!(
-                    "{name} is excluded: by the configuration, or as a namespace of the system or our own"
+                    "{name} is excluded: by the configuration, as a system namespace, or as the \
+                     namespace of ecr-injector"
                 )),
                 Look::OptedIn(_) => {}
                 Look::OptedOut(_) => wrong.push(format!(
-                    "{name} is not opted in; to do so: kubectl label namespace {name} {label}"
+                    "{name} is not opted in; to opt in: kubectl label namespace {name} {label}"
                 )),
-                Look::Absent => wrong.push(format!("there is no namespace {name}")),
+                Look::Absent => wrong.push(format!("namespace {name} not found")),
             }
         }
         anyhow::ensure!(
@@ -208,10 +211,10 @@ impl Seen<'_> {
             one_shot::interrupted(namespace.clone())
         } else if let Some(error) = &swept.error {
             let is_refused = error.contains("refused");
-            let result = if is_refused { "refused" } else { "failed" };
+            let result = if is_refused { "rejected" } else { "failed" };
             Row::bad(namespace.clone(), result, error.clone())
         } else if !is_done {
-            let message = "something is still due; the log says why".to_owned();
+            let message = "the pull secret is still due; see the log".to_owned();
             Row::bad(namespace.clone(), "failed", message)
         } else {
             match (swept.written, had, has) {
@@ -241,20 +244,20 @@ impl Seen<'_> {
             }
             Some(Action::Write(desired)) => {
                 let result = if has.is_some() {
-                    "would renew"
+                    "would-renew"
                 } else {
-                    "would create"
+                    "would-create"
                 };
                 let (due, all) = (desired.due.len(), desired.keys.len());
                 let dropped = desired.forgotten.len();
-                let mut message = format!("{due} of {}", count(all, "host"));
+                let mut message = format!("{due} of {}", count(all, "registry"));
                 if dropped > 0 {
-                    message = format!("{message}; {} dropped", count(dropped, "host"));
+                    message = format!("{message}; {} removed", count(dropped, "registry"));
                 }
                 (result, Some(message))
             }
-            Some(Action::Look) => ("would look", None),
-            Some(Action::Remove) => ("would remove", None),
+            Some(Action::Look) => ("would-verify", None),
+            Some(Action::Remove) => ("would-remove", None),
         };
         let row = Row {
             message,
@@ -355,7 +358,7 @@ fn desired_of(plan: Option<&Plan>) -> Option<&DesiredState> {
 }
 
 fn foreign(namespace: &Namespace, why: Foreign) -> Row {
-    let message = format!("not ours, and so left alone: {why}");
+    let message = format!("not created by ecr-injector, left unchanged: {why}");
     Row::bad(namespace.clone(), "skipped", message)
 }
 
@@ -365,18 +368,20 @@ fn done(rows: &[Row], server: &str) -> String {
     let changed = rows.iter().filter(|row| changed.contains(&row.result));
     let (changed, bad) = (changed.count(), bad(rows));
     let text = match (changed, bad) {
-        _ if rows.is_empty() => "no namespace is opted in or has a pull secret of ours".to_owned(),
+        _ if rows.is_empty() => {
+            "no namespace is opted in or has a pull secret of ecr-injector".to_owned()
+        }
         (0, 0) => format!(
-            "nothing to do: all is fresh in {}",
+            "nothing to do: all pull secrets are fresh in {}",
             count(rows.len(), "namespace")
         ),
         (changed, 0) => format!(
-            "{} brought up to date, nothing else was due in {}",
+            "{} refreshed, nothing else was due in {}",
             count(changed, "pull secret"),
             count(rows.len(), "namespace")
         ),
         (changed, bad) => format!(
-            "{} brought up to date; {bad} of {} not as it should be, see above",
+            "{} refreshed; {bad} of {} not fresh, see above",
             count(changed, "pull secret"),
             count(rows.len(), "namespace")
         ),
@@ -388,18 +393,20 @@ fn done(rows: &[Row], server: &str) -> String {
 fn would(rows: &[Row], server: &str) -> String {
     let due = rows.iter().filter(|row| row.result.starts_with("would"));
     let text = match (due.count(), bad(rows)) {
-        _ if rows.is_empty() => "no namespace is opted in or has a pull secret of ours".to_owned(),
+        _ if rows.is_empty() => {
+            "no namespace is opted in or has a pull secret of ecr-injector".to_owned()
+        }
         (0, 0) => format!(
-            "nothing would be done: all is fresh in {}",
+            "nothing would be done: all pull secrets are fresh in {}",
             count(rows.len(), "namespace")
         ),
         (due, bad) => {
             let bad = match bad {
                 0 => String::new(),
-                bad => format!("; {bad} can't be brought up to date, see above"),
+                bad => format!("; {bad} can't be refreshed, see above"),
             };
             let all = count(rows.len(), "namespace");
-            format!("something would be done in {due} of {all}{bad}")
+            format!("{due} of {all} would be refreshed{bad}")
         }
     };
     format!("{text}, in {server}{}", next(rows))
@@ -416,7 +423,7 @@ fn next(rows: &[Row]) -> String {
         .filter(|row| row.is_good && !row.result.starts_with("would"));
     let due = later.filter_map(|row| Some((row.due_at?, &row.namespace)));
     due.min().map_or_else(String::new, |(at, namespace)| {
-        format!("\nthe next is due at {} ({namespace})", to_the_second(at))
+        format!("\nnext refresh due at {} ({namespace})", to_the_second(at))
     })
 }
 

@@ -9,10 +9,10 @@ use crate::{cluster::namespace::Namespace, pull_secret::to_the_second, registry:
 /// How a report is written.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(super) enum Output {
-    /// A line a namespace
+    /// A line per namespace
     #[default]
     Table,
-    /// One JSON object
+    /// A JSON object
     Json,
 }
 
@@ -84,7 +84,15 @@ impl Report {
         if self.rows.is_empty() {
             return String::new();
         }
-        let head = ["NAMESPACE", "RESULT", "HOSTS", "EXPIRES", "DUE", "MESSAGE"].map(str::to_owned);
+        let head = [
+            "NAMESPACE",
+            "RESULT",
+            "REGISTRIES",
+            "EXPIRES",
+            "DUE",
+            "MESSAGE",
+        ]
+        .map(str::to_owned);
         let lines: Vec<_> = std::iter::once(head)
             .chain(self.rows.iter().map(cells))
             .collect();
@@ -133,17 +141,20 @@ fn object(row: &Row) -> Value {
         "namespace": row.namespace.as_str(),
         "result": row.result,
         "ok": row.is_good,
-        "hosts": hosts,
+        "registries": hosts,
         "expiresAt": row.expires_at.map(to_the_second),
         "dueAt": row.due_at.map(to_the_second),
         "message": row.message,
     })
 }
 
-/// `1 namespace`, `2 namespaces`.
+/// Returns a number with its noun: `1 namespace`, `2 namespaces`, `2 registries`.
 pub(super) fn count(number: usize, noun: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {noun}{plural}")
+    match noun.strip_suffix('y') {
+        _ if number == 1 => format!("1 {noun}"),
+        Some(stem) => format!("{number} {stem}ies"),
+        None => format!("{number} {noun}s"),
+    }
 }
 
 #[cfg(test)]
@@ -169,9 +180,9 @@ mod tests {
     #[test]
     fn a_table_is_aligned_and_has_a_line_a_namespace() {
         let expected = "\
-NAMESPACE     RESULT    HOSTS   EXPIRES                DUE   MESSAGE
-a-long-name   renewed   2       2026-03-01T12:00:00Z   -
-b             failed    0       -                      -     said on two lines
+NAMESPACE     RESULT    REGISTRIES   EXPIRES                DUE   MESSAGE
+a-long-name   renewed   2            2026-03-01T12:00:00Z   -
+b             failed    0            -                      -     said on two lines
 ";
         assert_eq!(report().to_text(Output::Table), expected);
         assert_eq!(Report::default().to_text(Output::Table), "");
@@ -185,7 +196,7 @@ b             failed    0       -                      -     said on two lines
         let [renewed, failed] = json["namespaces"].as_array().expect("a list").as_slice() else {
             panic!("{json}");
         };
-        assert_eq!(renewed["hosts"], json!(["a.example", "b.example"]));
+        assert_eq!(renewed["registries"], json!(["a.example", "b.example"]));
         assert_eq!(renewed["expiresAt"], "2026-03-01T12:00:00Z");
         assert_eq!(renewed["dueAt"], Value::Null);
         assert_eq!(failed["message"], "said\non  two lines");

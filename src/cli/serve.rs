@@ -79,15 +79,15 @@ const OWN_FILES: usize = 64;
 /// How long the last traces may take to be sent.
 const LAST_TRACES: Duration = Duration::from_secs(3);
 
-/// Serve the webhook: answer the API server's reviews and keep pull secrets in the namespaces that opted in.
+/// Serve the webhook: answer admission reviews and keep pull secrets in opted-in namespaces.
 ///
-/// AWS credentials, region and endpoints come from the surroundings by the SDK's own rules (`AWS_*` variables, profiles,
-/// IRSA, EKS Pod Identity, instance roles).
+/// AWS credentials, region and endpoints come from the environment by the rules of the AWS SDK (`AWS_*` variables,
+/// profiles, IRSA, EKS Pod Identity, instance roles).
 #[derive(Debug, Args)]
 pub struct Flags {
     #[command(flatten)]
     wiring: WiringFlags,
-    /// Where to serve reviews over HTTPS
+    /// Address to serve admission reviews on (HTTPS)
     #[arg(
         long,
         env = "ECR_INJECTOR_LISTEN",
@@ -95,7 +95,7 @@ pub struct Flags {
         default_value = "[::]:8443"
     )]
     listen: SocketAddr,
-    /// Where to serve /livez, /readyz and /metrics over HTTP
+    /// Address to serve /livez, /readyz and /metrics on (HTTP)
     #[arg(
         long,
         env = "ECR_INJECTOR_ADMIN_LISTEN",
@@ -103,15 +103,15 @@ pub struct Flags {
         default_value = "[::]:8080"
     )]
     admin_listen: SocketAddr,
-    /// The DNS name by which the API server calls us; by default ecr-injector.NAMESPACE.svc
+    /// DNS name by which the API server calls the webhook; by default ecr-injector.NAMESPACE.svc
     #[arg(long, env = "ECR_INJECTOR_SERVICE_NAME", value_name = "NAME")]
     service_name: Option<String>,
     #[command(flatten)]
     certificates: CertificateFlags,
-    /// How to write logs
+    /// Format of the log
     #[arg(long, env = "ECR_INJECTOR_LOG_FORMAT", value_enum, default_value_t)]
     log_format: log::Format,
-    /// What to log, in the form of RUST_LOG
+    /// Log filter in the form of RUST_LOG, such as info,ecr_injector::refresh=debug
     #[arg(
         long,
         env = "ECR_INJECTOR_LOG",
@@ -119,10 +119,12 @@ pub struct Flags {
         default_value = "info"
     )]
     log: String,
-    /// Where to send traces over OTLP (HTTP, protobuf): the collector's URL, without /v1/traces; by default nowhere
+    /// URL of the collector to send traces to over OTLP (HTTP, protobuf), without /v1/traces; by
+    /// default none are sent
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// How long to go on serving after SIGTERM, in seconds: the API server's connections take a while to go elsewhere
+    /// Seconds to keep serving after SIGTERM, while the API server's connections move to other
+    /// replicas
     #[arg(
         long,
         env = "ECR_INJECTOR_SHUTDOWN_DELAY",
@@ -137,20 +139,20 @@ pub struct Flags {
 /// The Lease by which one replica leads, and so keeps the pull secrets fresh.
 #[derive(Debug, Args)]
 struct LeaseFlags {
-    /// The Lease's name
+    /// Name of the Lease for leader election
     #[arg(id = "lease_name", long = "lease-name", env = "ECR_INJECTOR_LEASE_NAME", value_name = "NAME", default_value = LEASE)]
     name: String,
-    /// The Lease's namespace; by default the Pod's own, and outside of a cluster ecr-injector
+    /// Namespace of the Lease; by default that of the Pod, outside a cluster ecr-injector
     #[arg(id = "lease_namespace", long = "lease-namespace", env = "ECR_INJECTOR_LEASE_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
     namespace: Option<Namespace>,
-    /// How long others wait for a leader that is silent
-    #[arg(id = "lease_duration", long = "lease-duration", env = "ECR_INJECTOR_LEASE_DURATION", value_name = "TIME", default_value = "15s", value_parser = span)]
+    /// How long other replicas wait for a leader that does not renew the Lease
+    #[arg(id = "lease_duration", long = "lease-duration", env = "ECR_INJECTOR_LEASE_DURATION", value_name = "DURATION", default_value = "15s", value_parser = span)]
     duration: Duration,
-    /// How long a leader goes on that can't renew the Lease
-    #[arg(id = "lease_renew_deadline", long = "lease-renew-deadline", env = "ECR_INJECTOR_LEASE_RENEW_DEADLINE", value_name = "TIME", default_value = "10s", value_parser = span)]
+    /// How long a leader that can't renew the Lease keeps leading
+    #[arg(id = "lease_renew_deadline", long = "lease-renew-deadline", env = "ECR_INJECTOR_LEASE_RENEW_DEADLINE", value_name = "DURATION", default_value = "10s", value_parser = span)]
     renew_deadline: Duration,
-    /// How often the Lease is renewed, or asked for
-    #[arg(id = "lease_retry_period", long = "lease-retry-period", env = "ECR_INJECTOR_LEASE_RETRY_PERIOD", value_name = "TIME", default_value = "2s", value_parser = span)]
+    /// Interval between attempts to renew or acquire the Lease
+    #[arg(id = "lease_retry_period", long = "lease-retry-period", env = "ECR_INJECTOR_LEASE_RETRY_PERIOD", value_name = "DURATION", default_value = "2s", value_parser = span)]
     retry_period: Duration,
 }
 
@@ -216,8 +218,8 @@ impl Flags {
         let authority = certificates.authority;
         if let Some(authority) = authority.clone() {
             let condition = readiness
-                .condition("ca-in-registration")
-                .waiting_for("the registration to trust our authority");
+                .condition("ca-bundle-trusted")
+                .waiting_for("the MutatingWebhookConfiguration to trust the certificate authority");
             wiring.spawn(authority.clone().report(condition));
             wiring.spawn(authority.watch());
         }
@@ -274,7 +276,7 @@ impl Flags {
         signals.next().await;
         tracing::info!(
             delay_seconds = self.shutdown_delay,
-            "asked to end; serving on while traffic goes elsewhere"
+            "shutting down: draining connections"
         );
         serving.fail("stopping");
         draining.cancel();
@@ -299,9 +301,9 @@ impl Flags {
         tokio::select! {
             ended = ending => {
                 if ended.is_err() {
-                    tracing::warn!("background work was still under way at the end");
+                    tracing::warn!("background tasks were still running at shutdown");
                 }
-                tracing::info!("ended");
+                tracing::info!("shutdown complete");
                 Ok(ExitCode::SUCCESS)
             }
             code = signals.next() => Ok(code),
@@ -320,9 +322,9 @@ fn connections() -> usize {
     let connections = needs.connections_with(files);
     if connections < MAX_CONNECTIONS {
         tracing::warn!(
-            files,
+            limit = files,
             connections,
-            "few files may be open: fewer connections are served"
+            "file descriptor limit is low; reducing max connections"
         );
     }
     connections
@@ -341,7 +343,7 @@ fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     };
     let listener = listen(address).or_else(|error| {
         let instead = without_ipv6(address, &error).ok_or(error)?;
-        tracing::info!(%address, %instead, "there is no IPv6 here; listening on all of IPv4");
+        tracing::info!(%address, %instead, "IPv6 is not available; listening on all IPv4 addresses");
         listen(instead)
     });
     listener.with_context(|| format!("{flag} {address}: can't listen there"))
@@ -408,7 +410,7 @@ fn follow_log_filter(wiring: &Wiring, log: log::Filter, flag: String) {
         }
         // The file's was checked with the rest of it, the flag's at the start.
         if let Err(error) = log.set(filter) {
-            tracing::warn!(filter, %error, "the log's filter can't be used");
+            tracing::warn!(filter, %error, "invalid log filter; keeping the current one");
         }
         filter.clone_into(&mut last);
     };

@@ -63,11 +63,11 @@ struct Seen {
 /// Why a call about the Lease came to nothing.
 #[derive(Debug, Error)]
 enum Failure {
-    #[error("another writer was first")]
+    #[error("another client wrote it first")]
     Conflict,
     #[error("{0}")]
     Refused(String),
-    #[error("no answer within {0:?}")]
+    #[error("no response within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]
     Api(String),
@@ -77,7 +77,7 @@ impl Failure {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Conflict => "conflict",
-            Self::Refused(_) => "refused",
+            Self::Refused(_) => "rejected",
             Self::Timeout(_) => "timeout",
             Self::Api(_) => "error",
         }
@@ -236,7 +236,7 @@ impl Elector {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tracing::info!(lease = %self.settings.name, identity = %self.identity, "leading");
+        tracing::info!(lease = %self.settings.name, identity = %self.identity, "acquired leadership");
         self.seen = None;
         self.metrics.leader.set(1);
         self.metrics.lease_transition("leading");
@@ -275,16 +275,16 @@ impl Elector {
         let (lease, identity) = (&self.settings.name, &self.identity);
         match end {
             End::Stopped => {
-                tracing::info!(%lease, %identity, "asked to stop leading");
+                tracing::info!(%lease, %identity, "shutting down: giving up leadership");
             }
             End::WorkEnded { panicked } => {
-                tracing::error!(%lease, %identity, panicked, "the leader's work ended by itself: another replica may try");
+                tracing::error!(%lease, %identity, panicked, "leader tasks ended unexpectedly; leaving leadership to another replica");
             }
             End::Expired => {
-                tracing::warn!(%lease, %identity, "leading no more: the Lease was not renewed in time");
+                tracing::warn!(%lease, %identity, "lost leadership: the Lease was not renewed in time");
             }
             End::Taken(holder) => {
-                tracing::warn!(%lease, %identity, ?holder, "leading no more: the Lease is another's, or was deleted");
+                tracing::warn!(%lease, %identity, ?holder, "lost leadership: the Lease was taken by another replica or deleted");
             }
         }
     }
@@ -293,7 +293,7 @@ impl Elector {
     async fn wait_for(&self, work: &mut AbortOnDropHandle<()>) {
         let patience = self.settings.duration;
         if timeout(patience, &mut *work).await.is_err() {
-            tracing::warn!(lease = %self.settings.name, waited = ?patience, "the leader's work has not ended yet; waiting on");
+            tracing::warn!(lease = %self.settings.name, elapsed_seconds = patience.as_secs(), "leader tasks are still running; waiting for them to end");
             // A panic is in the log already, and the work is over either way.
             let _ = work.await;
         }
@@ -350,7 +350,7 @@ impl Elector {
             }
             Err(failure) => {
                 let patience = self.settings.duration;
-                tracing::warn!(lease = %self.settings.name, %failure, ?patience, "the Lease could not be released: others wait for it to expire");
+                tracing::warn!(lease = %self.settings.name, error = %failure, lease_duration_seconds = patience.as_secs(), "releasing the Lease failed; other replicas wait for it to expire");
             }
         }
     }
@@ -440,13 +440,14 @@ impl Elector {
         let (lease, namespace) = (&self.settings.name, &self.settings.namespace);
         if let Failure::Refused(message) = failure {
             tracing::warn!(
-                %lease, %namespace, message,
-                "the API server refuses the Lease, so nothing is refreshed by this replica; admissions go on. Grant get, \
-                 create and update on leases of coordination.k8s.io with this resourceName in this namespace (deploy/rbac.yaml), \
-                 and allow it in the guard (deploy/guard.yaml)"
+                %lease, %namespace, error = message,
+                "not allowed to use the Lease; this replica refreshes no pull secrets, \
+                 admissions continue. Grant get, create and update on leases in \
+                 coordination.k8s.io with this resourceName in this namespace \
+                 (deploy/rbac.yaml), and allow it in the guard (deploy/guard.yaml)"
             );
         } else {
-            tracing::warn!(%lease, %namespace, %failure, "to {doing} the Lease failed; it is tried again, and admissions go on");
+            tracing::warn!(%lease, %namespace, operation = doing, error = %failure, "Lease operation failed; retrying, admissions continue");
         }
     }
 
@@ -1018,7 +1019,7 @@ mod tests {
         treatment.forbids.store(true, SeqCst);
         let mut replica = replica_with(&api, Work::Good, &treatment);
         sleep(seconds(600)).await;
-        assert_eq!(log.count("the API server refuses the Lease"), 1);
+        assert_eq!(log.count("not allowed to use the Lease"), 1);
         assert_eq!(log.count("cannot GET resource"), 1);
         let refused = api.stored().refused;
         assert!((10..=25).contains(&refused), "{refused}");
@@ -1026,11 +1027,11 @@ mod tests {
         treatment.forbids.store(false, SeqCst);
         treatment.forbids_writes.store(true, SeqCst);
         sleep(seconds(600)).await;
-        assert_eq!(log.count("the API server refuses the Lease"), 2);
+        assert_eq!(log.count("not allowed to use the Lease"), 2);
         assert_eq!(log.count("cannot PUT resource"), 1);
         treatment.forbids_writes.store(false, SeqCst);
         replica.begins(seconds(35)).await;
-        assert_eq!(log.count("the API server refuses the Lease"), 2);
+        assert_eq!(log.count("not allowed to use the Lease"), 2);
     }
 
     #[tokio::test(start_paused = true)]
@@ -1043,8 +1044,8 @@ mod tests {
             replica.begins(seconds(10)).await;
             replica.treatment.hangs.store(true, SeqCst);
             sleep(seconds(600)).await;
-            assert_eq!(log.count("renew the Lease failed"), outage);
-            assert_eq!(log.count("acquire the Lease failed"), outage);
+            assert_eq!(log.count("operation=\"renew\""), outage);
+            assert_eq!(log.count("operation=\"acquire\""), outage);
             replica.treatment.hangs.store(false, SeqCst);
         }
     }

@@ -62,7 +62,7 @@ pub enum ClusterError {
         source: Box<KubeconfigError>,
     },
     /// The client can't be made of it.
-    #[error("making a client for the API server: {0}")]
+    #[error("creating a client for the API server: {0}")]
     Client(#[source] Box<kube::Error>),
 }
 

@@ -274,7 +274,7 @@ pub fn settings_of(object: &Metadata<Object>) -> OptedIn {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// No answer in time.
-    #[error("no answer in time")]
+    #[error("no response in time")]
     Timeout,
     /// The API server's error, or none could be reached.
     #[error(transparent)]

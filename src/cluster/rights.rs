@@ -51,16 +51,16 @@ pub struct Missing {
 #[derive(Debug, Error)]
 pub enum RightsError {
     /// This account may not even ask.
-    #[error("the API server refuses the question: {0}")]
+    #[error("the API server rejects the check: {0}")]
     Refused(String),
     /// There was no answer.
-    #[error("no answer within {} s", TIMEOUT.as_secs())]
+    #[error("no response within {} s", TIMEOUT.as_secs())]
     Timeout,
     /// The API server doesn't know who asks.
     #[error("the API server does not accept these credentials: {0}")]
     Unauthorized(String),
     /// It couldn't be asked, or failed.
-    #[error("asking the API server failed")]
+    #[error("the call to the API server failed")]
     Call(#[source] Box<kube::Error>),
 }
 
@@ -130,7 +130,7 @@ pub async fn missing(client: &Client, rights: &[Right]) -> Result<Vec<Missing>, 
         .map_err(|_| RightsError::Timeout)?;
     match missing {
         Err(RightsError::Refused(message)) => {
-            tracing::warn!(%message, "what this account may do can't be asked; it will show");
+            tracing::warn!(error = %message, "checking this account's permissions failed; continuing without the check");
             Ok(Vec::new())
         }
         missing => missing,

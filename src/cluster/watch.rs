@@ -127,11 +127,11 @@ pub async fn watch_with<K>(
             if config.initial_list_strategy == InitialListStrategy::StreamingList
                 && streams_no_lists(&error)
             {
-                tracing::warn!(watch = name, %error, "the API server streams no lists; it is asked for pages from now on");
+                tracing::warn!(watch = name, %error, "API server does not support streaming lists; falling back to paginated lists");
                 config.initial_list_strategy = InitialListStrategy::ListWatch;
                 break;
             }
-            tracing::warn!(watch = name, %error, "a watch failed and is tried again");
+            tracing::warn!(watch = name, %error, "watch failed; retrying");
             sleep(pauses.next(Instant::now(), random())).await;
             if is_refusal(&error) {
                 break;

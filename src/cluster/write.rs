@@ -22,13 +22,13 @@ const ROW: Duration = Duration::from_mins(1);
 #[derive(Debug, Error)]
 pub(crate) enum WriteError {
     /// Somebody else wrote it first.
-    #[error("somebody else wrote it first")]
+    #[error("another client wrote it first")]
     Conflict,
     /// The term is over.
     #[error("another replica leads now")]
     NotLeading,
     /// The API server doesn't answer.
-    #[error("no answer within {} s", CALL_TIMEOUT.as_secs())]
+    #[error("no response within {} s", CALL_TIMEOUT.as_secs())]
     Timeout,
     /// The API server refuses, or can't be reached; its whole message.
     #[error("{}", short(.0))]

@@ -25,42 +25,42 @@ const MAX_TAGS: usize = 50;
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileRule {
-    /// The accounts whose registries it is for, each in quotes; none: all.
+    /// Accounts of the registries that the rule matches, each in quotes; empty: all.
     #[schemars(with = "Option<schema::Accounts>")]
     accounts: Option<Vec<String>>,
-    /// The regions whose registries it is for; none: all.
+    /// Regions of the registries that the rule matches; empty: all.
     #[schemars(with = "Option<schema::Regions>")]
     regions: Option<Vec<String>>,
-    /// Patterns of the namespaces that it is for, such as team-a-*; none: all.
+    /// Patterns of the namespaces that the rule matches, such as team-a-*; empty: all.
     #[schemars(with = "Option<schema::Patterns>")]
     namespaces: Option<Vec<String>>,
-    /// The role that mints.
+    /// IAM role to mint with.
     assume_role: Option<FileRole>,
-    /// The process's own AWS credentials mint. Either this or assumeRole.
+    /// Mint with the AWS credentials of the process. Either this or assumeRole.
     ambient: Option<bool>,
 }
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileRole {
-    /// The role; {namespace} and {cluster} may stand in it.
+    /// ARN of the role; may contain {namespace} and {cluster}.
     #[schemars(extend("pattern" = schema::ROLE_ARN))]
     role_arn: String,
-    /// The external id that the role's trust policy asks for; {namespace} and {cluster} may stand in it.
+    /// External id that the role's trust policy requires; may contain {namespace} and {cluster}.
     #[schemars(extend("minLength" = 2))]
     external_id: Option<String>,
-    /// The session's name, which AWS's logs show; {namespace} and {cluster} may stand in it.
+    /// Session name, as in CloudTrail; may contain {namespace} and {cluster}.
     session_name: Option<String>,
-    /// The session's tags; {namespace} and {cluster} may stand in their values.
+    /// Session tags; their values may contain {namespace} and {cluster}.
     #[schemars(extend("maxProperties" = MAX_TAGS))]
     tags: Option<BTreeMap<String, String>>,
-    /// Whether the session may only pull, whatever the role may.
+    /// Whether a session policy limits the session to pulling, whatever the role allows.
     #[schemars(extend("default" = false))]
     pull_only: Option<bool>,
-    /// How long a session lasts, 15m to 12h.
+    /// Duration of a session, 15m to 12h.
     #[schemars(extend("pattern" = schema::DURATION))]
     duration: Option<String>,
-    /// The region whose STS is asked; by default the registry's.
+    /// Region of the STS endpoint; by default that of the registry.
     #[schemars(extend("pattern" = schema::REGION))]
     sts_region: Option<String>,
 }
@@ -68,24 +68,24 @@ struct FileRole {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileNamespaceRoles {
-    /// Patterns of the roles' ARNs, such as `arn:aws:iam::*:role/ecr-pull-{namespace}`.
+    /// Patterns of role ARNs, such as `arn:aws:iam::*:role/ecr-pull-{namespace}`.
     #[schemars(with = "schema::RolePatterns")]
     allow: Vec<String>,
-    /// The external id that the role's trust policy asks for; {namespace} and {cluster} may stand in it.
+    /// External id that the role's trust policy requires; may contain {namespace} and {cluster}.
     #[schemars(extend("minLength" = 2))]
     external_id: Option<String>,
-    /// The session's name, which AWS's logs show; {namespace} and {cluster} may stand in it.
+    /// Session name, as in CloudTrail; may contain {namespace} and {cluster}.
     session_name: Option<String>,
-    /// The session's tags; {namespace} and {cluster} may stand in their values.
+    /// Session tags; their values may contain {namespace} and {cluster}.
     #[schemars(extend("maxProperties" = MAX_TAGS))]
     tags: Option<BTreeMap<String, String>>,
-    /// Whether the session may only pull, whatever the role may.
+    /// Whether a session policy limits the session to pulling, whatever the role allows.
     #[schemars(extend("default" = false))]
     pull_only: Option<bool>,
-    /// How long a session lasts, 15m to 12h.
+    /// Duration of a session, 15m to 12h.
     #[schemars(extend("pattern" = schema::DURATION))]
     duration: Option<String>,
-    /// The region whose STS is asked; by default the registry's.
+    /// Region of the STS endpoint; by default that of the registry.
     #[schemars(extend("pattern" = schema::REGION))]
     sts_region: Option<String>,
 }
@@ -93,9 +93,9 @@ pub(super) struct FileNamespaceRoles {
 #[derive(Deserialize, JsonSchema, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum FileDefaultIdentity {
-    /// The process's own AWS credentials.
+    /// The AWS credentials of the process.
     Ambient,
-    /// Nobody.
+    /// No identity: nothing is minted.
     None,
 }
 

@@ -127,72 +127,78 @@ impl Wrongs {
     }
 }
 
-/// Configuration of ecr-injector. Every value has a default, so an empty file serves.
+/// Configuration of ecr-injector. Every field has a default, so an empty file is valid.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(title = "Config")]
 struct File {
-    /// The format's version.
+    /// Version of the format.
     #[schemars(extend("enum" = [API_VERSION, null]))]
     api_version: Option<String>,
-    /// The format's name.
+    /// Kind of the file.
     #[schemars(extend("enum" = [KIND, null]))]
     kind: Option<String>,
-    /// The pull secret's name in every namespace. RBAC and the guard name it too; a change needs a restart.
+    /// Name of the pull secret in every namespace. RBAC and the guard contain it too; a change
+    /// requires a restart.
     #[schemars(extend("default" = DEFAULT_SECRET_NAME, "pattern" = schema::OBJECT_NAME, "maxLength" = 253))]
     secret_name: Option<String>,
-    /// Which namespaces are served.
+    /// Which namespaces are opted in.
     opt_in: Option<FileOptIn>,
-    /// What becomes of a Pod whose pull secret can't be made in time.
+    /// What happens to a Pod whose pull secret can't be completed in time.
     #[schemars(extend("default" = "admit"))]
     on_failure: Option<FileOnFailure>,
-    /// Which registries are minted for; without it all.
+    /// Which registries get credentials; by default all.
     allow: Option<FileAllow>,
-    /// What becomes of credentials that the rules (allow, identities, aliases) no longer allow.
+    /// What happens to credentials that the rules (allow, identities, aliases) no longer allow.
     #[schemars(extend("default" = "onExpiry"))]
     revoke: Option<FileRevocation>,
     /// Other host names (a CNAME, a mirror) that stand for ECR registries.
     aliases: Option<Vec<FileAlias>>,
-    /// How many registries are served.
+    /// Limits of the number of registries.
     limits: Option<FileLimits>,
     /// Whether public.ecr.aws gets credentials as well.
     #[schemars(extend("default" = false))]
     public_ecr: Option<bool>,
-    /// Stands in for {cluster} in identities and namespaceRoles.
+    /// Replaces {cluster} in identities and namespaceRoles.
     #[schemars(extend("pattern" = schema::CLUSTER_NAME))]
     cluster_name: Option<String>,
-    /// Rules of who mints; the first that matches wins.
+    /// Rules for which identity mints; the first match wins.
     identities: Option<Vec<FileRule>>,
-    /// Which roles namespaces may name by their annotation ecr-injector.dev/role-arn.
+    /// Roles that namespaces may request with the annotation ecr-injector.dev/role-arn.
     namespace_roles: Option<FileNamespaceRoles>,
-    /// Who mints where neither a rule nor an annotation says so.
+    /// Identity that mints if neither a rule nor an annotation matches.
     #[schemars(extend("default" = "ambient"))]
     default_identity: Option<FileDefaultIdentity>,
-    /// How pull secrets are kept fresh.
+    /// How pull secrets are refreshed.
     refresh: Option<FileRefresh>,
-    /// The hosts whose credentials every opted-in namespace gets before a Pod names them: of ECR registries, or of aliases.
+    /// Hosts of ECR registries or aliases whose credentials every opted-in namespace gets before a
+    /// Pod needs them.
     #[schemars(with = "Option<schema::Hosts>")]
     prewarm: Option<Vec<String>>,
-    /// Where the leader looks for registries that no admission has told it of.
+    /// Where the leader discovers registries that no admission reported.
     #[schemars(extend("default" = "none"))]
     discover: Option<FileDiscovery>,
-    /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired; else it stays.
+    /// Whether the pull secret of an opted-out namespace is deleted once all its credentials have
+    /// expired.
     #[schemars(extend("default" = false))]
     opt_out_remove: Option<bool>,
-    /// What is logged.
+    /// Logging.
     log: Option<FileLog>,
 }
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileOptIn {
-    /// The label's key. The registration and the guard name it too; a change needs a restart.
+    /// Key of the label. The MutatingWebhookConfiguration and the guard contain it too; a change
+    /// requires a restart.
     #[schemars(extend("default" = DEFAULT_OPT_IN_LABEL, "pattern" = schema::LABEL_KEY))]
     label: Option<String>,
-    /// The label's value. The registration and the guard name it too; a change needs a restart.
+    /// Value of the label. The MutatingWebhookConfiguration and the guard contain it too; a change
+    /// requires a restart.
     #[schemars(extend("default" = DEFAULT_OPT_IN_VALUE, "pattern" = schema::LABEL_VALUE))]
     value: Option<String>,
-    /// Namespaces that are left alone whatever their labels say; the one that ecr-injector runs in always is.
+    /// Namespaces that are never opted in, whatever their labels; the namespace of ecr-injector is
+    /// always excluded.
     #[schemars(with = "Option<schema::Namespaces>", extend("default" = DEFAULT_EXCLUDED))]
     exclude_namespaces: Option<Vec<String>>,
 }
@@ -200,19 +206,20 @@ struct FileOptIn {
 #[derive(Deserialize, JsonSchema, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum FileOnFailure {
-    /// It is admitted with the reference and a warning; its pulls succeed once the Secret is there.
+    /// The Pod is admitted with the reference and a warning; its image pulls succeed once the
+    /// Secret is complete.
     Admit,
-    /// It is refused (503); its controller tries again.
+    /// The Pod is denied (503); its controller retries.
     Deny,
 }
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileAllow {
-    /// The accounts, each in quotes; none: all.
+    /// AWS accounts, each in quotes; empty: all.
     #[schemars(with = "Option<schema::Accounts>")]
     accounts: Option<Vec<String>>,
-    /// The regions; none: all.
+    /// AWS regions; empty: all.
     #[schemars(with = "Option<schema::Regions>")]
     regions: Option<Vec<String>>,
 }
@@ -220,10 +227,10 @@ struct FileAllow {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileAlias {
-    /// The host that images name.
+    /// Host in image references.
     #[schemars(extend("pattern" = schema::HOST))]
     host: String,
-    /// The ECR registry that it stands for.
+    /// ECR registry that the host stands for.
     #[schemars(extend("pattern" = schema::HOST))]
     registry: String,
 }
@@ -231,10 +238,11 @@ struct FileAlias {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileLimits {
-    /// The most registries of one Pod; more are not served, and its creator is warned.
+    /// Maximum number of registries per Pod; further ones get no credentials, and the creator of
+    /// the Pod a warning.
     #[schemars(extend("default" = DEFAULT_REGISTRIES_PER_POD, "minimum" = 1, "maximum" = MAX_REGISTRIES_PER_SECRET))]
     registries_per_pod: Option<usize>,
-    /// The most registries in one pull secret.
+    /// Maximum number of registries per pull secret.
     #[schemars(extend("default" = DEFAULT_REGISTRIES_PER_SECRET, "minimum" = 1, "maximum" = MAX_REGISTRIES_PER_SECRET))]
     registries_per_secret: Option<usize>,
 }
@@ -242,7 +250,8 @@ struct FileLimits {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileLog {
-    /// What is logged, in the form of RUST_LOG, such as info or `info,ecr_injector=debug`; without it what --log says.
+    /// Log filter in the form of RUST_LOG, such as info or `info,ecr_injector=debug`; by default
+    /// that of --log.
     #[schemars(extend("minLength" = 1))]
     filter: Option<String>,
 }

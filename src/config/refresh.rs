@@ -28,7 +28,7 @@ const MIN_SESSION_CAP_SECONDS: u32 = 900;
 pub struct Refresh {
     /// The hosts that each opted-in namespace's pull secret has before any Pod asks.
     pub prewarm: Vec<Host>,
-    /// How many pull secrets the leader writes in a second at most.
+    /// Maximum number of pull secrets that the leader writes per second.
     pub writes_per_second: u32,
     /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired.
     pub removes: bool,
@@ -36,11 +36,11 @@ pub struct Refresh {
     pub forget_after: Option<SignedDuration>,
     /// What becomes of credentials that the rules no longer allow.
     pub revocation: Revocation,
-    /// Where the leader looks for registries that no admission has told it of.
+    /// Where the leader discovers registries that no admission reported.
     pub discovery: Discovery,
 }
 
-/// Where the leader looks for registries that no admission has told it of.
+/// Where the leader discovers registries that no admission reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Discovery {
     /// Nowhere: admissions are all that there is.
@@ -77,13 +77,15 @@ impl Default for Refresh {
 #[derive(Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileRefresh {
-    /// What a token's life is cut to: auto, the end of the session of the role that minted it; none; or a duration such as 6h.
+    /// Cap of a token's lifetime: auto, the end of the session of the role that minted it; none; or
+    /// a duration such as 6h.
     #[schemars(extend("default" = "auto", "pattern" = schema::SESSION_CAP))]
     session_cap: Option<String>,
-    /// How many pull secrets the leader writes in a second at most.
+    /// Maximum number of pull secrets that the leader writes per second.
     #[schemars(extend("default" = DEFAULT_WRITES_PER_SECOND, "minimum" = 1, "maximum" = MAX_WRITES_PER_SECOND))]
     writes_per_second: Option<u32>,
-    /// How long after a Pod last wanted it a registry leaves a pull secret, unless prewarm has it: 1d to 3650d, or never.
+    /// How long after a Pod last needed a registry it is removed from the pull secret, unless it is
+    /// in prewarm: 1d to 3650d, or never.
     #[schemars(extend("default" = "30d", "pattern" = schema::FORGET_AFTER))]
     forget_after: Option<String>,
 }
@@ -91,18 +93,20 @@ pub(super) struct FileRefresh {
 #[derive(Deserialize, JsonSchema, Clone, Copy)]
 #[serde(rename_all = "camelCase")]
 pub(super) enum FileRevocation {
-    /// They stay until they expire, and are not renewed.
+    /// The credentials stay until they expire, and are not renewed.
     OnExpiry,
-    /// They are taken out of the pull secrets at once, and pulls that need them fail.
+    /// The credentials are removed from the pull secrets at once, and image pulls that need them
+    /// fail.
     Immediately,
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum FileDiscovery {
-    /// Admissions alone say what Pods want.
+    /// Only admissions report what Pods need.
     None,
-    /// The leader also lists Pending Pods, for which its role needs a right; the chart gives it by the same value.
+    /// The leader also lists pending Pods, for which the ClusterRole needs a permission; the chart
+    /// grants it with this value.
     Pods,
 }
 

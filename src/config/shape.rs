@@ -12,8 +12,9 @@ const MOST: usize = 50;
 /// Fields that older files have, each with the reason why it is gone.
 const GONE: [(&str, &str); 1] = [(
     "optOutGrace",
-    "it is gone, take it out: an opt-out needs no grace, since the tokens in a pull secret are good for 8 hours or more \
-     after it (for less where refresh.sessionCap or a role's session ends them sooner), and nothing is written any more",
+    "removed, delete it: an opt-out needs no grace, since the tokens in a pull secret stay \
+     valid for 8 hours or more after it (for less where refresh.sessionCap or a role's session \
+     ends them sooner), and nothing is written after an opt-out",
 )];
 
 /// The file that a value is, or all that keeps it from being one.

@@ -102,25 +102,25 @@ impl Watched {
     fn took(&self, kept: &[&str], clock: &dyn Clock, metrics: &Metrics) {
         metrics.config_reload(Reload::Applied);
         metrics.config_applied(clock.now());
-        metrics.config_refused.set(0);
+        metrics.config_reload_successful.set(1);
         metrics
-            .config_restart_needed
+            .config_restart_required
             .set(i64::from(!kept.is_empty()));
         let path = self.path.display();
         let generation = metrics.config_generation.get();
-        tracing::info!(%path, generation, "a new configuration is in use");
+        tracing::info!(%path, generation, "reloaded the configuration");
         if !kept.is_empty() {
             let fields = kept.join(", ");
-            tracing::warn!(%path, %fields, "these fields can't change while the process runs and stay as they were, all others have changed; for these too: kubectl rollout restart");
+            tracing::warn!(%path, %fields, "some changed fields need a restart to take effect: kubectl rollout restart");
         }
     }
 
     /// The file holds again what is in use.
     fn is_as_before(&mut self, metrics: &Metrics) {
         if self.refused.take().is_some() {
-            metrics.config_refused.set(0);
+            metrics.config_reload_successful.set(1);
             let path = self.path.display();
-            tracing::info!(%path, "the configuration's file is again as it was, and what it says is in use");
+            tracing::info!(%path, "configuration file matches the configuration in use again");
         }
     }
 
@@ -133,10 +133,10 @@ impl Watched {
         if before != Some(&complaint) {
             // What the YAML parser shows of the file in further lines is for a terminal.
             let error = complaint.lines().next().unwrap_or_default();
-            tracing::error!(%error, "a changed configuration is refused as a whole; the last good one stays in use");
+            tracing::error!(%error, "rejected the changed configuration; the last valid one stays in use");
             metrics.config_reload(Reload::Refused);
         }
-        metrics.config_refused.set(1);
+        metrics.config_reload_successful.set(0);
         self.refused = Some(Refused { text, complaint });
     }
 }
@@ -188,15 +188,16 @@ mod tests {
             two_periods_later().await;
         }
 
-        /// Generation, applied, refused, whether the file is refused now, and whether a restart is needed.
+        /// Returns the generation, how many files were applied and rejected, whether the last reload was successful, and
+        /// whether a restart is required.
         fn counted(&self) -> [i64; 5] {
             let text = self.metrics.to_text();
             [
                 "config_generation",
                 r#"config_reloads_total{outcome="applied"}"#,
-                r#"config_reloads_total{outcome="refused"}"#,
-                "config_file_refused",
-                "config_restart_needed",
+                r#"config_reloads_total{outcome="rejected"}"#,
+                "config_last_reload_successful",
+                "config_restart_required",
             ]
             .map(|series| {
                 let prefix = format!("ecr_injector_{series} ");
@@ -229,7 +230,7 @@ mod tests {
         let bed = Bed::following("");
         let mut follower = bed.live.follow();
         a_period_later().await;
-        assert_eq!(bed.counted(), [1, 0, 0, 0, 0]);
+        assert_eq!(bed.counted(), [1, 0, 0, 1, 0]);
         let text = "onFailure: deny\nrefresh: {writesPerSecond: 7, sessionCap: 1h}\nlog: {filter: debug}\n";
         bed.write(text).await;
         assert!(bed.denies());
@@ -239,11 +240,11 @@ mod tests {
         let told = follower.next().await;
         assert_eq!(told.log_filter.as_deref(), Some("debug"));
         a_period_later().await;
-        assert_eq!(bed.counted(), [2, 1, 0, 0, 0], "taken once");
+        assert_eq!(bed.counted(), [2, 1, 0, 1, 0], "taken once");
         assert!(
             bed.metrics
                 .to_text()
-                .contains("config_last_applied_timestamp_seconds 1")
+                .contains("config_last_reload_success_timestamp_seconds 1")
         );
     }
 
@@ -262,29 +263,29 @@ mod tests {
             bed.write(text).await;
             a_period_later().await;
             assert!(bed.denies(), "{text}");
-            assert_eq!(bed.counted(), [1, 0, refused, 1, 0], "{text}");
+            assert_eq!(bed.counted(), [1, 0, refused, 0, 0], "{text}");
         }
         std::fs::remove_file(bed.path()).expect("removed");
         a_period_later().await;
         a_period_later().await;
         assert!(bed.denies(), "a missing file");
-        assert_eq!(bed.counted(), [1, 0, 6, 1, 0]);
+        assert_eq!(bed.counted(), [1, 0, 6, 0, 0]);
 
         bed.write("onFailure: admit").await;
         assert!(!bed.denies());
-        assert_eq!(bed.counted(), [2, 1, 6, 0, 0]);
+        assert_eq!(bed.counted(), [2, 1, 6, 1, 0]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_file_that_is_put_back_is_good_again_and_nothing_is_taken_anew() {
         let bed = Bed::following(DENY);
         bed.write("onFailure: explode").await;
-        assert_eq!(bed.counted(), [1, 0, 1, 1, 0]);
-        bed.write(DENY).await;
         assert_eq!(bed.counted(), [1, 0, 1, 0, 0]);
+        bed.write(DENY).await;
+        assert_eq!(bed.counted(), [1, 0, 1, 1, 0]);
         // The same mistake again is told again: it was gone in between.
         bed.write("onFailure: explode").await;
-        assert_eq!(bed.counted(), [1, 0, 2, 1, 0]);
+        assert_eq!(bed.counted(), [1, 0, 2, 0, 0]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,11 +296,11 @@ mod tests {
             std::fs::write(bed.path(), half).expect("written");
             a_period_later().await;
             assert!(bed.denies(), "{half:?}");
-            assert_eq!(bed.counted(), [1, 0, 0, 0, 0], "{half:?}");
+            assert_eq!(bed.counted(), [1, 0, 0, 1, 0], "{half:?}");
         }
         bed.write("onFailure: deny\nallow: {accounts: [\"123456789012\"]}")
             .await;
-        assert_eq!(bed.counted(), [2, 1, 0, 0, 0]);
+        assert_eq!(bed.counted(), [2, 1, 0, 1, 0]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -314,9 +315,9 @@ mod tests {
         assert_eq!(bed.live.rules.get().secret_name, "ecr-pull-secret");
         assert_eq!(bed.live.policy.get().rules.secret_name, "ecr-pull-secret");
         assert!(bed.denies());
-        assert_eq!(bed.counted(), [2, 1, 0, 0, 1]);
+        assert_eq!(bed.counted(), [2, 1, 0, 1, 1]);
         bed.write(DENY).await;
-        assert_eq!(bed.counted(), [3, 2, 0, 0, 0], "no restart is needed");
+        assert_eq!(bed.counted(), [3, 2, 0, 1, 0], "no restart is needed");
     }
 
     #[tokio::test(start_paused = true)]

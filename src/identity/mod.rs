@@ -155,7 +155,7 @@ pub enum Because {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// The annotation is no role's ARN.
-    #[error("annotation {ROLE_ANNOTATION} is not a role's ARN")]
+    #[error("annotation {ROLE_ANNOTATION} is not the ARN of a role")]
     NotAnArn,
     /// The annotation's role is outside the patterns.
     #[error("the role in annotation {ROLE_ANNOTATION} is not in namespaceRoles.allow")]
@@ -169,7 +169,7 @@ pub enum Refusal {
         registry: &'static str,
     },
     /// No rule matches, and the configuration gives the ambient identity to nobody else.
-    #[error("no identity rule covers this registry and namespace")]
+    #[error("no identity rule matches this registry and namespace")]
     NoDefault,
 }
 
@@ -178,9 +178,9 @@ impl Refusal {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::NotAnArn => "not_an_arn",
+            Self::NotAnArn => "invalid_role_arn",
             Self::NotAllowed => "role_not_allowed",
-            Self::OtherPartition { .. } => "other_partition",
+            Self::OtherPartition { .. } => "partition_mismatch",
             Self::NoDefault => "no_identity",
         }
     }

@@ -44,7 +44,7 @@ impl Condition {
     /// From now on it holds.
     pub fn hold(&self) {
         if self.state.send_replace(State::Holds) != State::Holds {
-            tracing::info!(condition = self.name, "a readiness condition holds");
+            tracing::info!(condition = self.name, "readiness condition met");
         }
     }
 
@@ -56,7 +56,7 @@ impl Condition {
             tracing::info!(
                 condition = self.name,
                 reason = &*reason,
-                "a readiness condition holds no more"
+                "readiness condition no longer met"
             );
         }
     }

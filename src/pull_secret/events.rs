@@ -148,33 +148,35 @@ impl Happening {
             Self::Refreshed => normal(
                 "PullSecretRefreshed",
                 "Refresh",
-                format!(
-                    "After failures, the pull secret {secret} has credentials for every registry again."
-                ),
+                format!("The pull secret {secret} has valid credentials for every registry again."),
             ),
             Self::Refused { code } => {
                 let code = quote(code.code().unwrap_or("a code that can't be shown"));
                 let note = format!(
-                    "AWS gives no ECR token: {code}. What the pull secret {secret} holds is good until it expires; it is tried again."
+                    "AWS refused to give an ECR token: {code}. The credentials in the pull \
+                     secret {secret} stay valid until they expire; minting is retried."
                 );
                 warning("TokenRefused", "Mint", code, note)
             }
             Self::Foreign { why } => warning(
                 "ForeignSecret",
-                "LeaveAlone",
+                "Skip",
                 why.to_string(),
                 format!(
-                    "The Secret {secret} isn't one of ecr-injector's ({why}), so it is left as it is and Pods are admitted without it. \
-                     Rename or delete it to have one made."
+                    "ecr-injector did not create the Secret {secret} ({why}), so it leaves the \
+                     Secret unchanged and admits Pods without it. Rename or delete the Secret \
+                     to have a pull secret created."
                 ),
             ),
             Self::Repaired { what } => {
                 let note = match what {
                     Damage::Deleted => format!(
-                        "The pull secret {secret} had been deleted and was made again. To be without it, take the opt-in label off the namespace."
+                        "The pull secret {secret} was deleted, and ecr-injector created it \
+                         again. To do without it, remove the opt-in label from the namespace."
                     ),
                     Damage::Changed => format!(
-                        "The pull secret {secret} had been changed and was repaired. For credentials of your own, use another Secret."
+                        "The pull secret {secret} was changed, and ecr-injector repaired it. \
+                         For credentials of your own, use another Secret."
                     ),
                 };
                 (
@@ -190,8 +192,10 @@ impl Happening {
                 "Repair",
                 String::new(),
                 format!(
-                    "Something else changes the pull secret {secret} again and again; it is repaired less and less often. \
-                     Who it may be: kubectl get secret {secret} -n {namespace} -o jsonpath='{{.metadata.managedFields[*].manager}}'"
+                    "Another client changes the pull secret {secret} repeatedly, so \
+                     ecr-injector repairs it less and less often. To find the client: kubectl \
+                     get secret {secret} -n {namespace} -o \
+                     jsonpath='{{.metadata.managedFields[*].manager}}'"
                 ),
             ),
             Self::Suspended { host, more, why } => {
@@ -201,8 +205,9 @@ impl Happening {
                 };
                 let (host, why) = (quote(host), quote(why));
                 let note = format!(
-                    "The configuration no longer allows the registry {host}{others} of the pull secret {secret}: {why}. Its credential is kept \
-                     until it expires, and is renewed once the registry is allowed again."
+                    "The configuration no longer allows the registry {host}{others} in the pull \
+                     secret {secret}: {why}. The credential is kept until it expires, and \
+                     renewed once the registry is allowed again."
                 );
                 warning("RegistrySuspended", "Suspend", host + &why, note)
             }
@@ -211,7 +216,7 @@ impl Happening {
                 "Write",
                 String::new(),
                 format!(
-                    "The namespace's quota has no room for the pull secret {secret}: {}",
+                    "The quota of the namespace has no room for the pull secret {secret}: {}",
                     quote(message)
                 ),
             ),
@@ -220,30 +225,33 @@ impl Happening {
                 "Write",
                 String::new(),
                 format!(
-                    "The API server doesn't let ecr-injector write the pull secret {secret}: {}",
+                    "The API server does not allow ecr-injector to write the pull secret \
+                     {secret}: {}",
                     quote(message)
                 ),
             ),
             Self::RoleRefused { role, why } => {
                 let (role, why) = (quote(role), quote(why));
                 let note =
-                    format!("The role {role}, which this namespace asks for, is not used: {why}");
+                    format!("The role {role}, which this namespace requests, is not used: {why}");
                 warning("RoleRefused", "AssumeRole", role + &why, note)
             }
             Self::OptedIn => normal(
                 "OptedIn",
                 "OptIn",
                 format!(
-                    "Pods that are created from now on get the pull secret {secret} for their ECR images. Pods made before are unchanged; \
-                     to replace those of Deployments: kubectl rollout restart deployment -n {namespace}"
+                    "New Pods get the pull secret {secret} for their ECR images. Existing Pods \
+                     are unchanged; to replace those of Deployments: kubectl rollout restart \
+                     deployment -n {namespace}"
                 ),
             ),
             Self::OptedOut => normal(
                 "OptedOut",
                 "OptOut",
                 format!(
-                    "New Pods no longer get the pull secret {secret}, and it is no longer refreshed. Pods that name it can pull until its \
-                     credentials expire, at least eight hours from now."
+                    "New Pods no longer get the pull secret {secret}, and ecr-injector no \
+                     longer refreshes it. Pods that reference it can pull until its credentials \
+                     expire, in at least eight hours."
                 ),
             ),
         };
@@ -449,12 +457,12 @@ impl Sender {
             Ok(Ok(_)) => ("ok", None),
             Ok(Err(kube::Error::Api(status))) if is_going_away(&status) => ("gone", None),
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400..=428) => {
-                ("refused", Some(status.message))
+                ("rejected", Some(status.message))
             }
             Ok(Err(error)) => ("error", Some(error.to_string())),
             Err(_) => (
                 "timeout",
-                Some(format!("no answer within {CALL_TIMEOUT:?}")),
+                Some(format!("no response within {CALL_TIMEOUT:?}")),
             ),
         };
         self.metrics.api_call("create", "events", outcome);
@@ -467,11 +475,12 @@ impl Sender {
             Some(_) if self.complaint == Some(outcome) => {}
             Some(message) => {
                 self.complaint = Some(outcome);
-                let (reason, message) = (told.look.reason, quote(&message));
+                let (reason, error) = (told.look.reason, quote(&message));
                 tracing::warn!(
-                    %namespace, reason, message,
-                    "an Event could not be written, and the next ones may not either; nothing else rests on them. It takes create \
-                     on events of events.k8s.io (deploy/rbac.yaml), allowed by the guard (deploy/guard.yaml)"
+                    %namespace, reason, error,
+                    "creating an Event failed, and later ones may fail too; nothing else \
+                     depends on Events. Grant create on events in events.k8s.io \
+                     (deploy/rbac.yaml), and allow it in the guard (deploy/guard.yaml)"
                 );
             }
         }
@@ -682,7 +691,7 @@ mod tests {
         let event = bed.written.lock().expect("a lock")[0].1.clone();
         let note = event["note"].as_str().expect("a note");
         assert!(
-            note.contains("Pods made before are unchanged")
+            note.contains("Existing Pods are unchanged")
                 && note.ends_with("kubectl rollout restart deployment -n team-a"),
             "{note}"
         );
@@ -836,7 +845,7 @@ mod tests {
         bed.events.tell(&namespace("gone"), &Happening::OptedOut);
         sleep(Duration::from_secs(1)).await;
         assert_eq!(bed.count(), 1);
-        assert_eq!(log.count("could not be written"), 0);
+        assert_eq!(log.count("creating an Event failed"), 0);
     }
 
     #[tokio::test(start_paused = true)]

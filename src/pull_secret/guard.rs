@@ -67,24 +67,26 @@ pub async fn test_guard(
     match &verdict {
         Verdict::Guarded => {
             metrics.guard.set(1);
-            tracing::info!("the guard is in force: it refused what it must refuse");
+            tracing::info!("guard is enforced: the API server rejected the test write");
         }
         Verdict::Unguarded => {
             metrics.guard.set(0);
             tracing::warn!(
                 namespace,
                 secret = secret_name,
-                "the guard is not in force: a write that it must refuse would have been stored. All works as well without it, but whoever \
-                 steals this account's token can then write Secrets of any type under that name in every namespace, and so become \
-                 other accounts. Apply deploy/guard.yaml (Kubernetes 1.30 or newer); if it is there, its bindings have to deny, and its \
-                 matchConditions to name the account that this process runs as"
+                "guard is not enforced: the API server accepted a test write that the guard \
+                 must reject. Everything works without the guard, but whoever steals this \
+                 account's token can write Secrets of any type under that name in every \
+                 namespace, and so act as other accounts. Apply deploy/guard.yaml (Kubernetes \
+                 1.30 or newer); if it is applied, its bindings must deny, and its \
+                 matchConditions must name the account that this process runs as"
             );
         }
         Verdict::Untested(reason) => tracing::warn!(
             namespace,
             secret = secret_name,
             reason,
-            "whether the guard is in force could not be tested; it is tried again at the next start"
+            "testing whether the guard is enforced failed; testing again at the next start"
         ),
     }
     verdict
@@ -110,7 +112,7 @@ async fn try_once(secrets: &Api<Secret>, name: &str, metrics: &Metrics) -> Verdi
         }
         Err(_) => (
             "timeout",
-            Verdict::Untested(format!("no answer within {} s", CALL_TIMEOUT.as_secs())),
+            Verdict::Untested(format!("no response within {} s", CALL_TIMEOUT.as_secs())),
         ),
     };
     metrics.api_call("dry_run", "secrets", outcome);
@@ -309,7 +311,13 @@ mod tests {
             assert!(reason.contains(answer.1), "{reason}");
             assert_eq!(tried.gauge, -1, "{answer:?}");
             assert!(tried.requests.len() > 3, "{answer:?}");
-            assert_eq!(tried.log.count("could not be tested"), 1, "{answer:?}");
+            assert_eq!(
+                tried
+                    .log
+                    .count("testing whether the guard is enforced failed"),
+                1,
+                "{answer:?}"
+            );
         }
     }
 }

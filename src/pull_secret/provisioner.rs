@@ -158,7 +158,7 @@ impl SecretSource {
             Self::DryRun => "dry_run",
             Self::Unchanged => "unchanged",
             Self::Written => "written",
-            Self::Wanted => "wanted",
+            Self::Wanted => "requested",
             Self::Foreign => "foreign",
             Self::Failed => "failed",
             Self::Pending => "pending",
@@ -295,7 +295,7 @@ impl Provisioner {
             let deadline = Instant::now() + TRY_TIMEOUT;
             let writer = &this.0.parts.writer;
             if let Err(error) = writer.add(&name, &settings, addition, deadline).await {
-                tracing::debug!(namespace = %name, %error, "the last demand could not be noted; the next admission tries again");
+                tracing::debug!(namespace = %name, %error, "recording the last demand failed; the next admission retries");
             }
             lock(&this.0.noting).remove(&name);
         });
@@ -306,7 +306,7 @@ impl Provisioner {
         let writer = &self.0.parts.writer;
         let looked = writer.look_once(namespace, settings, deadline).await;
         if let Err(error) = looked {
-            tracing::debug!(%namespace, %error, "a pull secret could not be read");
+            tracing::debug!(%namespace, %error, "reading the pull secret failed");
         }
     }
 
@@ -459,7 +459,7 @@ impl Provisioner {
         rules: &Rules,
         deadline: Instant,
     ) {
-        tracing::warn!(%namespace, "somebody else changed the pull secret; repairing it");
+        tracing::warn!(%namespace, "pull secret was changed by another client; repairing it");
         self.0.parts.metrics.tampered.inc();
         let claimed = claimed
             .iter()
@@ -544,7 +544,7 @@ impl Pending {
             let deadline = Instant::now() + TRY_TIMEOUT;
             let settings = namespaces.opted_in(&self.namespace, deadline).await;
             let Some(settings) = settings.filter(|settings| !settings.is_terminating) else {
-                return self.finish("the namespace is opted in no more");
+                return self.finish("the namespace is no longer opted in");
             };
             // The semaphore is never closed.
             let _permit = self.provisioner.0.tries.acquire().await;
@@ -565,12 +565,18 @@ impl Pending {
                 .writer
                 .names_all(&self.namespace, want.hosts.keys());
             match provisioned.result {
-                Ok(()) if self.is_all(&want) => return self.finish("it has what its Pods want"),
+                Ok(()) if self.is_all(&want) => {
+                    return self.finish("it has every registry that its Pods need");
+                }
                 Ok(()) => {}
-                Err(error) if !is_kept(&error) => return self.finish("its Pods can't be helped"),
+                Err(error) if !is_kept(&error) => {
+                    return self.finish("retrying can't fix the error");
+                }
                 // The leader mints for what the Secret names.
                 Err(_) if is_named && !is_early && self.is_all(&want) => {
-                    return self.finish("it names what its Pods want");
+                    return self.finish(
+                        "it names every registry that its Pods need; the leader mints for them",
+                    );
                 }
                 Err(error) => self.tell(&error, &mut is_told),
             }
@@ -580,7 +586,7 @@ impl Pending {
     fn tell(&self, error: &PullSecretError, is_told: &mut bool) {
         let (namespace, parts) = (&self.namespace, &self.provisioner.0.parts);
         if !std::mem::replace(is_told, true) {
-            tracing::warn!(%namespace, %error, "the pull secret does not have what its Pods want yet; retrying");
+            tracing::warn!(%namespace, %error, "pull secret lacks registries that its Pods need; retrying");
         }
         if let (PullSecretError::Refused { message, .. }, Some(events)) = (error, &parts.events)
             && let Some(happening) = Happening::of_refusal(message)
@@ -590,7 +596,7 @@ impl Pending {
     }
 
     fn finish(&self, why: &'static str) {
-        tracing::info!(namespace = %self.namespace, why, "no longer retrying the pull secret");
+        tracing::info!(namespace = %self.namespace, reason = why, "no longer retrying the pull secret");
     }
 
     fn wanted(&self) -> Option<Want> {

@@ -78,7 +78,7 @@ struct Seen {
 
 /// The system has no random bytes.
 #[derive(Debug, Error)]
-#[error("the system gives no random bytes")]
+#[error("the system provides no random bytes")]
 struct NoRandomBytes;
 
 impl KeySecret {
@@ -160,7 +160,7 @@ impl KeySecret {
                 Content::Absent => {
                     wait = PAUSE;
                     match self.0.create(&seen).await {
-                        Ok(()) => tracing::info!(secret = path, "a key that seals states was made"),
+                        Ok(()) => tracing::info!(secret = path, "created the state key"),
                         // The watch brings the key of whoever was first.
                         Err(WriteError::Conflict | WriteError::NotLeading) => {}
                         Err(error) => complain(&mut complaint, &writing(&path, &error)),
@@ -169,7 +169,7 @@ impl KeySecret {
                 Content::Foreign => complain(&mut complaint, &foreign(&path)),
                 Content::Malformed(why) => {
                     let what = format!(
-                        "the Secret {path} holds no key that seals states: {why}; the leader replaces it"
+                        "Secret {path} holds no valid state key: {why}; the leader replaces it"
                     );
                     complain(&mut complaint, &what);
                 }
@@ -228,7 +228,7 @@ impl KeySecret {
         match written {
             Ok(()) => {
                 let what = label(step);
-                tracing::info!(secret = path, what, "the key that seals states was written");
+                tracing::info!(secret = path, step = what, "wrote the state key");
                 backoff.wrote();
                 complaint.settle();
             }
@@ -351,19 +351,19 @@ fn without(keys: &SharedKeys, error: WriteError) -> WriteError {
 
 fn foreign(path: &str) -> String {
     format!(
-        "the Secret {path} has not the label {MANAGED_BY_LABEL}={MANAGED_BY}, so it isn't ours and is left alone; delete \
-         it, or name another by --state-key-secret"
+        "Secret {path} lacks the label {MANAGED_BY_LABEL}={MANAGED_BY}, so ecr-injector leaves \
+         it unchanged; delete it, or name another Secret with --state-key-secret"
     )
 }
 
 fn writing(path: &str, error: &WriteError) -> String {
-    format!("writing the Secret {path} with the key that seals states: {error}")
+    format!("writing the state key to Secret {path}: {error}")
 }
 
 /// Logs what is wrong once, not once for each time it is tried.
 fn complain(complaint: &mut Complaint, what: &str) {
     if complaint.is_news(&what) {
-        tracing::warn!("{what}");
+        tracing::warn!(error = %what, "keeping the state key failed; retrying");
     }
 }
 
@@ -479,7 +479,7 @@ mod tests {
                 .await
                 .is_err()
         );
-        assert_eq!(log.count("is left alone; delete it"), 1);
+        assert_eq!(log.count("leaves it unchanged; delete it"), 1);
         assert!(quotes.lock().expect("a lock").is_empty());
         term.end();
         secret.keep(&term).await;

@@ -48,7 +48,7 @@ pub enum PullSecretError {
         error: MintError,
     },
     /// The Secret is somebody else's.
-    #[error("the Secret isn't ours: {0}")]
+    #[error("the Secret was not created by ecr-injector: {0}")]
     Foreign(Foreign),
     /// It has no room for these hosts; the others have their credentials.
     #[error("the pull secret has no room for {}; limits.registriesPerSecret allows {limit} hosts", listed(.hosts))]
@@ -67,7 +67,7 @@ pub enum PullSecretError {
         message: String,
     },
     /// The API server failed, or couldn't be reached.
-    #[error("to {verb} the pull secret failed: {message}")]
+    #[error("failed to {verb} the pull secret: {message}")]
     Api {
         /// What was tried.
         verb: &'static str,
@@ -75,18 +75,18 @@ pub enum PullSecretError {
         message: String,
     },
     /// Every write lost against another.
-    #[error("{MAX_ATTEMPTS} writes in a row lost against another writer")]
+    #[error("{MAX_ATTEMPTS} writes in a row conflicted with another client's")]
     Contended,
     /// We are not the leader any more, and what we know may be old.
     #[error("another replica leads now")]
     NotLeading,
     /// There is no key yet to seal the state with.
     #[error(
-        "the key that seals pull secrets is not known yet; the condition state-key on /readyz says what it waits for"
+        "the state key is not known yet; the condition state-key on /readyz says what it waits for"
     )]
     NoKey,
     /// The request's deadline came first; the work goes on.
-    #[error("not done within the request's deadline")]
+    #[error("not done before the request's deadline")]
     Deadline,
     /// The work died.
     #[error("preparing the pull secret failed inside ecr-injector")]
@@ -109,13 +109,13 @@ impl PullSecretError {
             Self::Mint { error, .. } => error.as_str(),
             Self::Foreign(_) => "foreign",
             Self::Full { .. } => "too_many_hosts",
-            Self::Refused { .. } => "api_refused",
-            Self::Api { .. } => "api_error",
-            Self::Contended => "contended",
+            Self::Refused { .. } => "kube_api_rejected",
+            Self::Api { .. } => "kube_api_error",
+            Self::Contended => "conflict",
             Self::NotLeading => "not_leading",
-            Self::NoKey => "no_key",
+            Self::NoKey => "no_state_key",
             Self::Deadline => "deadline",
-            Self::Crashed => "crashed",
+            Self::Crashed => "internal_error",
         }
     }
 

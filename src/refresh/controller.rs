@@ -575,7 +575,7 @@ impl Controller {
         let apart = by_clock - by_time.unwrap_or(by_clock);
         if apart.unsigned_abs() > CLOCK_STEP {
             tracing::info!(
-                seconds = apart.as_secs(),
+                skew_seconds = apart.as_secs(),
                 "the clock was set or the machine slept; rescheduling all namespaces"
             );
             self.minter.queue.clear_backoffs(instant);

@@ -76,7 +76,7 @@ pub struct Cursor(Option<String>);
 enum RoundError {
     #[error("{0}")]
     Forbidden(String),
-    #[error("no answer within {} s", PAGE_TIMEOUT.as_secs())]
+    #[error("no response within {} s", PAGE_TIMEOUT.as_secs())]
     Timeout,
     /// The continue token is too old.
     #[error("the list can't be continued: {0}")]
@@ -87,7 +87,7 @@ enum RoundError {
     Status { status: StatusCode, message: String },
     #[error("the answer is not a list of Pods")]
     Malformed(#[source] serde_json::Error),
-    #[error("asking the API server failed")]
+    #[error("the call to the API server failed")]
     Call(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -229,7 +229,7 @@ impl Discoverer {
             pods = wanted.pods,
             unreadable = wanted.unreadable,
             namespaces = wanted.hosts.len(),
-            "Pending Pods were listed"
+            "listed pending Pods"
         );
         for (namespace, hosts) in wanted.hosts {
             if !term.holds() {
@@ -259,7 +259,7 @@ impl Discoverer {
             let outcome = match &page {
                 Ok(_) => "ok",
                 Err(RoundError::Timeout) => "timeout",
-                Err(RoundError::Forbidden(_)) => "refused",
+                Err(RoundError::Forbidden(_)) => "rejected",
                 Err(RoundError::Expired(_)) => "gone",
                 Err(_) => "error",
             };
@@ -330,16 +330,17 @@ impl Discoverer {
             _ if is_known => {}
             Ok(_) => tracing::warn!(
                 pods = self.max_pods,
-                "more Pods are Pending than a round looks at; the next one goes on from there"
+                "too many pending Pods for one discovery run; the next run continues from there"
             ),
             Err(RoundError::Forbidden(message)) => tracing::warn!(
-                message,
-                "listing Pending Pods is refused; set discover: pods by the chart, add list on pods to the ClusterRole \
-                 (docs/reference/configuration.md), or set discover: none"
+                error = message,
+                "not allowed to list pending Pods; grant list on pods in the ClusterRole (the \
+                 chart does so with discover: pods; docs/reference/configuration.md), or set discover: \
+                 none"
             ),
             Err(error) => tracing::warn!(
                 error = error as &dyn std::error::Error,
-                "listing Pending Pods failed; it is tried again every minute"
+                "listing pending Pods failed; retrying every minute"
             ),
         }
         outcome

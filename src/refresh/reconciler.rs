@@ -142,7 +142,7 @@ impl Reconciler {
         let asked = self.0.namespaces.ask(namespace, deadline).await;
         let asked = asked.map_err(|error| PullSecretError::Api {
             verb: "delete",
-            message: format!("reading the namespace first failed: {error}"),
+            message: format!("reading the namespace failed: {error}"),
         })?;
         match asked {
             // The watch will say so too.

@@ -64,7 +64,7 @@ impl Reporter {
         };
         self.metrics.refreshed(reason);
         let hosts = desired.due.len();
-        tracing::debug!(%namespace, reason, hosts, "wrote the pull secret");
+        tracing::debug!(%namespace, reason, registries = hosts, "wrote the pull secret");
         if let Some(what) = desired.repairs {
             self.metrics.repaired(what.as_str());
             tracing::warn!(%namespace, cause = what.as_str(), "repaired the pull secret");
@@ -75,14 +75,14 @@ impl Reporter {
     /// There was no room for some hosts.
     pub(super) fn left_out(namespace: &Namespace, hosts: &[Host]) {
         if !hosts.is_empty() {
-            tracing::debug!(%namespace, hosts = hosts.len(), "the pull secret has no room for more registries");
+            tracing::debug!(%namespace, registries = hosts.len(), "the pull secret has no room for more registries");
         }
     }
 
     /// A pull secret has all that it should have.
     pub(super) fn recovered(&mut self, namespace: &Namespace) {
         if self.complained.remove(namespace) {
-            tracing::info!(%namespace, "the pull secret is fresh again after failures");
+            tracing::info!(%namespace, "refreshed the pull secret after failures");
             self.publish(namespace, &Happening::Refreshed);
         }
     }
@@ -130,7 +130,7 @@ impl Reporter {
         };
         self.suspended.insert(namespace.clone(), hosts.len());
         let (host, more) = (host.to_string(), hosts.len() - 1);
-        tracing::warn!(%namespace, host, more, reason = why.as_str(), "registries are suspended: their credentials are kept and not renewed");
+        tracing::warn!(%namespace, registry = host, more, reason = why.as_str(), "registries are suspended: their credentials are kept and not renewed");
         let why = why.to_string();
         self.publish(namespace, &Happening::Suspended { host, more, why });
     }
@@ -144,8 +144,9 @@ impl Reporter {
             tracing::error!(
                 suspended,
                 namespaces,
-                "the configuration suspends registries in more than half of the namespaces: is it a mistake? Credentials are kept until they expire; \
-                 `ecr-injector config check --cluster` shows what a file would suspend"
+                "the configuration suspends registries in more than half of the namespaces, \
+                 which looks like a mistake; credentials are kept until they expire. \
+                 `ecr-injector config check --cluster` lists what a file would suspend"
             );
         }
     }
@@ -159,7 +160,7 @@ impl Reporter {
         is_edited: bool,
     ) {
         self.metrics.refresh_failed("contested");
-        tracing::warn!(%namespace, times, ?pause, "a namespace needs work again and again; it is left alone for longer and longer");
+        tracing::warn!(%namespace, changes = times, backoff = ?pause, "namespace changes repeatedly; backing off");
         if is_edited {
             self.complain(namespace, &Happening::Contended);
         }
@@ -176,7 +177,7 @@ impl Reporter {
     /// A token couldn't be minted.
     pub(super) fn no_token(&self, key: &TokenKey, error: &MintError, pause: Duration) {
         self.metrics.refresh_failed(error.as_str());
-        tracing::warn!(identity = %key.identity, region = %key.region, %error, ?pause, "minting a token failed; retrying");
+        tracing::warn!(identity = %key.identity, region = %key.region, %error, backoff = ?pause, "minting a token failed; retrying");
     }
 
     /// A token that couldn't be minted for a while was.
@@ -190,7 +191,7 @@ impl Reporter {
         if times <= 1 {
             tracing::warn!(%namespace, %error, "refreshing the pull secret failed; retrying");
         } else {
-            tracing::debug!(%namespace, %error, times, "refreshing the pull secret failed again");
+            tracing::debug!(%namespace, %error, failures = times, "refreshing the pull secret failed again");
         }
         match error {
             PullSecretError::Foreign(why) => self.foreign(namespace, *why),

@@ -116,8 +116,8 @@ impl Listener {
         drop(self.socket);
         if timeout(grace, graceful.shutdown()).await.is_err() {
             tracing::warn!(
-                seconds = grace.as_secs(),
-                "connections were still busy when their time to finish was over"
+                timeout_seconds = grace.as_secs(),
+                "drain timeout exceeded; closing connections that are still busy"
             );
             cut_off.cancel();
         }
@@ -148,7 +148,7 @@ impl Connection {
                 self.serve_http(stream, watcher, standing, head_by).await;
             }
             Ok(Err(error)) => {
-                tracing::debug!(%error, "a TLS handshake failed");
+                tracing::debug!(%error, "TLS handshake failed");
                 self.metrics.handshake(Handshake::Failed);
                 self.metrics.connection_failure("handshake");
             }
@@ -186,7 +186,7 @@ impl Connection {
             .max_headers(MAX_HEADERS)
             .serve_connection(TokioIo::new(guarded), service);
         if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(%error, "a connection ended with an error");
+            tracing::debug!(%error, "connection ended with an error");
             self.metrics
                 .connection_failure(if error.is_timeout() { "idle" } else { "http" });
         }
@@ -340,7 +340,7 @@ impl<S> Guarded<S> {
                 .answer
                 .get_or_insert_with(|| Box::pin(sleep(ANSWER_TIMEOUT)));
             if timer.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(too_slow("the answer was read too slowly")));
+                return Poll::Ready(Err(too_slow("the response was read too slowly")));
             }
         }
         result
@@ -359,7 +359,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.standing.is(HEAD) && this.head.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(too_slow("the request's head came too slowly")));
+            return Poll::Ready(Err(too_slow("the request's headers were sent too slowly")));
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buffer);

@@ -125,7 +125,8 @@ impl Admission {
             }
             Err(_) => {
                 self.metrics.panics.inc();
-                let text = "ecr-injector failed on this request; its log has the place".to_owned();
+                let text =
+                    "ecr-injector failed on this request; its log has the details".to_owned();
                 Err((StatusCode::INTERNAL_SERVER_ERROR, "panic", text))
             }
         }
@@ -152,12 +153,12 @@ impl Admission {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(_))) => {
                     let text = "the body ended early".to_owned();
-                    return Err((StatusCode::BAD_REQUEST, "broken_body", text));
+                    return Err((StatusCode::BAD_REQUEST, "incomplete_body", text));
                 }
                 Ok(None) => return Ok((permit, read.into_whole())),
                 Err(_) => {
-                    let text = "the body came too slowly".to_owned();
-                    return Err((StatusCode::REQUEST_TIMEOUT, "slow_body", text));
+                    let text = "the body was sent too slowly".to_owned();
+                    return Err((StatusCode::REQUEST_TIMEOUT, "body_timeout", text));
                 }
             };
             // What is no data is a trailer.
@@ -174,7 +175,7 @@ impl Admission {
             let Ok(Ok(more)) = timeout_at(deadline, self.budget.acquire_many(more)).await else {
                 self.metrics.shed(Shed::Body);
                 let text = "too many bodies in flight".to_owned();
-                return Err((StatusCode::SERVICE_UNAVAILABLE, "budget", text));
+                return Err((StatusCode::SERVICE_UNAVAILABLE, "too_many_bodies", text));
             };
             match &mut permit {
                 Some(permit) => permit.merge(more),
@@ -260,7 +261,7 @@ async fn mutate(State(admission): State<Arc<Admission>>, request: Request) -> Re
         Err((status, reason, text)) => {
             admission.metrics.refused_request(reason);
             let shown = &*line(&text, text.len());
-            tracing::warn!(%status, reason, text = shown, "a request was not answered with a review");
+            tracing::warn!(%status, reason, error = shown, "rejected a request");
             (status, text + "\n").into_response()
         }
     }

@@ -69,7 +69,7 @@ impl Filter {
         let parsed = filter.parse::<EnvFilter>()?;
         self.0.reload(parsed).map_err(|_| FilterError::Gone)?;
         let filter = &*line(filter, filter.len());
-        tracing::info!(filter, "the log's filter is another");
+        tracing::info!(filter, "log filter changed");
         Ok(())
     }
 }

@@ -31,7 +31,7 @@ use self::{
     labels::{
         AdmissionLabels, ApiLabels, AwsLabels, CauseLabels, IdentityLabels, KindLabels,
         OutcomeLabels, PhaseLabels, ReasonLabels, SourceLabels, StateLabels, StepLabels,
-        TransitionLabels, WhatLabels,
+        TransitionLabels,
     },
     process::Process,
 };
@@ -49,7 +49,7 @@ pub struct Metrics {
     phases: [Histogram; Phase::ALL.len()],
     /// Requests to the admission listener that are being read or answered.
     pub in_flight: Gauge,
-    shed: Family<WhatLabels, Counter>,
+    shed: Family<KindLabels, Counter>,
     handshakes: Family<OutcomeLabels, Counter>,
     spans: Family<OutcomeLabels, Counter>,
     aws_calls: Family<AwsLabels, Counter>,
@@ -65,7 +65,7 @@ pub struct Metrics {
     pub panics: Counter,
     /// Admissions answered from a pull secret that the leader should refresh soon.
     pub due: Counter,
-    /// Pull secrets found changed by somebody else, and put right.
+    /// Pull secrets found changed by another client, and repaired.
     pub tampered: Counter,
     /// Opted-in namespaces that the watch knows.
     pub namespaces: Gauge,
@@ -82,10 +82,10 @@ pub struct Metrics {
     pub config_generation: Gauge,
     config_reloads: Family<OutcomeLabels, Counter>,
     config_last_applied: Gauge,
-    /// 1 while the file can't be used that is there now, and an older one is in use.
-    pub config_refused: Gauge,
+    /// 1 if the file can be used, 0 while it is rejected and an older one stays in use.
+    pub config_reload_successful: Gauge,
     /// 1 while the file has another value than is in use for what can't change without a restart.
-    pub config_restart_needed: Gauge,
+    pub config_restart_required: Gauge,
     /// Events that were not written because too many waited.
     pub events_dropped: Counter,
     earliest_expiry: Reading,
@@ -210,8 +210,8 @@ impl Default for Metrics {
             config_generation: Gauge::default(),
             config_reloads: Family::default(),
             config_last_applied: Gauge::default(),
-            config_refused: Gauge::default(),
-            config_restart_needed: Gauge::default(),
+            config_reload_successful: Gauge::default(),
+            config_restart_required: Gauge::default(),
             events_dropped: Counter::default(),
             earliest_expiry: Reading::default(),
             identity_expiries: Family::default(),
@@ -231,13 +231,14 @@ impl Default for Metrics {
             registry: Catalogue::default(),
         };
         metrics.guard.set(-1);
+        metrics.config_reload_successful.set(1);
         for outcome in [Reload::Applied, Reload::Refused] {
             drop(metrics.config_reloads.get_or_create(&outcome.labels()));
         }
         // There from the start: an alert on what has not happened yet needs a zero to start from.
-        for what in Shed::ALL {
-            let what = what.as_str();
-            drop(metrics.shed.get_or_create(&WhatLabels { what }));
+        for kind in Shed::ALL {
+            let kind = kind.as_str();
+            drop(metrics.shed.get_or_create(&KindLabels { kind }));
         }
         for outcome in Handshake::ALL {
             let outcome = outcome.as_str();
@@ -257,69 +258,69 @@ impl Default for Metrics {
         }
         registry.register(
             "build",
-            "The running version",
+            "Version of the running binary",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
         registry.register_with_unit(
             "admission_duration",
-            "Time from a review's first byte read to its answer",
+            "Time from reading the first byte of an AdmissionReview to its response",
             Unit::Seconds,
             metrics.admissions.clone(),
         );
         registry.register_with_unit(
             "admission_phase_duration",
-            "Time that one phase of an admission took",
+            "Duration of one phase of an admission",
             Unit::Seconds,
             phases,
         );
         registry.register(
             "requests_in_flight",
-            "Requests to the admission listener that are being read or answered",
+            "Requests to the admission listener that are in progress",
             metrics.in_flight.clone(),
         );
         registry.register(
             "shed",
-            "What was not served because there was too much at a time",
+            "Connections, request bodies and reviews that were shed because of overload",
             metrics.shed.clone(),
         );
         registry.register(
-            "handshakes",
-            "TLS handshakes on the admission listener by outcome",
+            "tls_handshakes",
+            "TLS handshakes on the admission listener, by outcome",
             metrics.handshakes.clone(),
         );
         registry.register(
-            "spans",
-            "Spans of traces by what became of them",
+            "trace_spans",
+            "Trace spans that were sent, failed to be sent or were dropped",
             metrics.spans.clone(),
         );
         registry.register(
             "aws_calls",
-            "Calls to ECR and STS by outcome",
+            "Calls to ECR and STS, by operation and outcome",
             metrics.aws_calls.clone(),
         );
         registry.register(
             "credentials_source",
-            "Where the ambient AWS credentials come from: 1 for the source that is in use",
+            "Source of the ambient AWS credentials: 1 for the source in use",
             metrics.credentials_source.clone(),
         );
         registry.register(
-            "refused_identities",
-            "Admissions with a registry that no identity may mint for",
+            "rejected_identities",
+            "Admissions with a registry for which no identity may mint a token, by reason",
             metrics.refused_identities.clone(),
         );
         registry.register(
-            "api_calls",
-            "Calls to the API server other than watches",
+            "kube_api_calls",
+            "Calls to the Kubernetes API server other than watches, by verb, resource and outcome",
             metrics.api_calls.clone(),
         );
         registry.register(
-            "refused_requests",
-            "HTTP requests not answered with a review",
+            "rejected_requests",
+            "HTTP requests that were not answered with an AdmissionReview, by reason",
             metrics.refused_requests.clone(),
         );
         registry.register(
             "connection_failures",
-            "Connections ended by us or by TLS",
+            "Connections that failed or were closed by the server, by reason",
             metrics.connection_failures.clone(),
         );
         registry.register(
@@ -339,153 +340,153 @@ impl Default for Metrics {
         );
         registry.register(
             "tampered_secrets",
-            "Pull secrets that somebody else had changed",
+            "Pull secrets that an admission found changed by another client and repaired",
             metrics.tampered.clone(),
         );
         registry.register(
             "opted_in_namespaces",
-            "Opted-in namespaces known to the watch",
+            "Opted-in namespaces known from the watch",
             metrics.namespaces.clone(),
         );
         registry.register(
             "pull_secrets",
-            "Pull secrets known to the watch",
+            "Pull secrets known from the watch",
             metrics.pull_secrets.clone(),
         );
         registry.register(
             "leader",
-            "1 while this replica leads",
+            "1 while this replica is the leader, 0 otherwise",
             metrics.leader.clone(),
         );
         registry.register(
             "certificate_reloads",
-            "Changed serving certificates that were taken or refused",
+            "Changed certificates that were loaded or rejected, by outcome",
             metrics.certificate_reloads.clone(),
         );
         registry.register(
-            "certificate_expiry_timestamp_seconds",
-            "When the serving certificate (leaf), or the authority that signs it (ca), ends, in seconds since 1970",
+            "certificate_expiration_timestamp_seconds",
+            "Expiration time of the serving certificate (leaf) or of the self-managed CA (ca), in seconds since the Unix epoch",
             metrics.certificate_expiry.clone(),
         );
         registry.register(
-            "certificate_authority_steps",
-            "What this replica did to the self-managed certificate authority",
+            "ca_rotation_steps",
+            "Steps of the self-managed CA's rotation that this replica performed",
             metrics.authority_steps.clone(),
         );
         registry.register(
-            "registration_trusts_us",
-            "1 while every entry of our registration trusts the self-managed authority that signs",
+            "ca_bundle_trusted",
+            "1 while the caBundle of every webhook in the MutatingWebhookConfiguration trusts the self-managed CA that signs, 0 otherwise",
             metrics.registration_trust.clone(),
         );
         registry.register(
             "config_generation",
-            "How many configurations have been in use since the start, with the one that is",
+            "Configurations applied since the process started, including the current one",
             metrics.config_generation.clone(),
         );
         registry.register(
             "config_reloads",
-            "Changes of the configuration's file that were applied, or refused as a whole",
+            "Changes of the configuration file that were applied or rejected, by outcome",
             metrics.config_reloads.clone(),
         );
         registry.register(
-            "config_last_applied_timestamp_seconds",
-            "When the configuration that is in use was applied, in seconds since 1970",
+            "config_last_reload_success_timestamp_seconds",
+            "Time when the current configuration was applied, in seconds since the Unix epoch",
             metrics.config_last_applied.clone(),
         );
         registry.register(
-            "config_file_refused",
-            "1 while the configuration's file can't be used, and what it last said stays in use",
-            metrics.config_refused.clone(),
+            "config_last_reload_successful",
+            "1 if the configuration file is valid and in use, 0 while it is rejected and the last valid one stays in use",
+            metrics.config_reload_successful.clone(),
         );
         registry.register(
-            "config_restart_needed",
-            "1 while the configuration's file has another value than is in use for a field that only a restart changes",
-            metrics.config_restart_needed.clone(),
+            "config_restart_required",
+            "1 while the configuration file changes a field that takes effect only after a restart, 0 otherwise",
+            metrics.config_restart_required.clone(),
         );
         registry.register(
             "lease_transitions",
-            "Terms as the leader that began, and how they ended",
+            "Leadership terms that this replica acquired (leading), released or lost",
             metrics.lease_transitions.clone(),
         );
         registry.register(
             "events_dropped",
-            "Kubernetes Events not written because too many waited",
+            "Kubernetes Events that were dropped because the queue was full",
             metrics.events_dropped.clone(),
         );
         registry.register_with_unit(
             "earliest_expiry",
-            "Time until the first credential of an opted-in namespace expires; negative once it has",
+            "Time until the first credential of an opted-in namespace expires, negative once it has expired",
             Unit::Seconds,
             metrics.earliest_expiry.clone(),
         );
         registry.register_with_unit(
             "identity_earliest_expiry",
-            "The same, of the credentials of one identity in one region",
+            "Time until the first credential of one identity in one region expires, negative once it has expired",
             Unit::Seconds,
             metrics.identity_expiries.clone(),
         );
         registry.register(
             "pull_secrets_by_state",
-            "Pull secrets known to the watch, by what they are worth",
+            "Pull secrets known from the watch, by state",
             metrics.by_state.clone(),
         );
         registry.register(
             "refreshes",
-            "Pull secrets that the leader wrote",
+            "Pull secrets that the leader wrote or deleted, by reason",
             metrics.refreshes.clone(),
         );
         registry.register(
             "refresh_failures",
-            "Refreshes that failed and are tried again",
+            "Refreshes that failed and are retried, by reason",
             metrics.refresh_failures.clone(),
         );
         registry.register(
             "repairs",
-            "Pull secrets that the leader repaired, by what was done to them",
+            "Pull secrets that the leader repaired, by cause",
             metrics.repairs.clone(),
         );
         for cause in ["deleted", "changed"] {
             drop(metrics.repairs.get_or_create(&CauseLabels { cause }));
         }
         registry.register(
-            "wants_pending",
-            "Namespaces whose Pods want registries that could not be written yet",
+            "provisioning_pending_namespaces",
+            "Namespaces whose pull secret lacks registries that admitted Pods need, and is retried by this replica",
             metrics.wants_pending.clone(),
         );
         registry.register(
-            "wants_dropped",
-            "Wants that were not kept because too many were pending",
+            "provisioning_dropped",
+            "Namespaces not retried by this replica because too many were pending",
             metrics.wants_dropped.clone(),
         );
         registry.register(
             "mass_suspension",
-            "1 while the configuration suspends registries in more than half of the namespaces, and in ten at least",
+            "1 while the configuration suspends registries in more than half of the opted-in namespaces and in at least 10, 0 otherwise",
             metrics.mass_suspension.clone(),
         );
         registry.register(
             "discovery_runs",
-            "Rounds in which the leader listed Pending Pods, by how they ended",
+            "Discovery runs in which the leader listed pending Pods, by outcome",
             metrics.discovery_runs.clone(),
         );
         registry.register(
-            "refresh_queue",
-            "Namespaces whose pull secret is due now",
+            "refresh_queue_depth",
+            "Namespaces in the refresh queue that are due now",
             metrics.queue_depth.clone(),
         );
         registry.register(
-            "refresh_waiting",
-            "Namespaces that wait for a token that can't be had now",
+            "refresh_waiting_for_token",
+            "Namespaces that wait for a token that can't be minted at the moment",
             metrics.waiting.clone(),
         );
         registry.register_with_unit(
             "refresh_oldest_overdue",
-            "How long the namespace that is due the longest has been due",
+            "Time since the longest overdue namespace became due",
             Unit::Seconds,
             metrics.oldest_overdue.clone(),
         );
         registry.register(
-            "guard",
-            "1 if the guard refused at start what it must refuse, 0 if it let it pass, -1 while that isn't known",
+            "guard_enforced",
+            "1 if the guard rejected the test write at start, 0 if the API server accepted it, -1 while unknown",
             metrics.guard.clone(),
         );
         registry.register_collector(Process, Process::families());
@@ -514,9 +515,9 @@ impl Metrics {
     }
 
     /// Something was not served because there was too much at a time.
-    pub fn shed(&self, what: Shed) {
-        let what = what.as_str();
-        self.shed.get_or_create(&WhatLabels { what }).inc();
+    pub fn shed(&self, kind: Shed) {
+        let kind = kind.as_str();
+        self.shed.get_or_create(&KindLabels { kind }).inc();
     }
 
     /// One TLS handshake on the admission listener.
@@ -621,8 +622,8 @@ impl Metrics {
             .inc();
     }
 
-    /// Whether the registration trusts the authority that signs.
-    pub fn registration_trusts_us(&self, trusts: bool) {
+    /// Sets whether the caBundle of the MutatingWebhookConfiguration trusts the authority that signs.
+    pub fn ca_bundle_trusted(&self, trusts: bool) {
         self.registration_trust.set(i64::from(trusts));
     }
 
@@ -732,7 +733,7 @@ mod tests {
         for line in [
             r#"ecr_injector_admission_duration_seconds_count{decision="inject",reason="cached"} 1"#,
             r#"ecr_injector_aws_calls_total{operation="get_authorization_token",outcome="ok"} 1"#,
-            r#"ecr_injector_api_calls_total{verb="apply",resource="secrets",outcome="conflict"} 1"#,
+            r#"ecr_injector_kube_api_calls_total{verb="apply",resource="secrets",outcome="conflict"} 1"#,
             "ecr_injector_connections 0",
         ] {
             assert!(text.contains(line), "{line} not in:\n{text}");
@@ -790,10 +791,10 @@ mod tests {
             r#"ecr_injector_refreshes_total{reason="due"} 1"#,
             r#"ecr_injector_refresh_failures_total{reason="throttled"} 1"#,
             r#"ecr_injector_repairs_total{cause="deleted"} 1"#,
-            "ecr_injector_refresh_queue 3",
-            "ecr_injector_refresh_waiting 2",
+            "ecr_injector_refresh_queue_depth 3",
+            "ecr_injector_refresh_waiting_for_token 2",
             "ecr_injector_refresh_oldest_overdue_seconds 60",
-            "ecr_injector_guard -1",
+            "ecr_injector_guard_enforced -1",
         ] {
             assert!(text.contains(line), "{line} not in:\n{text}");
         }

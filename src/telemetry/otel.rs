@@ -234,7 +234,7 @@ impl Exporter {
         };
         let shut_down = spawn_blocking(move || provider.shutdown_with_timeout(limit));
         if !matches!(timeout(limit, shut_down).await, Ok(Ok(Ok(())))) {
-            tracing::warn!("the last traces were not sent");
+            tracing::warn!("exporting the last traces failed");
         }
     }
 }
@@ -343,7 +343,7 @@ impl Complaint {
         match result {
             Ok(()) => {
                 if said.take().is_some() {
-                    tracing::info!("traces are sent again");
+                    tracing::info!("exporting traces works again");
                 }
             }
             Err(_) if said.is_some_and(|at| at.elapsed() < COMPLAIN_EVERY) => {}
@@ -353,7 +353,7 @@ impl Complaint {
                 let error = &*line(&error, MAX_COMPLAINT);
                 tracing::warn!(
                     error,
-                    "traces can't be sent and are dropped; admissions go on"
+                    "exporting traces failed; dropping them, admissions continue"
                 );
             }
         }
@@ -469,11 +469,11 @@ mod tests {
         for (minutes, said) in [(0, 1), (1, 1), (3, 1), (1, 2), (4, 2)] {
             tokio::time::advance(Duration::from_mins(minutes)).await;
             failed();
-            assert_eq!(log.count("traces can't be sent"), said);
+            assert_eq!(log.count("exporting traces failed"), said);
         }
         assert!(log.count("x") < 3 * MAX_COMPLAINT, "the collector's words");
         complaint.told(&Ok(()));
         complaint.told(&Ok(()));
-        assert_eq!(log.count("traces are sent again"), 1);
+        assert_eq!(log.count("exporting traces works again"), 1);
     }
 }

@@ -41,7 +41,7 @@ const BUNDLE: &str = "ca.crt";
 #[derive(Debug, Error)]
 pub enum AuthorityError {
     /// It has another type, which can't be changed.
-    #[error("it is of type {0:?} instead of {SECRET_TYPE}; delete it, and it is made anew")]
+    #[error("its type is {0:?} instead of {SECRET_TYPE}; delete it to have it created again")]
     Type(String),
     /// A key is missing.
     #[error("it has no {0}")]
@@ -64,7 +64,7 @@ pub enum AuthorityError {
         key: &'static str,
     },
     /// Making or signing failed.
-    #[error("making a certificate: {0}")]
+    #[error("creating a certificate: {0}")]
     Make(#[from] rcgen::Error),
     /// What was signed can't be served.
     #[error("a certificate that was signed can't be served: {0}")]

@@ -102,12 +102,12 @@ impl Clients {
                 Ok(false) => complaint.settle(),
                 Ok(true) => {
                     complaint.settle();
-                    tracing::info!(file = %self.path.display(), "new authorities of clients are used");
+                    tracing::info!(file = %self.path.display(), "reloaded the client CA certificates");
                     metrics.certificate_reload("ok");
                 }
                 Err(error) if complaint.is_news(&error) => {
-                    tracing::warn!(%error, "changed authorities of clients are not used; the last good ones stay");
-                    metrics.certificate_reload("refused");
+                    tracing::warn!(%error, "rejected the changed client CA certificates; the last valid ones stay in use");
+                    metrics.certificate_reload("rejected");
                 }
                 Err(_) => {}
             }
@@ -288,7 +288,7 @@ mod tests {
             assert!(is_let_in(&clients, &by_first), "{bad}");
         }
         let text = metrics.to_text();
-        let refused = r#"ecr_injector_certificate_reloads_total{outcome="refused"} 2"#;
+        let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 2"#;
         assert!(text.contains(refused), "each is told once: {text}");
         file(&folder, &format!("{first_pem}{second_pem}"));
         a_period_later().await;

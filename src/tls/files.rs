@@ -204,7 +204,7 @@ mod tests {
         a_period_later().await;
         assert!(serves(&serving, &first.0), "a missing file");
         let text = metrics.to_text();
-        let refused = r#"ecr_injector_certificate_reloads_total{outcome="refused"} 4"#;
+        let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 4"#;
         assert!(text.contains(refused), "each is told once: {text}");
 
         write(&folder, &second.0, &second.1);

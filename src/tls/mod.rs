@@ -185,9 +185,9 @@ impl Served {
     pub fn offer(&mut self, pair: Pair, origin: &str) {
         if !pair.covers(&self.service) {
             let (service, names) = (&self.service, pair.names.join(","));
-            tracing::warn!(origin, %service, names, "the certificate is not for the Service's name: the API server will refuse it");
+            tracing::warn!(origin, %service, names, "serving certificate does not cover the Service name; the API server will reject it");
         }
-        tracing::info!(origin, not_after = %pair.life.not_after, "a certificate is served");
+        tracing::info!(origin, not_after = %pair.life.not_after, "loaded the serving certificate");
         self.metrics.certificate_reload("ok");
         self.metrics.certificate_expiry("leaf", pair.life.not_after);
         self.serving.0.store(Some(pair.certified));
@@ -198,8 +198,8 @@ impl Served {
     /// There was something that can't be served. The same is told once.
     pub fn refuse(&mut self, why: &dyn fmt::Display) {
         if self.complaint.is_news(why) {
-            tracing::warn!(error = %why, "a certificate is not served; the last good one stays");
-            self.metrics.certificate_reload("refused");
+            tracing::warn!(error = %why, "rejected the serving certificate; the last valid one stays in use");
+            self.metrics.certificate_reload("rejected");
         }
     }
 

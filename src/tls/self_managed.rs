@@ -108,7 +108,7 @@ impl SelfManaged {
         let mut is_missed = false;
         loop {
             let trusts = is_trusted(&held.borrow_and_update(), &seen.borrow_and_update());
-            self.0.metrics.registration_trusts_us(trusts);
+            self.0.metrics.ca_bundle_trusted(trusts);
             if trusts {
                 condition.hold();
             }
@@ -116,8 +116,9 @@ impl SelfManaged {
             if is_absent && !is_missed {
                 let name = self.0.registration.name();
                 tracing::warn!(
-                    registration = name,
-                    "there is no such MutatingWebhookConfiguration: nobody calls us"
+                    webhook_configuration = name,
+                    "MutatingWebhookConfiguration not found; the API server does not call this \
+                     webhook"
                 );
             }
             is_missed = is_absent;
@@ -143,13 +144,13 @@ impl SelfManaged {
         };
         match self.0.secret.write(&authority, None).await {
             Ok(()) => {
-                tracing::info!(secret = path, "a certificate authority was made");
+                tracing::info!(secret = path, "created the certificate authority");
                 self.0.metrics.authority_step("created");
             }
             Err(WriteError::Conflict | WriteError::NotLeading) => {}
             Err(error @ (WriteError::Timeout | WriteError::Failed(_))) => {
                 served.refuse(&format!(
-                    "making the Secret {path} for the certificate authority: {error}"
+                    "creating the Secret {path} for the certificate authority: {error}"
                 ));
             }
         }

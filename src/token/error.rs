@@ -45,7 +45,7 @@ pub struct AwsReply {
 pub enum MintError {
     /// No principal could be found in this process's surroundings, or its source failed.
     #[error(
-        "no AWS credentials: {0}; docs/reference/aws-credentials.md has what each source needs"
+        "no AWS credentials: {0}; docs/reference/aws-credentials.md lists what each source needs"
     )]
     Credentials(String),
     /// AWS said no.
@@ -61,7 +61,7 @@ pub enum MintError {
     #[error("{0}: the endpoint can't be reached: {1}")]
     Unreachable(Call, String),
     /// No answer in time.
-    #[error("{0} was not answered in time")]
+    #[error("{0} timed out")]
     Timeout(Call),
     /// The credentials that signed the call have expired.
     #[error("{0}: expired credentials: {1}")]
@@ -70,20 +70,20 @@ pub enum MintError {
     #[error("{0}: expired credentials: the session that it gave ends at {1}")]
     SessionTooShort(Call, Timestamp),
     /// An answer to this call that holds no usable token.
-    #[error("{0}: the answer can't be used: {1}")]
+    #[error("{0}: invalid response: {1}")]
     Unusable(Call, MalformedReply),
     /// An answer that isn't one of AWS's.
-    #[error("{0}: the answer is not one of AWS's")]
+    #[error("{0}: the response is not one of AWS's")]
     NotAws(Call),
     /// The request couldn't be made, such as for an endpoint that can't be.
     #[error("{0}: the request could not be made: {1}")]
     Request(Call, String),
     /// The caller's own deadline came first.
-    #[error("no token within the request's deadline")]
+    #[error("no token before the request's deadline")]
     Deadline,
     /// The flight took longer than any may. A call that isn't answered is [`Self::Timeout`]: it ends earlier.
     #[error(
-        "minting was given up after {} s, the wait for its turn included",
+        "minting timed out after {} s, including the wait in the queue",
         FLIGHT_TIMEOUT.as_secs()
     )]
     GaveUp,
@@ -94,7 +94,7 @@ pub enum MintError {
     )]
     TooManyRegions,
     /// As many tokens as may be are being minted or wait for their turn.
-    #[error("too many tokens are being minted already: it is tried again; check how AWS answers")]
+    #[error("too many tokens are being minted already; retrying. Check how AWS responds")]
     TooManyMints,
     /// The flight died.
     #[error("minting the token failed inside ecr-injector")]
@@ -184,18 +184,18 @@ impl MintError {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Credentials(_) => "credentials",
-            Self::Refused(..) => "refused",
+            Self::Refused(..) => "access_denied",
             Self::Throttled(..) => "throttled",
             Self::Server(..) => "server_error",
             Self::Unreachable(..) => "unreachable",
             Self::Timeout(_) | Self::GaveUp => "timeout",
             Self::SessionExpired(..) | Self::SessionTooShort(..) => "session_expired",
-            Self::Unusable(..) | Self::NotAws(_) => "malformed",
-            Self::Request(..) => "request",
+            Self::Unusable(..) | Self::NotAws(_) => "invalid_response",
+            Self::Request(..) => "request_error",
             Self::Deadline => "deadline",
             Self::TooManyRegions => "too_many_regions",
             Self::TooManyMints => "too_many_mints",
-            Self::Crashed => "crashed",
+            Self::Crashed => "internal_error",
         }
     }
 
@@ -245,11 +245,11 @@ impl MintError {
             Self::Server(..) => "failed on AWS's side",
             Self::Unreachable(..) => "can't be reached",
             Self::SessionExpired(..) | Self::SessionTooShort(..) => "has expired credentials",
-            Self::Request(..) => "could not be asked",
+            Self::Request(..) => "could not be called",
             // These texts are our own, whole.
-            Self::Timeout(_) => "was not answered in time",
-            Self::NotAws(_) => "gave an answer that is not one of AWS's",
-            Self::Unusable(..) => "gave an answer that can't be used",
+            Self::Timeout(_) => "timed out",
+            Self::NotAws(_) => "gave a response that is not one of AWS's",
+            Self::Unusable(..) => "gave an invalid response",
             Self::Deadline
             | Self::GaveUp
             | Self::TooManyRegions

@@ -203,7 +203,7 @@ async fn ephemeral_container_is_covered_or_warned_about() {
         .unwrap();
     assert_eq!(
         admitted.warnings,
-        ["ecr-injector: this Pod lacks pull secret ecr-pull-secret; recreate it"]
+        ["ecr-injector: this Pod does not reference pull secret ecr-pull-secret; recreate it"]
     );
     let covered = hosts(&bed.pull_secret(&namespace).await.unwrap());
     assert!(
@@ -315,7 +315,7 @@ async fn foreign_secret_is_untouched_and_the_pod_gets_a_warning() {
             assert_eq!(
                 admitted.warnings,
                 [format!(
-                    "ecr-injector: Secret ecr-pull-secret isn't ours: {why}"
+                    "ecr-injector: Secret ecr-pull-secret left unchanged: {why}"
                 )],
                 "{case}"
             );
@@ -474,7 +474,7 @@ async fn namespace_is_served_from_the_moment_that_it_is_labelled() {
     .await;
     let refusals = bed
         .webhook
-        .metric(r#"ecr_injector_admission_duration_seconds_count{reason="api_refused"}"#)
+        .metric(r#"ecr_injector_admission_duration_seconds_count{reason="kube_api_rejected"}"#)
         .await;
     assert!(refusals < 0.5, "the guard refused a write: {refusals}");
 }
@@ -548,9 +548,9 @@ async fn warm_admission_makes_no_io() {
         assert!(all > 42_000.0 && all <= 43_200.0, "{metrics}");
         assert!((all - identity).abs() < 0.5, "{metrics}");
         // This replica leads, and renews its Lease whatever is admitted.
-        let leases = sum(r#"ecr_injector_api_calls_total{resource="leases"}"#);
+        let leases = sum(r#"ecr_injector_kube_api_calls_total{resource="leases"}"#);
         (
-            sum("ecr_injector_api_calls_total") - leases,
+            sum("ecr_injector_kube_api_calls_total") - leases,
             sum("ecr_injector_aws_calls_total"),
             sum("ecr_injector_admission_duration_seconds_count"),
         )

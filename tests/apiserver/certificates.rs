@@ -151,7 +151,7 @@ impl Replica {
         let mut readiness = Readiness::default();
         let (certificate, trusted) = (
             readiness.condition("certificate"),
-            readiness.condition("ca-in-registration"),
+            readiness.condition("ca-bundle-trusted"),
         );
         let serving = Arc::<Serving>::default();
         let served = Served::new(
@@ -232,13 +232,14 @@ async fn racing_replicas_share_one_authority_and_are_trusted() {
         }
         let made: f64 = replicas
             .iter()
-            .map(|replica| replica.count("ecr_injector_certificate_authority_steps_total"))
+            .map(|replica| replica.count("ecr_injector_ca_rotation_steps_total"))
             .sum();
         assert!((made - 1.0).abs() < 0.5, "round {round}: made {made} times");
         lost += replicas
             .iter()
             .map(|replica| {
-                replica.count(r#"ecr_injector_api_calls_total{verb="apply",outcome="conflict"}"#)
+                replica
+                    .count(r#"ecr_injector_kube_api_calls_total{verb="apply",outcome="conflict"}"#)
             })
             .sum::<f64>();
     }
@@ -284,14 +285,14 @@ async fn requested_authority_is_published_before_it_signs() {
     );
     assert_eq!(signed_by_another.matches("BEGIN").count(), 2);
     let steps = |step: &str| {
-        let series = format!(r#"ecr_injector_certificate_authority_steps_total{{step="{step}"}}"#);
+        let series = format!(r#"ecr_injector_ca_rotation_steps_total{{step="{step}"}}"#);
         replicas[0].count(&series)
     };
     assert!((steps("prepared") - 1.0).abs() < 0.1 && (steps("promoted") - 1.0).abs() < 0.1);
     // Asked once, done once.
     sleep(Duration::from_secs(4)).await;
     assert!((steps("prepared") - 1.0).abs() < 0.1);
-    assert!((replicas[1].count("ecr_injector_certificate_authority_steps_total")) < 1.5);
+    assert!((replicas[1].count("ecr_injector_ca_rotation_steps_total")) < 1.5);
 }
 
 #[tokio::test]
@@ -343,8 +344,7 @@ async fn bundle_that_is_reset_on_end_is_filled_in_ever_more_rarely() {
     let mut replica = Replica::start(&cluster.us);
     replica.lead();
     cluster.published().await;
-    let patches =
-        r#"ecr_injector_api_calls_total{resource="mutatingwebhookconfigurations",outcome="ok"}"#;
+    let patches = r#"ecr_injector_kube_api_calls_total{resource="mutatingwebhookconfigurations",outcome="ok"}"#;
     let before = replica.count(patches);
     let empty = json!([{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]);
     let end = tokio::time::Instant::now() + Duration::from_secs(6);
@@ -562,7 +562,7 @@ async fn certificate_in_a_secret_is_followed_and_a_bad_one_not_served() {
     let by_first = handshake(&serving, &authority.pem()).await.unwrap();
     let path = format!("{secrets}/serving");
     // Another key alone, another certificate alone, and then both.
-    let refused = r#"ecr_injector_certificate_reloads_total{outcome="refused"}"#;
+    let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"}"#;
     let before = support::webhook::sum(&metrics.to_text(), refused);
     let no_key = BASE64_STANDARD.encode("x");
     for (count, half) in [(1.0, (&first.0, &no_key)), (2.0, (&second.0, &first.1))] {

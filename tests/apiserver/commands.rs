@@ -271,7 +271,7 @@ async fn renews_what_is_due_and_leaves_what_is_fresh_untouched() {
     assert_eq!(ground.versions(&fresh).await, before);
     assert_eq!(aws.ecr_calls("eu-west-1").len(), 1, "one token, one call");
     let row = &ran.json()["namespaces"][0];
-    assert_eq!(row["hosts"], json!(hosts));
+    assert_eq!(row["registries"], json!(hosts));
     let expires: Timestamp = row["expiresAt"].as_str().unwrap().parse().unwrap();
     let left = expires.duration_since(Timestamp::now());
     assert!(left > SignedDuration::from_hours(11), "{left}");
@@ -282,7 +282,7 @@ async fn renews_what_is_due_and_leaves_what_is_fresh_untouched() {
     let before = ground.versions(&all).await;
     let again = run(&ground.ours().await, &aws, &refresh(&all, &[])).await;
     again.ended(0);
-    again.says("nothing to do: all is fresh in 4 namespaces");
+    again.says("nothing to do: all pull secrets are fresh in 4 namespaces");
     assert_eq!(again.results(), each(&all, "fresh"));
     assert_eq!(ground.versions(&all).await, before);
     assert_eq!(aws.calls().len(), 1);
@@ -325,10 +325,10 @@ async fn dry_run_writes_nothing_and_asks_aws_for_nothing() {
     let before = ground.versions(&all).await;
     let ran = run(&ground.ours().await, &aws, &refresh(&all, &["--dry-run"])).await;
     ran.ended(0);
-    let mut expected = each(&due, "would renew");
+    let mut expected = each(&due, "would-renew");
     expected.extend(each(&fresh, "fresh"));
     assert_eq!(ran.results(), expected);
-    ran.says("something would be done in 2 of 3 namespaces");
+    ran.says("2 of 3 namespaces would be refreshed");
     ran.says(&format!("({})", fresh[0]));
     let forced = run(
         &ground.ours().await,
@@ -336,7 +336,7 @@ async fn dry_run_writes_nothing_and_asks_aws_for_nothing() {
         &refresh(&all, &["--dry-run", "--all"]),
     )
     .await;
-    assert_eq!(forced.results(), each(&all, "would renew"));
+    assert_eq!(forced.results(), each(&all, "would-renew"));
 
     let table = named(&["refresh", "--once", "--dry-run"], &all, &[]);
     let table = run(&ground.ours().await, &aws, &table).await;
@@ -345,7 +345,7 @@ async fn dry_run_writes_nothing_and_asks_aws_for_nothing() {
     table.says("warning: no --config");
     assert_eq!(lines.len(), 4, "{table:?}");
     assert!(lines[0].starts_with("NAMESPACE "), "{}", lines[0]);
-    assert!(lines[1].contains("would renew   1 "), "{}", lines[1]);
+    assert!(lines[1].contains("would-renew   1 "), "{}", lines[1]);
     assert_eq!(ground.versions(&all).await, before);
     assert!(aws.calls().is_empty(), "{:?}", aws.calls());
 }
@@ -378,12 +378,12 @@ async fn fails_with_the_reason_when_aws_refuses() {
     let before = ground.versions(&all).await;
     let ran = run(&ground.ours().await, &aws, &refresh(&all, &[])).await;
     ran.ended(1);
-    assert_eq!(ran.results(), each(&all, "refused"));
+    assert_eq!(ran.results(), each(&all, "rejected"));
     for namespace in &all {
         let message = ran.message(namespace);
         assert!(message.contains("AccessDeniedException"), "{message}");
     }
-    ran.says("0 pull secrets brought up to date; 40 of 40 namespaces not as it should be");
+    ran.says("0 pull secrets refreshed; 40 of 40 namespaces not fresh");
     assert_eq!(ground.versions(&all).await, before);
     let calls = aws.calls().len();
     assert!(calls < 10, "{calls} calls for one token");
@@ -407,7 +407,7 @@ async fn reason_is_given_also_to_those_that_asked_after_the_refusal() {
     let slow = refresh(&all, &["--config", config.to_str().unwrap()]);
     let ran = run(&ground.ours().await, &aws, &slow).await;
     ran.ended(1);
-    assert_eq!(ran.results(), each(&all, "refused"));
+    assert_eq!(ran.results(), each(&all, "rejected"));
     for namespace in &all {
         let message = ran.message(namespace);
         assert!(message.contains("AccessDeniedException"), "{message}");
@@ -446,8 +446,11 @@ async fn suspended_hosts_stay_until_they_are_pruned() {
         .copied()
         .collect();
     let dry = run(&ground.ours().await, &aws, &refresh(&all, &more)).await;
-    assert_eq!(dry.results(), each(&all, "would renew"));
-    assert!(dry.message(&all[0]).contains("1 host dropped"), "{dry:?}");
+    assert_eq!(dry.results(), each(&all, "would-renew"));
+    assert!(
+        dry.message(&all[0]).contains("1 registry removed"),
+        "{dry:?}"
+    );
     assert_eq!(ground.versions(&all).await, before);
 
     let more: Vec<_> = with.iter().chain(&["--prune"]).copied().collect();
@@ -494,7 +497,7 @@ async fn opted_out_secret_is_removed_once_it_has_expired() {
     let with = ["--config", config.to_str().unwrap()];
     let dry: Vec<_> = with.iter().chain(&["--dry-run"]).copied().collect();
     let dry = run(&admin, &aws, &refresh(&[], &dry)).await;
-    assert_eq!(dry.results(), results("would remove"));
+    assert_eq!(dry.results(), results("would-remove"));
     assert_eq!(ground.versions(&all).await, before);
     let ran = run(&admin, &aws, &refresh(&[], &with)).await;
     ran.ended(0);
@@ -519,7 +522,7 @@ async fn names_that_are_no_opted_in_namespaces_are_refused_first() {
     ]);
     let ran = run(&ground.ours().await, &aws, &refresh(&names, &[])).await;
     ran.ended(1);
-    ran.says("there is no namespace nowhere");
+    ran.says("namespace nowhere not found");
     ran.says(&format!("{plain} is not opted in"));
     ran.says("kube-system is excluded");
     assert_eq!(ran.stdout, "");
@@ -599,8 +602,8 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     )
     .await;
     preview.ended(0);
-    let mut expected = each(&due, "would renew");
-    expected.insert(new.clone(), "would create".to_owned());
+    let mut expected = each(&due, "would-renew");
+    expected.insert(new.clone(), "would-create".to_owned());
     expected.insert(out.clone(), "opted-out".to_owned());
     assert_eq!(
         preview.results(),
@@ -624,10 +627,10 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     let before = ground.versions(&all).await;
     let dry = run(&janitor, &aws, &cleanup(&[], &["--all", "--dry-run"])).await;
     dry.ended(0);
-    let mut expected = each(&all, "would remove");
+    let mut expected = each(&all, "would-remove");
     expected.insert(theirs.clone(), "skipped".to_owned());
     assert_eq!(dry.results(), expected);
-    dry.says("4 pull secrets would be removed, 1 Secret of others left alone");
+    dry.says("4 pull secrets would be removed, 1 Secret of others skipped");
     assert_eq!(ground.versions(&all).await, before);
 
     let ran = run(&janitor, &aws, &cleanup(&[], &["--all"])).await;
@@ -635,7 +638,7 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     let mut expected = each(&all, "removed");
     expected.insert(theirs.clone(), "skipped".to_owned());
     assert_eq!(ran.results(), expected);
-    ran.says("comes again while a webhook runs");
+    ran.says("are created again while the webhook runs");
     ran.says(&format!(
         "kubectl label namespace {} ecr-injector.dev/inject-",
         due[0]
@@ -728,7 +731,7 @@ async fn name_that_is_no_namespace_is_no_cleanup() {
     let nowhere = ["nowhere".to_owned()];
     let ran = run(&janitor, &aws, &cleanup(&nowhere, &[])).await;
     ran.ended(1);
-    ran.says("there is no namespace nowhere; nothing was removed");
+    ran.says("namespace nowhere not found; nothing was removed");
 }
 
 // Rights, and reaching a cluster
@@ -762,7 +765,7 @@ async fn every_missing_right_is_named_at_once() {
         "patch secrets/ecr-injector-state-key (namespace ecr-injector)",
     ];
     assert_eq!(lines(&ran), expected);
-    ran.says("system:serviceaccount:default:stranger may not do what this takes");
+    ran.says("system:serviceaccount:default:stranger lacks permissions for this command");
     ran.says("docs/how-to/refresh-and-clean-up.md");
     assert_eq!(ran.stdout, "");
     let dry = run(&stranger, &aws, &refresh(&team, &["--dry-run"])).await;
@@ -803,7 +806,9 @@ async fn refresh_goes_on_where_rights_can_not_be_asked() {
     assert!(ground.plane.kubectl(&everybody).await.status.success());
     let ran = eventually("nobody may ask", SOON, async || {
         let ran = run(&ours, &aws, &refresh(&due, &["--dry-run"])).await;
-        ran.stderr.contains("can't be asked").then_some(ran)
+        ran.stderr
+            .contains("checking this account's permissions failed")
+            .then_some(ran)
     })
     .await;
     ran.ended(0);
@@ -811,7 +816,9 @@ async fn refresh_goes_on_where_rights_can_not_be_asked() {
     ran.ended(0);
     assert_eq!(ran.results(), each(&due, "renewed"));
     assert_eq!(
-        ran.stderr.matches("can't be asked").count(),
+        ran.stderr
+            .matches("checking this account's permissions failed")
+            .count(),
         1,
         "{}",
         ran.stderr
@@ -878,7 +885,7 @@ async fn cluster_that_can_not_be_worked_on_is_named_with_what_to_do() {
         ),
         (
             &no_context,
-            &["no cluster to work on", "--kubeconfig", "elsewhere"],
+            &["no cluster found", "--kubeconfig", "elsewhere"],
         ),
         (
             &nobody,
@@ -887,7 +894,7 @@ async fn cluster_that_can_not_be_worked_on_is_named_with_what_to_do() {
                 "kubectl get namespaces",
             ],
         ),
-        (&absent, &["no cluster to work on", "absent"]),
+        (&absent, &["no cluster found", "absent"]),
     ] {
         let ran = run(kubeconfig, &aws, &refresh(&[], &[])).await;
         ran.ended(1);
@@ -907,7 +914,7 @@ async fn scope_of_the_work_is_a_required_argument() {
     ran.says("`ecr-injector serve`");
     let ran = run(&ours, &aws, &["cleanup"]).await;
     ran.ended(2);
-    ran.says("name namespaces by --namespace, or say --all");
+    ran.says("--namespace or --all is missing");
     run(&ours, &aws, &["cleanup", "--all", "-n", "team"])
         .await
         .ended(2);

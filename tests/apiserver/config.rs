@@ -68,8 +68,8 @@ async fn config_check_says_what_a_file_would_suspend() {
     let ran = check(&ours, &file("good.yaml", ""), &[]).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     for line in [
-        "; 14 namespaces opted in, 12 with 24 hosts in their pull secrets\n",
-        "  suspends    nothing\n",
+        "; 14 namespaces opted in, 12 with 24 registries in their pull secrets\n",
+        "  suspends      nothing\n",
         "good.yaml: good\n",
     ] {
         assert!(ran.stdout.contains(line), "{line} not in {ran:#?}");
@@ -81,11 +81,11 @@ async fn config_check_says_what_a_file_would_suspend() {
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(
         ran.stderr
-            .contains("would suspend hosts in 12 of 12 namespaces"),
+            .contains("would suspend registries in 12 of 12 namespaces"),
         "{ran:#?}"
     );
     for line in [
-        "  suspends    24 hosts in 12 namespaces: kept until they expire, and not renewed\n",
+        "  suspends      24 registries in 12 namespaces: kept until they expire, and not renewed\n",
         "  the registry is not in the allow list\n",
         "    and 4 more; -o json has all of them\n",
     ] {
@@ -112,7 +112,7 @@ async fn config_check_says_what_a_file_would_suspend() {
     for (it, host) in suspended.iter().zip(&hosts) {
         assert_eq!(it["namespace"], json!(teams[0]));
         assert_eq!(
-            (&it["host"], &it["reason"]),
+            (&it["registry"], &it["reason"]),
             (&json!(host), &json!("no_identity"))
         );
     }

@@ -124,10 +124,10 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
     let text = metrics.to_text();
     for line in [
         // Twelve Pods are Pending, in pages of three.
-        r#"ecr_injector_api_calls_total{verb="list",resource="pods",outcome="ok"} 4"#,
-        r#"ecr_injector_api_calls_total{verb="list",resource="pods",outcome="refused"} 1"#,
+        r#"ecr_injector_kube_api_calls_total{verb="list",resource="pods",outcome="ok"} 4"#,
+        r#"ecr_injector_kube_api_calls_total{verb="list",resource="pods",outcome="rejected"} 1"#,
         r#"ecr_injector_discovery_runs_total{outcome="ok"} 1"#,
-        r#"ecr_injector_discovery_runs_total{outcome="refused"} 1"#,
+        r#"ecr_injector_discovery_runs_total{outcome="forbidden"} 1"#,
         r#"ecr_injector_discovery_runs_total{outcome="truncated"} 0"#,
     ] {
         assert!(text.contains(line), "{line} not in:\n{text}");

@@ -40,8 +40,10 @@ async fn survives(behaviour: Behaviour, region: &str, label: &str) {
     let took = started.elapsed();
     assert!(took < WEBHOOK_TIMEOUT, "{took:?}");
     assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
-    let expected =
-        format!("ecr-injector: no credential yet for 1 ECR registry ({label}); pulls may be late");
+    let expected = format!(
+        "ecr-injector: no credential yet for 1 ECR registry ({label}); image pulls may fail \
+         until then"
+    );
     assert_eq!(admitted.warnings, [expected]);
 
     let intent = bed.pull_secret(&namespace).await.unwrap();
@@ -81,7 +83,7 @@ async fn pod_is_admitted_while_ecr_hangs() {
 
 #[tokio::test]
 async fn pod_is_admitted_while_ecr_refuses() {
-    survives(Behaviour::Refuse, "us-west-1", "refused").await;
+    survives(Behaviour::Refuse, "us-west-1", "access_denied").await;
 }
 
 #[tokio::test]
@@ -92,13 +94,17 @@ async fn pod_is_admitted_while_ecr_fails() {
 #[tokio::test]
 async fn pod_is_admitted_while_ecr_answers_garbage() {
     for (garbage, region, label) in [
-        (Garbage::BadBase64, "eu-west-1", "malformed"),
-        (Garbage::NoColon, "eu-west-2", "malformed"),
-        (Garbage::EmptyPassword, "eu-west-3", "malformed"),
-        (Garbage::Expired, "eu-north-1", "malformed"),
-        (Garbage::MissingExpiry, "eu-central-1", "malformed"),
-        (Garbage::NoAuthorizationData, "ap-south-1", "malformed"),
-        (Garbage::NotJson, "ap-northeast-1", "malformed"),
+        (Garbage::BadBase64, "eu-west-1", "invalid_response"),
+        (Garbage::NoColon, "eu-west-2", "invalid_response"),
+        (Garbage::EmptyPassword, "eu-west-3", "invalid_response"),
+        (Garbage::Expired, "eu-north-1", "invalid_response"),
+        (Garbage::MissingExpiry, "eu-central-1", "invalid_response"),
+        (
+            Garbage::NoAuthorizationData,
+            "ap-south-1",
+            "invalid_response",
+        ),
+        (Garbage::NotJson, "ap-northeast-1", "invalid_response"),
         (Garbage::Truncated, "ap-northeast-2", "unreachable"),
     ] {
         survives(Behaviour::Garbage(garbage), region, label).await;
@@ -223,7 +229,10 @@ async fn missing_credentials_are_in_the_warning_and_the_log() {
         .unwrap();
     assert_eq!(
         admitted.warnings,
-        ["ecr-injector: no credential yet for 1 ECR registry (credentials); pulls may be late"]
+        [
+            "ecr-injector: no credential yet for 1 ECR registry (credentials); image pulls may fail \
+         until then"
+        ]
     );
     assert!(
         webhook.log().contains("no AWS credentials"),

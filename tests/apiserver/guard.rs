@@ -549,18 +549,18 @@ async fn changes_nothing_of_its_registration_but_the_ca_bundles() {
         ),
         (
             set("/webhooks/0/clientConfig/service/name", json!("other")),
-            "doesn't change whom it calls",
+            "doesn't change its clientConfig but for the caBundle",
         ),
         (
             set("/webhooks/0/clientConfig/service/path", json!("/other")),
-            "doesn't change whom it calls",
+            "doesn't change its clientConfig but for the caBundle",
         ),
         (
             set(
                 "/webhooks/0/clientConfig",
                 json!({"url": "https://192.0.2.1/"}),
             ),
-            "doesn't change whom it calls",
+            "doesn't change its clientConfig but for the caBundle",
         ),
         (
             set(
@@ -575,27 +575,27 @@ async fn changes_nothing_of_its_registration_but_the_ca_bundles() {
         ),
         (
             set("/webhooks/0/namespaceSelector", json!({})),
-            "what its registration is about",
+            "the rules, selectors and matchConditions",
         ),
         (
             set("/webhooks/0/objectSelector", json!({})),
-            "what its registration is about",
+            "the rules, selectors and matchConditions",
         ),
         (
             set("/webhooks/0/rules/0/resources", json!(["*"])),
-            "what its registration is about",
+            "the rules, selectors and matchConditions",
         ),
         (
             json!([{"op": "remove", "path": "/webhooks/1/matchConditions"}]),
-            "what its registration is about",
+            "the rules, selectors and matchConditions",
         ),
         (
             set("/webhooks/0/failurePolicy", json!("Fail")),
-            "how its registration is called",
+            "the policies and timeouts",
         ),
         (
             set("/webhooks/0/timeoutSeconds", json!(30)),
-            "how its registration is called",
+            "the policies and timeouts",
         ),
         (
             set("/metadata/labels/x", json!("x")),
@@ -966,7 +966,7 @@ async fn is_found_in_force_at_the_start_and_missing_when_it_is() {
     let aws = FakeAws::start();
     let webhook = Webhook::start(installation.webhook(&plane, &aws).await).await;
     eventually("a webhook tests it at its start", SOON, async || {
-        (webhook.metric("ecr_injector_guard").await > 0.5).then_some(())
+        (webhook.metric("ecr_injector_guard_enforced").await > 0.5).then_some(())
     })
     .await;
     assert_eq!(logged("WARN"), 0);
@@ -980,7 +980,7 @@ async fn is_found_in_force_at_the_start_and_missing_when_it_is() {
         })
         .await;
     }
-    assert!(logged("the guard is not in force") >= 5);
+    assert!(logged("guard is not enforced") >= 5);
     // It was tried, and nothing came of it.
     for namespace in [OURS, "default", &empty] {
         let absent = admin.get(&path_in(namespace)).await.0.unwrap_err();
@@ -1006,7 +1006,10 @@ async fn is_found_in_force_at_the_start_and_missing_when_it_is() {
         reason.contains("cannot patch").then_some(())
     })
     .await;
-    assert_eq!(logged("could not be tested"), untested.get());
+    assert_eq!(
+        logged("testing whether the guard is enforced failed"),
+        untested.get()
+    );
 }
 
 #[tokio::test]

@@ -229,9 +229,12 @@ async fn role_that_is_denied_holds_back_nobody_else() {
     let (poor_got, slow_got, rich_got, plain_got) =
         tokio::join!(admit(&poor), admit(&slow), admit(&rich), admit(&plain));
     let late = |label: &str| {
-        format!("ecr-injector: no credential yet for 1 ECR registry ({label}); pulls may be late")
+        format!(
+            "ecr-injector: no credential yet for 1 ECR registry ({label}); image pulls may fail \
+         until then"
+        )
     };
-    assert_eq!(poor_got.0, [late("refused")]);
+    assert_eq!(poor_got.0, [late("access_denied")]);
     assert_eq!(slow_got.0, [late("deadline")]);
     for (warnings, took) in [rich_got, plain_got] {
         assert_eq!(warnings, [] as [&str; 0]);
@@ -281,7 +284,7 @@ async fn annotation_outside_the_patterns_gets_a_warning_and_no_token() {
     assert!(bed.aws.ecr_calls("ap-east-1").is_empty());
     let refused = bed
         .webhook
-        .metric("ecr_injector_refused_identities_total")
+        .metric("ecr_injector_rejected_identities_total")
         .await;
     assert!(refused > 1.5, "{refused}");
 }

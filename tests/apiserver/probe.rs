@@ -99,7 +99,7 @@ async fn pod_in_earnest_shows_that_its_registry_opens_and_is_removed() {
     assert_eq!(code, Some(0), "{stderr}");
     let minted = stdout.lines().nth(1).unwrap_or_default();
     let expected = format!(
-        "minted    {namespace}/{PULL_SECRET} opens 123456789012.dkr.ecr.us-east-2.amazonaws.com until 2"
+        "minted    {namespace}/{PULL_SECRET} has a credential for 123456789012.dkr.ecr.us-east-2.amazonaws.com until 2"
     );
     assert!(minted.starts_with(&expected), "{stdout}");
     assert!(minted.contains("Z, for 11h 5"), "{stdout}");
@@ -130,7 +130,7 @@ async fn failure_is_retried_for_the_given_time_and_then_named() {
             .lines()
             .last()
             .unwrap()
-            .starts_with("ecr-injector: it does not work, tried for 2"),
+            .starts_with("ecr-injector: does not work after 2"),
         "{stderr}"
     );
 
@@ -165,7 +165,8 @@ async fn aws_error_is_reported_and_the_pod_is_removed() {
     assert_eq!(code, Some(1), "{stderr}");
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
     let last = stderr.lines().last().unwrap();
-    let expected = "has no credential for 123456789012.dkr.ecr.eu-west-1.amazonaws.com that is good (ecr-injector: ";
+    let expected =
+        "has no valid credential for 123456789012.dkr.ecr.eu-west-1.amazonaws.com (ecr-injector: ";
     assert!(last.contains(expected), "{stderr}");
     assert!(pods(&bed, &namespace).await.is_empty());
 }
@@ -235,14 +236,17 @@ async fn probe_that_can_never_work_is_not_tried() {
             ["-n", "team", "--image", "nginx:1"],
             "docker.io is neither an ECR registry",
         ),
-        (["-n", "team", "--image", "UPPER"], "is no image"),
+        (
+            ["-n", "team", "--image", "UPPER"],
+            "is not a valid image reference",
+        ),
         (
             ["-n", "kube-system", "--image", &image("us-east-1")],
-            "it is excluded",
+            "is excluded",
         ),
         (
             ["-n", "team", "--image", &image("us-east-1")],
-            "there is no cluster to try",
+            "no cluster found",
         ),
     ] {
         let Ran {

@@ -230,7 +230,7 @@ async fn opted_out_namespace_is_never_written_to() {
     bed.until_has(&namespace, &[WARM]).await;
     bed.label(&namespace, None).await;
     let note = bed.note(&namespace, &["OptedOut"], SOON).await;
-    assert!(note.contains("no longer refreshed"), "{note}");
+    assert!(note.contains("no longer refreshes it"), "{note}");
     // What would be renewed, and what would be repaired.
     let admin = bed.plane.admin().await;
     let names = [namespace.clone()];
@@ -450,7 +450,7 @@ async fn missing_right_to_the_lease_is_logged_and_pods_are_admitted() {
     let object = pod("web", &image("eu-west-1"));
     let admitted = create(&client, &namespace, &object, false).await.unwrap();
     assert_eq!(pull_secrets(&admitted.pod), [PULL_SECRET]);
-    let said = "the API server refuses the Lease, so nothing is refreshed by this replica";
+    let said = "not allowed to use the Lease; this replica refreshes no pull secrets";
     eventually("it says so", SOON, async || {
         webhook.log().contains(said).then_some(())
     })

@@ -181,7 +181,7 @@ async fn replicas_that_race_on_an_empty_namespace_share_a_key() {
             assert_eq!(key, Some(key_of(&secret, "current")), "round {round}");
         }
         let count = |outcome: &str| -> f64 {
-            let series = format!(r#"ecr_injector_api_calls_total{{outcome="{outcome}"}}"#);
+            let series = format!(r#"ecr_injector_kube_api_calls_total{{outcome="{outcome}"}}"#);
             replicas.iter().map(|replica| replica.count(&series)).sum()
         };
         let made = count("ok");

@@ -52,7 +52,7 @@ async fn admission_is_a_span_of_the_api_servers_trace() {
     );
     let told = texts(&admission.attributes);
     assert_eq!(told["namespace"], namespace);
-    assert_eq!(told["reason"], "ensured");
+    assert_eq!(told["reason"], "provisioned");
     for phase in ["parse", "decide", "token", "write"] {
         let mut below = spans
             .iter()

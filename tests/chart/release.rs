@@ -262,7 +262,7 @@ async fn own_certificate_and_names_work_with_the_rendered_rights() {
         .await;
     cluster.pod_gets("registry-credentials", &team, ECR).await;
     eventually("the guard is found to guard", SOON, async || {
-        (webhook.metric("ecr_injector_guard").await > 0.5).then_some(())
+        (webhook.metric("ecr_injector_guard_enforced").await > 0.5).then_some(())
     })
     .await;
     let other = cluster.plane.namespace("other", &[OPT_IN]).await;
@@ -315,7 +315,7 @@ async fn certificates_of_the_script_are_trusted_and_renewed() {
     let team = cluster.plane.namespace("team", &[OPT_IN]).await;
     cluster.pod_is_mutated(&team, ECR).await;
 
-    let expiry = "ecr_injector_certificate_expiry_timestamp_seconds";
+    let expiry = "ecr_injector_certificate_expiration_timestamp_seconds";
     let (first, ends) = (read("tls.crt"), webhook.metric(expiry).await);
     succeeds(&["--days", "60"]);
     assert_ne!(read("tls.crt"), first);

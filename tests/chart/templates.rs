@@ -96,11 +96,11 @@ const MATRIX: &[(&str, &str)] = &[
     ),
     (
         "one unguarded replica",
-        "replicas: 1\nguard: {enabled: false}\nflowSchema: {enabled: false}",
+        "replicaCount: 1\nguard: {enabled: false}\nflowSchema: {enabled: false}",
     ),
     (
         "labels of another policy on every Secret",
-        "guard: {otherLabels: [example.com/cost-centre, team], otherAnnotations: [example.com/seen-by]}",
+        "guard: {allowedLabels: [example.com/cost-centre, team], allowedAnnotations: [example.com/seen-by]}",
     ),
     (
         "monitors",
@@ -126,7 +126,7 @@ serviceAccount: {annotations: {example.com/more: 'yes'}}",
         "nameOverride: puller
 commonLabels: {team: platform}
 commonAnnotations: {example.com/owner: platform}
-replicas: 5
+replicaCount: 5
 resources: {limits: {cpu: 1}}
 nodeSelector: {kubernetes.io/os: linux}
 tolerations: [{operator: Exists}]
@@ -419,8 +419,8 @@ fn values_that_cannot_be_are_refused_by_the_schema() {
     let digits = "image: {digest: 'sha256:12'}";
     for (values, complaint) in [
         ("replica: 2", "replica"),
-        ("replicas: two", "/replicas"),
-        ("replicas: -1", "/replicas"),
+        ("replicaCount: two", "/replicaCount"),
+        ("replicaCount: -1", "/replicaCount"),
         ("image: {name: x}", "/image"),
         ("image: {pullPolicy: Sometimes}", "/image/pullPolicy"),
         ("image: {repository: 'Upper/Case'}", "/image/repository"),
@@ -493,8 +493,8 @@ fn values_that_cannot_be_are_refused_by_the_schema() {
         ("config: {optIn: {value: ''}}", "/config/optIn/value"),
         ("dnsPolicy: None", "/dnsPolicy"),
         (
-            "guard: {otherLabels: ['a\")||(\"']}",
-            "/guard/otherLabels/0",
+            "guard: {allowedLabels: ['a\")||(\"']}",
+            "/guard/allowedLabels/0",
         ),
         (
             "certificates: {certManager: {issuerRef: {kind: ClusterIssuer}}}",
@@ -620,7 +620,7 @@ async fn notes_say_what_comes_next_and_warn_of_what_is_risky() {
             "flowSchema: {enabled: false}",
             "flowSchema.enabled is false",
         ),
-        ("replicas: 1", "replicas is 1"),
+        ("replicaCount: 1", "replicaCount is 1"),
         (
             "autoscaling: {enabled: true, minReplicas: 1}",
             "autoscaling.minReplicas is 1",
@@ -1040,7 +1040,7 @@ fn chart_around_this_one_can_set_its_values_and_leave_it_out() {
         assert!(output.status.success(), "{values}: {error}");
         String::from_utf8(output.stdout).unwrap()
     };
-    let on = render("global: {imageRegistry: x}\necr-injector: {enabled: true, replicas: 7}");
+    let on = render("global: {imageRegistry: x}\necr-injector: {enabled: true, replicaCount: 7}");
     assert!(on.contains("replicas: 7"));
     assert_eq!(render("ecr-injector: {enabled: false}").trim(), "");
 }

@@ -58,7 +58,7 @@ async fn log_has_each_complaint_once_with_its_path_and_field() {
     let path = path.display();
     for line in [
         &format!("{path}: allow.accounts[0]: expected 12 digits in quotes, got \"12\""),
-        "a new configuration is in use",
+        "reloaded the configuration",
         "fields=secretName",
         "kubectl rollout restart",
         &format!("reading {path}: check the path and its permissions: No such file"),
@@ -326,16 +326,16 @@ fn good_file_is_summed_up() {
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     for part in [
-        "standard input: good\n",
+        "standard input: valid\n",
         "ecr-pull-secret\n",
-        "ecr-injector.dev/inject=enabled, without kube-node-lease, kube-system\n",
-        "1 account and all regions; no aliases; ECR Public\n",
-        "no rules; no patterns of roles for annotations; else the ambient identity\n",
-        "20 writes a second",
-        "registries that no Pod has wanted for 36h\n",
-        "taken out at once\n",
-        "also what Pending Pods want\n",
-        "not renewed, and deleted once all credentials have expired\n",
+        "ecr-injector.dev/inject=enabled, except kube-node-lease, kube-system\n",
+        "1 account, all regions; no aliases; ECR Public\n",
+        "no rules; no patterns for annotated roles; default: ambient\n",
+        "20 writes per second",
+        "36h after a Pod last needed the registry\n",
+        "immediately\n",
+        "pods: also what pending Pods need\n",
+        "true: pull secrets are deleted once all credentials have expired\n",
         "deny\n",
     ] {
         assert!(said.contains(part), "{part} not in:\n{said}");
@@ -361,7 +361,7 @@ fn errors_of_all_files_are_reported_and_fail() {
     let missing = folder.path().join("missing.yaml").display().to_string();
     let output = config(&["check", &good, &bad, &shape, &not_yaml, &missing], "");
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stdout).starts_with(&format!("{good}: good\n")));
+    assert!(text(&output.stdout).starts_with(&format!("{good}: valid\n")));
     let said = text(&output.stderr);
     for (path, start) in [
         (&bad, "secretName: \"A\" can't be"),
@@ -382,7 +382,7 @@ fn errors_of_all_files_are_reported_and_fail() {
     assert!(said.contains(&format!("{not_yaml} is not YAML")), "{said}");
     assert!(said.contains(&format!("reading {missing}")), "{said}");
     assert!(
-        said.ends_with("ecr-injector: 4 of 5 can't be used\n"),
+        said.ends_with("ecr-injector: 4 of 5 files are invalid\n"),
         "{said}"
     );
     assert_eq!(said.matches(&format!("{bad}: ")).count(), 9, "{said}");

@@ -162,7 +162,7 @@ fn lists_stay_lists_and_typed_ones_are_understood() {
     assert_eq!(after["items"][2], list["items"][2]);
     outcome.tells("Pod default/a: inject");
     outcome.tells("Pod x/b: inject");
-    outcome.tells("ConfigMap c: passed through");
+    outcome.tells("ConfigMap c: unchanged");
     outcome.tells("3 objects, 2 would be changed");
 }
 
@@ -195,7 +195,7 @@ data: {}
 ";
     let outcome = preview(&[], text).ok();
     assert_eq!(outcome.objects, text);
-    outcome.tells("Widget w: passed through, there is no Pod in it");
+    outcome.tells("Widget w: unchanged: it has no Pod");
     outcome.tells("2 objects, 0 would be changed");
     assert!(
         !outcome.report.contains("kubectl label"),
@@ -212,7 +212,7 @@ fn preview_of_a_preview_changes_nothing() {
         let once = preview(&["-o", output], &stream(&documents)).ok();
         let twice = preview(&["-o", output], &once.objects).ok();
         assert_eq!(twice.objects, once.objects);
-        twice.tells("CronJob team/web: injected already");
+        twice.tells("CronJob team/web: already injected");
         twice.tells("already\n");
         twice.tells("18 objects, 0 would be changed");
         for flag in [&["-o", "patch"][..], &["--diff"]] {
@@ -356,9 +356,9 @@ limits: {registriesPerPod: 1}
         json!([{"name": "team-ecr"}])
     );
     outcome.tells("  registry: images.example.com, an alias of 123456789012.dkr.ecr-fips.us-east-1.amazonaws.com (account 123456789012, region us-east-1, FIPS endpoint)\n");
-    outcome.tells("Pod default/other: left alone, the configuration allows none of its registries");
-    outcome.tells("Pod infra/infra: left alone, the configuration excludes namespace infra");
-    outcome.tells("  warning:  ecr-injector: only 1 of 2 ECR registries served");
+    outcome.tells("Pod default/other: skipped: the configuration allows none of its registries");
+    outcome.tells("Pod infra/infra: skipped: the configuration excludes namespace infra");
+    outcome.tells("  warning:  ecr-injector: credentials for only 1 of 2 ECR registries");
     outcome.tells("kubectl label namespace default example.com/ecr=on\n");
 
     fs::write(directory.path().join("config.yaml"), "secretNam: x").unwrap();

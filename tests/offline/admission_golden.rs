@@ -146,7 +146,7 @@ impl Fixture {
         let (verdict, injection, ensures) = match decision {
             Decision::LeaveAlone(reason) => {
                 return Verdict {
-                    word: format!("leave alone: {}", reason.as_str()),
+                    word: format!("skip: {}", reason.as_str()),
                     patch: Patch::default(),
                     warnings: warning_for(reason, rules).into_iter().collect(),
                     ensures: BTreeMap::new(),
@@ -155,7 +155,7 @@ impl Fixture {
             }
             Decision::Inject(injection) => ("inject", injection, BTreeMap::new()),
             Decision::InjectAfterEnsuring(injection, missing) => {
-                ("inject after ensuring", injection, missing)
+                ("inject after provisioning", injection, missing)
             }
         };
         Verdict {

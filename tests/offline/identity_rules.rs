@@ -148,8 +148,14 @@ fn first_rule_then_annotation_then_ambient_identity_mints() {
         (&empty, &fips, "team-a", None, "ambient"),
         (&empty, public, "team-a", None, "ambient"),
         (&empty, &ireland, "team-a", Some(&pull), "role_not_allowed"),
-        (&empty, &ireland, "team-a", Some(""), "not_an_arn"),
-        (&empty, &ireland, "team-a", Some("ambient"), "not_an_arn"),
+        (&empty, &ireland, "team-a", Some(""), "invalid_role_arn"),
+        (
+            &empty,
+            &ireland,
+            "team-a",
+            Some("ambient"),
+            "invalid_role_arn",
+        ),
         (&empty, public, "team-a", Some(&pull), "role_not_allowed"),
         // By the registry's account.
         (&by_account, &ireland, "team-a", None, "own"),
@@ -164,7 +170,7 @@ fn first_rule_then_annotation_then_ambient_identity_mints() {
             "ambient",
         ),
         (&by_account, public, "team-a", None, "ambient"),
-        (&by_account, &china, "team-a", None, "other_partition"),
+        (&by_account, &china, "team-a", None, "partition_mismatch"),
         // A rule wins over an annotation, allowed or not.
         (&by_account, &ireland, "team-a", Some(&pull), "own"),
         (&by_account, &ireland, "team-a", Some("nonsense"), "own"),
@@ -199,7 +205,7 @@ fn first_rule_then_annotation_then_ambient_identity_mints() {
         ),
         (&by_namespace, public, "team-a", None, "a"),
         (&by_namespace, gallery, "default", None, "no_identity"),
-        (&by_namespace, &china, "team-b", None, "other_partition"),
+        (&by_namespace, &china, "team-b", None, "partition_mismatch"),
         // All three together: each has to match.
         (&by_all, &ireland, "team-a", None, "narrow"),
         (&by_all, &ireland, "team-b", None, "narrow"),
@@ -242,56 +248,68 @@ fn first_rule_then_annotation_then_ambient_identity_mints() {
             Some(&china_role),
             "role_not_allowed",
         ),
-        (&annotated, &china, "team-a", Some(&pull), "other_partition"),
-        (&annotated, &ireland, "team-a", Some(" "), "not_an_arn"),
+        (
+            &annotated,
+            &china,
+            "team-a",
+            Some(&pull),
+            "partition_mismatch",
+        ),
+        (
+            &annotated,
+            &ireland,
+            "team-a",
+            Some(" "),
+            "invalid_role_arn",
+        ),
         (
             &annotated,
             &ireland,
             "team-a",
             Some(&format!("{pull} ")),
-            "not_an_arn",
+            "invalid_role_arn",
         ),
         (
             &annotated,
             &ireland,
             "team-a",
             Some(&format!("{pull}\n")),
-            "not_an_arn",
+            "invalid_role_arn",
         ),
         (
             &annotated,
             &ireland,
             "team-a",
             Some("arn:aws:iam::111122223333:user/ecr-pull-x"),
-            "not_an_arn",
+            "invalid_role_arn",
         ),
         (
             &annotated,
             &ireland,
             "team-a",
             Some("arn:aws:sts::111122223333:assumed-role/ecr-pull-x/s"),
-            "not_an_arn",
+            "invalid_role_arn",
         ),
         (
             &annotated,
             &ireland,
             "team-a",
             Some("arn:aws:iam::1111:role/ecr-pull-x"),
-            "not_an_arn",
+            "invalid_role_arn",
         ),
         (
             &annotated,
             &ireland,
             "team-a",
             Some("arn:aws:iam::111122223333:role/"),
-            "not_an_arn",
+            "invalid_role_arn",
         ),
         (
             &annotated,
             &ireland,
             "team-a",
             Some("arn:aws:iam::111122223333:role/ecr-pull-*"),
-            "not_an_arn",
+            "invalid_role_arn",
         ),
         (
             &china_rules,
@@ -305,7 +323,7 @@ fn first_rule_then_annotation_then_ambient_identity_mints() {
             &ireland,
             "team-a",
             Some(&china_role),
-            "other_partition",
+            "partition_mismatch",
         ),
         // Only the role of one's own name.
         (&own_only, &ireland, "team-a", Some(&own_name), "of-team-a"),
@@ -411,7 +429,7 @@ proptest! {
             }
             (Some(rule), _, Err(refusal)) => {
                 prop_assert!(rule.mints.is_some());
-                prop_assert_eq!(refusal.as_str(), "other_partition");
+                prop_assert_eq!(refusal.as_str(), "partition_mismatch");
             }
             (None, Some(text), Ok(identity)) => {
                 let Identity::Role(role) = identity else {

@@ -1,4 +1,5 @@
-//! `docs/operations.md` against the code: what a person reads there while something burns has to be so.
+//! The reference pages of metrics, logs, Events, warnings and results against the code: what a person reads there during an
+//! incident has to be true.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,26 +26,30 @@ use crate::support::InProcess;
 use crate::support::in_process::NAMESPACE;
 use crate::support::wire::review_of;
 
-const DOCUMENT: &str = "docs/operations.md";
+const METRICS: &str = "docs/reference/metrics.md";
+const LOGS: &str = "docs/reference/logs.md";
+const EVENTS: &str = "docs/reference/events-warnings.md";
+const EXIT_CODES: &str = "docs/reference/exit-codes.md";
 const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The rows of every table of the document whose first column is headed so: their cells, without the spaces around.
-fn rows(first_column: &str) -> Vec<Vec<String>> {
-    let text = read(DOCUMENT);
-    let cells = |line: &str| -> Vec<String> {
-        let line = line.trim().trim_start_matches('|').trim_end_matches('|');
-        line.replace("\\|", "\u{0}")
-            .split('|')
-            .map(|cell| cell.trim().replace('\u{0}', "|"))
-            .collect()
-    };
+/// Returns the cells of a table's line, without the spaces around them.
+fn cells(line: &str) -> Vec<String> {
+    let line = line.trim().trim_start_matches('|').trim_end_matches('|');
+    line.replace("\\|", "\u{0}")
+        .split('|')
+        .map(|cell| cell.trim().replace('\u{0}', "|"))
+        .collect()
+}
+
+/// Returns the rows of every table of a page whose first column has this head.
+fn rows(page: &str, first_column: &str) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let mut is_wanted = false;
-    for line in text.lines() {
+    for line in read(page).lines() {
         if !line.starts_with('|') {
             is_wanted = false;
         } else if cells(line)[0] == first_column {
@@ -53,14 +58,41 @@ fn rows(first_column: &str) -> Vec<Vec<String>> {
             rows.push(cells(line));
         }
     }
-    assert!(
-        !rows.is_empty(),
-        "{DOCUMENT} has no table of {first_column}s"
-    );
+    assert!(!rows.is_empty(), "{page} has no table of {first_column}s");
     rows
 }
 
-/// What stands between backticks.
+/// Returns the words in the first column of a page's tables with this head.
+fn first_words(page: &str, first_column: &str) -> BTreeSet<String> {
+    let rows = rows(page, first_column);
+    let words = rows.iter().map(|row| quoted(&row[0])[0].clone());
+    words.collect()
+}
+
+/// Returns the words of the first column of the first table below a heading.
+fn words_below(page: &str, anchor: &str) -> BTreeSet<String> {
+    let text = read(page);
+    let slug = |line: &str| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        title.replace(' ', "-").replace(['`', '\''], "")
+    };
+    let below = text
+        .lines()
+        .skip_while(|line| !line.starts_with('#') || slug(line) != anchor)
+        .skip(1)
+        .take_while(|line| !line.starts_with('#'));
+    let table = below
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'));
+    let words: BTreeSet<String> = table
+        .skip(2)
+        .map(|line| quoted(&cells(line)[0])[0].clone())
+        .collect();
+    assert!(!words.is_empty(), "{page} has no table below #{anchor}");
+    words
+}
+
+/// Returns the texts between backticks.
 fn quoted(cell: &str) -> Vec<String> {
     cell.split('`')
         .skip(1)
@@ -69,11 +101,23 @@ fn quoted(cell: &str) -> Vec<String> {
         .collect()
 }
 
-/// The labels that a row names, each with the words that it lists: `` `a`: `x`, `y`; `b`: … ``.
+/// Returns the labels that a row names, each with its values: `` `a`: `x`, `y`; `b`: `z`, [more](page.md#heading) ``, where
+/// a link stands for the first table below that heading.
 fn labels(cell: &str) -> BTreeMap<String, BTreeSet<String>> {
     let of = |part: &str| {
         let mut words = quoted(part).into_iter();
-        Some((words.next()?, words.collect()))
+        let label = words.next()?;
+        let mut values: BTreeSet<String> = words.collect();
+        for link in part.split("](").skip(1) {
+            let link = &link[..link.find(')')?];
+            let (page, anchor) = link.split_once('#')?;
+            let page = match page {
+                "" => METRICS.to_owned(),
+                page => format!("docs/reference/{page}"),
+            };
+            values.extend(words_below(&page, anchor));
+        }
+        Some((label, values))
     };
     cell.split(';').filter_map(of).collect()
 }
@@ -81,10 +125,10 @@ fn labels(cell: &str) -> BTreeMap<String, BTreeSet<String>> {
 #[test]
 fn every_metric_is_in_the_tables_and_the_tables_have_no_other() {
     let metrics = Metrics::default();
-    let documented: BTreeMap<String, String> = rows("metric")
+    let documented: BTreeMap<String, String> = rows(METRICS, "metric")
         .iter()
         .map(|row| {
-            assert_eq!(row.len(), 5, "{DOCUMENT}: not five cells: {row:?}");
+            assert_eq!(row.len(), 5, "{METRICS}: not five cells: {row:?}");
             (quoted(&row[0])[0].clone(), row[1].clone())
         })
         .collect();
@@ -92,11 +136,11 @@ fn every_metric_is_in_the_tables_and_the_tables_have_no_other() {
     for family in metrics.families() {
         match documented.get(&family.name) {
             None => faults.push(format!(
-                "{DOCUMENT} lacks a line; add under \"## Metrics\":\n| `{}` | {} | `LABEL`: `VALUE`, … | WHAT IT MEANS | WHAT TO DO |",
+                "{METRICS} lacks a line; add:\n| `{}` | {} | `LABEL`: `VALUE`, … | WHAT IT MEANS | WHAT TO DO |",
                 family.name, family.kind
             )),
             Some(kind) if kind != family.kind => faults.push(format!(
-                "{DOCUMENT}: `{}` is a {}, not a {kind}",
+                "{METRICS}: `{}` is a {}, not a {kind}",
                 family.name, family.kind
             )),
             Some(_) => {}
@@ -105,7 +149,7 @@ fn every_metric_is_in_the_tables_and_the_tables_have_no_other() {
     let names: BTreeSet<&str> = metrics.families().iter().map(|it| &*it.name).collect();
     for name in documented.keys().filter(|name| !names.contains(&***name)) {
         faults.push(format!(
-            "{DOCUMENT}: nothing registers `{name}`; take its line out"
+            "{METRICS}: nothing registers `{name}`; take its line out"
         ));
     }
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
@@ -189,12 +233,10 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
     let mint = words("src/token/error.rs", "MintError");
     let ensure = words("src/pull_secret/writer.rs", "PullSecretError");
     let refusal = words("src/identity/mod.rs", "Refusal");
-    let decide = words("src/admission/decide.rs", "Reason");
     let union = |sets: &[&BTreeSet<String>]| -> BTreeSet<String> {
         sets.iter().flat_map(|set| (*set).clone()).collect()
     };
     let verdicts = set(Verdict::ALL.map(Verdict::as_str));
-    let answered = set(["cached", "ensured", "dry_run"]);
     let refused = {
         let text = read("src/server/mod.rs");
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -205,34 +247,33 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
     let expected = [
         ("admission_duration_seconds", "decision", verdicts),
         (
-            "admission_duration_seconds",
-            "reason",
-            union(&[&answered, &decide, &refusal, &mint, &ensure]),
-        ),
-        (
             "admission_phase_duration_seconds",
             "phase",
             set(Phase::ALL.map(Phase::as_str)),
         ),
-        ("shed_total", "what", set(Shed::ALL.map(Shed::as_str))),
+        ("shed_total", "kind", set(Shed::ALL.map(Shed::as_str))),
         (
-            "handshakes_total",
+            "tls_handshakes_total",
             "outcome",
             set(Handshake::ALL.map(Handshake::as_str)),
         ),
-        ("spans_total", "outcome", set(Spans::ALL.map(Spans::as_str))),
+        (
+            "trace_spans_total",
+            "outcome",
+            set(Spans::ALL.map(Spans::as_str)),
+        ),
         (
             "discovery_runs_total",
             "outcome",
             set(DiscoveryRun::ALL.map(DiscoveryRun::as_str)),
         ),
-        ("refused_requests_total", "reason", refused),
+        ("rejected_requests_total", "reason", refused),
         (
             "connection_failures_total",
             "reason",
             given_to("connection_failure"),
         ),
-        ("refused_identities_total", "reason", refusal.clone()),
+        ("rejected_identities_total", "reason", refusal.clone()),
         ("aws_calls_total", "outcome", union(&[&set(["ok"]), &mint])),
         (
             "credentials_source",
@@ -255,7 +296,7 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
             given_to("certificate_reload"),
         ),
         (
-            "certificate_expiry_timestamp_seconds",
+            "certificate_expiration_timestamp_seconds",
             "kind",
             given_to("certificate_expiry"),
         ),
@@ -270,7 +311,7 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
             union(&[&set(["contested"]), &mint, &ensure]),
         ),
     ];
-    let documented: BTreeMap<String, _> = rows("metric")
+    let documented: BTreeMap<String, _> = rows(METRICS, "metric")
         .iter()
         .map(|row| (quoted(&row[0])[0].clone(), labels(&row[2])))
         .collect();
@@ -292,7 +333,67 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
             ));
         }
     }
-    assert!(faults.is_empty(), "{DOCUMENT}:\n{}", faults.join("\n"));
+    assert!(faults.is_empty(), "{METRICS}:\n{}", faults.join("\n"));
+}
+
+#[test]
+fn reasons_of_admissions_are_those_of_the_pages() {
+    let text = read(METRICS);
+    let section = &text[text.find("\n## Reasons of admissions\n").unwrap()..];
+    let section = &section[..section.find("\n### ").unwrap()];
+    for reason in ["cached", "provisioned", "dry_run"] {
+        assert!(section.contains(&format!("`{reason}`")), "{reason}");
+    }
+    for (page, anchor, expected) in [
+        (
+            EVENTS,
+            "skip-reasons",
+            words("src/admission/decide.rs", "Reason"),
+        ),
+        (
+            METRICS,
+            "identity-errors",
+            words("src/identity.rs", "Refusal"),
+        ),
+        (
+            METRICS,
+            "aws-errors",
+            words("src/token/error.rs", "MintError"),
+        ),
+        (
+            METRICS,
+            "pull-secret-errors",
+            words("src/pull_secret/write.rs", "PullSecretError"),
+        ),
+    ] {
+        assert_eq!(words_below(page, anchor), expected, "{page}#{anchor}");
+        let link = if page == METRICS {
+            format!("(#{anchor})")
+        } else {
+            format!("(events-warnings.md#{anchor})")
+        };
+        assert!(section.contains(&link), "{METRICS}: no {link}");
+    }
+}
+
+#[test]
+fn calls_to_the_api_server_are_those_of_the_page() {
+    let verbs = given_to("api_call")
+        .into_iter()
+        .chain(given_to("self.call"));
+    let called: BTreeSet<String> = verbs.collect();
+    let mut listed = words_below(METRICS, "calls-to-the-api-server");
+    listed.extend(words_below(METRICS, "resources"));
+    assert_eq!(listed, called);
+    let outcomes = [
+        words("src/cluster/write.rs", "WriteError"),
+        words("src/leader.rs", "Failure"),
+        words("src/pull_secret/write/api.rs", "CallError"),
+        // Of calls whose errors have no words of their own.
+        set(["ok", "gone", "rejected", "error", "timeout", "guard"]),
+    ];
+    let outcomes: BTreeSet<String> = outcomes.into_iter().flatten().collect();
+    assert_eq!(words_below(METRICS, "outcomes-of-calls"), outcomes);
 }
 
 #[test]
@@ -303,26 +404,199 @@ fn event_reasons_are_those_of_the_table() {
     // A reason is a word that another follows, the action.
     let is_word = |text: &str| text.starts_with(char::is_uppercase) && !text.contains(' ');
     let parts: Vec<&str> = body.split('"').collect();
-    let pairs = parts.windows(3);
-    let pairs = pairs.filter(|it| is_word(it[0]) && it[1].trim() == "," && is_word(it[2]));
-    let reasons = set(pairs.map(|it| it[0]));
-    let listed: BTreeSet<String> = rows("Event")
-        .iter()
-        .map(|row| quoted(&row[0])[0].clone())
+    let pairs = parts
+        .windows(4)
+        .filter(|it| is_word(it[1]) && it[2].trim() == "," && is_word(it[3]));
+    let reasons: BTreeMap<String, &str> = pairs
+        .map(|it| {
+            let before = it[0].trim_end();
+            let is_normal = before.ends_with("normal(") || before.ends_with("false,");
+            (
+                it[1].to_owned(),
+                if is_normal { "Normal" } else { "Warning" },
+            )
+        })
         .collect();
-    assert_eq!(listed, reasons, "{DOCUMENT}");
+    let table = rows(EVENTS, "Event");
+    let listed: BTreeMap<String, &str> = table
+        .iter()
+        .map(|row| (quoted(&row[0])[0].clone(), &*row[1]))
+        .collect();
+    assert_eq!(listed, reasons, "{EVENTS}");
+}
+
+/// Returns a string literal's text: without the line breaks of the source.
+fn text_of(literal: &str) -> String {
+    let mut lines = literal.split("\\\n");
+    let first = lines.next().unwrap_or_default().to_owned();
+    lines.fold(first, |text, line| text + line.trim_start())
+}
+
+/// Returns the string literals of a piece of code, without one that the end cuts off.
+fn literals(code: &str) -> Vec<String> {
+    let mut literals = Vec::new();
+    let mut rest = code;
+    while let Some(start) = rest.find('"') {
+        rest = &rest[start + 1..];
+        let mut is_escaped = false;
+        let end = rest.find(|c| {
+            let is_end = c == '"' && !is_escaped;
+            is_escaped = c == '\\' && !is_escaped;
+            is_end
+        });
+        let Some(end) = end else { break };
+        literals.push(text_of(&rest[..end]));
+        rest = &rest[end + 1..];
+    }
+    literals
 }
 
 #[test]
-fn every_message_in_the_tables_is_one_that_the_code_writes() {
-    let sources = sources().concat();
-    for row in rows("message") {
-        let message = &quoted(&row[0])[0];
+fn warnings_and_denials_are_those_of_the_tables() {
+    let (decide, webhook) = (read("src/admission/decide.rs"), read("src/webhook.rs"));
+    let mut written = BTreeSet::new();
+    for text in [&decide, &webhook] {
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for call in code.split("warning(").skip(1) {
+            let statement = &call[..call
+                .find([';', '}'])
+                .map_or(call.len(), |at| at.max(400).min(call.len()))];
+            // A call's own text, if it has one: in the call, or in the `format!` that it is given.
+            let argument = statement
+                .trim_start()
+                .trim_start_matches("&format!(")
+                .trim_start();
+            if argument.starts_with('"') {
+                written.insert(literals(argument)[0].clone());
+            }
+        }
+    }
+    assert_eq!(first_words(EVENTS, "warning"), written, "{EVENTS}");
+
+    let denials = literals(&webhook);
+    let denials = denials
+        .into_iter()
+        .filter(|text| text.starts_with("ecr-injector: "));
+    assert_eq!(
+        first_words(EVENTS, "message"),
+        denials.collect(),
+        "{EVENTS}"
+    );
+
+    let identity =
+        read("src/identity.rs").replace("{ROLE_ANNOTATION}", "ecr-injector.dev/role-arn");
+    for row in rows(EVENTS, "identity error") {
+        let text = &quoted(&row[1])[0];
         assert!(
-            sources.contains(&format!("\"{message}\"")),
-            "{DOCUMENT}: nothing writes `{message}`"
+            identity.contains(&format!("#[error(\"{text}\")]")),
+            "{text}"
         );
     }
+    assert_eq!(
+        first_words(EVENTS, "identity error"),
+        words("src/identity.rs", "Refusal")
+    );
+}
+
+#[test]
+fn labels_and_annotations_are_those_of_the_table() {
+    let code = sources().concat();
+    let keys = code.split("\"ecr-injector.dev/").skip(1);
+    let mut keys: BTreeSet<String> = keys
+        .map(|rest| format!("ecr-injector.dev/{}", rest.split('"').next().unwrap()))
+        .filter(|key| {
+            key.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-./".contains(&b))
+        })
+        .collect();
+    // The version of the configuration file is none.
+    assert!(keys.remove("ecr-injector.dev/v1alpha1"));
+    keys.insert("app.kubernetes.io/managed-by".to_owned());
+    assert_eq!(first_words(EVENTS, "key"), keys, "{EVENTS}");
+}
+
+#[test]
+fn results_of_commands_are_those_of_the_tables() {
+    for (path, column) in [
+        ("src/cli/refresh.rs", "refresh result"),
+        ("src/cli/cleanup.rs", "cleanup result"),
+    ] {
+        let text = read(path);
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let is_result = |text: &String| {
+            text.starts_with(char::is_lowercase)
+                && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+        };
+        let listed = first_words(EXIT_CODES, column);
+        let mut written = BTreeSet::from(["interrupted".to_owned()]);
+        for call in code
+            .split("Row::")
+            .skip(1)
+            .chain(code.split("let result =").skip(1))
+        {
+            let statement = &call[..call.find(';').unwrap_or(call.len())];
+            let head = statement.split("..Row").next().unwrap();
+            written.extend(literals(head).into_iter().take(2).filter(is_result));
+        }
+        for part in code.split("(result, message) = match").skip(1) {
+            let part = &part[..part.find("};\n        let row").unwrap()];
+            written.extend(literals(part).into_iter().filter(is_result));
+        }
+        assert_eq!(listed, written, "{EXIT_CODES}: {column}");
+    }
+}
+
+/// Returns each message at info, warn and error with its level, as the code has it.
+fn messages() -> BTreeMap<String, &'static str> {
+    let mut messages = BTreeMap::new();
+    for text in sources() {
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for level in ["info", "warn", "error"] {
+            for call in code.split(&format!("tracing::{level}!(")).skip(1) {
+                let call = &call[..call.find(");\n").or(call.find("),\n")).unwrap()];
+                let message = literals(call).pop().unwrap();
+                messages.insert(message, level);
+            }
+        }
+    }
+    messages
+}
+
+#[test]
+fn every_message_is_on_the_page_and_the_page_has_no_other() {
+    let table = rows(LOGS, "message");
+    let listed: BTreeMap<String, &str> = table
+        .iter()
+        .map(|row| (quoted(&row[0])[0].clone(), &*row[1]))
+        .collect();
+    let page = read(LOGS);
+    let mut faults = Vec::new();
+    let written = messages();
+    for (message, level) in &written {
+        match listed.get(message) {
+            Some(listed) if listed == level => {}
+            Some(listed) => faults.push(format!("`{message}` is at {level}, not at {listed}")),
+            // The long ones are listed by their beginning.
+            None => {
+                let beginnings = page.lines().filter_map(|line| line.strip_prefix("- `"));
+                let mut beginnings = beginnings.filter_map(|line| line.strip_suffix('`'));
+                if !beginnings.any(|start| message.starts_with(start)) {
+                    faults.push(format!("add:\n| `{message}` | {level} | WHAT TO DO |"));
+                }
+            }
+        }
+    }
+    for message in listed.keys().filter(|it| !written.contains_key(*it)) {
+        faults.push(format!("nothing writes `{message}`"));
+    }
+    for line in page.lines().filter_map(|line| line.strip_prefix("- `")) {
+        if let Some(start) = line.strip_suffix('`') {
+            if !written.keys().any(|message| message.starts_with(start)) {
+                faults.push(format!("nothing writes `{start}…`"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{LOGS}:\n{}", faults.join("\n"));
 }
 
 /// Where all that this process logs goes, in both formats.
@@ -435,7 +709,7 @@ async fn admission_line_has_the_fields_of_the_table() {
         .map(String::as_str)
         .filter(|field| !own.contains(field))
         .collect();
-    let table = rows("field");
+    let table = rows(LOGS, "admission field");
     let listed: BTreeMap<String, &str> = table
         .iter()
         .map(|row| (quoted(&row[0])[0].clone(), &*row[1]))
@@ -443,23 +717,23 @@ async fn admission_line_has_the_fields_of_the_table() {
     for field in &fields {
         assert!(
             listed.contains_key(*field),
-            "{DOCUMENT} lacks a line; add under \"### One line an admission\":\n| `{field}` | WHAT IT IS |"
+            "{LOGS} lacks a line; add under \"## Admissions\":\n| `{field}` | WHAT IT IS |"
         );
     }
     for field in listed.keys() {
         assert!(
             fields.contains(&**field),
-            "{DOCUMENT}: no admission's line has `{field}`; take its line out"
+            "{LOGS}: no admission's line has `{field}`; take its line out"
         );
     }
     let words = |field: &str| quoted(listed[field]).into_iter().collect::<BTreeSet<_>>();
     assert_eq!(words("decision"), set(Verdict::ALL.map(Verdict::as_str)));
     assert_eq!(
-        words("token"),
+        words_below(LOGS, "token-sources"),
         set(TokenSource::ALL.map(TokenSource::as_str))
     );
     assert_eq!(
-        words("secret"),
+        words_below(LOGS, "outcomes-for-the-pull-secret"),
         set(SecretSource::ALL.map(SecretSource::as_str))
     );
     assert_eq!(
@@ -475,18 +749,24 @@ async fn admission_line_has_the_fields_of_the_table() {
         ("operation", json!("create")),
         ("dry_run", json!(false)),
         ("decision", json!("inject")),
-        ("reason", json!("ensured")),
+        ("reason", json!("provisioned")),
         ("registries", json!(HOST)),
-        ("token", json!("minted")),
-        ("secret", json!("written")),
+        ("token_source", json!("minted")),
+        ("secret_outcome", json!("written")),
     ] {
         assert_eq!(cold[field], value, "{field}");
     }
-    assert!(cold["duration_ms"].is_f64(), "{cold}");
+    assert!(cold["elapsed_ms"].is_f64(), "{cold}");
     let told = |uid: &str| {
         let line = logs.line_of(uid);
-        ["level", "decision", "reason", "token", "secret"]
-            .map(|field| line[field].as_str().unwrap_or_default().to_owned())
+        [
+            "level",
+            "decision",
+            "reason",
+            "token_source",
+            "secret_outcome",
+        ]
+        .map(|field| line[field].as_str().unwrap_or_default().to_owned())
     };
     assert_eq!(
         told("f-warm"),
@@ -499,13 +779,13 @@ async fn admission_line_has_the_fields_of_the_table() {
     assert_eq!(logs.line_of("f-dry")["dry_run"], true);
     assert_eq!(
         told("f-other"),
-        ["INFO", "leave_alone", "not_opted_in", "none", "none"]
+        ["INFO", "skip", "not_opted_in", "none", "none"]
     );
     assert_eq!(
         told("f-late"),
-        ["WARN", "inject_unready", "deadline", "failed", "wanted"]
+        ["WARN", "inject_unready", "deadline", "failed", "requested"]
     );
-    let duration = late["duration_ms"].as_f64().unwrap();
+    let duration = late["elapsed_ms"].as_f64().unwrap();
     assert!((500.0..750.0).contains(&duration), "{duration}");
 }
 

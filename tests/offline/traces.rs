@@ -103,10 +103,10 @@ async fn admission_continues_the_trace_with_its_phases_below() {
         ("owner_kind", "Pod"),
         ("owner", "web-"),
         ("decision", "inject"),
-        ("reason", "ensured"),
+        ("reason", "provisioned"),
         ("registries", HOST),
-        ("token", "minted"),
-        ("secret", "written"),
+        ("token_source", "minted"),
+        ("secret_outcome", "written"),
     ] {
         assert_eq!(told.get(key).map(String::as_str), Some(value), "{key}");
     }
@@ -122,7 +122,7 @@ async fn admission_continues_the_trace_with_its_phases_below() {
         }
     }
     assert_eq!(
-        webhook.metric(r#"ecr_injector_spans_total{outcome="sent"}"#),
+        webhook.metric(r#"ecr_injector_trace_spans_total{outcome="sent"}"#),
         5
     );
 }
@@ -166,7 +166,7 @@ async fn hanging_collector_holds_up_nobody_and_its_queue_is_bounded() {
     // Each admission made three spans, and none could be sent. A call that was given up while they were made frees a batch.
     let lost = |outcome: &str| {
         webhook.metric(&format!(
-            "ecr_injector_spans_total{{outcome=\"{outcome}\"}}"
+            "ecr_injector_trace_spans_total{{outcome=\"{outcome}\"}}"
         ))
     };
     assert_eq!(lost("sent"), 0);
@@ -185,7 +185,7 @@ async fn missing_collector_is_counted_and_costs_no_admission() {
         send(&webhook, review(&format!("u-{number}"), "nginx"), &[]).await;
     }
     exporter.finish(Duration::from_secs(30)).await;
-    let failed = webhook.metric(r#"ecr_injector_spans_total{outcome="failed"}"#);
+    let failed = webhook.metric(r#"ecr_injector_trace_spans_total{outcome="failed"}"#);
     assert_eq!(failed, 300);
 }
 

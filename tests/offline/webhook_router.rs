@@ -217,7 +217,7 @@ async fn body_that_is_no_review_is_a_bad_request() {
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body}: {text}");
         assert!(text.ends_with('\n') && text.len() > 10, "{body}: {text}");
     }
-    assert!(webhook.metric(r#"ecr_injector_refused_requests_total{reason="not_a_review"}"#) >= 10);
+    assert!(webhook.metric(r#"ecr_injector_rejected_requests_total{reason="not_a_review"}"#) >= 10);
 }
 
 #[tokio::test]
@@ -539,7 +539,7 @@ async fn review_limit_answers_one_more_at_once() {
     );
     assert_eq!(answer["patch"], Value::Null, "{body}");
     let warning = answer["warnings"][0].as_str().unwrap();
-    assert!(warning.contains("too many Pods"), "{warning}");
+    assert!(warning.contains("overloaded"), "{warning}");
     // Whoever needs nothing of us doesn't notice.
     let (_, body) = post(&webhook, review("plain", "nginx")).await;
     assert_eq!(response(&body)["warnings"], Value::Null, "{body}");

@@ -100,7 +100,7 @@ async fn two_processes_that_race_on_two_registries_lose_none() {
         );
     }
     let conflicts = pair
-        .metric(r#"ecr_injector_api_calls_total{outcome="conflict"}"#)
+        .metric(r#"ecr_injector_kube_api_calls_total{outcome="conflict"}"#)
         .await;
     println!("{ROUNDS} rounds, {conflicts} lost writes that were merged");
     assert!(conflicts > 0.5, "there was no race at all");

@@ -304,7 +304,7 @@ async fn swapped_certificate_is_served_in_10s_and_drops_no_connection() {
                 ask(&mut kept, &plain()).await;
                 let mut new = bench.connect(&webhook).await;
                 ask(&mut new, &plain()).await;
-                let refused = r#"ecr_injector_certificate_reloads_total{outcome="refused"}"#;
+                let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"}"#;
                 let refused = webhook.metric(refused).await;
                 if is_done(&served(&new), refused) {
                     println!("{what}: after {:?}", started.elapsed());
@@ -387,7 +387,7 @@ async fn limit_of_256_descriptors_sheds_connections_and_no_work() {
         ..bench.options().await
     };
     let mut webhook = Webhook::start(options).await;
-    assert!(webhook.log().contains("few files may be open"));
+    assert!(webhook.log().contains("file descriptor limit is low"));
     // All of them rest after a request, and 400 more never send a byte.
     let mut resting = Vec::new();
     for _ in 0..400 {

@@ -56,7 +56,7 @@ pub(super) struct Found {
 pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::Result<Found> {
     let cluster = Cluster::connect(kubeconfig)
         .await
-        .context("there is no cluster to compare with; name one by --kubeconfig or KUBECONFIG")?;
+        .context("no cluster found; set --kubeconfig or KUBECONFIG")?;
     let rules = &config.rules;
     let rights = [
         Right::everywhere("list", On::Namespaces),
@@ -119,7 +119,7 @@ where
         let page = timeout(PAGE_TIMEOUT, api.list(&params)).await;
         let ObjectList {
             items, metadata, ..
-        } = page.with_context(|| format!("no answer within {} s", PAGE_TIMEOUT.as_secs()))??;
+        } = page.with_context(|| format!("no response within {} s", PAGE_TIMEOUT.as_secs()))??;
         all.extend(items);
         match metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),
@@ -137,7 +137,7 @@ impl Found {
             self.server,
             count(self.opted_in, "namespace"),
             impact.namespaces,
-            count(impact.hosts, "host"),
+            count(impact.hosts, "registry"),
         );
         if self.unreadable > 0 {
             let unreadable = count(self.unreadable, "pull secret");
@@ -148,12 +148,12 @@ impl Found {
         } else {
             format!(
                 "{} in {}: {}",
-                count(impact.suspended.len(), "host"),
+                count(impact.suspended.len(), "registry"),
                 count(impact.affected_namespaces(), "namespace"),
                 self.consequence()
             )
         };
-        let mut text = format!("  cluster     {cluster}\n  suspends    {suspended}\n");
+        let mut text = format!("  cluster       {cluster}\n  suspends      {suspended}\n");
         for it in impact.suspended.iter().take(NAMED) {
             let Suspended {
                 namespace,
@@ -175,7 +175,7 @@ impl Found {
         let suspended = impact.suspended.iter().map(|it| {
             json!({
                 "namespace": it.namespace.as_str(),
-                "host": it.host.as_str(),
+                "registry": it.host.as_str(),
                 "reason": it.cause.as_str(),
                 "message": it.cause.to_string(),
             })
@@ -186,7 +186,7 @@ impl Found {
             "server": self.server,
             "optedInNamespaces": self.opted_in,
             "namespaces": impact.namespaces,
-            "hosts": impact.hosts,
+            "registries": impact.hosts,
             "unreadablePullSecrets": self.unreadable,
             "affectedNamespaces": impact.affected_namespaces(),
             "suspended": suspended.collect::<Vec<_>>(),
@@ -198,7 +198,7 @@ impl Found {
         let impact = &self.impact;
         ensure!(
             !impact.is_widespread(),
-            "the file would suspend hosts in {} of {} namespaces, which looks like a mistake",
+            "the file would suspend registries in {} of {} namespaces, which looks like a mistake",
             impact.affected_namespaces(),
             impact.namespaces
         );
@@ -208,7 +208,7 @@ impl Found {
     fn consequence(&self) -> &'static str {
         match self.revocation {
             Revocation::OnExpiry => "kept until they expire, and not renewed",
-            Revocation::Immediately => "taken out at once (revoke: immediately)",
+            Revocation::Immediately => "removed at once (revoke: immediately)",
         }
     }
 }
@@ -247,7 +247,7 @@ mod tests {
         assert!(!text.contains("more"), "{text}");
         let text = found(23, 60).to_text();
         assert!(
-            text.contains("23 hosts in 23 namespaces: kept until they expire"),
+            text.contains("23 registries in 23 namespaces: kept until they expire"),
             "{text}"
         );
         assert_eq!(text.matches("images.example.com").count(), 20, "{text}");

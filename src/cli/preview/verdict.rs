@@ -76,7 +76,7 @@ impl Verdict {
             Err(error) => {
                 let field = format!("{}.{}", dotted(place), error.path());
                 let field = field.trim_start_matches('.');
-                let why = format!("the API server would refuse it: {field}: {}", error.inner());
+                let why = format!("the API server would reject it: {field}: {}", error.inner());
                 self.outcome = Outcome::LeftAlone(why);
                 return;
             }
@@ -140,7 +140,7 @@ impl Verdict {
     fn why(&self, reason: Reason, domains: &BTreeSet<String>) -> String {
         let namespace = &self.namespace;
         match reason {
-            Reason::NoRegistry if domains.is_empty() => "it names no image".into(),
+            Reason::NoRegistry if domains.is_empty() => "it has no image".into(),
             Reason::NoRegistry => {
                 let domains: Vec<_> = domains.iter().map(String::as_str).collect();
                 format!(
@@ -158,10 +158,8 @@ impl Verdict {
             }
             Reason::NoIdentity(refusal) => refusal.to_string(),
             Reason::NotAllowed => "the configuration allows none of its registries (allow)".into(),
-            Reason::Disabled => {
-                "its own annotation says so (ecr-injector.dev/inject: disabled)".into()
-            }
-            Reason::Mirror => "a static Pod's copy may not name Secrets".into(),
+            Reason::Disabled => "it is annotated ecr-injector.dev/inject: disabled".into(),
+            Reason::Mirror => "a mirror Pod must not reference Secrets".into(),
             // No cluster was asked, so none of these can be known.
             Reason::NotAPod
             | Reason::OtherOperation
@@ -204,9 +202,9 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.title())?;
         match &self.outcome {
-            Outcome::PassedThrough => writeln!(f, "passed through, there is no Pod in it")?,
-            Outcome::LeftAlone(why) => writeln!(f, "left alone, {why}")?,
-            Outcome::Injected if self.patch.0.is_empty() => writeln!(f, "injected already")?,
+            Outcome::PassedThrough => writeln!(f, "unchanged: it has no Pod")?,
+            Outcome::LeftAlone(why) => writeln!(f, "skipped: {why}")?,
+            Outcome::Injected if self.patch.0.is_empty() => writeln!(f, "already injected")?,
             Outcome::Injected => writeln!(f, "inject")?,
         }
         for (field, text) in &self.notes {

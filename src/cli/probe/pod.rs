@@ -70,8 +70,10 @@ pub enum NotYet {
     },
     /// The Pod was admitted, as it was.
     #[error(
-        "the Pod is admitted without {secret_name} in its imagePullSecrets{}: either the webhook is not asked about Pods of {namespace} (is \
-         the namespace labelled? does the registration exist, and trust the certificate?), or it did not answer, or left the Pod alone",
+        "the Pod was admitted without {secret_name} in its imagePullSecrets{}: either the \
+         webhook is not called for Pods of {namespace} (is the namespace labelled? does the \
+         MutatingWebhookConfiguration exist and trust the certificate?), or it did not respond, \
+         or skipped the Pod",
         said(.warnings)
     )]
     LeftAlone {
@@ -83,7 +85,7 @@ pub enum NotYet {
         warnings: Vec<String>,
     },
     /// The pull secret doesn't open the registry.
-    #[error("{what} has no credential for {host} that is good{}", said(.warnings))]
+    #[error("{what} has no valid credential for {host}{}", said(.warnings))]
     NoCredential {
         /// The pull secret.
         what: String,
@@ -126,8 +128,7 @@ impl Probe {
             dry_run: true,
             ..PostParams::default()
         };
-        self.create(client, &dry_run, "creating, in a dry run,")
-            .await
+        self.create(client, &dry_run, "creating (dry run)").await
     }
 
     /// Stores the Pod, which no node ever runs, and removes it again: the webhook has then written the pull secret, or told why
@@ -308,7 +309,7 @@ async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Resul
     match timeout(CALL_TIMEOUT, call).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(Failed::Call(
-            format!("no answer within {} s", CALL_TIMEOUT.as_secs()).into(),
+            format!("no response within {} s", CALL_TIMEOUT.as_secs()).into(),
         )),
     }
 }

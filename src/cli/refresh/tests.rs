@@ -193,7 +193,7 @@ fn row_has_what_was_done_and_whether_it_is_well() {
             has(secret),
             opted_in,
             swept(true, Some("the API server refused to write"), fine()),
-            Some(("refused", false)),
+            Some(("rejected", false)),
         ),
         (
             has(secret),
@@ -331,12 +331,12 @@ fn preview_tells_what_is_due_from_what_is_not() {
     let lacks = seen(None, None, Some(&settings));
     let opted_out = seen(Some(&secret), Some(&secret), None);
     for (seen, plan, expected) in [
-        (has, plan(NOW, Action::Look), "would look"),
+        (has, plan(NOW, Action::Look), "would-verify"),
         (has, plan(later(3), Action::Look), "fresh"),
-        (has, write(NOW, &[IRELAND], &[]), "would renew"),
+        (has, write(NOW, &[IRELAND], &[]), "would-renew"),
         (has, write(later(3), &[IRELAND], &[]), "fresh"),
-        (lacks, write(NOW, &[IRELAND], &[]), "would create"),
-        (opted_out, plan(NOW, Action::Remove), "would remove"),
+        (lacks, write(NOW, &[IRELAND], &[]), "would-create"),
+        (opted_out, plan(NOW, Action::Remove), "would-remove"),
         (opted_out, plan(later(3), Action::Remove), "opted-out"),
     ] {
         let row = seen.would(&team(), Some(&plan)).expect("a row");
@@ -408,7 +408,7 @@ fn summary_says_so_when_nothing_was_due() {
         "no namespace is opted in or has a pull secret of ours, in x"
     );
     assert_eq!(
-        would(&[row("would renew"), failed], "x"),
+        would(&[row("would-renew"), failed], "x"),
         "something would be done in 1 of 2 namespaces; 1 can't be brought up to date, see above, in x"
     );
     assert_eq!(

@@ -108,7 +108,7 @@ impl KubeSecrets {
         let result = match answer {
             Some(answer) => answer.map_err(|error| CallError::from(&error)),
             None => Err(CallError::Timeout(format!(
-                "no answer within {} s or the request's deadline",
+                "no response within {} s or before the request's deadline",
                 CALL_TIMEOUT.as_secs()
             ))),
         };

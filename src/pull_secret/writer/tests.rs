@@ -361,7 +361,7 @@ async fn admission_gives_up_after_twelve_conflicts() {
     let bed = bed();
     bed.api.stored().rivals = (2..30).collect();
     let added = bed.add([(1, fresh("pw", 12))]).await;
-    assert_eq!(plain(added), Err("contended".to_owned()));
+    assert_eq!(plain(added), Err("conflict".to_owned()));
     assert_eq!(bed.api.calls(), (11, 12));
 }
 
@@ -387,7 +387,7 @@ async fn refusal_by_the_guard_is_tried_again() {
     for (refusals, expected) in [
         (1, WRITTEN),
         (11, WRITTEN),
-        (12, Err("api_refused".to_owned())),
+        (12, Err("kube_api_rejected".to_owned())),
     ] {
         let bed = bed();
         let refusal = CallError::Guard("not yet".into());
@@ -401,9 +401,9 @@ async fn refusal_by_the_guard_is_tried_again() {
 #[tokio::test(start_paused = true)]
 async fn other_failures_cost_one_write() {
     for (error, label) in [
-        (CallError::Refused("Too long".into()), "api_refused"),
-        (CallError::Failed("500".into()), "api_error"),
-        (CallError::Timeout("no answer".into()), "api_error"),
+        (CallError::Refused("Too long".into()), "kube_api_rejected"),
+        (CallError::Failed("500".into()), "kube_api_error"),
+        (CallError::Timeout("no answer".into()), "kube_api_error"),
     ] {
         let bed = bed();
         bed.api.stored().refusals = vec![error; 12].into();
@@ -416,9 +416,9 @@ async fn other_failures_cost_one_write() {
 #[tokio::test(start_paused = true)]
 async fn leaders_failures_cost_one_write() {
     for (error, label) in [
-        (CallError::Guard("not yet".into()), "api_refused"),
-        (CallError::Refused("Too long".into()), "api_refused"),
-        (CallError::Failed("500".into()), "api_error"),
+        (CallError::Guard("not yet".into()), "kube_api_rejected"),
+        (CallError::Refused("Too long".into()), "kube_api_rejected"),
+        (CallError::Failed("500".into()), "kube_api_error"),
     ] {
         let bed = bed();
         bed.api.stored().refusals = vec![error; 12].into();
@@ -431,7 +431,7 @@ async fn leaders_failures_cost_one_write() {
 #[tokio::test(start_paused = true)]
 async fn without_a_key_nothing_is_written() {
     let bed = bed_with(StateKeys::default());
-    let no_key = "no_key".to_owned();
+    let no_key = "no_state_key".to_owned();
     let added = bed.add([(1, fresh("pw", 12))]).await;
     assert_eq!(plain(added), Err(no_key.clone()));
     let written = bed.reconcile([(1, fresh("pw", 12))]).await;

@@ -15,7 +15,7 @@ impl Reload {
     pub(super) fn labels(self) -> OutcomeLabels {
         let outcome = match self {
             Self::Applied => "applied",
-            Self::Refused => "refused",
+            Self::Refused => "rejected",
         };
         OutcomeLabels { outcome }
     }
@@ -159,7 +159,7 @@ impl DiscoveryRun {
         match self {
             Self::Complete => "ok",
             Self::Truncated => "truncated",
-            Self::Refused => "refused",
+            Self::Refused => "forbidden",
             Self::TimedOut => "timeout",
             Self::Failed => "error",
         }
@@ -229,11 +229,6 @@ pub(super) struct IdentityLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct StateLabels {
     pub(super) state: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct WhatLabels {
-    pub(super) what: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -92,7 +92,7 @@ impl<'a> Keeper<'a> {
         match authority.after(step, now) {
             Ok(after) => self.write(&after, label(step)).await,
             Err(error) => {
-                self.complain(&format!("making a certificate authority: {error}"));
+                self.complain(&format!("creating a certificate authority: {error}"));
                 self.secret.failed();
             }
         }
@@ -112,7 +112,8 @@ impl<'a> Keeper<'a> {
         } = broken
         {
             let path = self.inner.secret.path();
-            self.complain(&format!("the Secret {path} isn't ours and can't be used: {why}; delete it, or name another by --ca-secret"));
+            self.complain(&format!("Secret {path} was not created by ecr-injector and can't be used: {why}; delete it, \
+             or name another Secret with --ca-secret"));
             return Instant::now() + MAX_SLEEP;
         }
         if !self.secret.is_over() {
@@ -129,7 +130,7 @@ impl<'a> Keeper<'a> {
         match authority {
             Ok(authority) => self.write(&authority, what).await,
             Err(error) => {
-                self.complain(&format!("making a certificate authority: {error}"));
+                self.complain(&format!("creating a certificate authority: {error}"));
                 self.secret.failed();
             }
         }
@@ -140,7 +141,11 @@ impl<'a> Keeper<'a> {
         let path = self.inner.secret.path();
         match self.inner.secret.write(authority, Some(&self.term)).await {
             Ok(()) => {
-                tracing::info!(secret = path, what, "the certificate authority was written");
+                tracing::info!(
+                    secret = path,
+                    step = what,
+                    "wrote the certificate authority"
+                );
                 self.inner.metrics.authority_step(what);
                 self.secret.wrote();
                 self.complaint.settle();
@@ -173,7 +178,8 @@ impl<'a> Keeper<'a> {
         }
         self.published = None;
         if entries.is_injected {
-            self.complain("the registration doesn't trust our authority yet; filling in its caBundle is left to cert-manager, as its annotation says");
+            self.complain("the MutatingWebhookConfiguration does not trust the certificate authority yet; its \
+             caBundle is left to cert-manager, as its annotation says");
             return later;
         }
         if self.registration.is_over() {
@@ -187,8 +193,8 @@ impl<'a> Keeper<'a> {
         match registration.publish(entries, bundle, &self.term).await {
             Ok(()) => {
                 tracing::info!(
-                    registration = registration.name(),
-                    "the registration's caBundle was written"
+                    webhook_configuration = registration.name(),
+                    "patched the caBundle of the MutatingWebhookConfiguration"
                 );
                 self.registration.wrote();
                 self.complaint.settle();
@@ -208,7 +214,7 @@ impl<'a> Keeper<'a> {
     /// Once for each thing that is wrong, not once for each time it is tried.
     fn complain(&mut self, complaint: &str) {
         if self.complaint.is_news(&complaint) {
-            tracing::warn!("{complaint}");
+            tracing::warn!(error = %complaint, "keeping the certificate authority failed; retrying");
         }
     }
 }

@@ -76,7 +76,7 @@ async fn full_secret_costs_two_writes_and_is_named_at_once() {
         admitted.warnings
     );
     assert_ne!(admitted.warnings, [""; 0]);
-    let hopes = |warning: &String| warning.contains("may be late");
+    let hopes = |warning: &String| warning.contains("until then");
     assert!(
         !admitted.warnings.iter().any(hopes),
         "{:?}",

@@ -57,7 +57,7 @@ async fn text_holds_the_same_as_json() {
 
 #[tokio::test]
 async fn host_that_is_no_registry_is_named() {
-    const NO_REGISTRY: &str = "not a private ECR registry";
+    const NO_REGISTRY: &str = "neither a private ECR registry";
     let aws = FakeAws::start();
     for (host, why) in [
         ("registry.example", NO_REGISTRY),

@@ -220,7 +220,7 @@ async fn wrong_external_id_is_refused_and_the_error_names_the_role() {
 
     for manner in ["", ", externalId: wrong"] {
         let run = identity(&aws, &config(manner, "")).mint().await;
-        run.failed("refused", &["AssumeRole", ROLE, "AccessDenied"]);
+        run.failed("access_denied", &["AssumeRole", ROLE, "AccessDenied"]);
     }
     assert!(aws.calls_to("ecr").is_empty());
 }
@@ -230,10 +230,10 @@ async fn each_failure_of_sts_is_the_named_error() {
     let aws = FakeAws::start();
     for (behaviour, kind) in [
         (Behaviour::Throttle, "throttled"),
-        (Behaviour::Refuse, "refused"),
+        (Behaviour::Refuse, "access_denied"),
         (Behaviour::ServerError, "server_error"),
         (Behaviour::Hang, "timeout"),
-        (Behaviour::Garbage(Garbage::NotJson), "malformed"),
+        (Behaviour::Garbage(Garbage::NotJson), "invalid_response"),
         (Behaviour::ExpiredToken, "session_expired"),
         // A session that is over when it is given.
         (Behaviour::Expired, "session_expired"),
@@ -315,5 +315,5 @@ async fn role_that_a_role_assumes_keeps_to_an_hour() {
 
     // STS gives no longer session to a role, and says so.
     let run = identity(", duration: 2h").mint().await;
-    run.failed("refused", &["AssumeRole", ROLE, "ValidationError"]);
+    run.failed("access_denied", &["AssumeRole", ROLE, "ValidationError"]);
 }

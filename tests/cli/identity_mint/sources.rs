@@ -651,11 +651,11 @@ async fn each_failure_of_ecr_is_the_named_error() {
     let aws = FakeAws::start();
     for (behaviour, kind) in [
         (Behaviour::Throttle, "throttled"),
-        (Behaviour::Refuse, "refused"),
+        (Behaviour::Refuse, "access_denied"),
         (Behaviour::ServerError, "server_error"),
         (Behaviour::ExpiredToken, "session_expired"),
         (Behaviour::Hang, "timeout"),
-        (Behaviour::Garbage(Garbage::NotJson), "malformed"),
+        (Behaviour::Garbage(Garbage::NotJson), "invalid_response"),
         // The connection breaks in the middle.
         (Behaviour::Garbage(Garbage::Truncated), "unreachable"),
     ] {
@@ -684,7 +684,7 @@ async fn answer_of_ecr_that_holds_no_usable_token_is_the_named_error() {
             .variables(aws.environment())
             .mint()
             .await;
-        run.failed("malformed", &["GetAuthorizationToken"]);
+        run.failed("invalid_response", &["GetAuthorizationToken"]);
     }
 }
 

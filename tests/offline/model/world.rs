@@ -740,7 +740,7 @@ impl<'a> World<'a> {
                 .filter_map(Value::as_str)
                 .collect();
             let is_injected = response["patch"].is_string();
-            let unready = ["no credential yet", "no room", "refuses to write"];
+            let unready = ["no credential yet", "no room", "the API server rejected"];
             let is_unready = |text: &&str| unready.iter().any(|words| text.contains(words));
             let is_ready = is_injected && !warnings.iter().any(is_unready);
             let (replica, hosts) = (admission.replica, admission.hosts.clone());

@@ -88,7 +88,7 @@ async fn seven_hours_without_aws_cost_few_calls_and_no_write() {
     assert_eq!(writes.len(), 2100);
     sim.until(9.9).await;
     assert_eq!(sim.cluster.take_writes().len(), 0);
-    assert_eq!(sim.count("ecr_injector_refresh_waiting"), 2100);
+    assert_eq!(sim.count("ecr_injector_refresh_waiting_for_token"), 2100);
     let failed = sim.aws.failed.lock().unwrap().clone();
     assert_eq!(failed.len(), 3);
     for (key, calls) in failed {
@@ -114,7 +114,7 @@ async fn token_that_nobody_waits_for_is_not_tried_for_ever() {
     let (_, failed) = sim.aws.total();
     sim.until(3.0).await;
     assert_eq!(sim.aws.total().1, failed);
-    assert_eq!(sim.count("ecr_injector_refresh_waiting"), 0);
+    assert_eq!(sim.count("ecr_injector_refresh_waiting_for_token"), 0);
     leader.stop().await;
 }
 

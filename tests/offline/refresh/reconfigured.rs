@@ -69,7 +69,7 @@ async fn leader_follows_the_file_and_a_bad_one_changes_nothing() {
             (sim.cluster.take_writes().len(), sim.aws.total()),
             (0, (0, 0))
         );
-        assert_eq!(sim.count("ecr_injector_config_file_refused"), 1);
+        assert_eq!(sim.count("ecr_injector_config_last_reload_successful"), 0);
     }
     std::fs::write(&path, IDENTITIES).unwrap();
     sim.after(15.0).await;
