@@ -7,7 +7,7 @@
 //! | set | for |
 //! |---|---|
 //! | `--shell` | staying up, with a KUBECONFIG to look around by, until Ctrl-C |
-//! | `DEMO_AWS=real` | asking AWS, with the credentials of the surroundings, instead of a fake |
+//! | `DEMO_AWS=real` | asking AWS, with the credentials of the environment, instead of a fake |
 //! | `DEMO_IMAGE` | another image than the default |
 //!
 //! With the real AWS only the region of the image matters, which is the one that is asked: a token is not for one
@@ -116,7 +116,7 @@ async fn demo() -> anyhow::Result<()> {
         )
         .await;
     let aws = if is_real {
-        let what = "AWS: the real one, with the credentials of the surroundings";
+        let what = "AWS: the real one, with the credentials of the environment";
         progress.step(what, async { Aws::Real }).await
     } else {
         let what = "AWS: a fake ECR on a loopback port";

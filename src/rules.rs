@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use thiserror::Error;
 
 use crate::{
-    cluster::namespace::{Namespace, OptedIn},
+    cluster::namespace::{Namespace, NamespaceSettings},
     identity::{Identities, Refusal},
     registry::{AccountId, Aliases, Host, Region, Registry, Service},
     token::TokenKey,
@@ -129,7 +129,7 @@ impl Rules {
         &self,
         host: &str,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
     ) -> Result<(Host, TokenKey), Suspension> {
         let (host, registry) = self.aliases.resolve(host).ok_or(Suspension::NotEcr)?;
         if !self.allow.permits(&registry) {
@@ -146,7 +146,7 @@ impl Rules {
         &self,
         host: &str,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
     ) -> Option<(Host, TokenKey)> {
         self.key_or_reason(host, namespace, settings).ok()
     }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use ecr_injector::process::clock::SystemClock;
 use ecr_injector::tls::files::Files;
-use ecr_injector::tls::{self, MinVersion, Serving};
+use ecr_injector::tls::{self, CertResolver, MinVersion};
 use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt as _;
 use hyper::server::conn::http1;
@@ -34,7 +34,7 @@ pub fn run(arguments: &[&str]) {
         key: key.into(),
     };
     let pair = files.pair(&SystemClock).unwrap();
-    let config = tls::server_config(Serving::of(pair), MinVersion::Tls13, None);
+    let config = tls::server_config(CertResolver::of(pair), MinVersion::Tls13, None);
     let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
     let answer = Bytes::from(fs::read(answer).unwrap());
     let router = Router::new().route(

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 use super::review::{Operation, Request, warning};
 use crate::{
-    admission::pod::{Pod, PullSecrets},
-    cluster::namespace::{Namespace, OptedIn},
+    admission::pod::{Pod, ReferenceState},
+    cluster::namespace::{Namespace, NamespaceSettings},
     identity::Refusal,
     pull_secret::{Foreign, SecretFacts, state::State},
     registry::{Host, Registry},
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     /// What it says about itself, if it has the opt-in label.
-    pub opted_in: Option<&'a OptedIn>,
+    pub opted_in: Option<&'a NamespaceSettings>,
     /// Its pull secret.
     pub secret: SecretFacts<'a>,
 }
@@ -28,7 +28,7 @@ pub struct Facts<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Nothing is changed and nothing ensured.
-    LeaveAlone(Reason),
+    Skip(Reason),
     /// The Pod gets the reference; the pull secret has all that it needs.
     Inject(Injection),
     /// The Pod gets the reference once these tokens are in the pull secret, each under the host that is written there.
@@ -38,8 +38,8 @@ pub enum Decision {
 /// What a Pod gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Injection {
-    /// Where the reference stands; [`PullSecrets::Present`] for a Pod that can't be changed any more.
-    pub stands: PullSecrets,
+    /// Where the reference reference; [`ReferenceState::Present`] for a Pod that can't be changed any more.
+    pub reference: ReferenceState,
     /// The hosts that its images name.
     pub hosts: BTreeSet<Host>,
     /// For the user.
@@ -85,7 +85,7 @@ pub enum Reason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
     namespace: Namespace,
-    stands: PullSecrets,
+    reference: ReferenceState,
     /// A stored Pod's `imagePullSecrets` can't change any more.
     is_stored: bool,
     dry_run: bool,
@@ -127,10 +127,10 @@ pub fn demand(request: &Request<'_>, rules: &Rules) -> Result<Demand, Reason> {
         .filter(|namespace| !rules.excluded.contains(namespace))
         .ok_or(Reason::NotOptedIn)?;
     let (registries, warnings) = registries(pod, rules)?;
-    let stands = pod.pull_secrets(&rules.secret_name);
+    let reference = pod.reference_state(&rules.secret_name);
     Ok(Demand {
         namespace,
-        stands,
+        reference,
         is_stored,
         dry_run: request.dry_run,
         registries,
@@ -150,14 +150,14 @@ impl Demand {
 #[must_use]
 pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) -> Decision {
     let Some(said) = facts.opted_in else {
-        return Decision::LeaveAlone(Reason::NotOptedIn);
+        return Decision::Skip(Reason::NotOptedIn);
     };
     if let SecretFacts::Foreign(why) = facts.secret {
-        return Decision::LeaveAlone(Reason::Foreign(why));
+        return Decision::Skip(Reason::Foreign(why));
     }
     let Demand {
         namespace,
-        stands,
+        reference,
         is_stored,
         dry_run,
         registries,
@@ -179,11 +179,11 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
     }
     if let Some(why) = refusal {
         if keys.is_empty() {
-            return Decision::LeaveAlone(Reason::NoIdentity(why));
+            return Decision::Skip(Reason::NoIdentity(why));
         }
         warnings.push(warning(&why.to_string()));
     }
-    if is_stored && stands != PullSecrets::Present {
+    if is_stored && reference != ReferenceState::Present {
         warnings.push(warning(&format!(
             "this Pod does not reference pull secret {}; recreate it",
             rules.secret_name
@@ -194,10 +194,10 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
         _ => Freshness::Expired,
     };
     let injection = Injection {
-        stands: if is_stored {
-            PullSecrets::Present
+        reference: if is_stored {
+            ReferenceState::Present
         } else {
-            stands
+            reference
         },
         hosts: keys.keys().cloned().collect(),
         warnings,
@@ -259,9 +259,9 @@ pub fn hosts_wanted_by(
     pod: &Pod<'_>,
     rules: &Rules,
     namespace: &Namespace,
-    settings: &OptedIn,
+    settings: &NamespaceSettings,
 ) -> BTreeSet<Host> {
-    let is_served = pod.pull_secrets(&rules.secret_name) == PullSecrets::Present
+    let is_served = pod.reference_state(&rules.secret_name) == ReferenceState::Present
         && !pod.is_mirror()
         && !pod.is_disabled()
         && !pod.is_deleting()
@@ -416,18 +416,18 @@ mod tests {
         let request = Request::parse(&body).expect("a review");
         match demand(&request, rules) {
             Ok(demand) => decide(demand, rules, facts, NOW),
-            Err(reason) => Decision::LeaveAlone(reason),
+            Err(reason) => Decision::Skip(reason),
         }
     }
 
-    fn settings() -> OptedIn {
-        OptedIn {
+    fn settings() -> NamespaceSettings {
+        NamespaceSettings {
             uid: "0b2a".into(),
-            ..OptedIn::default()
+            ..NamespaceSettings::default()
         }
     }
 
-    fn facts<'a>(settings: &'a OptedIn, secret: SecretFacts<'a>) -> Facts<'a> {
+    fn facts<'a>(settings: &'a NamespaceSettings, secret: SecretFacts<'a>) -> Facts<'a> {
         Facts {
             opted_in: Some(settings),
             secret,
@@ -472,7 +472,7 @@ mod tests {
         else {
             panic!("not ensured")
         };
-        assert_eq!(injection.stands, PullSecrets::NoList);
+        assert_eq!(injection.reference, ReferenceState::NoList);
         assert_eq!(
             missing.keys().map(Host::as_str).collect::<Vec<_>>(),
             [IRELAND]
@@ -527,7 +527,7 @@ mod tests {
     fn a_dry_run_ensures_nothing_and_still_injects() {
         let request = json!({"dryRun": true, "object": pod(&[&image(IRELAND)])});
         assert!(
-            matches!(cold_verdict(&request, &rules()), Decision::Inject(i) if i.stands == PullSecrets::NoList)
+            matches!(cold_verdict(&request, &rules()), Decision::Inject(i) if i.reference == ReferenceState::NoList)
         );
     }
 
@@ -578,7 +578,7 @@ mod tests {
         ] {
             assert_eq!(
                 cold_verdict(&request, &rules()),
-                Decision::LeaveAlone(reason),
+                Decision::Skip(reason),
                 "{request}"
             );
         }
@@ -588,7 +588,7 @@ mod tests {
         };
         assert_eq!(
             verdict(&json!({ "object": ecr }), &rules(), &plain),
-            Decision::LeaveAlone(Reason::NotOptedIn)
+            Decision::Skip(Reason::NotOptedIn)
         );
     }
 
@@ -602,7 +602,7 @@ mod tests {
                 &rules(),
                 &facts,
             );
-            assert_eq!(decision, Decision::LeaveAlone(Reason::Foreign(why)));
+            assert_eq!(decision, Decision::Skip(Reason::Foreign(why)));
             let warning = warning_for(Reason::Foreign(why), &rules()).expect("a warning");
             assert!(
                 warning.chars().count() <= 120 && !warning.ends_with('…'),
@@ -621,8 +621,8 @@ mod tests {
             panic!("not ensured")
         };
         assert_eq!(
-            (injection.stands, injection.warnings.len(), missing.len()),
-            (PullSecrets::Present, 1, 1)
+            (injection.reference, injection.warnings.len(), missing.len()),
+            (ReferenceState::Present, 1, 1)
         );
         object["spec"]["imagePullSecrets"] = json!([{"name": "ecr-pull-secret"}]);
         let request = json!({"object": object, "oldObject": old, "operation": "UPDATE"});
@@ -667,25 +667,22 @@ mod tests {
             .insert(Region::parse("us-west-2").expect("valid"));
         assert_eq!(
             cold_verdict(&both, &rules),
-            Decision::LeaveAlone(Reason::NotAllowed)
+            Decision::Skip(Reason::NotAllowed)
         );
     }
 
     #[test]
     fn a_registry_that_no_identity_may_mint_for_is_never_served_by_another() {
-        let said = OptedIn {
+        let said = NamespaceSettings {
             role: Some("arn:aws:iam::123456789012:role/admin".into()),
-            ..OptedIn::default()
+            ..NamespaceSettings::default()
         };
         let state = state(1);
         for secret in [SecretFacts::Absent, SecretFacts::Ours(&state)] {
             let facts = facts(&said, secret);
             let request = json!({"object": pod(&[&image(IRELAND)])});
             let reason = Reason::NoIdentity(Refusal::NotAllowed);
-            assert_eq!(
-                verdict(&request, &rules(), &facts),
-                Decision::LeaveAlone(reason)
-            );
+            assert_eq!(verdict(&request, &rules(), &facts), Decision::Skip(reason));
             let warning = warning_for(reason, &rules()).expect("a warning");
             assert!(!warning.ends_with('…'), "{warning}");
         }
@@ -695,7 +692,7 @@ mod tests {
     fn host_without_a_token_has_its_reason() {
         let mut rules = rules();
         let namespace = Namespace::parse("team").expect("valid");
-        let reason = |rules: &Rules, host: &str, settings: &OptedIn| {
+        let reason = |rules: &Rules, host: &str, settings: &NamespaceSettings| {
             let key = rules.key_or_reason(host, &namespace, settings);
             assert_eq!(
                 rules.key_for(host, &namespace, settings),
@@ -709,9 +706,9 @@ mod tests {
             let not_ecr = Some(Suspension::NotEcr);
             assert_eq!(reason(&rules, host, &settings()), not_ecr, "{host}");
         }
-        let annotated = OptedIn {
+        let annotated = NamespaceSettings {
             role: Some("arn:aws:iam::123456789012:role/admin".into()),
-            ..OptedIn::default()
+            ..NamespaceSettings::default()
         };
         let refused = Suspension::NoIdentity(Refusal::NotAllowed);
         assert_eq!(reason(&rules, IRELAND, &annotated), Some(refused));
@@ -775,25 +772,29 @@ mod tests {
         let mut rules = rules();
         let namespace = Namespace::parse("team").expect("valid");
         let system = Namespace::parse("kube-system").expect("valid");
-        let wanted = |rules: &Rules, namespace: &Namespace, pod: &Value, settings: &OptedIn| {
-            let text = pod.to_string();
-            let pod: Pod<'_> = serde_json::from_str(&text).expect("a Pod");
-            let hosts = hosts_wanted_by(&pod, rules, namespace, settings);
-            hosts
-                .iter()
-                .map(|host| host.as_str().to_owned())
-                .collect::<Vec<_>>()
-        };
+        let wanted =
+            |rules: &Rules, namespace: &Namespace, pod: &Value, settings: &NamespaceSettings| {
+                let text = pod.to_string();
+                let pod: Pod<'_> = serde_json::from_str(&text).expect("a Pod");
+                let hosts = hosts_wanted_by(&pod, rules, namespace, settings);
+                hosts
+                    .iter()
+                    .map(|host| host.as_str().to_owned())
+                    .collect::<Vec<_>>()
+            };
         let mut plain = pod(&[&image(OREGON), "nginx", ":::", "", &image(IRELAND)]);
         let none: [&str; 0] = [];
         assert_eq!(
-            wanted(&rules, &namespace, &plain, &OptedIn::default()),
+            wanted(&rules, &namespace, &plain, &NamespaceSettings::default()),
             none
         );
         plain["spec"]["imagePullSecrets"] = json!([{"name": "a"}, {"name": "ecr-pull-secret"}]);
-        let both = wanted(&rules, &namespace, &plain, &OptedIn::default());
+        let both = wanted(&rules, &namespace, &plain, &NamespaceSettings::default());
         assert_eq!(both, [IRELAND, OREGON]);
-        assert_eq!(wanted(&rules, &system, &plain, &OptedIn::default()), none);
+        assert_eq!(
+            wanted(&rules, &system, &plain, &NamespaceSettings::default()),
+            none
+        );
         for (field, value) in [
             (
                 "annotations",
@@ -805,21 +806,21 @@ mod tests {
             let mut other = plain.clone();
             other["metadata"][field] = value;
             assert_eq!(
-                wanted(&rules, &namespace, &other, &OptedIn::default()),
+                wanted(&rules, &namespace, &other, &NamespaceSettings::default()),
                 none
             );
         }
-        let annotated = OptedIn {
+        let annotated = NamespaceSettings {
             role: Some("arn:aws:iam::123456789012:role/admin".into()),
-            ..OptedIn::default()
+            ..NamespaceSettings::default()
         };
         assert_eq!(wanted(&rules, &namespace, &plain, &annotated), none);
         rules.registries_per_pod = 1;
-        let first = wanted(&rules, &namespace, &plain, &OptedIn::default());
+        let first = wanted(&rules, &namespace, &plain, &NamespaceSettings::default());
         assert_eq!(first, [OREGON]);
         let account = AccountId::parse("123456789012").expect("valid");
         rules.allow.accounts.insert(account);
-        let allowed = wanted(&rules, &namespace, &plain, &OptedIn::default());
+        let allowed = wanted(&rules, &namespace, &plain, &NamespaceSettings::default());
         assert_eq!(allowed, [IRELAND]);
     }
 

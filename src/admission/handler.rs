@@ -8,18 +8,18 @@ use crate::{
     admission::{
         decide::{Decision, Demand, Facts, Injection, Reason, decide, demand, warning_for},
         patch,
-        pod::{Pod, PullSecrets as Stands},
+        pod::{Pod, ReferenceState},
         review::{Operation, Request, Response, ReviewError, warning},
     },
     cluster::{
-        namespace::{Namespace, OptedIn},
+        namespace::{Namespace, NamespaceSettings},
         namespaces::Namespaces,
     },
     identity::Refusal,
     process::{clock::Clock, current::Current},
     pull_secret::{
         SecretFacts,
-        events::{Events, Happening},
+        events::{Events, PullSecretEvent},
         provisioner::{Provisioned, Provisioner, PullSecretError, SecretSource, TokenSource},
         store::PullSecrets,
     },
@@ -28,7 +28,7 @@ use crate::{
     telemetry::{
         log::line,
         metrics::{Metrics, Phase},
-        otel::{InPhase, Place, Span, Trace},
+        otel::{InPhase, Span, SpanParent, Trace},
     },
 };
 
@@ -74,19 +74,14 @@ pub enum Verdict {
     /// The Pod has the reference, and the pull secret not yet what it needs.
     InjectUnready,
     /// Nothing was changed.
-    LeaveAlone,
+    Skip,
     /// The Pod was refused.
     Refuse,
 }
 
 impl Verdict {
     /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::Inject,
-        Self::InjectUnready,
-        Self::LeaveAlone,
-        Self::Refuse,
-    ];
+    pub const ALL: [Self; 4] = [Self::Inject, Self::InjectUnready, Self::Skip, Self::Refuse];
 
     /// As a metric's label and a log's field.
     #[must_use]
@@ -94,7 +89,7 @@ impl Verdict {
         match self {
             Self::Inject => "inject",
             Self::InjectUnready => "inject_unready",
-            Self::LeaveAlone => "skip",
+            Self::Skip => "skip",
             Self::Refuse => "deny",
         }
     }
@@ -164,7 +159,7 @@ impl Webhook {
 
     /// Answers a review at once, because too many others are in hand: whoever needs nothing of us is let in as ever, the
     /// others without a pull secret, or not at all under `onFailure: deny`.
-    pub fn turn_away(
+    pub fn reject_overloaded(
         &self,
         body: &[u8],
         started: Instant,
@@ -232,12 +227,12 @@ impl Webhook {
         drop(deciding);
         // A dry run has no side effect.
         if !request.dry_run {
-            self.tell(&namespace, opted_in.as_ref(), &decision);
+            self.publish_event(&namespace, opted_in.as_ref(), &decision);
         }
         // A namespace without settings is left alone.
         let settings = opted_in.unwrap_or_default();
         match decision {
-            Decision::LeaveAlone(reason) => self.leave_alone(reason, rules),
+            Decision::Skip(reason) => self.leave_alone(reason, rules),
             Decision::Inject(injection) => {
                 if injection.due {
                     self.metrics.due.inc();
@@ -289,17 +284,22 @@ impl Webhook {
         }
     }
 
-    fn tell(&self, namespace: &Namespace, said: Option<&OptedIn>, decision: &Decision) {
+    fn publish_event(
+        &self,
+        namespace: &Namespace,
+        said: Option<&NamespaceSettings>,
+        decision: &Decision,
+    ) {
         let happening = match decision {
-            Decision::LeaveAlone(Reason::Foreign(why)) => Some(Happening::Foreign { why: *why }),
-            Decision::LeaveAlone(Reason::NoIdentity(why)) => refused(said, *why),
+            Decision::Skip(Reason::Foreign(why)) => Some(PullSecretEvent::Foreign { why: *why }),
+            Decision::Skip(Reason::NoIdentity(why)) => refused(said, *why),
             Decision::Inject(injection) | Decision::InjectAfterEnsuring(injection, _) => {
                 injection.refusal.and_then(|why| refused(said, why))
             }
-            Decision::LeaveAlone(_) => None,
+            Decision::Skip(_) => None,
         };
         if let (Some(events), Some(happening)) = (&self.events, happening) {
-            events.tell(namespace, &happening);
+            events.publish(namespace, &happening);
         }
     }
 
@@ -314,7 +314,7 @@ impl Webhook {
         };
         Outcome {
             response,
-            verdict: Verdict::LeaveAlone,
+            verdict: Verdict::Skip,
             reason: reason.as_str(),
             hosts: vec![],
             tokens: TokenSource::None,
@@ -328,7 +328,7 @@ impl Webhook {
 
     fn inject(&self, injection: Injection, reason: &'static str, rules: &Rules) -> Outcome {
         let Injection {
-            stands,
+            reference,
             hosts,
             warnings,
             refusal,
@@ -337,7 +337,7 @@ impl Webhook {
         if let Some(why) = refusal {
             self.metrics.refused_identity(why.as_str());
         }
-        let patch = patch::append(&rules.secret_name, stands);
+        let patch = patch::append(&rules.secret_name, reference);
         let response = Response {
             patch,
             warnings,
@@ -409,7 +409,7 @@ impl Webhook {
         });
         // A Pod that is stored has its list already; the decision says so by `Present`.
         debug_assert!(
-            is_creation || injection.stands == Stands::Present,
+            is_creation || injection.reference == ReferenceState::Present,
             "an UPDATE is never patched"
         );
         Outcome {
@@ -441,7 +441,7 @@ struct Admission<'a> {
     request: &'a Request<'a>,
     rules: &'a Arc<Rules>,
     deadline: Instant,
-    place: &'a Place,
+    place: &'a SpanParent,
 }
 
 /// Whether a Pod is refused whose pull secret isn't ready. An UPDATE never is: that would block a running Pod.
@@ -570,8 +570,8 @@ fn listed(hosts: &[Host]) -> String {
 }
 
 /// Only a role that the namespace named itself is its people's to put right.
-fn refused(said: Option<&OptedIn>, why: Refusal) -> Option<Happening> {
+fn refused(said: Option<&NamespaceSettings>, why: Refusal) -> Option<PullSecretEvent> {
     let role = said?.role.as_deref()?.to_owned();
     let why = why.to_string();
-    Some(Happening::RoleRefused { role, why })
+    Some(PullSecretEvent::RoleRefused { role, why })
 }

@@ -9,26 +9,26 @@ use json_patch::{
 };
 use serde_json::{Value, json};
 
-use crate::admission::pod::PullSecrets;
+use crate::admission::pod::ReferenceState;
 
-/// The patch that makes a Pod reference the pull secret `name`, given where it stands now.
+/// The patch that makes a Pod reference the pull secret `name`, given where it reference now.
 #[must_use]
-pub fn append(name: &str, stands: PullSecrets) -> Patch {
-    append_in(Pointer::root(), name, stands)
+pub fn append(name: &str, reference: ReferenceState) -> Patch {
+    append_in(Pointer::root(), name, reference)
 }
 
-/// The same for a Pod's template that stands at `place` in another object.
+/// The same for a Pod's template that reference at `place` in another object.
 #[must_use]
-pub fn append_in(place: &Pointer, name: &str, stands: PullSecrets) -> Patch {
+pub fn append_in(place: &Pointer, name: &str, reference: ReferenceState) -> Patch {
     let entry = json!({ "name": name });
-    match stands {
-        PullSecrets::Present => Patch::default(),
-        PullSecrets::NoList => add(
+    match reference {
+        ReferenceState::Present => Patch::default(),
+        ReferenceState::NoList => add(
             place,
             &["spec", "imagePullSecrets"],
             Value::Array(vec![entry]),
         ),
-        PullSecrets::Listed => add(place, &["spec", "imagePullSecrets", "-"], entry),
+        ReferenceState::Listed => add(place, &["spec", "imagePullSecrets", "-"], entry),
     }
 }
 
@@ -73,10 +73,10 @@ mod tests {
         ]
     }
 
-    fn stands(pod: &Value) -> PullSecrets {
+    fn reference(pod: &Value) -> ReferenceState {
         let text = pod.to_string();
         let view: Pod<'_> = serde_json::from_str(&text).expect("a Pod");
-        view.pull_secrets("ours")
+        view.reference_state("ours")
     }
 
     proptest! {
@@ -93,7 +93,7 @@ mod tests {
             let before = json!({"metadata": Value::Object(metadata.into_iter().collect()), "spec": spec});
 
             let mut after = before.clone();
-            json_patch::patch(&mut after, &append("ours", stands(&before)))?;
+            json_patch::patch(&mut after, &append("ours", reference(&before)))?;
 
             let had: Vec<Value> = secrets.and_then(|s| s.as_array().cloned()).unwrap_or_default();
             let mut expected = had.clone();
@@ -101,7 +101,7 @@ mod tests {
                 expected.push(json!({"name": "ours"}));
             }
             prop_assert_eq!(&after["spec"]["imagePullSecrets"], &Value::Array(expected));
-            prop_assert!(append("ours", stands(&after)).0.is_empty(), "a second pass changes something");
+            prop_assert!(append("ours", reference(&after)).0.is_empty(), "a second pass changes something");
 
             let mut rest = [before, after];
             for pod in &mut rest {

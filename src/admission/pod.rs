@@ -122,15 +122,19 @@ fn images<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, 
 
 /// The images that volumes are made of.
 fn image_volumes<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
-    kept(list, |volume: Volume<'de>| said(volume.image?.reference))
+    kept(list, |volume: Volume<'de>| {
+        not_empty(volume.image?.reference)
+    })
 }
 
 /// The names of references.
 fn names<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
-    kept(list, |reference: LocalReference<'de>| said(reference.name))
+    kept(list, |reference: LocalReference<'de>| {
+        not_empty(reference.name)
+    })
 }
 
-fn said(text: Option<Text<'_>>) -> Option<Text<'_>> {
+fn not_empty(text: Option<Text<'_>>) -> Option<Text<'_>> {
     text.filter(|text| !text.0.is_empty())
 }
 
@@ -140,8 +144,8 @@ where
     D: Deserializer<'de>,
     E: Deserialize<'de>,
 {
-    struct Keeper<E, F>(F, PhantomData<E>);
-    impl<'de, E: Deserialize<'de>, T, F: FnMut(E) -> Option<T>> Visitor<'de> for Keeper<E, F> {
+    struct SeqVisitor<E, F>(F, PhantomData<E>);
+    impl<'de, E: Deserialize<'de>, T, F: FnMut(E) -> Option<T>> Visitor<'de> for SeqVisitor<E, F> {
         type Value = Option<Vec<T>>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,7 +168,7 @@ where
             Ok(Some(kept))
         }
     }
-    list.deserialize_option(Keeper(keep, PhantomData))
+    list.deserialize_option(SeqVisitor(keep, PhantomData))
 }
 
 /// The two annotations that matter, picked while the map streams past.
@@ -210,7 +214,7 @@ impl<'de> Deserialize<'de> for Annotations {
 
 /// Where our pull secret stands in a Pod's `spec.imagePullSecrets`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PullSecrets {
+pub enum ReferenceState {
     /// The field is absent or null.
     NoList,
     /// There is a list, without us.
@@ -233,15 +237,15 @@ impl<'a> Pod<'a> {
 
     /// Where `name` stands among the Pod's pull secrets.
     #[must_use]
-    pub fn pull_secrets(&self, name: &str) -> PullSecrets {
+    pub fn reference_state(&self, name: &str) -> ReferenceState {
         match self
             .spec
             .as_ref()
             .and_then(|spec| spec.image_pull_secrets.as_ref())
         {
-            None => PullSecrets::NoList,
-            Some(list) if list.iter().any(|listed| listed.0 == name) => PullSecrets::Present,
-            Some(_) => PullSecrets::Listed,
+            None => ReferenceState::NoList,
+            Some(list) if list.iter().any(|listed| listed.0 == name) => ReferenceState::Present,
+            Some(_) => ReferenceState::Listed,
         }
     }
 
@@ -347,7 +351,7 @@ mod tests {
         );
         assert_eq!(pod.owner(), ("B", "b"));
         assert_eq!(pod.images().collect::<Vec<_>>(), ["", "a/1"]);
-        assert_eq!(pod.pull_secrets("ours"), PullSecrets::Listed);
+        assert_eq!(pod.reference_state("ours"), ReferenceState::Listed);
         let spec = pod.spec.as_ref().expect("a spec");
         assert_eq!(spec.image_pull_secrets.as_deref(), Some(&[][..]));
         let owners = pod.metadata.as_ref().expect("metadata");
@@ -361,7 +365,7 @@ mod tests {
                 "imagePullSecrets":null}}"#,
         );
         assert_eq!(pod.images().count(), 0);
-        assert_eq!(pod.pull_secrets("x"), PullSecrets::NoList);
+        assert_eq!(pod.reference_state("x"), ReferenceState::NoList);
         let pod = parse(r#"{"metadata":{"annotations":null,"ownerReferences":null},"spec":null}"#);
         assert!(!pod.is_disabled() && !pod.is_mirror());
         assert_eq!(pod.owner(), ("Pod", ""));
@@ -393,16 +397,16 @@ mod tests {
     #[test]
     fn tells_a_missing_list_from_one_without_us() {
         assert_eq!(
-            parse(r#"{"spec":{}}"#).pull_secrets("ours"),
-            PullSecrets::NoList
+            parse(r#"{"spec":{}}"#).reference_state("ours"),
+            ReferenceState::NoList
         );
         assert_eq!(
-            parse(r#"{"spec":{"imagePullSecrets":[]}}"#).pull_secrets("ours"),
-            PullSecrets::Listed
+            parse(r#"{"spec":{"imagePullSecrets":[]}}"#).reference_state("ours"),
+            ReferenceState::Listed
         );
         let pod = parse(r#"{"spec":{"imagePullSecrets":[{},{"name":"other"},{"name":"ours"}]}}"#);
-        assert_eq!(pod.pull_secrets("ours"), PullSecrets::Present);
-        assert_eq!(pod.pull_secrets("our"), PullSecrets::Listed);
+        assert_eq!(pod.reference_state("ours"), ReferenceState::Present);
+        assert_eq!(pod.reference_state("our"), ReferenceState::Listed);
     }
 
     #[test]

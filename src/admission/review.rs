@@ -414,7 +414,7 @@ mod tests {
         let text = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"a\u0062\"c"}}"#;
         let request = Request::parse(text.as_bytes()).expect("a review");
         let response = Response {
-            patch: super::super::patch::append("s", crate::admission::pod::PullSecrets::NoList),
+            patch: super::super::patch::append("s", crate::admission::pod::ReferenceState::NoList),
             ..Response::default()
         };
         let json = String::from_utf8(response.to_json(&request)).expect("text");
@@ -436,7 +436,7 @@ mod tests {
         let request = Request::parse(&body).expect("a review");
         let response = Response {
             refusal: Some((503, "why".to_owned())),
-            patch: super::super::patch::append("s", crate::admission::pod::PullSecrets::NoList),
+            patch: super::super::patch::append("s", crate::admission::pod::ReferenceState::NoList),
             warnings: vec![],
         };
         let answer: Value = serde_json::from_slice(&response.to_json(&request)).expect("json");

@@ -103,7 +103,7 @@ pub struct UnexpectedSource {
 
 /// A source with its place in the chain.
 #[derive(Debug)]
-pub struct Candidate {
+pub struct CredentialSource {
     /// Which it is.
     pub from: Source,
     /// What stands of its own configuration, in words that say what can be missing if it has no credentials all the same.
@@ -116,7 +116,7 @@ pub struct Candidate {
 /// The SDK's default chain, held to the first source that gave credentials. Clones of what it is shared in share that.
 #[derive(Debug)]
 pub struct PinnedChain {
-    sources: Vec<Candidate>,
+    sources: Vec<CredentialSource>,
     expected: Option<Source>,
     pinned: OnceLock<usize>,
     metrics: Arc<Metrics>,
@@ -217,17 +217,23 @@ impl PinnedChain {
             (container, Box::new(endpoint.build())),
             (Source::InstanceMetadata, Box::new(metadata.build())),
         ];
-        let candidates = sources.into_iter().map(|(from, provider)| Candidate {
-            from,
-            begun: begun(from, value),
-            provider,
-        });
+        let candidates = sources
+            .into_iter()
+            .map(|(from, provider)| CredentialSource {
+                from,
+                begun: begun(from, value),
+                provider,
+            });
         Self::of(candidates.collect(), expected, metrics)
     }
 
     /// Any sources, for tests.
     #[must_use]
-    pub fn of(sources: Vec<Candidate>, expected: Option<Source>, metrics: Arc<Metrics>) -> Self {
+    pub fn of(
+        sources: Vec<CredentialSource>,
+        expected: Option<Source>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             sources,
             expected,
@@ -283,7 +289,7 @@ impl ProvideCredentials for PinnedChain {
     }
 }
 
-impl Candidate {
+impl CredentialSource {
     async fn ask(&self) -> Result<Credentials, CredentialsError> {
         let asked = timeout(SOURCE_TIMEOUT, self.provider.provide_credentials()).await;
         asked.unwrap_or_else(|_| {
@@ -471,8 +477,12 @@ mod tests {
         Ok(Credentials::new(name, "secret", None, None, "test"))
     }
 
-    fn candidate(from: Source, begun: Option<&str>, script: Vec<provider::Result>) -> Candidate {
-        Candidate {
+    fn candidate(
+        from: Source,
+        begun: Option<&str>,
+        script: Vec<provider::Result>,
+    ) -> CredentialSource {
+        CredentialSource {
             from,
             begun: begun.map(str::to_owned),
             provider: Box::new(Script(Mutex::new(script))),

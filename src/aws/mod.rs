@@ -1,4 +1,4 @@
-//! What the AWS SDK is told about this process's surroundings: region, endpoints, the way through the network, credentials.
+//! What the AWS SDK is told about this process's environment: region, endpoints, the way through the network, credentials.
 //!
 //! All clients share one HTTP client. It goes through the proxy that `HTTPS_PROXY` and `NO_PROXY` name, and trusts the
 //! system's roots or the one bundle that the admin gave. What is asked in the clear is asked directly: the endpoints that
@@ -60,21 +60,21 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(6);
 /// Credentials with less left than this are fetched anew before they are used.
 const CREDENTIALS_BUFFER: Duration = Duration::from_mins(5);
-/// Where credential sources that need a region ask if the surroundings name none.
+/// Where credential sources that need a region ask if the environment name none.
 const FALLBACK_REGION: &str = "us-east-1";
 
-/// The surroundings, read once.
+/// The environment, read once.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
+pub struct AwsEnvironment {
     /// What every client is made of: no retry, our own timeouts, the ambient credentials.
     pub config: SdkConfig,
-    /// The region that the surroundings name, if it is one of a known form.
+    /// The region that the environment name, if it is one of a known form.
     pub home: Option<Region>,
 }
 
-/// Why the surroundings can't be used.
+/// Why the environment can't be used.
 #[derive(Debug, Error)]
-pub enum SurroundingsError {
+pub enum AwsEnvironmentError {
     /// The bundle couldn't be read.
     #[error("reading the CA bundle {path}: check the path and its permissions")]
     ReadBundle {
@@ -101,16 +101,16 @@ pub struct Trust(Option<Arc<[u8]>>);
 
 impl Trust {
     /// Those of a PEM file alone (a network whose proxy breaks TLS open, a private endpoint), or the system's.
-    pub fn of(bundle: Option<&Path>) -> Result<Self, SurroundingsError> {
+    pub fn of(bundle: Option<&Path>) -> Result<Self, AwsEnvironmentError> {
         let Some(path) = bundle else {
             return Ok(Self(None));
         };
         let name = path.display().to_string();
-        let pem = fs::read(path).map_err(|source| SurroundingsError::ReadBundle {
+        let pem = fs::read(path).map_err(|source| AwsEnvironmentError::ReadBundle {
             path: name.clone(),
             source,
         })?;
-        let wrong = |message: String| SurroundingsError::Bundle {
+        let wrong = |message: String| AwsEnvironmentError::Bundle {
             path: name.clone(),
             message,
         };
@@ -135,10 +135,10 @@ impl Trust {
     }
 }
 
-/// Two ways through the network. What is encrypted may go through a proxy. What is not goes directly: that is the
+/// Two client through the network. What is encrypted may go through a proxy. What is not goes directly: that is the
 /// endpoints on the node itself (a profile can lead to them as well), and a proxy would see the credentials that they give.
 #[derive(Debug)]
-struct Ways {
+struct ProxyRoutedClient {
     proxied: SharedHttpClient,
     direct: SharedHttpClient,
 }
@@ -150,7 +150,7 @@ struct Connectors {
     direct: SharedHttpConnector,
 }
 
-impl HttpClient for Ways {
+impl HttpClient for ProxyRoutedClient {
     fn http_connector(
         &self,
         settings: &HttpConnectorSettings,
@@ -186,12 +186,12 @@ impl HttpConnector for Connectors {
     }
 }
 
-impl Surroundings {
+impl AwsEnvironment {
     /// Reads the environment and profile files by the SDK's own rules. No call leaves yet. If a source of credentials is
     /// `expected`, those of any other sign nothing.
     pub async fn read(trust: &Trust, expected: Option<Source>, metrics: Arc<Metrics>) -> Self {
         let direct = http_client(trust, &ProxyConfig::disabled());
-        let client = SharedHttpClient::new(Ways {
+        let client = SharedHttpClient::new(ProxyRoutedClient {
             proxied: http_client(trust, &ProxyConfig::from_env()),
             direct: direct.clone(),
         });
@@ -211,7 +211,7 @@ impl Surroundings {
             .no_credentials()
             .load()
             .await;
-        let mut surroundings = Self {
+        let mut environment = Self {
             config: tuned(&config),
             home,
         };
@@ -222,7 +222,7 @@ impl Surroundings {
             .with_timeout_config(timeouts())
             .with_http_client(client);
         // The sources that need AWS ask STS, and an endpoint of the admin's own excludes both flags.
-        let (fips, dual_stack) = if surroundings.has_own_endpoint("STS") {
+        let (fips, dual_stack) = if environment.has_own_endpoint("STS") {
             (Some(false), Some(false))
         } else {
             (
@@ -239,12 +239,12 @@ impl Surroundings {
             expected,
             metrics,
         );
-        surroundings.config = surroundings
+        environment.config = environment
             .config
             .to_builder()
             .credentials_provider(SharedCredentialsProvider::new(chain))
             .build();
-        surroundings
+        environment
     }
 
     /// Given settings instead of read ones. Retries and timeouts are ours, whatever they say.
@@ -268,7 +268,7 @@ impl Surroundings {
         }
     }
 
-    /// Whether the surroundings name an endpoint for a service, by the variable or profile key for all services or for
+    /// Whether the environment name an endpoint for a service, by the variable or profile key for all services or for
     /// this one. Such an endpoint (a VPC endpoint, a test) excludes FIPS and dual-stack in the SDK's rules.
     #[must_use]
     pub fn has_own_endpoint(&self, service_id: &str) -> bool {

@@ -7,12 +7,12 @@ use clap::Args;
 use jiff::SignedDuration;
 use rustls::ServerConfig;
 
-use super::{context::Wiring, span};
+use super::{context::Context, span};
 use crate::{
     cluster::namespace::Namespace,
     process::clock::Clock,
     tls::{
-        self, MinVersion, Serving, Source,
+        self, CertResolver, MinVersion, Source,
         clients::Clients,
         files::{self, Files},
         rotation::Lifetimes,
@@ -27,8 +27,8 @@ const MIN_LIFE: Duration = Duration::from_secs(20);
 /// The serving certificate. By default ecr-injector signs its own, under an authority that it keeps in a Secret and makes
 /// the API server trust.
 #[derive(Debug, Args)]
-pub(super) struct CertificateFlags {
-    /// Serving certificate with its chain (PEM), reloaded when it changes
+pub(super) struct CertificateArgs {
+    /// CertResolver certificate with its chain (PEM), reloaded when it changes
     #[arg(
         long,
         env = "ECR_INJECTOR_TLS_CERT",
@@ -106,15 +106,15 @@ pub(super) struct Certificates {
     pub(super) authority: Option<SelfManaged>,
 }
 
-impl CertificateFlags {
+impl CertificateArgs {
     /// The source, which has read nothing but files so far.
     pub(super) fn source(
         &self,
-        wiring: &Wiring,
+        context: &Context,
         home: &Namespace,
         service: &str,
     ) -> anyhow::Result<Certificates> {
-        let clock: Arc<dyn Clock> = wiring.clock.clone();
+        let clock: Arc<dyn Clock> = context.clock.clone();
         if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
             let files = Files {
                 certificate: certificate.clone(),
@@ -125,7 +125,7 @@ impl CertificateFlags {
                 authority: None,
             });
         }
-        let client = wiring.cluster.client.clone();
+        let client = context.cluster.client.clone();
         if let Some(name) = &self.tls_secret {
             let secret = NamedSecret::new(client, home, name.clone(), clock);
             return Ok(Certificates {
@@ -133,7 +133,7 @@ impl CertificateFlags {
                 authority: None,
             });
         }
-        let authority = SelfManaged::new(self_managed::Parts {
+        let authority = SelfManaged::new(self_managed::SelfManagedOptions {
             client,
             namespace: home.clone(),
             secret: self.ca_secret.clone(),
@@ -141,7 +141,7 @@ impl CertificateFlags {
             service: service.to_owned(),
             lifetimes: self.lifetimes()?,
             clock,
-            metrics: wiring.metrics.clone(),
+            metrics: context.metrics.clone(),
         });
         Ok(Certificates {
             source: Box::new(authority.clone()),
@@ -152,14 +152,14 @@ impl CertificateFlags {
     /// The listener's configuration.
     pub(super) fn server_config(
         &self,
-        wiring: &Wiring,
-        serving: Arc<Serving>,
+        context: &Context,
+        serving: Arc<CertResolver>,
     ) -> anyhow::Result<ServerConfig> {
         let clients = match &self.client_ca {
             Some(path) => {
                 let clients = Clients::load(path.clone(), self.client_name.clone())?;
-                let metrics = wiring.metrics.clone();
-                wiring.spawn(clients.clone().follow(files::PERIOD, metrics));
+                let metrics = context.metrics.clone();
+                context.spawn(clients.clone().follow(files::PERIOD, metrics));
                 Some(clients)
             }
             None => None,

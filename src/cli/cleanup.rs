@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, error::ErrorKind};
 
 use super::{
-    one_shot::{self, Command, OnceFlags, Site},
+    one_shot::{self, Command, OneShotArgs, SyncedCluster},
     report::{Report, Row, count},
 };
 use crate::{
@@ -53,28 +53,29 @@ const ATTEMPTS: u32 = 4;
 /// Remove the pull secrets that ecr-injector created.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
-pub struct Flags {
+pub struct CleanupArgs {
     /// Remove the pull secrets of all namespaces
     #[arg(long, conflicts_with = "namespaces")]
     all: bool,
     #[command(flatten)]
-    once: OnceFlags,
+    once: OneShotArgs,
 }
 
-impl Flags {
+impl CleanupArgs {
     /// Removes, and fails if something of ours is left.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         if !self.all && self.once.namespaces.is_empty() {
             clap::Error::raw(ErrorKind::MissingRequiredArgument, NO_SCOPE).exit();
         }
-        self.once.run(&COMMAND, async |site| self.clean(site).await)
+        self.once
+            .run(&COMMAND, async |synced| self.clean(synced).await)
     }
 
-    async fn clean(&self, site: &Site) -> anyhow::Result<Report> {
+    async fn clean(&self, synced: &SyncedCluster) -> anyhow::Result<Report> {
         let mut names = if self.all {
-            site.wiring.secrets.names()
+            synced.context.secrets.names()
         } else {
-            let looks = site.look_at(&self.once.namespaces).await?;
+            let looks = synced.read_namespaces(&self.once.namespaces).await?;
             let absent = looks.iter().filter(|(_, look)| *look == Look::Absent);
             let absent: Vec<_> = absent.map(|(name, _)| name.as_str()).collect();
             anyhow::ensure!(
@@ -86,12 +87,12 @@ impl Flags {
         };
         names.sort_unstable();
         names.dedup();
-        if let Some(warning) = self.warning(site, &names) {
-            site.progress.say(&warning);
+        if let Some(warning) = self.warning(synced, &names) {
+            synced.progress.say(&warning);
         }
-        let writer = &site.wiring.writer(&site.wiring.cluster.refresher);
-        let rows = site.each(names, async |namespace: &Namespace| {
-            let before = site.wiring.secrets.get(namespace);
+        let writer = &synced.context.writer(&synced.context.cluster.refresher);
+        let rows = synced.each(names, async |namespace: &Namespace| {
+            let before = synced.context.secrets.get(namespace);
             if before.as_deref().is_none_or(|entry| !entry.is_there()) {
                 return Row::good(namespace.clone(), "absent");
             }
@@ -99,11 +100,15 @@ impl Flags {
                 return skipped(namespace, *why);
             }
             let row = if self.once.dry_run {
-                let settings = site.wiring.namespaces.peek(namespace).unwrap_or_default();
+                let settings = synced
+                    .context
+                    .namespaces
+                    .peek(namespace)
+                    .unwrap_or_default();
                 let looked = writer
                     .look(namespace, &settings, one_shot::deadline())
                     .await;
-                let after = site.wiring.secrets.get(namespace);
+                let after = synced.context.secrets.get(namespace);
                 match (looked, after.as_deref().map(Entry::observed)) {
                     (Err(error), _) => failed(namespace, &error),
                     (Ok(()), Some(Observed::Foreign(why))) => skipped(namespace, *why),
@@ -113,7 +118,7 @@ impl Flags {
                     (Ok(()), Some(_)) => Row::good(namespace.clone(), "would-remove"),
                 }
             } else {
-                match remove(site, writer, namespace).await {
+                match remove(synced, writer, namespace).await {
                     Ok(_) => Row::good(namespace.clone(), "removed"),
                     Err(PullSecretError::Foreign(why)) => skipped(namespace, why),
                     Err(PullSecretError::NotLeading) => one_shot::interrupted(namespace.clone()),
@@ -131,21 +136,21 @@ impl Flags {
             }
         });
         let rows = rows.await;
-        let summary = summary(&rows, &site.wiring.cluster.server);
+        let summary = summary(&rows, &synced.context.cluster.server);
         Ok(Report { rows, summary })
     }
 
     /// What is removed where a webhook runs comes again.
-    fn warning(&self, site: &Site, names: &[Namespace]) -> Option<String> {
+    fn warning(&self, synced: &SyncedCluster, names: &[Namespace]) -> Option<String> {
         let is_ours = |name: &&Namespace| {
-            let known = site.wiring.secrets.get(name);
+            let known = synced.context.secrets.get(name);
             known.is_some_and(|entry| {
                 entry.is_there() && !matches!(entry.observed(), Observed::Foreign(_))
             })
         };
         let opted_in: Vec<_> = names
             .iter()
-            .filter(|name| site.wiring.namespaces.peek(name).is_some())
+            .filter(|name| synced.context.namespaces.peek(name).is_some())
             .filter(is_ours)
             .map(Namespace::as_str)
             .collect();
@@ -157,7 +162,7 @@ impl Flags {
             list = format!("{list} and {more} more");
         }
         let would = if self.once.dry_run { "would be" } else { "is" };
-        let label = &site.wiring.live.config().opt_in.label;
+        let label = &synced.context.live.config().opt_in.label;
         Some(format!(
             "warning: opted in: {list}. Pull secrets that {would} removed there are created \
              again while the webhook runs; to opt out: kubectl label namespace {} {label}-",
@@ -168,21 +173,21 @@ impl Flags {
 
 /// Whoever writes it at the same moment wins, but not for ever.
 async fn remove(
-    site: &Site,
+    synced: &SyncedCluster,
     writer: &Writer,
     namespace: &Namespace,
 ) -> Result<bool, PullSecretError> {
     let deadline = one_shot::deadline();
     for _ in 1..ATTEMPTS {
         let removed = writer
-            .remove(namespace, |_| false, &site.term, deadline)
+            .remove(namespace, |_| false, &synced.term, deadline)
             .await;
         if !matches!(removed, Err(PullSecretError::Contended)) {
             return removed;
         }
     }
     writer
-        .remove(namespace, |_| false, &site.term, deadline)
+        .remove(namespace, |_| false, &synced.term, deadline)
         .await
 }
 

@@ -47,7 +47,7 @@ Examples:
 /// Validate configuration files, or print their JSON Schema.
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
-pub struct Flags {
+pub struct ConfigArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -61,7 +61,7 @@ enum Command {
         #[arg(required = true, value_name = "FILE|-")]
         files: Vec<PathBuf>,
         #[command(flatten)]
-        against: ClusterFlags,
+        against: ClusterArgs,
     },
     /// Print the JSON Schema of the configuration file, for editors and validators
     Schema,
@@ -69,7 +69,7 @@ enum Command {
 
 /// What a file is compared with.
 #[derive(Debug, Args)]
-struct ClusterFlags {
+struct ClusterArgs {
     /// Also report which registries the file would suspend in a cluster
     #[arg(long)]
     cluster: bool,
@@ -82,7 +82,7 @@ struct ClusterFlags {
     output: Output,
 }
 
-impl Flags {
+impl ConfigArgs {
     /// Checks, or prints.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
@@ -101,7 +101,7 @@ impl Flags {
     }
 }
 
-impl ClusterFlags {
+impl ClusterArgs {
     fn check(&self, file: &Path) -> anyhow::Result<ExitCode> {
         let config = match read(file) {
             Ok(config) => config,

@@ -6,9 +6,9 @@ use anyhow::Context as _;
 use clap::{Args, builder::FalseyValueParser};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::AwsFlags;
+use super::AwsArgs;
 use crate::{
-    aws::Surroundings,
+    aws::AwsEnvironment,
     cluster::{
         Cluster, changes::Changes, namespace::Namespace, namespaces::Namespaces, watch::Lists,
     },
@@ -38,7 +38,7 @@ const INSTALLATION: &str = "ecr-injector";
 
 /// Where the configuration and the cluster are.
 #[derive(Debug, Args)]
-pub(super) struct WiringFlags {
+pub(super) struct ContextArgs {
     /// Path of the configuration file (YAML); by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -51,14 +51,14 @@ pub(super) struct WiringFlags {
     #[arg(long, env = "ECR_INJECTOR_STREAMING_LISTS", value_parser = FalseyValueParser::new())]
     streaming_lists: bool,
     #[command(flatten)]
-    state_key: StateKeyFlags,
+    state_key: StateKeyArgs,
     #[command(flatten)]
-    aws: AwsFlags,
+    aws: AwsArgs,
 }
 
 /// The Secret that shares the key by which replicas seal the states of pull secrets.
 #[derive(Debug, Args)]
-struct StateKeyFlags {
+struct StateKeyArgs {
     /// Secret of the state key, with which replicas seal the states of pull secrets
     #[arg(id = "state_key_secret", long = "state-key-secret", env = "ECR_INJECTOR_STATE_KEY_SECRET", value_name = "NAME", default_value = state_key::DEFAULT_NAME)]
     secret: String,
@@ -68,7 +68,7 @@ struct StateKeyFlags {
     namespace: Option<Namespace>,
 }
 
-impl StateKeyFlags {
+impl StateKeyArgs {
     fn namespace(&self, own: Option<Namespace>) -> anyhow::Result<Namespace> {
         let named = self.namespace.clone().or(own);
         let namespace = named.or_else(|| Namespace::parse(INSTALLATION));
@@ -76,7 +76,7 @@ impl StateKeyFlags {
     }
 }
 
-impl WiringFlags {
+impl ContextArgs {
     pub(super) fn has_config(&self) -> bool {
         self.config.is_some()
     }
@@ -99,14 +99,14 @@ impl WiringFlags {
 }
 
 /// The parts.
-pub(super) struct Wiring {
+pub(super) struct Context {
     pub(super) cluster: Cluster,
     pub(super) live: Live,
     /// Where the configuration comes from, to be followed.
     pub(super) file: Option<Watched>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) surroundings: Surroundings,
+    pub(super) environment: AwsEnvironment,
     pub(super) tokens: TokenCache,
     pub(super) namespaces: Namespaces,
     pub(super) secrets: PullSecrets,
@@ -120,21 +120,21 @@ pub(super) struct Wiring {
     changes: Changes,
 }
 
-impl Wiring {
+impl Context {
     /// Reads the configuration and makes the parts. No call leaves yet.
-    pub(super) async fn new(flags: &WiringFlags) -> anyhow::Result<Self> {
+    pub(super) async fn new(flags: &ContextArgs) -> anyhow::Result<Self> {
         let (config, file) = flags.config()?;
         let trust = flags.aws.trust()?;
         let cluster = Cluster::connect(flags.kubeconfig.as_deref()).await?;
         let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         metrics.config_applied(clock.now());
-        let surroundings =
-            Surroundings::read(&trust, flags.aws.expect_credentials, metrics.clone()).await;
+        let environment =
+            AwsEnvironment::read(&trust, flags.aws.expect_credentials, metrics.clone()).await;
         let live = Live::new(config, cluster.own_namespace.clone());
         let config = live.config();
         let ecr = Ecr::new(
-            surroundings.clone(),
+            environment.clone(),
             live.session_cap.clone(),
             clock.clone(),
             metrics.clone(),
@@ -170,7 +170,7 @@ impl Wiring {
             file,
             metrics,
             clock,
-            surroundings,
+            environment,
             tokens,
             namespaces,
             secrets,
@@ -265,7 +265,7 @@ impl Wiring {
 
     /// Who tells the namespaces' people.
     pub(super) fn events(&self) -> Events {
-        Events::new(events::Parts {
+        Events::new(events::EventRecorderOptions {
             client: self.cluster.client.clone(),
             secret_name: self.secret_name(),
             instance: instance(),
@@ -278,7 +278,7 @@ impl Wiring {
 
     /// Who keeps pull secrets fresh.
     pub(super) fn reconciler(&self, events: Option<Events>) -> Reconciler {
-        Reconciler::new(refresh::Parts {
+        Reconciler::new(refresh::ReconcilerContext {
             namespaces: Arc::new(self.namespaces.clone()),
             secrets: self.secrets.clone(),
             writer: self.writer(&self.cluster.refresher),

@@ -11,10 +11,10 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use serde_json::{Value, json};
 
-use super::AwsFlags;
+use super::AwsArgs;
 use crate::{
-    aws::Surroundings,
-    cluster::namespace::{Namespace, OptedIn},
+    aws::AwsEnvironment,
+    cluster::namespace::{Namespace, NamespaceSettings},
     config::Config,
     identity::{Choice, Identity},
     process::{clock::SystemClock, current::Current},
@@ -47,7 +47,7 @@ Examples:
 /// Explain which identity mints for a registry and a namespace.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
-pub struct Flags {
+pub struct IdentityArgs {
     /// Host of the registry, or an alias of the configuration
     #[arg(long, env = "ECR_INJECTOR_REGISTRY", value_name = "HOST")]
     registry: String,
@@ -67,7 +67,7 @@ pub struct Flags {
     #[arg(short, long, env = "ECR_INJECTOR_OUTPUT", value_enum, default_value_t)]
     output: Output,
     #[command(flatten)]
-    aws: AwsFlags,
+    aws: AwsArgs,
 }
 
 /// How the answer is written.
@@ -86,7 +86,7 @@ struct Minted {
     source: &'static str,
 }
 
-impl Flags {
+impl IdentityArgs {
     /// Explains, tries if asked to, and fails if nobody would mint.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::of(self.config.as_deref())?;
@@ -105,9 +105,9 @@ impl Flags {
                 };
                 format!("--registry {:?} {why}", self.registry)
             })?;
-        let said = OptedIn {
+        let said = NamespaceSettings {
             role: self.role_arn.as_deref().map(Into::into),
-            ..OptedIn::default()
+            ..NamespaceSettings::default()
         };
         let choice = config
             .rules
@@ -122,12 +122,12 @@ impl Flags {
                 let key = TokenKey::new(identity.clone(), &registry);
                 let minted = runtime.block_on(async {
                     let metrics = Arc::new(Metrics::default());
-                    let surroundings =
-                        Surroundings::read(&trust, self.aws.expect_credentials, metrics.clone())
+                    let environment =
+                        AwsEnvironment::read(&trust, self.aws.expect_credentials, metrics.clone())
                             .await;
                     let clock = Arc::new(SystemClock);
                     let ecr = Ecr::new(
-                        surroundings.clone(),
+                        environment.clone(),
                         Current::new(config.session_cap),
                         clock,
                         metrics.clone(),
@@ -166,7 +166,7 @@ impl Flags {
 }
 
 struct Answer<'a> {
-    flags: &'a Flags,
+    flags: &'a IdentityArgs,
     registry: &'a Registry,
     choice: &'a Choice,
     is_allowed: bool,

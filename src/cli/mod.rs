@@ -29,7 +29,7 @@ use clap::{
 use tokio::runtime::Runtime;
 
 use crate::{
-    aws::{SurroundingsError, Trust, credentials::Source},
+    aws::{AwsEnvironmentError, Trust, credentials::Source},
     cluster::namespace::Namespace,
     process::memory,
 };
@@ -49,18 +49,18 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(Box<serve::Flags>),
-    Preview(preview::Flags),
-    Probe(probe::Flags),
-    Identity(identity::Flags),
-    Refresh(refresh::Flags),
-    Cleanup(cleanup::Flags),
-    Config(config::Flags),
+    Serve(Box<serve::ServeArgs>),
+    Preview(preview::PreviewArgs),
+    Probe(probe::ProbeArgs),
+    Identity(identity::IdentityArgs),
+    Refresh(refresh::RefreshArgs),
+    Cleanup(cleanup::CleanupArgs),
+    Config(config::ConfigArgs),
 }
 
 /// How AWS is reached, for the commands that ask it.
 #[derive(Debug, Args)]
-struct AwsFlags {
+struct AwsArgs {
     /// CA bundle (PEM) to verify AWS endpoints with, instead of the system's
     #[arg(long, env = "AWS_CA_BUNDLE", value_name = "FILE")]
     aws_ca_bundle: Option<PathBuf>,
@@ -80,8 +80,8 @@ fn source_parser() -> impl TypedValueParser<Value = Source> {
     PossibleValuesParser::new(names).try_map(|name| Source::parse(&name).ok_or("no such source"))
 }
 
-impl AwsFlags {
-    fn trust(&self) -> Result<Trust, SurroundingsError> {
+impl AwsArgs {
+    fn trust(&self) -> Result<Trust, AwsEnvironmentError> {
         Trust::of(self.aws_ca_bundle.as_deref())
     }
 }
@@ -139,7 +139,7 @@ impl Cli {
     /// Runs the command. An error is written to standard error, with its causes.
     #[must_use]
     pub fn run(self) -> ExitCode {
-        memory::take_small_pages();
+        memory::disable_huge_pages();
         let result = match self.command {
             Command::Serve(flags) => flags.run(),
             Command::Preview(flags) => flags.run(),

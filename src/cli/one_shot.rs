@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    context::{Wiring, WiringFlags},
+    context::{Context, ContextArgs},
     progress::Progress,
     report::{Output, Report, Row},
 };
@@ -26,7 +26,7 @@ use crate::{
         lease::Leadership,
         namespace::Namespace,
         namespaces::Look,
-        rights::{self, On, Right},
+        rights::{self, Permission, Scope},
     },
     process::{
         readiness::{self, Readiness},
@@ -48,7 +48,7 @@ const LABEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The flags of such a command. The scope has no variables: none that is left over is to narrow or widen what is done.
 #[derive(Debug, Args)]
-pub(super) struct OnceFlags {
+pub(super) struct OneShotArgs {
     /// Limit the command to this namespace; may be repeated
     #[arg(short, long = "namespace", value_name = "NAMESPACE", value_parser = super::namespace)]
     pub(super) namespaces: Vec<Namespace>,
@@ -67,12 +67,12 @@ pub(super) struct OnceFlags {
     )]
     log: String,
     #[command(flatten)]
-    wiring: WiringFlags,
+    context: ContextArgs,
 }
 
 /// A cluster whose namespaces and pull secrets are known, and leave to work on it.
-pub(super) struct Site {
-    pub(super) wiring: Wiring,
+pub(super) struct SyncedCluster {
+    pub(super) context: Context,
     pub(super) progress: Progress,
     /// Over once a person has had enough.
     pub(super) term: Leadership,
@@ -88,12 +88,12 @@ pub(super) struct Command {
     pub(super) seals: bool,
 }
 
-impl OnceFlags {
+impl OneShotArgs {
     /// Runs a command, until it is done or a signal ends it.
     pub(super) fn run(
         &self,
         command: &Command,
-        work: impl AsyncFnOnce(&Site) -> anyhow::Result<Report>,
+        work: impl AsyncFnOnce(&SyncedCluster) -> anyhow::Result<Report>,
     ) -> anyhow::Result<ExitCode> {
         let progress = Progress::of(command.doing);
         let log = progress.clone();
@@ -111,17 +111,17 @@ impl OnceFlags {
         &self,
         command: &Command,
         progress: Progress,
-        work: impl AsyncFnOnce(&Site) -> anyhow::Result<Report>,
+        work: impl AsyncFnOnce(&SyncedCluster) -> anyhow::Result<Report>,
     ) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
-        let site = tokio::select! {
-            site = self.site(command, progress.clone()) => site?,
+        let cluster = tokio::select! {
+            cluster = self.cluster(command, progress.clone()) => cluster?,
             // Nothing has been done yet.
             code = signals.next() => return Ok(code),
         };
         let mut interrupted = None;
         let report = {
-            let mut work = std::pin::pin!(work(&site));
+            let mut work = std::pin::pin!(work(&cluster));
             loop {
                 tokio::select! {
                     report = &mut work => break report,
@@ -130,7 +130,7 @@ impl OnceFlags {
                             return Ok(code);
                         }
                         interrupted = Some(code);
-                        site.term.end();
+                        cluster.term.end();
                         progress.say("interrupted: finishing what is in progress; interrupt again to exit at \
                          once");
                     }
@@ -153,28 +153,32 @@ impl OnceFlags {
 
     /// Whether the cluster's own configuration is likely not the one that is worked by.
     pub(super) fn has_no_config(&self) -> bool {
-        !self.wiring.has_config()
+        !self.context.has_config()
     }
 
     /// Connects, sees to the rights, and waits until it is known what there is.
-    async fn site(&self, command: &Command, progress: Progress) -> anyhow::Result<Site> {
-        let wiring = Wiring::new(&self.wiring).await.map_err(|error| {
+    async fn cluster(
+        &self,
+        command: &Command,
+        progress: Progress,
+    ) -> anyhow::Result<SyncedCluster> {
+        let context = Context::new(&self.context).await.map_err(|error| {
             if error.is::<ClusterError>() {
                 error.context("no cluster found; set --kubeconfig or KUBECONFIG")
             } else {
                 error
             }
         })?;
-        let secret = On::Secrets(wiring.secret_name());
+        let secret = Scope::Secrets(context.secret_name());
         let mut rights = rights(command, self, &secret);
         let is_key_needed = command.seals && !self.dry_run;
         if is_key_needed {
             let verbs = ["list", "watch", "create", "patch"];
-            rights.extend(state_key_rights(&wiring, &verbs));
+            rights.extend(state_key_rights(&context, &verbs));
         }
-        demand_rights(&wiring.cluster, &rights).await?;
+        demand_rights(&context.cluster, &rights).await?;
         let mut readiness = Readiness::default();
-        let keyed = is_key_needed.then(|| wiring.share_state_key(&mut readiness));
+        let keyed = is_key_needed.then(|| context.share_state_key(&mut readiness));
         match &keyed {
             Some(keyed) => {
                 let held = timeout(SYNC_TIMEOUT, keyed.held()).await;
@@ -183,15 +187,15 @@ impl OnceFlags {
                         "no state key: {} has none in the Secret {} after {} s; see the log \
                          above. --state-key-secret and --state-key-namespace name another \
                          Secret",
-                        wiring.cluster.server,
-                        wiring.state_key_secret.path(),
+                        context.cluster.server,
+                        context.state_key_secret.path(),
                         SYNC_TIMEOUT.as_secs()
                     )
                 })?;
             }
-            None => read_state_key(&wiring).await,
+            None => read_state_key(&context).await,
         }
-        let synced = wiring.watch(&mut readiness, keyed);
+        let synced = context.watch(&mut readiness, keyed);
         timeout(SYNC_TIMEOUT, readiness::all_held(&synced))
             .await
             .ok()
@@ -199,13 +203,13 @@ impl OnceFlags {
                 format!(
                     "{} did not list its namespaces and the Secrets named {} within {} s; see the \
                  log above, or run with --log debug",
-                    wiring.cluster.server,
-                    wiring.secret_name(),
+                    context.cluster.server,
+                    context.secret_name(),
                     SYNC_TIMEOUT.as_secs()
                 )
             })?;
-        Ok(Site {
-            wiring,
+        Ok(SyncedCluster {
+            context,
             progress,
             term: Leadership::unlimited(),
         })
@@ -213,7 +217,7 @@ impl OnceFlags {
 }
 
 /// Fails if this account has not all of these rights, and names those that are missing.
-pub(super) async fn demand_rights(cluster: &Cluster, rights: &[Right]) -> anyhow::Result<()> {
+pub(super) async fn demand_rights(cluster: &Cluster, rights: &[Permission]) -> anyhow::Result<()> {
     let (client, server) = (&cluster.client, &cluster.server);
     let missing = rights::missing(client, rights).await.with_context(|| {
         format!(
@@ -237,19 +241,19 @@ pub(super) async fn demand_rights(cluster: &Cluster, rights: &[Right]) -> anyhow
     );
 }
 
-fn rights(command: &Command, flags: &OnceFlags, secret: &On) -> Vec<Right> {
+fn rights(command: &Command, flags: &OneShotArgs, secret: &Scope) -> Vec<Permission> {
     let named = (!flags.namespaces.is_empty()).then(|| flags.namespaces.clone());
-    let there = |verb, on| Right {
+    let there = |verb, on| Permission {
         verb,
         on,
         namespaces: named.clone(),
     };
     let mut rights = vec![
-        Right::everywhere("list", On::Namespaces),
-        Right::everywhere("watch", On::Namespaces),
-        there("get", On::Namespaces),
-        Right::everywhere("list", secret.clone()),
-        Right::everywhere("watch", secret.clone()),
+        Permission::everywhere("list", Scope::Namespaces),
+        Permission::everywhere("watch", Scope::Namespaces),
+        there("get", Scope::Namespaces),
+        Permission::everywhere("list", secret.clone()),
+        Permission::everywhere("watch", secret.clone()),
         there("get", secret.clone()),
     ];
     if !flags.dry_run {
@@ -260,23 +264,23 @@ fn rights(command: &Command, flags: &OnceFlags, secret: &On) -> Vec<Right> {
 }
 
 /// These verbs on the Secret of the state key.
-fn state_key_rights(wiring: &Wiring, verbs: &[&'static str]) -> Vec<Right> {
-    let secret = &wiring.state_key_secret;
-    let right = |verb: &&'static str| Right {
+fn state_key_rights(context: &Context, verbs: &[&'static str]) -> Vec<Permission> {
+    let secret = &context.state_key_secret;
+    let right = |verb: &&'static str| Permission {
         verb,
-        on: On::Secrets(secret.name().to_owned()),
+        on: Scope::Secrets(secret.name().to_owned()),
         namespaces: Some(vec![secret.namespace().clone()]),
     };
     verbs.iter().map(right).collect()
 }
 
 /// Reads the state key where this account may: a command that writes no state does without.
-async fn read_state_key(wiring: &Wiring) {
-    let rights = state_key_rights(wiring, &["list", "watch"]);
-    let missing = rights::missing(&wiring.cluster.client, &rights).await;
+async fn read_state_key(context: &Context) {
+    let rights = state_key_rights(context, &["list", "watch"]);
+    let missing = rights::missing(&context.cluster.client, &rights).await;
     if missing.is_ok_and(|missing| missing.is_empty()) {
-        wiring.watch_state_key();
-        let _ = timeout(KEY_TIMEOUT, wiring.state_key_secret.looked_at()).await;
+        context.watch_state_key();
+        let _ = timeout(KEY_TIMEOUT, context.state_key_secret.looked_at()).await;
     }
 }
 
@@ -285,15 +289,15 @@ pub(super) fn deadline() -> Instant {
     Instant::now() + WORK_TIMEOUT
 }
 
-impl Site {
+impl SyncedCluster {
     /// What has become of the namespaces that were named, in their order; fails if one can't be read.
-    pub(super) async fn look_at(
+    pub(super) async fn read_namespaces(
         &self,
         named: &[Namespace],
     ) -> anyhow::Result<Vec<(Namespace, Look)>> {
         let mut looks = Vec::new();
         for namespace in named {
-            let look = self.wiring.namespaces.look(namespace, deadline()).await;
+            let look = self.context.namespaces.look(namespace, deadline()).await;
             let look = look.with_context(|| format!("reading the namespace {namespace}"))?;
             if matches!(look, Look::OptedIn(_)) {
                 self.wait_for_label(namespace).await;
@@ -305,7 +309,7 @@ impl Site {
 
     async fn wait_for_label(&self, namespace: &Namespace) {
         let seen = async {
-            while self.wiring.namespaces.peek(namespace).is_none() {
+            while self.context.namespaces.peek(namespace).is_none() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -331,7 +335,7 @@ impl Site {
         work: impl AsyncFn(&Namespace) -> Option<Row>,
     ) -> Vec<Row> {
         let all = names.len();
-        let per_second = self.wiring.live.config().refresh.writes_per_second;
+        let per_second = self.context.live.config().refresh.writes_per_second;
         let mut pace = interval(Duration::from_secs(1) / per_second.max(1));
         // After a while in which nothing could leave, nothing leaves in a burst.
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -353,7 +357,7 @@ impl Site {
         while let Some(row) = done.next().await {
             rows.extend(row);
             finished += 1;
-            self.progress.tell(finished, all);
+            self.progress.set(finished, all);
         }
         rows.sort_by(|a, b| a.namespace.cmp(&b.namespace));
         rows

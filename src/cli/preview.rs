@@ -49,7 +49,7 @@ Examples:
 /// Show Pods and workloads as they would be admitted, without a cluster.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
-pub struct Flags {
+pub struct PreviewArgs {
     /// File, directory (its *.yaml, *.yml and *.json, not its subdirectories) or - for standard
     /// input; may be repeated. By default standard input
     #[arg(
@@ -99,7 +99,7 @@ enum Output {
     Patch,
 }
 
-impl Flags {
+impl PreviewArgs {
     /// Reads everything, then decides, then writes: bad input never leaves half an output.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::of(self.config.as_deref())?;

@@ -52,7 +52,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Test an installation with a Pod.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
-pub struct Flags {
+pub struct ProbeArgs {
     /// Opted-in namespace to create the Pod in
     #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
     namespace: Namespace,
@@ -83,7 +83,7 @@ fn label(text: &str) -> Result<(String, String), &'static str> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-impl Flags {
+impl ProbeArgs {
     /// Tries, and fails if it doesn't work in time.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::of(self.config.as_deref())?;

@@ -48,7 +48,7 @@ impl Progress {
     }
 
     /// So many are done, of so many.
-    pub(super) fn tell(&self, done: usize, all: usize) {
+    pub(super) fn set(&self, done: usize, all: usize) {
         let mut line = self.line();
         let pause = if self.0.is_terminal {
             DRAW_EVERY

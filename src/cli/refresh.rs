@@ -6,17 +6,17 @@ use clap::{Args, error::ErrorKind};
 use jiff::Timestamp;
 
 use super::{
-    one_shot::{self, Command, OnceFlags, Site},
+    one_shot::{self, Command, OneShotArgs, SyncedCluster},
     report::{Report, Row, count},
 };
 use crate::{
     cluster::{
-        namespace::{Namespace, OptedIn},
+        namespace::{Namespace, NamespaceSettings},
         namespaces::Look,
     },
     pull_secret::{Foreign, Observed, state::State, store::Entry, to_the_second},
     refresh::{
-        Sweep, Swept,
+        Sweep, SweepOutcome,
         plan::{Action, DesiredState, Plan},
     },
     token::Freshness,
@@ -59,7 +59,7 @@ const COMMAND: Command = Command {
 /// Refresh all pull secrets once, and exit.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
-pub struct Flags {
+pub struct RefreshArgs {
     /// Refresh once (required: `serve` refreshes continuously)
     #[arg(long)]
     once: bool,
@@ -71,97 +71,97 @@ pub struct Flags {
     #[arg(long)]
     prune: bool,
     #[command(flatten)]
-    scope: OnceFlags,
+    scope: OneShotArgs,
 }
 
-impl Flags {
+impl RefreshArgs {
     /// Refreshes, and fails if not everything is fresh then.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         if !self.once {
             clap::Error::raw(ErrorKind::MissingRequiredArgument, NOT_ONCE).exit();
         }
-        self.scope.run(&COMMAND, async |site| {
+        self.scope.run(&COMMAND, async |synced| {
             if self.scope.has_no_config() {
-                site.progress.say(NO_CONFIG);
+                synced.progress.say(NO_CONFIG);
             }
             if self.scope.dry_run {
-                self.preview(site).await
+                self.preview(synced).await
             } else {
-                self.refresh(site).await
+                self.refresh(synced).await
             }
         })
     }
 
     /// The namespaces that the sweep is for.
-    fn names(&self, site: &Site) -> Vec<Namespace> {
+    fn names(&self, synced: &SyncedCluster) -> Vec<Namespace> {
         let scope = &self.scope.namespaces;
-        let mut names = site.wiring.reconciler(None).names();
+        let mut names = synced.context.reconciler(None).names();
         names.retain(|name| scope.is_empty() || scope.contains(name));
         names
     }
 
-    async fn refresh(&self, site: &Site) -> anyhow::Result<Report> {
-        self.check_names(site).await?;
-        let wiring = &site.wiring;
-        let reconciler = wiring.reconciler(None);
+    async fn refresh(&self, synced: &SyncedCluster) -> anyhow::Result<Report> {
+        self.check_names(synced).await?;
+        let context = &synced.context;
+        let reconciler = context.reconciler(None);
         let sweep = Sweep::new(self.all, self.prune);
-        let rows = site.each_seen(self.names(site), async |namespace: &Namespace| {
-            let before = wiring.secrets.get(namespace);
+        let rows = synced.each_seen(self.names(synced), async |namespace: &Namespace| {
+            let before = context.secrets.get(namespace);
             let swept = reconciler
-                .bring_up_to_date(namespace, &sweep, &site.term)
+                .bring_up_to_date(namespace, &sweep, &synced.term)
                 .await;
-            let after = wiring.secrets.get(namespace);
-            let settings = wiring.namespaces.peek(namespace);
+            let after = context.secrets.get(namespace);
+            let settings = context.namespaces.peek(namespace);
             Seen {
                 before: before.as_deref().map(Entry::observed),
                 after: after.as_deref().map(Entry::observed),
                 settings: settings.as_ref(),
-                is_excluded: wiring.live.config().rules.excluded.contains(namespace),
-                now: wiring.clock.now(),
+                is_excluded: context.live.config().rules.excluded.contains(namespace),
+                now: context.clock.now(),
             }
-            .done(namespace, &swept, !site.term.holds())
+            .done(namespace, &swept, !synced.term.holds())
         });
         let rows = rows.await;
-        let summary = done(&rows, &wiring.cluster.server);
+        let summary = done(&rows, &context.cluster.server);
         Ok(Report { rows, summary })
     }
 
     /// Reads what isn't known, and does nothing else.
-    async fn preview(&self, site: &Site) -> anyhow::Result<Report> {
-        self.check_names(site).await?;
-        let wiring = &site.wiring;
-        let reconciler = wiring.reconciler(None);
+    async fn preview(&self, synced: &SyncedCluster) -> anyhow::Result<Report> {
+        self.check_names(synced).await?;
+        let context = &synced.context;
+        let reconciler = context.reconciler(None);
         let sweep = Sweep::new(self.all, self.prune);
-        let rows = site.each_seen(self.names(site), async |namespace: &Namespace| {
+        let rows = synced.each_seen(self.names(synced), async |namespace: &Namespace| {
             let plan = match reconciler.preview(namespace, &sweep).await {
                 Ok(plan) => plan,
                 Err(error) => {
                     return Some(Row::bad(namespace.clone(), "failed", error.to_string()));
                 }
             };
-            let known = wiring.secrets.get(namespace);
+            let known = context.secrets.get(namespace);
             let known = known.as_deref().map(Entry::observed);
-            let settings = wiring.namespaces.peek(namespace);
+            let settings = context.namespaces.peek(namespace);
             Seen {
                 before: known,
                 after: known,
                 settings: settings.as_ref(),
-                is_excluded: wiring.live.config().rules.excluded.contains(namespace),
-                now: wiring.clock.now(),
+                is_excluded: context.live.config().rules.excluded.contains(namespace),
+                now: context.clock.now(),
             }
             .would(namespace, plan.as_ref())
         });
         let rows = rows.await;
-        let summary = would(&rows, &wiring.cluster.server);
+        let summary = would(&rows, &context.cluster.server);
         Ok(Report { rows, summary })
     }
 
     /// A namespace that was named and isn't one to be refreshed is most likely a mistake: then nothing is done.
-    async fn check_names(&self, site: &Site) -> anyhow::Result<()> {
-        let config = site.wiring.live.config();
+    async fn check_names(&self, synced: &SyncedCluster) -> anyhow::Result<()> {
+        let config = synced.context.live.config();
         let opt_in = &config.opt_in;
         let mut wrong = Vec::new();
-        for (name, look) in site.look_at(&self.scope.namespaces).await? {
+        for (name, look) in synced.read_namespaces(&self.scope.namespaces).await? {
             let label = format!("{}={}", opt_in.label, opt_in.value);
             match look {
                 _ if config.rules.excluded.contains(&name) => wrong.push(format!(
@@ -189,14 +189,19 @@ impl Flags {
 struct Seen<'a> {
     before: Option<&'a Observed>,
     after: Option<&'a Observed>,
-    settings: Option<&'a OptedIn>,
+    settings: Option<&'a NamespaceSettings>,
     is_excluded: bool,
     now: Timestamp,
 }
 
 impl Seen<'_> {
     /// Returns what a sweep did for it. Nothing, if it is none of our business.
-    fn done(&self, namespace: &Namespace, swept: &Swept, is_interrupted: bool) -> Option<Row> {
+    fn done(
+        &self,
+        namespace: &Namespace,
+        swept: &SweepOutcome,
+        is_interrupted: bool,
+    ) -> Option<Row> {
         if !self.is_our_business() {
             return None;
         }

@@ -21,8 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    certificates::CertificateFlags,
-    context::{Wiring, WiringFlags, instance},
+    certificates::CertificateArgs,
+    context::{Context, ContextArgs, instance},
     span,
 };
 use crate::{
@@ -33,14 +33,14 @@ use crate::{
     },
     config::Config,
     process::{
-        file_descriptors::{self, Needs},
+        file_descriptors::{self, DescriptorNeeds},
         readiness::{self, Condition, Readiness},
         signals::Signals,
     },
     pull_secret::{
         events::Events,
         gauges, guard,
-        provisioner::{Parts, Provisioner},
+        provisioner::{Provisioner, ProvisionerOptions},
         state_key::KeySecret,
     },
     refresh::{Reconciler, discovery::Discoverer},
@@ -51,7 +51,7 @@ use crate::{
         admin,
     },
     telemetry::{log, metrics::Metrics, otel::Traces},
-    tls::{self, Served, Serving, Source, self_managed::SelfManaged},
+    tls::{self, CertPublisher, CertResolver, Source, self_managed::SelfManaged},
 };
 
 /// The name of the Lease and the Service, and their namespace where this isn't a Pod.
@@ -84,9 +84,9 @@ const LAST_TRACES: Duration = Duration::from_secs(3);
 /// AWS credentials, region and endpoints come from the environment by the rules of the AWS SDK (`AWS_*` variables,
 /// profiles, IRSA, EKS Pod Identity, instance roles).
 #[derive(Debug, Args)]
-pub struct Flags {
+pub struct ServeArgs {
     #[command(flatten)]
-    wiring: WiringFlags,
+    context: ContextArgs,
     /// Address to serve admission reviews on (HTTPS)
     #[arg(
         long,
@@ -107,7 +107,7 @@ pub struct Flags {
     #[arg(long, env = "ECR_INJECTOR_SERVICE_NAME", value_name = "NAME")]
     service_name: Option<String>,
     #[command(flatten)]
-    certificates: CertificateFlags,
+    certificates: CertificateArgs,
     /// Format of the log
     #[arg(long, env = "ECR_INJECTOR_LOG_FORMAT", value_enum, default_value_t)]
     log_format: log::Format,
@@ -133,12 +133,12 @@ pub struct Flags {
     )]
     shutdown_delay: u64,
     #[command(flatten)]
-    lease: LeaseFlags,
+    lease: LeaseArgs,
 }
 
 /// The Lease by which one replica leads, and so keeps the pull secrets fresh.
 #[derive(Debug, Args)]
-struct LeaseFlags {
+struct LeaseArgs {
     /// Name of the Lease for leader election
     #[arg(id = "lease_name", long = "lease-name", env = "ECR_INJECTOR_LEASE_NAME", value_name = "NAME", default_value = LEASE)]
     name: String,
@@ -156,7 +156,7 @@ struct LeaseFlags {
     retry_period: Duration,
 }
 
-impl LeaseFlags {
+impl LeaseArgs {
     /// Where we run, or are to be taken to run.
     fn home(&self, own: Option<Namespace>) -> anyhow::Result<Namespace> {
         let named = self.namespace.clone().or(own);
@@ -176,7 +176,7 @@ impl LeaseFlags {
     }
 }
 
-impl Flags {
+impl ServeArgs {
     /// Serves until a signal.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let log = log::start(self.log_format, &self.log)
@@ -194,56 +194,56 @@ impl Flags {
         let connections = connections();
         let socket = bind(self.listen, "--listen")?;
         let admin_socket = bind(self.admin_listen, "--admin-listen")?;
-        let mut wiring = Wiring::new(&self.wiring).await?;
-        let home = self.lease.home(wiring.cluster.own_namespace.clone())?;
+        let mut context = Context::new(&self.context).await?;
+        let home = self.lease.home(context.cluster.own_namespace.clone())?;
         let service = self.service_name.clone();
         let service = service.unwrap_or_else(|| format!("{LEASE}.{}.svc", home.as_str()));
-        let certificates = self.certificates.source(&wiring, &home, &service)?;
+        let certificates = self.certificates.source(&context, &home, &service)?;
         let settings = self.lease.settings(home)?;
         let (metrics, tasks, stop) = (
-            wiring.metrics.clone(),
-            wiring.tasks.clone(),
-            wiring.stop.clone(),
+            context.metrics.clone(),
+            context.tasks.clone(),
+            context.stop.clone(),
         );
 
-        follow_log_filter(&wiring, log, self.log.clone());
-        wiring.follow_file();
+        follow_log_filter(&context, log, self.log.clone());
+        context.follow_file();
         let traces = Traces::start(self.otlp_endpoint.as_deref(), &instance(), metrics.clone());
         let (traces, exporter) = traces.context("traces")?;
         let mut readiness = Readiness::default();
-        let keyed = wiring.share_state_key(&mut readiness);
-        let synced = wiring.watch(&mut readiness, Some(keyed));
-        let tls = serve_certificate(&wiring, &mut readiness, certificates.source, service);
-        let tls = self.certificates.server_config(&wiring, tls)?;
+        let keyed = context.share_state_key(&mut readiness);
+        let synced = context.watch(&mut readiness, Some(keyed));
+        let tls = serve_certificate(&context, &mut readiness, certificates.source, service);
+        let tls = self.certificates.server_config(&context, tls)?;
         let authority = certificates.authority;
         if let Some(authority) = authority.clone() {
             let condition = readiness
                 .condition("ca-bundle-trusted")
                 .waiting_for("the MutatingWebhookConfiguration to trust the certificate authority");
-            wiring.spawn(authority.clone().report(condition));
-            wiring.spawn(authority.watch());
+            context.spawn(authority.clone().report(condition));
+            context.spawn(authority.watch());
         }
         let serving = readiness.condition("serving").waiting_for("its sockets");
-        let surroundings = wiring.surroundings.clone();
-        wiring.spawn(async move { surroundings.look_for_credentials().await });
+        let environment = context.environment.clone();
+        context.spawn(async move { environment.look_for_credentials().await });
         gauges::measure_at_each_scrape(
             &metrics,
-            wiring.secrets.clone(),
-            wiring.namespaces.clone(),
-            wiring.live.rules.clone(),
-            wiring.clock.clone(),
+            context.secrets.clone(),
+            context.namespaces.clone(),
+            context.live.rules.clone(),
+            context.clock.clone(),
         );
-        test_guard(&wiring, synced.clone());
-        let events = wiring.events();
-        let provisioner = provisioner(&wiring, events.clone());
+        test_guard(&context, synced.clone());
+        let events = context.events();
+        let provisioner = provisioner(&context, events.clone());
         let duties = Duties {
-            reconciler: wiring.reconciler(Some(events.clone())),
+            reconciler: context.reconciler(Some(events.clone())),
             authority,
-            state_key: wiring.state_key_secret.clone(),
-            discoverer: discoverer(&wiring, provisioner.clone()),
+            state_key: context.state_key_secret.clone(),
+            discoverer: discoverer(&context, provisioner.clone()),
         };
-        let leading = lead(&wiring, settings, duties, synced)?;
-        let webhook = webhook(&wiring, provisioner, events);
+        let leading = lead(&context, settings, duties, synced)?;
+        let webhook = webhook(&context, provisioner, events);
         let draining = CancellationToken::new();
         let admission = Listener {
             socket,
@@ -314,7 +314,7 @@ impl Flags {
 /// How many connections reviews may come by: fewer where few files may be open.
 fn connections() -> usize {
     let files = file_descriptors::raise_limit();
-    let needs = Needs {
+    let needs = DescriptorNeeds {
         connections: MAX_CONNECTIONS,
         calls: MAX_IN_HAND,
         others: MAX_ADMIN_CONNECTIONS + OWN_FILES,
@@ -356,21 +356,21 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
     (is_missing && is_all).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
-fn provisioner(wiring: &Wiring, events: Events) -> Provisioner {
-    Provisioner::new(Parts {
-        writer: wiring.writer(&wiring.cluster.client),
-        namespaces: wiring.namespaces.clone(),
-        tokens: wiring.tokens.clone(),
-        metrics: wiring.metrics.clone(),
+fn provisioner(context: &Context, events: Events) -> Provisioner {
+    Provisioner::new(ProvisionerOptions {
+        writer: context.writer(&context.cluster.client),
+        namespaces: context.namespaces.clone(),
+        tokens: context.tokens.clone(),
+        metrics: context.metrics.clone(),
         events: Some(events),
-        tasks: wiring.tasks.clone(),
-        stop: wiring.stop.clone(),
+        tasks: context.tasks.clone(),
+        stop: context.stop.clone(),
     })
 }
 
 /// Hands what Pending Pods want to the provisioner, as an admission that could not write does.
-fn discoverer(wiring: &Wiring, provisioner: Provisioner) -> Discoverer {
-    let (rules, namespaces) = (wiring.live.rules.clone(), wiring.namespaces.clone());
+fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
+    let (rules, namespaces) = (context.live.rules.clone(), context.namespaces.clone());
     let sink = move |namespace: &Namespace, hosts: BTreeSet<Host>| {
         let (rules, Some(settings)) = (rules.get(), namespaces.peek(namespace)) else {
             return;
@@ -380,28 +380,28 @@ fn discoverer(wiring: &Wiring, provisioner: Provisioner) -> Discoverer {
         provisioner.want(namespace, keys.collect(), &rules);
     };
     Discoverer::new(
-        wiring.cluster.refresher.clone(),
-        wiring.namespaces.clone(),
-        wiring.live.clone(),
-        wiring.metrics.clone(),
+        context.cluster.refresher.clone(),
+        context.namespaces.clone(),
+        context.live.clone(),
+        context.metrics.clone(),
         Arc::new(sink),
     )
 }
 
-fn webhook(wiring: &Wiring, provisioner: Provisioner, events: Events) -> Webhook {
+fn webhook(context: &Context, provisioner: Provisioner, events: Events) -> Webhook {
     Webhook::new(
-        wiring.live.rules.clone(),
-        wiring.namespaces.clone(),
-        wiring.secrets.clone(),
+        context.live.rules.clone(),
+        context.namespaces.clone(),
+        context.secrets.clone(),
         provisioner,
-        wiring.clock.clone(),
-        wiring.metrics.clone(),
+        context.clock.clone(),
+        context.metrics.clone(),
     )
     .telling(events)
 }
 
 /// Logs what the configuration's file says, or else what the flag says, now and whenever that changes.
-fn follow_log_filter(wiring: &Wiring, log: log::Filter, flag: String) {
+fn follow_log_filter(context: &Context, log: log::Filter, flag: String) {
     let mut last = flag.clone();
     let mut apply = move |config: &Config| {
         let filter = config.log_filter.as_ref().unwrap_or(&flag);
@@ -414,9 +414,9 @@ fn follow_log_filter(wiring: &Wiring, log: log::Filter, flag: String) {
         }
         filter.clone_into(&mut last);
     };
-    apply(&wiring.live.config());
-    let mut changes = wiring.live.follow();
-    wiring.spawn(async move {
+    apply(&context.live.config());
+    let mut changes = context.live.follow();
+    context.spawn(async move {
         loop {
             let config = changes.next().await;
             apply(&config);
@@ -426,30 +426,30 @@ fn follow_log_filter(wiring: &Wiring, log: log::Filter, flag: String) {
 
 /// Serves what the source brings. The condition holds once there is a certificate.
 fn serve_certificate(
-    wiring: &Wiring,
+    context: &Context,
     readiness: &mut Readiness,
     source: Box<dyn Source>,
     service: String,
-) -> Arc<Serving> {
+) -> Arc<CertResolver> {
     let (serving, condition) = (
-        Arc::<Serving>::default(),
+        Arc::<CertResolver>::default(),
         readiness
             .condition("certificate")
             .waiting_for("a certificate"),
     );
-    let served = Served::new(serving.clone(), service, condition, wiring.metrics.clone());
-    wiring.spawn(source.run(served));
+    let served = CertPublisher::new(serving.clone(), service, condition, context.metrics.clone());
+    context.spawn(source.run(served));
     serving
 }
 
 /// Once it is known what there is, tries whether the guard refuses what it must.
-fn test_guard(wiring: &Wiring, synced: [Condition; 2]) {
+fn test_guard(context: &Context, synced: [Condition; 2]) {
     let (client, own) = (
-        wiring.cluster.client.clone(),
-        wiring.cluster.own_namespace.clone(),
+        context.cluster.client.clone(),
+        context.cluster.own_namespace.clone(),
     );
-    let (name, metrics) = (wiring.secret_name(), wiring.metrics.clone());
-    wiring.spawn(async move {
+    let (name, metrics) = (context.secret_name(), context.metrics.clone());
+    context.spawn(async move {
         readiness::all_held(&synced).await;
         guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &metrics).await;
     });
@@ -483,18 +483,18 @@ impl Duties {
 /// Once it is known what there is, takes part in the election, until everything stops. To be awaited then: it releases the
 /// Lease.
 fn lead(
-    wiring: &Wiring,
+    context: &Context,
     settings: Settings,
     duties: Duties,
     synced: [Condition; 2],
 ) -> anyhow::Result<JoinHandle<()>> {
     let elector = Elector::new(
-        wiring.cluster.refresher.clone(),
+        context.cluster.refresher.clone(),
         settings,
-        wiring.clock.clone(),
-        wiring.metrics.clone(),
+        context.clock.clone(),
+        context.metrics.clone(),
     )?;
-    let stop = wiring.stop.clone();
+    let stop = context.stop.clone();
     Ok(tokio::spawn(async move {
         let known = stop.run_until_cancelled(readiness::all_held(&synced));
         if known.await.is_none() {

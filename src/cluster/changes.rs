@@ -25,7 +25,7 @@ struct Inner {
 
 impl Changes {
     /// Something about a namespace or its pull secret has changed.
-    pub fn tell(&self, namespace: &Namespace) {
+    pub fn notify(&self, namespace: &Namespace) {
         if self.are_heard() && self.changed().insert(namespace.clone()) {
             self.0.news.notify_one();
         }

@@ -31,7 +31,7 @@ pub use self::{
 };
 use crate::{
     cluster::random,
-    process::clock::{Clock, Moment},
+    process::clock::{Clock, ClockReading},
     telemetry::metrics::Metrics,
 };
 
@@ -178,7 +178,7 @@ impl Elector {
     async fn acquire(
         &mut self,
         stop: &CancellationToken,
-    ) -> Result<Option<(Lease, Moment)>, Failure> {
+    ) -> Result<Option<(Lease, ClockReading)>, Failure> {
         // A stop may cut the reading short; a write that was cut short could leave us the holder unknowingly.
         let Some(found) = stop.run_until_cancelled(self.read()).await else {
             return Ok(None);
@@ -190,7 +190,7 @@ impl Elector {
             return Ok(None);
         }
         let wanted = self.held(found);
-        let sent = Moment::now(&*self.clock);
+        let sent = ClockReading::now(&*self.clock);
         let lease = self.write(&wanted).await?;
         Ok(Some((lease, sent)))
     }
@@ -229,7 +229,7 @@ impl Elector {
     async fn lead<F>(
         &mut self,
         mut lease: Lease,
-        sent: Moment,
+        sent: ClockReading,
         stop: &CancellationToken,
         lead: &mut (impl FnMut(Leadership) -> F + Send),
     ) -> Duration
@@ -305,7 +305,7 @@ impl Elector {
         loop {
             sleep_until(next).await;
             next = Instant::now() + self.pause();
-            let sent = Moment::now(&*self.clock);
+            let sent = ClockReading::now(&*self.clock);
             // A machine that slept is not to prolong what is over.
             if !leadership.holds() {
                 continue;

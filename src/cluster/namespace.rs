@@ -7,7 +7,7 @@ pub const ROLE_ANNOTATION: &str = "ecr-injector.dev/role-arn";
 
 /// What an opted-in namespace says about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OptedIn {
+pub struct NamespaceSettings {
     /// Its UID: a namespace that was deleted and made again is another.
     pub uid: Arc<str>,
     /// The text of [`ROLE_ANNOTATION`], unchecked.

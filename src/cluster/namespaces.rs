@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     changes::Changes,
-    namespace::{Namespace, OptedIn, ROLE_ANNOTATION},
+    namespace::{Namespace, NamespaceSettings, ROLE_ANNOTATION},
 };
 use crate::{
     cluster::{
@@ -53,8 +53,8 @@ pub struct Namespaces(Arc<Inner>);
 struct Inner {
     api: Api<Metadata<Object>>,
     opt_in: OptIn,
-    known: RwLock<HashMap<Namespace, OptedIn>>,
-    live: Cache<Namespace, Option<OptedIn>>,
+    known: RwLock<HashMap<Namespace, NamespaceSettings>>,
+    live: Cache<Namespace, Option<NamespaceSettings>>,
     admission_reads: Semaphore,
     looks: Semaphore,
     changes: Changes,
@@ -99,14 +99,14 @@ impl Namespaces {
                     if let Some((namespace, said)) = entry(&object) {
                         let before = self.known_mut().insert(namespace.clone(), said.clone());
                         if before != Some(said) {
-                            self.0.changes.tell(&namespace);
+                            self.0.changes.notify(&namespace);
                         }
                     }
                 }
                 Event::Delete(object) => {
                     if let Some((namespace, _)) = entry(&object) {
                         self.known_mut().remove(&namespace);
-                        self.0.changes.tell(&namespace);
+                        self.0.changes.notify(&namespace);
                     }
                 }
             }
@@ -119,23 +119,23 @@ impl Namespaces {
         .await;
     }
 
-    fn tell_differences(&self, before: &HashMap<Namespace, OptedIn>) {
+    fn tell_differences(&self, before: &HashMap<Namespace, NamespaceSettings>) {
         let now = self.known();
         for (namespace, said) in now.iter() {
             if before.get(namespace) != Some(said) {
-                self.0.changes.tell(namespace);
+                self.0.changes.notify(namespace);
             }
         }
         for namespace in before.keys() {
             if !now.contains_key(namespace) {
-                self.0.changes.tell(namespace);
+                self.0.changes.notify(namespace);
             }
         }
     }
 
     /// What the watch knows of a namespace.
     #[must_use]
-    pub fn peek(&self, namespace: &Namespace) -> Option<OptedIn> {
+    pub fn peek(&self, namespace: &Namespace) -> Option<NamespaceSettings> {
         self.known().get(namespace).cloned()
     }
 
@@ -173,18 +173,22 @@ impl Namespaces {
         })
     }
 
-    fn known(&self) -> RwLockReadGuard<'_, HashMap<Namespace, OptedIn>> {
+    fn known(&self) -> RwLockReadGuard<'_, HashMap<Namespace, NamespaceSettings>> {
         self.0.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known_mut(&self) -> RwLockWriteGuard<'_, HashMap<Namespace, OptedIn>> {
+    fn known_mut(&self) -> RwLockWriteGuard<'_, HashMap<Namespace, NamespaceSettings>> {
         self.0.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What an opted-in namespace says about itself; `None` if it is not opted in. A namespace that the watch doesn't
     /// know is read live, once for all who ask at the same time; if that fails before `deadline`, it is not opted in as
     /// far as we know.
-    pub async fn opted_in(&self, namespace: &Namespace, deadline: Instant) -> Option<OptedIn> {
+    pub async fn opted_in(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Option<NamespaceSettings> {
         if let Some(known) = self.known().get(namespace) {
             return Some(known.clone());
         }
@@ -212,7 +216,7 @@ impl Namespaces {
         &self,
         namespace: &Namespace,
         deadline: Instant,
-    ) -> Result<Option<OptedIn>, ReadError> {
+    ) -> Result<Option<NamespaceSettings>, ReadError> {
         let permits = &self.0.admission_reads;
         Ok(match self.look_by(permits, namespace, deadline).await? {
             Look::OptedIn(said) => Some(said),
@@ -248,22 +252,22 @@ impl Namespaces {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Look {
     /// It is opted in.
-    OptedIn(OptedIn),
+    OptedIn(NamespaceSettings),
     /// It is there and not opted in.
-    OptedOut(OptedIn),
+    OptedOut(NamespaceSettings),
     /// It is not there.
     Absent,
 }
 
-fn entry(object: &Metadata<Object>) -> Option<(Namespace, OptedIn)> {
+fn entry(object: &Metadata<Object>) -> Option<(Namespace, NamespaceSettings)> {
     Some((Namespace::parse(&object.name_any())?, settings_of(object)))
 }
 
 /// Returns the settings in a namespace's metadata, whether or not it is opted in.
 #[must_use]
-pub fn settings_of(object: &Metadata<Object>) -> OptedIn {
+pub fn settings_of(object: &Metadata<Object>) -> NamespaceSettings {
     let role = object.annotations().get(ROLE_ANNOTATION);
-    OptedIn {
+    NamespaceSettings {
         uid: object.meta().uid.as_deref().unwrap_or_default().into(),
         role: role.map(|text| text.as_str().into()),
         is_terminating: object.meta().deletion_timestamp.is_some(),

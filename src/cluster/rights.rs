@@ -21,18 +21,18 @@ const AT_ONCE: usize = 8;
 
 /// One thing that a command has to be allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Right {
+pub struct Permission {
     /// Such as `get`.
     pub verb: &'static str,
-    /// On what.
-    pub on: On,
+    /// Scope what.
+    pub on: Scope,
     /// In which namespaces; `None`: in all.
     pub namespaces: Option<Vec<Namespace>>,
 }
 
 /// What a right is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum On {
+pub enum Scope {
     /// The namespaces themselves.
     Namespaces,
     /// The Secrets of this name.
@@ -43,7 +43,7 @@ pub enum On {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     verb: &'static str,
-    on: On,
+    on: Scope,
     namespace: Option<Namespace>,
 }
 
@@ -68,8 +68,8 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verb = self.verb;
         match &self.on {
-            On::Namespaces => write!(f, "{verb} namespaces")?,
-            On::Secrets(name) => write!(f, "{verb} secrets/{name}")?,
+            Scope::Namespaces => write!(f, "{verb} namespaces")?,
+            Scope::Secrets(name) => write!(f, "{verb} secrets/{name}")?,
         }
         match &self.namespace {
             Some(namespace) => write!(f, " (namespace {namespace})"),
@@ -78,10 +78,10 @@ impl fmt::Display for Missing {
     }
 }
 
-impl Right {
+impl Permission {
     /// This verb in all namespaces.
     #[must_use]
-    pub fn everywhere(verb: &'static str, on: On) -> Self {
+    pub fn everywhere(verb: &'static str, on: Scope) -> Self {
         Self {
             verb,
             on,
@@ -103,9 +103,9 @@ impl Missing {
         let namespace = self.namespace.as_ref().map(ToString::to_string);
         let (resource, name) = match &self.on {
             // A namespace is in itself.
-            On::Namespaces => ("namespaces", namespace.clone()),
+            Scope::Namespaces => ("namespaces", namespace.clone()),
             // A list with a field selector for one name is authorized as of that name.
-            On::Secrets(name) => ("secrets", Some(name.clone())),
+            Scope::Secrets(name) => ("secrets", Some(name.clone())),
         };
         ResourceAttributes {
             verb: Some(self.verb.to_owned()),
@@ -120,7 +120,7 @@ impl Missing {
 
 /// Asks for each right, and tells those that are missing. Where the question itself is refused, nothing is: then each call
 /// will tell.
-pub async fn missing(client: &Client, rights: &[Right]) -> Result<Vec<Missing>, RightsError> {
+pub async fn missing(client: &Client, rights: &[Permission]) -> Result<Vec<Missing>, RightsError> {
     let answers = stream::iter(rights)
         .map(|right| lacks(client, right))
         .buffered(AT_ONCE)
@@ -146,7 +146,7 @@ pub async fn account(client: &Client) -> Option<String> {
     answer.await.ok()?.ok()?.status?.user_info?.username
 }
 
-async fn lacks(client: &Client, right: &Right) -> Result<Vec<Missing>, RightsError> {
+async fn lacks(client: &Client, right: &Permission) -> Result<Vec<Missing>, RightsError> {
     // Whoever may in all namespaces needn't be asked for each.
     let everywhere = right.lacking(None);
     if is_allowed(client, &everywhere).await? {
@@ -193,8 +193,8 @@ mod tests {
     #[test]
     fn says_what_is_missing_on_what_and_where() {
         let team = Namespace::parse("team");
-        let secrets = On::Secrets("ecr-pull-secret".to_owned());
-        let right = Right::everywhere("delete", secrets);
+        let secrets = Scope::Secrets("ecr-pull-secret".to_owned());
+        let right = Permission::everywhere("delete", secrets);
         for (missing, expected) in [
             (
                 right.lacking(None),
@@ -205,13 +205,13 @@ mod tests {
                 "delete secrets/ecr-pull-secret (namespace team)",
             ),
             (
-                Right::everywhere("list", On::Namespaces).lacking(None),
+                Permission::everywhere("list", Scope::Namespaces).lacking(None),
                 "list namespaces (all namespaces)",
             ),
         ] {
             assert_eq!(missing.to_string(), expected);
         }
-        let get = Right::everywhere("get", On::Namespaces).lacking(team);
+        let get = Permission::everywhere("get", Scope::Namespaces).lacking(team);
         let attributes = get.attributes();
         assert_eq!(attributes.name.as_deref(), Some("team"));
         assert_eq!(attributes.namespace.as_deref(), Some("team"));

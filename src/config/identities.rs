@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Wrong, Wrongs, accounts, regions, schema, seconds, wrong};
+use super::{FieldError, FieldErrors, accounts, regions, schema, seconds, wrong};
 use crate::{
     identity::{
-        DEFAULT_SESSION_NAME, DefaultIdentity, Identities, Manner, NamespaceRoles, RoleArn,
-        RoleTemplate, Rule,
+        AssumeRoleOptions, DEFAULT_SESSION_NAME, DefaultIdentity, Identities, NamespaceRoles,
+        RoleArn, RoleTemplate, Rule,
         pattern::{NAMESPACE, Pattern, check_template},
     },
     registry::Region,
@@ -101,7 +101,7 @@ pub(super) enum FileDefaultIdentity {
 
 /// How a role is assumed, as the file says it in two places.
 #[derive(Default)]
-struct FileManner {
+struct FileAssumeRoleOptions {
     external_id: Option<String>,
     session_name: Option<String>,
     tags: Option<BTreeMap<String, String>>,
@@ -116,7 +116,7 @@ pub(super) fn check(
     namespace_roles: Option<FileNamespaceRoles>,
     default: Option<FileDefaultIdentity>,
     cluster: Option<&str>,
-    wrongs: &mut Wrongs,
+    wrongs: &mut FieldErrors,
 ) -> Identities {
     let rules = rules
         .into_iter()
@@ -135,7 +135,7 @@ pub(super) fn check(
 }
 
 impl FileRule {
-    fn check(self, field: &str, cluster: Option<&str>, wrongs: &mut Wrongs) -> Option<Rule> {
+    fn check(self, field: &str, cluster: Option<&str>, wrongs: &mut FieldErrors) -> Option<Rule> {
         let mints = match (self.assume_role, self.ambient) {
             (Some(role), None | Some(false)) => role
                 .check(&format!("{field}.assumeRole"), cluster, wrongs)
@@ -165,11 +165,11 @@ impl FileRole {
         self,
         field: &str,
         cluster: Option<&str>,
-        wrongs: &mut Wrongs,
+        wrongs: &mut FieldErrors,
     ) -> Option<RoleTemplate> {
         let arn = role_arn(&format!("{field}.roleArn"), &self.role_arn, cluster);
         let arn = wrongs.take(arn);
-        let manner = FileManner {
+        let manner = FileAssumeRoleOptions {
             external_id: self.external_id,
             session_name: self.session_name,
             tags: self.tags,
@@ -182,7 +182,7 @@ impl FileRole {
     }
 }
 
-fn role_arn(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Wrong> {
+fn role_arn(field: &str, text: &str, cluster: Option<&str>) -> Result<String, FieldError> {
     let arn = template(field, text, cluster)?;
     if RoleArn::parse(&arn.replace(NAMESPACE, "n")).is_none() {
         let message = format!(
@@ -194,7 +194,7 @@ fn role_arn(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Wr
 }
 
 impl FileNamespaceRoles {
-    fn check(self, cluster: Option<&str>, wrongs: &mut Wrongs) -> NamespaceRoles {
+    fn check(self, cluster: Option<&str>, wrongs: &mut FieldErrors) -> NamespaceRoles {
         let field = "namespaceRoles";
         let allow = patterns(&format!("{field}.allow"), &self.allow, wrongs);
         for (at, text) in self.allow.iter().enumerate() {
@@ -207,7 +207,7 @@ impl FileNamespaceRoles {
                     .push(wrong(format!("{field}.allow[{at}]"), message));
             }
         }
-        let manner = FileManner {
+        let manner = FileAssumeRoleOptions {
             external_id: self.external_id,
             session_name: self.session_name,
             tags: self.tags,
@@ -222,10 +222,15 @@ impl FileNamespaceRoles {
     }
 }
 
-impl FileManner {
-    fn check(self, field: &str, cluster: Option<&str>, wrongs: &mut Wrongs) -> Manner {
+impl FileAssumeRoleOptions {
+    fn check(
+        self,
+        field: &str,
+        cluster: Option<&str>,
+        wrongs: &mut FieldErrors,
+    ) -> AssumeRoleOptions {
         let of = |name: &str| format!("{field}.{name}");
-        let mut manner = Manner::default();
+        let mut manner = AssumeRoleOptions::default();
         if let Some(text) = self.external_id {
             manner.external_id = wrongs.take(external_id(&of("externalId"), &text, cluster));
         }
@@ -265,7 +270,7 @@ impl FileManner {
     }
 }
 
-fn external_id(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Wrong> {
+fn external_id(field: &str, text: &str, cluster: Option<&str>) -> Result<String, FieldError> {
     let text = template(field, text, cluster)?;
     let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-{}".contains(c);
     if !(2..=1224).contains(&text.len()) || !text.chars().all(fits) {
@@ -275,7 +280,7 @@ fn external_id(field: &str, text: &str, cluster: Option<&str>) -> Result<String,
     Ok(text)
 }
 
-fn tag(field: &str, key: &str, value: &str, cluster: Option<&str>) -> Result<String, Wrong> {
+fn tag(field: &str, key: &str, value: &str, cluster: Option<&str>) -> Result<String, FieldError> {
     let field = format!("{field}.{key}");
     if !(1..=128).contains(&key.chars().count()) || value.chars().count() > 256 {
         let message = "expected a key of 1 to 128 and a value of up to 256 characters";
@@ -284,7 +289,7 @@ fn tag(field: &str, key: &str, value: &str, cluster: Option<&str>) -> Result<Str
     template(&field, value, cluster)
 }
 
-fn duration(field: &str, text: &str) -> Result<u32, Wrong> {
+fn duration(field: &str, text: &str) -> Result<u32, FieldError> {
     let duration = seconds(field, text)?;
     if !DURATIONS.contains(&duration) {
         let message = format!("expected 15m to 12h, got {text:?}");
@@ -294,7 +299,7 @@ fn duration(field: &str, text: &str) -> Result<u32, Wrong> {
 }
 
 /// Puts in the cluster's name, and checks that nothing else but the namespace's is asked for.
-fn template(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Wrong> {
+fn template(field: &str, text: &str, cluster: Option<&str>) -> Result<String, FieldError> {
     let text = match cluster {
         Some(name) => text.replace(CLUSTER, name),
         None if text.contains(CLUSTER) => {
@@ -307,7 +312,7 @@ fn template(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Wr
     Ok(text)
 }
 
-fn patterns(field: &str, texts: &[String], wrongs: &mut Wrongs) -> Vec<Pattern> {
+fn patterns(field: &str, texts: &[String], wrongs: &mut FieldErrors) -> Vec<Pattern> {
     let parsed = texts.iter().enumerate().filter_map(|(at, text)| {
         let pattern = Pattern::parse(text);
         wrongs.take(pattern.map_err(|error| wrong(format!("{field}[{at}]"), error.to_string())))

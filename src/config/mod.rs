@@ -85,32 +85,32 @@ pub enum ConfigError {
         /// The file.
         path: String,
         /// Each of them, in the order of the checks; there is at least one.
-        wrong: Vec<Wrong>,
+        wrong: Vec<FieldError>,
     },
 }
 
 /// A wrong field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wrong {
+pub struct FieldError {
     /// The field, as a path from the document's root.
     pub field: String,
     /// What is wrong, and what would be right.
     pub message: String,
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.message)
     }
 }
 
-fn listed(wrong: &[Wrong]) -> String {
+fn listed(wrong: &[FieldError]) -> String {
     let lines: Vec<String> = wrong.iter().map(ToString::to_string).collect();
     lines.join("; ")
 }
 
-fn wrong(field: impl Into<String>, message: impl Into<String>) -> Wrong {
-    Wrong {
+fn wrong(field: impl Into<String>, message: impl Into<String>) -> FieldError {
+    FieldError {
         field: field.into(),
         message: message.into(),
     }
@@ -118,11 +118,11 @@ fn wrong(field: impl Into<String>, message: impl Into<String>) -> Wrong {
 
 /// All that is wrong, as it is found: whoever puts a file right wants to hear of everything at once.
 #[derive(Debug, Default)]
-struct Wrongs(Vec<Wrong>);
+struct FieldErrors(Vec<FieldError>);
 
-impl Wrongs {
+impl FieldErrors {
     /// The value, or what is wrong with it is kept.
-    fn take<T>(&mut self, checked: Result<T, Wrong>) -> Option<T> {
+    fn take<T>(&mut self, checked: Result<T, FieldError>) -> Option<T> {
         checked.map_err(|wrong| self.0.push(wrong)).ok()
     }
 }
@@ -330,8 +330,8 @@ impl Default for Config {
 }
 
 impl File {
-    fn check(self) -> Result<Config, Vec<Wrong>> {
-        let mut wrongs = Wrongs::default();
+    fn check(self) -> Result<Config, Vec<FieldError>> {
+        let mut wrongs = FieldErrors::default();
         self.check_header(&mut wrongs);
         let mut config = Config::default();
         if let Some(name) = self.secret_name
@@ -396,7 +396,7 @@ impl File {
         }
     }
 
-    fn check_header(&self, wrongs: &mut Wrongs) {
+    fn check_header(&self, wrongs: &mut FieldErrors) {
         for (field, given, expected) in [
             ("apiVersion", &self.api_version, API_VERSION),
             ("kind", &self.kind, KIND),
@@ -416,7 +416,7 @@ fn text_of(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-fn secret_name(name: String) -> Result<String, Wrong> {
+fn secret_name(name: String) -> Result<String, FieldError> {
     let valid = name.len() <= 253 && name.split('.').all(namespace::is_label);
     if valid {
         return Ok(name);
@@ -426,7 +426,7 @@ fn secret_name(name: String) -> Result<String, Wrong> {
 }
 
 impl FileOptIn {
-    fn check(self, config: &mut Config, wrongs: &mut Wrongs) {
+    fn check(self, config: &mut Config, wrongs: &mut FieldErrors) {
         if let Some(label) = self.label {
             let (prefix, name) = label.rsplit_once('/').unwrap_or(("example.com", &label));
             if is_label_part(name) && !name.is_empty() && prefix.split('.').all(namespace::is_label)
@@ -472,7 +472,7 @@ fn is_label_part(text: &str) -> bool {
 }
 
 impl FileAllow {
-    fn check(self, wrongs: &mut Wrongs) -> Allow {
+    fn check(self, wrongs: &mut FieldErrors) -> Allow {
         Allow {
             accounts: accounts("allow", self.accounts, wrongs),
             regions: regions("allow", self.regions, wrongs),
@@ -480,7 +480,11 @@ impl FileAllow {
     }
 }
 
-fn accounts(field: &str, texts: Option<Vec<String>>, wrongs: &mut Wrongs) -> BTreeSet<AccountId> {
+fn accounts(
+    field: &str,
+    texts: Option<Vec<String>>,
+    wrongs: &mut FieldErrors,
+) -> BTreeSet<AccountId> {
     let (field, texts) = (format!("{field}.accounts"), texts.unwrap_or_default());
     each(
         &field,
@@ -491,13 +495,13 @@ fn accounts(field: &str, texts: Option<Vec<String>>, wrongs: &mut Wrongs) -> BTr
     )
 }
 
-fn regions(field: &str, texts: Option<Vec<String>>, wrongs: &mut Wrongs) -> BTreeSet<Region> {
+fn regions(field: &str, texts: Option<Vec<String>>, wrongs: &mut FieldErrors) -> BTreeSet<Region> {
     let (field, texts) = (format!("{field}.regions"), texts.unwrap_or_default());
     let expected = "a region such as eu-west-1";
     each(&field, &texts, expected, Region::parse, wrongs)
 }
 
-fn check_aliases(aliases: Vec<FileAlias>, wrongs: &mut Wrongs) -> Aliases {
+fn check_aliases(aliases: Vec<FileAlias>, wrongs: &mut FieldErrors) -> Aliases {
     let mut pairs = Vec::with_capacity(aliases.len());
     let mut good = Aliases::default();
     for (at, alias) in aliases.into_iter().enumerate() {
@@ -520,7 +524,7 @@ fn check_aliases(aliases: Vec<FileAlias>, wrongs: &mut Wrongs) -> Aliases {
 }
 
 /// What EKS takes for a cluster's name, so that it fits wherever it is put in.
-fn check_cluster_name(name: &str) -> Result<(), Wrong> {
+fn check_cluster_name(name: &str) -> Result<(), FieldError> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
     if (1..=100).contains(&name.len()) && name.chars().all(fits) {
         return Ok(());
@@ -530,7 +534,7 @@ fn check_cluster_name(name: &str) -> Result<(), Wrong> {
 }
 
 /// What the subscriber of the logs takes. It takes an empty text too, and then logs nothing but errors.
-fn log_filter(text: String) -> Result<String, Wrong> {
+fn log_filter(text: String) -> Result<String, FieldError> {
     let refuse = |why: String| {
         let message =
             format!("expected a filter such as info or info,ecr_injector=debug, got {text:?}{why}");
@@ -546,7 +550,7 @@ fn log_filter(text: String) -> Result<String, Wrong> {
 }
 
 /// A duration such as `90m`, `1h30m` or `24h`, in seconds.
-fn seconds(field: &str, text: &str) -> Result<u32, Wrong> {
+fn seconds(field: &str, text: &str) -> Result<u32, FieldError> {
     let duration: Option<SignedDuration> = text.parse().ok();
     duration
         .and_then(|duration| u32::try_from(duration.as_secs()).ok())
@@ -557,7 +561,7 @@ fn seconds(field: &str, text: &str) -> Result<u32, Wrong> {
 }
 
 impl FileLimits {
-    fn check(self, config: &mut Config, wrongs: &mut Wrongs) {
+    fn check(self, config: &mut Config, wrongs: &mut FieldErrors) {
         let before = wrongs.0.len();
         let rules = &mut config.rules;
         for (field, given, limit) in [
@@ -594,7 +598,7 @@ fn each<T: Ord>(
     texts: &[String],
     expected: &str,
     parse: impl Fn(&str) -> Option<T>,
-    wrongs: &mut Wrongs,
+    wrongs: &mut FieldErrors,
 ) -> BTreeSet<T> {
     let parsed = texts.iter().enumerate().filter_map(|(at, text)| {
         let message = || format!("expected {expected}, got {text:?}");
@@ -608,7 +612,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::identity::{DefaultIdentity, Manner, RoleTemplate};
+    use crate::identity::{AssumeRoleOptions, DefaultIdentity, RoleTemplate};
 
     fn error(text: &str) -> String {
         Config::parse(text, "config.yaml")
@@ -730,7 +734,7 @@ namespaceRoles:
         let identities = config.rules.identities;
         assert_eq!(identities.default, DefaultIdentity::None);
         let role = identities.rules[0].mints.as_ref().expect("a role");
-        let manner = Manner {
+        let manner = AssumeRoleOptions {
             external_id: Some("prod/{namespace}".into()),
             session_name: "x-{namespace}".into(),
             tags: BTreeMap::from([("cluster".into(), "prod".into())]),

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Wrong, Wrongs, schema, seconds, wrong};
+use super::{FieldError, FieldErrors, schema, seconds, wrong};
 use crate::{
     registry::{Aliases, Host, Registry},
     rules::Revocation,
@@ -125,7 +125,7 @@ impl File {
         self,
         aliases: &Aliases,
         registries_per_secret: usize,
-        wrongs: &mut Wrongs,
+        wrongs: &mut FieldErrors,
     ) -> (Refresh, SessionCap) {
         let default = Refresh::default();
         let of_refresh = self.refresh.unwrap_or_default();
@@ -158,7 +158,12 @@ impl File {
     }
 }
 
-fn prewarm(texts: &[String], aliases: &Aliases, most: usize, wrongs: &mut Wrongs) -> Vec<Host> {
+fn prewarm(
+    texts: &[String],
+    aliases: &Aliases,
+    most: usize,
+    wrongs: &mut FieldErrors,
+) -> Vec<Host> {
     if texts.len() > most {
         let message = format!(
             "expected at most {most} hosts (limits.registriesPerSecret), got {}",
@@ -184,7 +189,7 @@ fn prewarm(texts: &[String], aliases: &Aliases, most: usize, wrongs: &mut Wrongs
     hosts
 }
 
-fn writes_per_second(value: u32) -> Result<u32, Wrong> {
+fn writes_per_second(value: u32) -> Result<u32, FieldError> {
     if (1..=MAX_WRITES_PER_SECOND).contains(&value) {
         return Ok(value);
     }
@@ -193,7 +198,7 @@ fn writes_per_second(value: u32) -> Result<u32, Wrong> {
 }
 
 /// Reads a duration in which days may stand, such as `30d` or `720h`; `never` is `None`.
-fn forget_after(text: &str) -> Result<Option<SignedDuration>, Wrong> {
+fn forget_after(text: &str) -> Result<Option<SignedDuration>, FieldError> {
     let field = "refresh.forgetAfter";
     if text == "never" {
         return Ok(None);
@@ -217,7 +222,7 @@ fn forget_after(text: &str) -> Result<Option<SignedDuration>, Wrong> {
     Ok(Some(duration))
 }
 
-fn session_cap(text: Option<&str>) -> Result<SessionCap, Wrong> {
+fn session_cap(text: Option<&str>) -> Result<SessionCap, FieldError> {
     let field = "refresh.sessionCap";
     match text {
         None | Some("auto") => Ok(SessionCap::Session),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
-use super::{File, Wrong, wrong};
+use super::{FieldError, File, wrong};
 
 /// Past this nobody reads on.
 const MOST: usize = 50;
@@ -18,8 +18,8 @@ const GONE: [(&str, &str); 1] = [(
 )];
 
 /// The file that a value is, or all that keeps it from being one.
-pub(super) fn file_of(mut value: Value) -> Result<File, Vec<Wrong>> {
-    let mut found: Vec<Wrong> = Vec::new();
+pub(super) fn file_of(mut value: Value) -> Result<File, Vec<FieldError>> {
+    let mut found: Vec<FieldError> = Vec::new();
     let mut removed = Removed::default();
     loop {
         // The parser ends at the first mistake, so it is asked again without it.

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use self::pattern::{NAMESPACE, Pattern};
 use crate::{
-    cluster::namespace::{Namespace, OptedIn, ROLE_ANNOTATION},
+    cluster::namespace::{Namespace, NamespaceSettings, ROLE_ANNOTATION},
     registry::{AccountId, Partition, Region, Registry},
 };
 
@@ -32,7 +32,7 @@ const MAX_ARN: usize = 2048;
 /// An AWS principal that mints tokens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Identity {
-    /// Whatever the SDK's credential chain finds in this process's surroundings.
+    /// Whatever the SDK's credential chain finds in this process's environment.
     Ambient,
     /// A role that the ambient identity assumes.
     Role(Arc<Role>),
@@ -44,7 +44,7 @@ pub struct Role {
     /// Which role.
     pub arn: RoleArn,
     /// How, with every name put in.
-    pub manner: Manner,
+    pub manner: AssumeRoleOptions,
     hash: IdentityHash,
 }
 
@@ -92,21 +92,21 @@ pub struct NamespaceRoles {
     /// Patterns of ARNs; empty: none.
     pub allow: Vec<Pattern>,
     /// How they are assumed.
-    pub manner: Manner,
+    pub manner: AssumeRoleOptions,
 }
 
 /// A role whose ARN may have the asking namespace's name in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleTemplate {
     arn: String,
-    manner: Manner,
+    manner: AssumeRoleOptions,
     /// The role itself, if no namespace's name is in it.
     fixed: Option<Result<Arc<Role>, Refusal>>,
 }
 
 /// How a role is assumed. In the configuration the texts may have the asking namespace's name in them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Manner {
+pub struct AssumeRoleOptions {
     /// What its trust policy may ask for.
     pub external_id: Option<String>,
     /// The session's name, as AWS's own logs show it; of a role, one that STS takes.
@@ -117,7 +117,7 @@ pub struct Manner {
     pub pull_only: bool,
     /// How long the session lasts, in seconds.
     pub duration_seconds: u32,
-    /// The region whose STS is asked; by default that of the surroundings, or the registry's.
+    /// The region whose STS is asked; by default that of the environment, or the registry's.
     pub sts_region: Option<Region>,
 }
 
@@ -137,12 +137,12 @@ pub struct Choice {
     /// The identity, or why there is none.
     pub identity: Result<Identity, Refusal>,
     /// What decided.
-    pub because: Because,
+    pub because: ChoiceReason,
 }
 
 /// What decided which identity mints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Because {
+pub enum ChoiceReason {
     /// This rule, counted from 0.
     Rule(usize),
     /// The namespace's annotation.
@@ -189,7 +189,12 @@ impl Refusal {
 impl Identities {
     /// Who mints for a registry in a namespace that says this about itself.
     #[must_use]
-    pub fn choose(&self, registry: &Registry, namespace: &Namespace, said: &OptedIn) -> Choice {
+    pub fn choose(
+        &self,
+        registry: &Registry,
+        namespace: &Namespace,
+        said: &NamespaceSettings,
+    ) -> Choice {
         let first = self
             .rules
             .iter()
@@ -199,16 +204,16 @@ impl Identities {
         let (assumed, because) = match (first, said.role.as_deref()) {
             (Some((at, rule)), _) => {
                 let assumed = rule.mints.as_ref().map(|it| it.fill_in(namespace));
-                (assumed, Because::Rule(at))
+                (assumed, ChoiceReason::Rule(at))
             }
             (None, Some(text)) => (
                 Some(self.namespace_roles.role(text, namespace)),
-                Because::Annotation,
+                ChoiceReason::Annotation,
             ),
             (None, None) if self.default == DefaultIdentity::None => {
-                (Some(Err(Refusal::NoDefault)), Because::Default)
+                (Some(Err(Refusal::NoDefault)), ChoiceReason::Default)
             }
-            (None, None) => (None, Because::Default),
+            (None, None) => (None, ChoiceReason::Default),
         };
         let identity = match assumed {
             None => Ok(Identity::Ambient),
@@ -263,7 +268,7 @@ impl NamespaceRoles {
 impl RoleTemplate {
     /// The role of this ARN, with [`NAMESPACE`] for the name, and how it is assumed.
     #[must_use]
-    pub fn new(arn: String, manner: Manner) -> Self {
+    pub fn new(arn: String, manner: AssumeRoleOptions) -> Self {
         let mut template = Self {
             arn,
             manner,
@@ -295,7 +300,7 @@ impl RoleTemplate {
     }
 }
 
-impl Manner {
+impl AssumeRoleOptions {
     fn names_the_namespace(&self) -> bool {
         let texts = self.tags.values().chain(&self.external_id);
         texts
@@ -321,7 +326,7 @@ impl Manner {
     }
 }
 
-impl Default for Manner {
+impl Default for AssumeRoleOptions {
     fn default() -> Self {
         Self {
             external_id: None,
@@ -407,7 +412,7 @@ impl Hash for Identity {
     }
 }
 
-fn hash_of_role(arn: &RoleArn, manner: &Manner) -> IdentityHash {
+fn hash_of_role(arn: &RoleArn, manner: &AssumeRoleOptions) -> IdentityHash {
     let mut text = format!("role\n{arn}\n{}\n", manner.session_name);
     // Debug's quotes keep two fields from reading like one. Writing to a String can't fail.
     let _ = write!(
@@ -467,7 +472,7 @@ impl fmt::Display for Identity {
     }
 }
 
-impl fmt::Display for Because {
+impl fmt::Display for ChoiceReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rule(at) => write!(f, "identities[{at}] is the first rule that matches"),
@@ -501,7 +506,7 @@ mod tests {
     fn role(change: impl FnOnce(&mut Role)) -> Identity {
         let namespace = Namespace::parse("team-a").expect("valid");
         let arn = RoleArn::parse(&test_arn("pull")).expect("an ARN");
-        let made = Manner::default().role(arn, namespace.as_str());
+        let made = AssumeRoleOptions::default().role(arn, namespace.as_str());
         let mut role = Arc::unwrap_or_clone(made);
         change(&mut role);
         role.hash = hash_of_role(&role.arn, &role.manner);
@@ -533,11 +538,11 @@ mod tests {
 
     #[test]
     fn the_namespaces_name_is_put_in_wherever_it_is_asked_for() {
-        let manner = Manner {
+        let manner = AssumeRoleOptions {
             external_id: Some("prod/{namespace}".into()),
             session_name: "prod/{namespace}".into(),
             tags: BTreeMap::from([("namespace".into(), "{namespace}".into())]),
-            ..Manner::default()
+            ..AssumeRoleOptions::default()
         };
         let template = RoleTemplate::new(test_arn("pull-{namespace}"), manner);
         let namespace = Namespace::parse("team-a").expect("valid");

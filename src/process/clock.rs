@@ -24,14 +24,14 @@ impl Clock for SystemClock {
 
 /// One moment by both clocks: the monotonic one stops where a machine is suspended, the wall clock is set by people.
 #[derive(Debug, Clone, Copy)]
-pub struct Moment {
+pub struct ClockReading {
     /// By the clock that never runs ahead.
     pub monotonic: Instant,
     /// By the one that everybody shares.
     pub wall: Timestamp,
 }
 
-impl Moment {
+impl ClockReading {
     /// This one.
     #[must_use]
     pub fn now(clock: &dyn Clock) -> Self {

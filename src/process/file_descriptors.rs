@@ -10,7 +10,7 @@ const LEAST: usize = 16;
 
 /// What a listener's clients may use up, and what has to be left for others.
 #[derive(Debug, Clone, Copy)]
-pub struct Needs {
+pub struct DescriptorNeeds {
     /// The most connections that are of use.
     pub connections: usize,
     /// The most calls that all of them together have under way to others; one connection has one at most.
@@ -39,7 +39,7 @@ pub fn raise_limit() -> usize {
     })
 }
 
-impl Needs {
+impl DescriptorNeeds {
     /// How many connections there may be, with so many files.
     #[must_use]
     pub fn connections_with(self, files: usize) -> usize {
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn with_few_files_there_are_as_many_connections_as_leave_a_descriptor_for_each_call() {
-        let needs = Needs {
+        let needs = DescriptorNeeds {
             connections: 1024,
             calls: 512,
             others: 128,

@@ -8,7 +8,7 @@ use rustix::thread::disable_transparent_huge_pages;
 /// three times the memory (docs/explanation/performance.md), and its limit has to pay for that. The kernel decides by
 /// `/sys/kernel/mm/transparent_hugepage/enabled`: with `madvise` the allocator would have to ask for them and doesn't (its
 /// feature `no_thp`); with `always` only this keeps them away.
-pub fn take_small_pages() {
+pub fn disable_huge_pages() {
     // Where the kernel knows no huge pages there is nothing to ask for.
     let _ = disable_transparent_huge_pages(true);
 }

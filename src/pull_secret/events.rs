@@ -60,7 +60,7 @@ const MAX_INSTANCE: usize = 128;
 
 /// What happened to a pull secret. Each is an Event of its own, with a closed text; what others said is quoted in part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Happening {
+pub enum PullSecretEvent {
     /// It has what it should have again, after failures.
     Refreshed,
     /// AWS gives no token, by this code of its API.
@@ -122,7 +122,7 @@ struct Look {
     note: String,
 }
 
-impl Happening {
+impl PullSecretEvent {
     /// Returns what a namespace's people are told of a refusal by the API server; `None` where the namespace is going away, and
     /// what would be written with it.
     #[must_use]
@@ -297,14 +297,14 @@ fn clip(text: &str, limit: usize) -> String {
 /// has been sent, or at once when it is stopped.
 #[derive(Clone)]
 pub struct Events {
-    queue: mpsc::Sender<Told>,
+    queue: mpsc::Sender<LastPublished>,
     recent: Arc<Mutex<Recent>>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     secret_name: Arc<str>,
 }
 
-struct Told {
+struct LastPublished {
     key: u64,
     namespace: Namespace,
     look: Look,
@@ -312,7 +312,7 @@ struct Told {
 }
 
 /// What the events work with.
-pub struct Parts {
+pub struct EventRecorderOptions {
     /// The API server, without a retry of the client's own.
     pub client: Client,
     /// The pull secrets' name: what every Event is about.
@@ -332,7 +332,7 @@ pub struct Parts {
 impl Events {
     /// Makes one of its parts, and starts the task that sends.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: EventRecorderOptions) -> Self {
         let (queue, told) = mpsc::channel(QUEUE);
         let recent = Arc::new(Mutex::new(Recent::default()));
         let secret_name: Arc<str> = parts.secret_name.into();
@@ -358,7 +358,7 @@ impl Events {
     }
 
     /// Tells the people of a namespace, unless the same was told there within the hour. Never waits and never fails.
-    pub fn tell(&self, namespace: &Namespace, happening: &Happening) {
+    pub fn publish(&self, namespace: &Namespace, happening: &PullSecretEvent) {
         let look = happening.look(&self.secret_name, namespace);
         let mut recent = lock(&self.recent);
         let key = recent
@@ -368,7 +368,7 @@ impl Events {
         if recent.knows(key, now) {
             return;
         }
-        let told = Told {
+        let told = LastPublished {
             key,
             namespace: namespace.clone(),
             look,
@@ -435,7 +435,7 @@ struct Sender {
 }
 
 impl Sender {
-    async fn run(mut self, mut told: mpsc::Receiver<Told>) {
+    async fn run(mut self, mut told: mpsc::Receiver<LastPublished>) {
         // When the next would be sent if all kept the pace; a burst may be ahead of it.
         let mut due = Instant::now();
         while let Some(told) = told.recv().await {
@@ -447,8 +447,8 @@ impl Sender {
         }
     }
 
-    async fn send(&mut self, told: Told) {
-        let Told { key, namespace, .. } = &told;
+    async fn send(&mut self, told: LastPublished) {
+        let LastPublished { key, namespace, .. } = &told;
         let events: Api<Event> = Api::namespaced(self.client.clone(), namespace.as_str());
         let event = self.event(&told);
         let params = PostParams::default();
@@ -486,7 +486,7 @@ impl Sender {
         }
     }
 
-    fn event(&self, told: &Told) -> Event {
+    fn event(&self, told: &LastPublished) -> Event {
         let (look, namespace) = (&told.look, told.namespace.to_string());
         Event {
             metadata: ObjectMeta {
@@ -594,7 +594,7 @@ mod tests {
         });
         let (metrics, tasks) = (Arc::<Metrics>::default(), TaskTracker::new());
         let stop = CancellationToken::new();
-        let events = Events::new(Parts {
+        let events = Events::new(EventRecorderOptions {
             client: Client::new(service, "default"),
             secret_name: "ecr-pull-secret".to_owned(),
             instance: "pod-1".to_owned(),
@@ -643,50 +643,51 @@ mod tests {
         namespace(&format!("team-{number}"))
     }
 
-    fn refused(code: &str) -> Happening {
-        Happening::Refused { code: code.into() }
+    fn refused(code: &str) -> PullSecretEvent {
+        PullSecretEvent::Refused { code: code.into() }
     }
 
     /// One of each, with the longest and worst that others may say.
-    fn all(said: &str) -> Vec<Happening> {
+    fn all(said: &str) -> Vec<PullSecretEvent> {
         let said = said.to_owned();
         vec![
-            Happening::Refreshed,
-            Happening::Refused {
+            PullSecretEvent::Refreshed,
+            PullSecretEvent::Refused {
                 code: AwsReply::new(said.clone(), said.clone()),
             },
-            Happening::Foreign { why: Foreign::Type },
-            Happening::Repaired {
+            PullSecretEvent::Foreign { why: Foreign::Type },
+            PullSecretEvent::Repaired {
                 what: Damage::Deleted,
             },
-            Happening::Repaired {
+            PullSecretEvent::Repaired {
                 what: Damage::Changed,
             },
-            Happening::Contended,
-            Happening::Quota {
+            PullSecretEvent::Contended,
+            PullSecretEvent::Quota {
                 message: said.clone(),
             },
-            Happening::Forbidden {
+            PullSecretEvent::Forbidden {
                 message: said.clone(),
             },
-            Happening::RoleRefused {
+            PullSecretEvent::RoleRefused {
                 role: said.clone(),
                 why: said.clone(),
             },
-            Happening::Suspended {
+            PullSecretEvent::Suspended {
                 host: said.clone(),
                 more: 3,
                 why: said,
             },
-            Happening::OptedIn,
-            Happening::OptedOut,
+            PullSecretEvent::OptedIn,
+            PullSecretEvent::OptedOut,
         ]
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_event_is_about_the_pull_secret_and_from_us() {
         let bed = bed();
-        bed.events.tell(&namespace("team-a"), &Happening::OptedIn);
+        bed.events
+            .publish(&namespace("team-a"), &PullSecretEvent::OptedIn);
         sleep(Duration::from_secs(1)).await;
         let event = bed.written.lock().expect("a lock")[0].1.clone();
         let note = event["note"].as_str().expect("a note");
@@ -720,11 +721,13 @@ mod tests {
         let bed = bed();
         bed.answers(HANGS);
         // One is under way, the others wait.
-        bed.events.tell(&namespace("first"), &Happening::OptedIn);
+        bed.events
+            .publish(&namespace("first"), &PullSecretEvent::OptedIn);
         sleep(Duration::from_millis(1)).await;
         let before = Instant::now();
         for number in 0..QUEUE + 10 {
-            bed.events.tell(&numbered(number), &Happening::OptedIn);
+            bed.events
+                .publish(&numbered(number), &PullSecretEvent::OptedIn);
         }
         assert_eq!(Instant::now(), before);
         assert_eq!(bed.dropped(), 10);
@@ -738,7 +741,8 @@ mod tests {
         sleep(Duration::from_mins(30)).await;
         let sent = bed.count();
         assert_eq!(sent, QUEUE + 1);
-        bed.events.tell(&numbered(QUEUE + 5), &Happening::OptedIn);
+        bed.events
+            .publish(&numbered(QUEUE + 5), &PullSecretEvent::OptedIn);
         sleep(Duration::from_secs(1)).await;
         assert_eq!(bed.count(), sent + 1);
     }
@@ -748,20 +752,21 @@ mod tests {
         let bed = bed();
         let (here, there) = (namespace("here"), namespace("there"));
         for _ in 0..3 {
-            bed.events.tell(&here, &refused("A"));
-            bed.events.tell(&here, &refused("B"));
-            bed.events.tell(&there, &refused("A"));
-            bed.events.tell(&here, &Happening::Contended);
+            bed.events.publish(&here, &refused("A"));
+            bed.events.publish(&here, &refused("B"));
+            bed.events.publish(&there, &refused("A"));
+            bed.events.publish(&here, &PullSecretEvent::Contended);
             // A number in the message makes it no other matter.
             for used in 1..3 {
                 let message = format!("used: secrets={used}");
-                bed.events.tell(&here, &Happening::Quota { message });
+                bed.events
+                    .publish(&here, &PullSecretEvent::Quota { message });
             }
             sleep(Duration::from_secs(1100)).await;
         }
         assert_eq!(bed.count(), 5, "{:?}", bed.reasons());
         sleep(Duration::from_secs(400)).await;
-        bed.events.tell(&here, &refused("A"));
+        bed.events.publish(&here, &refused("A"));
         sleep(Duration::from_secs(1)).await;
         assert_eq!(bed.count(), 6);
     }
@@ -772,7 +777,7 @@ mod tests {
         let here = namespace("here");
         for (code, told) in [(HANGS, 1), (503, 2), (429, 3), (201, 4), (201, 4)] {
             bed.answers(code);
-            bed.events.tell(&here, &Happening::Contended);
+            bed.events.publish(&here, &PullSecretEvent::Contended);
             sleep(Duration::from_secs(5)).await;
             assert_eq!(bed.count(), told, "{code}");
         }
@@ -800,7 +805,8 @@ mod tests {
         let bed = bed();
         let start = Instant::now();
         for number in 0..300 {
-            bed.events.tell(&numbered(number), &Happening::OptedIn);
+            bed.events
+                .publish(&numbered(number), &PullSecretEvent::OptedIn);
         }
         sleep(Duration::from_millis(1)).await;
         assert_eq!(bed.count(), BURST as usize);
@@ -819,7 +825,8 @@ mod tests {
         bed.answers(403);
         for round in 0..3 {
             for number in 0..100 {
-                bed.events.tell(&numbered(number), &Happening::OptedIn);
+                bed.events
+                    .publish(&numbered(number), &PullSecretEvent::OptedIn);
             }
             sleep(Duration::from_mins(1)).await;
             assert_eq!(bed.count(), 100, "in round {round}");
@@ -830,7 +837,7 @@ mod tests {
         for (code, namespace) in [(201, "x"), (403, "y")] {
             bed.answers(code);
             bed.events
-                .tell(&self::namespace(namespace), &Happening::OptedIn);
+                .publish(&self::namespace(namespace), &PullSecretEvent::OptedIn);
             sleep(Duration::from_mins(1)).await;
         }
         assert_eq!(log.count("cannot create events"), 2);
@@ -842,7 +849,8 @@ mod tests {
         let _guard = log.start();
         let bed = bed();
         bed.answers(404);
-        bed.events.tell(&namespace("gone"), &Happening::OptedOut);
+        bed.events
+            .publish(&namespace("gone"), &PullSecretEvent::OptedOut);
         sleep(Duration::from_secs(1)).await;
         assert_eq!(bed.count(), 1);
         assert_eq!(log.count("creating an Event failed"), 0);
@@ -857,7 +865,7 @@ mod tests {
             ..
         } = bed();
         for number in 0..100 {
-            events.tell(&numbered(number), &Happening::OptedIn);
+            events.publish(&numbered(number), &PullSecretEvent::OptedIn);
         }
         drop(events);
         tasks.close();
@@ -866,7 +874,8 @@ mod tests {
 
         let bed = bed();
         bed.answers(HANGS);
-        bed.events.tell(&namespace("here"), &Happening::OptedIn);
+        bed.events
+            .publish(&namespace("here"), &PullSecretEvent::OptedIn);
         sleep(Duration::from_millis(1)).await;
         let before = Instant::now();
         bed.stop.cancel();
@@ -874,7 +883,8 @@ mod tests {
         bed.tasks.wait().await;
         assert_eq!(Instant::now(), before);
         // Later ones are dropped, and that is all.
-        bed.events.tell(&namespace("here"), &Happening::OptedOut);
+        bed.events
+            .publish(&namespace("here"), &PullSecretEvent::OptedOut);
         assert_eq!(bed.dropped(), 1);
     }
 
@@ -912,7 +922,7 @@ mod tests {
     fn refused_token_event_names_no_account_or_principal() {
         let message = "User: arn:aws:sts::123456789012:assumed-role/ecr-injector/i-0abc is not authorized to perform: \
                        ecr:GetAuthorizationToken on resource: *";
-        let refused = Happening::Refused {
+        let refused = PullSecretEvent::Refused {
             code: AwsReply::new("AccessDeniedException", message),
         };
         let look = refused.look("ecr-pull-secret", &namespace("here"));

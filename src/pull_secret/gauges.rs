@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{Observed, Unverified, is_public, state::State, store::PullSecrets};
 use crate::{
     cluster::{
-        namespace::{Namespace, OptedIn},
+        namespace::{Namespace, NamespaceSettings},
         namespaces::Namespaces,
     },
     identity::IdentityHash,
@@ -33,7 +33,7 @@ const UNKNOWN_REGION: &str = "unknown";
 
 /// What a pull secret is worth. Of several hosts the worst counts, and of the first five the later is the worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Worth {
+pub enum PullSecretState {
     /// Each credential is fresh.
     Fresh,
     /// A credential should be renewed by now.
@@ -56,7 +56,7 @@ pub enum Worth {
     OptedOut,
 }
 
-impl Worth {
+impl PullSecretState {
     /// Every value.
     pub const ALL: [Self; 10] = [
         Self::Fresh,
@@ -117,11 +117,11 @@ pub struct Subject<'a> {
     /// What is known of it.
     pub observed: &'a Observed,
     /// The settings of a namespace whose pull secret has to be good: opted in, not excluded, not being deleted.
-    pub settings: Option<&'a OptedIn>,
+    pub settings: Option<&'a NamespaceSettings>,
 }
 
 impl Subject<'_> {
-    fn worth(&self, state: &State, rules: &Rules, now: Timestamp) -> Worth {
+    fn worth(&self, state: &State, rules: &Rules, now: Timestamp) -> PullSecretState {
         let is_allowed = |host: &Host| {
             self.settings.is_some_and(|settings| {
                 rules
@@ -131,25 +131,25 @@ impl Subject<'_> {
         };
         let hosts = state.hosts.iter();
         let worths = hosts.map(|(host, entry)| match entry.credential {
-            _ if !is_allowed(host) => Worth::Suspended,
+            _ if !is_allowed(host) => PullSecretState::Suspended,
             Some(credential) => match credential.lifetime.freshness(now) {
-                Freshness::Fresh => Worth::Fresh,
-                Freshness::Due => Worth::Due,
-                Freshness::Expired => Worth::Expired,
+                Freshness::Fresh => PullSecretState::Fresh,
+                Freshness::Due => PullSecretState::Due,
+                Freshness::Expired => PullSecretState::Expired,
             },
             // Its images pull without one.
-            None if is_public(host) => Worth::Fresh,
-            None => Worth::Pending,
+            None if is_public(host) => PullSecretState::Fresh,
+            None => PullSecretState::Pending,
         });
-        worths.max().unwrap_or(Worth::Empty)
+        worths.max().unwrap_or(PullSecretState::Empty)
     }
 }
 
 /// What all pull secrets are worth at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Figures {
+pub struct Summary {
     /// How many are worth what; together all that are there.
-    pub by_worth: BTreeMap<Worth, i64>,
+    pub by_worth: BTreeMap<PullSecretState, i64>,
     /// The seconds until the first credential expires of opted-in namespaces; negative if it has.
     pub expires_in: Option<i64>,
     /// The same by identity and region, the first before the others.
@@ -162,16 +162,16 @@ pub fn measure<'a>(
     subjects: impl IntoIterator<Item = Subject<'a>>,
     rules: &Rules,
     now: Timestamp,
-) -> Figures {
+) -> Summary {
     let mut by_worth = BTreeMap::new();
     // There are few hosts, so their regions are looked for in the end.
     let mut first: HashMap<(IdentityHash, &Host), Timestamp> = HashMap::new();
     for subject in subjects {
-        let Some(worth) = Worth::of(&subject, rules, now) else {
+        let Some(worth) = PullSecretState::of(&subject, rules, now) else {
             continue;
         };
         *by_worth.entry(worth).or_default() += 1;
-        let counts = subject.settings.is_some() && worth != Worth::Tampered;
+        let counts = subject.settings.is_some() && worth != PullSecretState::Tampered;
         let state = subject.observed.claims().filter(|_| counts);
         for (host, entry) in state.iter().flat_map(|state| state.hosts.iter()) {
             if let Some(credential) = entry.credential {
@@ -199,7 +199,7 @@ pub fn measure<'a>(
         .collect();
     identities.sort_by_key(|(.., seconds)| *seconds);
     identities.truncate(MAX_IDENTITIES);
-    Figures {
+    Summary {
         by_worth,
         expires_in,
         identities,
@@ -241,9 +241,9 @@ pub fn measure_at_each_scrape(
     }));
 }
 
-impl Figures {
+impl Summary {
     fn show(&self, metrics: &Metrics) {
-        for worth in Worth::ALL {
+        for worth in PullSecretState::ALL {
             let count = self.by_worth.get(&worth).copied().unwrap_or_default();
             metrics.in_state(worth.as_str(), count);
         }

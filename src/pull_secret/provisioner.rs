@@ -23,16 +23,16 @@ use super::{
 pub use crate::pull_secret::writer::PullSecretError;
 use crate::{
     cluster::{
-        namespace::{Namespace, OptedIn},
+        namespace::{Namespace, NamespaceSettings},
         namespaces::Namespaces,
     },
     process::backoff::Backoff,
-    pull_secret::events::{Events, Happening},
+    pull_secret::events::{Events, PullSecretEvent},
     registry::{Host, Service},
     rules::Rules,
     telemetry::{
         metrics::{Metrics, Phase},
-        otel::Place,
+        otel::SpanParent,
     },
     token::{
         TokenKey,
@@ -61,15 +61,15 @@ const MAX_NOTES: usize = 64;
 pub struct Provisioner(Arc<Inner>);
 
 struct Inner {
-    parts: Parts,
-    pending: Mutex<HashMap<Namespace, Want>>,
+    parts: ProvisionerOptions,
+    pending: Mutex<HashMap<Namespace, RetainedDemand>>,
     tries: Semaphore,
     noting: Mutex<HashSet<Namespace>>,
 }
 
 /// What a namespace's Pods want, and the rules of the last admission that said so.
 #[derive(Clone)]
-struct Want {
+struct RetainedDemand {
     hosts: BTreeMap<Host, TokenKey>,
     rules: Arc<Rules>,
 }
@@ -186,7 +186,7 @@ struct Minted {
 }
 
 /// What the provisioner works with.
-pub struct Parts {
+pub struct ProvisionerOptions {
     /// Who writes.
     pub writer: Writer,
     /// What namespaces say.
@@ -206,7 +206,7 @@ pub struct Parts {
 impl Provisioner {
     /// Makes one of its parts.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: ProvisionerOptions) -> Self {
         Self(Arc::new(Inner {
             parts,
             pending: Mutex::default(),
@@ -220,14 +220,14 @@ impl Provisioner {
     pub async fn provision(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         hosts: BTreeMap<Host, TokenKey>,
         rules: &Arc<Rules>,
         deadline: Instant,
-        place: &Place,
+        place: &SpanParent,
     ) -> Provisioned {
         let (this, name, place) = (self.clone(), namespace.clone(), place.clone());
-        let want = Want {
+        let want = RetainedDemand {
             hosts,
             rules: rules.clone(),
         };
@@ -259,7 +259,7 @@ impl Provisioner {
     pub fn want(&self, namespace: &Namespace, hosts: BTreeMap<Host, TokenKey>, rules: &Arc<Rules>) {
         let rules = rules.clone();
         if !self.0.parts.writer.names_all(namespace, hosts.keys()) {
-            self.keep(namespace, Want { hosts, rules });
+            self.keep(namespace, RetainedDemand { hosts, rules });
         }
     }
 
@@ -267,7 +267,7 @@ impl Provisioner {
     pub fn note_demand(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         hosts: &BTreeMap<Host, TokenKey>,
         limit: usize,
     ) {
@@ -302,7 +302,12 @@ impl Provisioner {
     }
 
     /// Reads a pull secret that nobody here has read since it changed. A failure shows when it is provisioned.
-    pub async fn look_once(&self, namespace: &Namespace, settings: &OptedIn, deadline: Instant) {
+    pub async fn look_once(
+        &self,
+        namespace: &Namespace,
+        settings: &NamespaceSettings,
+        deadline: Instant,
+    ) {
         let writer = &self.0.parts.writer;
         let looked = writer.look_once(namespace, settings, deadline).await;
         if let Err(error) = looked {
@@ -314,10 +319,10 @@ impl Provisioner {
     async fn attempt(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
-        Want { hosts, rules }: &Want,
+        settings: &NamespaceSettings,
+        RetainedDemand { hosts, rules }: &RetainedDemand,
         deadline: Instant,
-        place: &Place,
+        place: &SpanParent,
     ) -> Provisioned {
         let minting = place.enter(&self.0.parts.metrics, Phase::Token);
         let Minted {
@@ -378,7 +383,7 @@ impl Provisioner {
     async fn write(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         mut wanted: BTreeMap<Host, DesiredCredential>,
         rules: &Rules,
         deadline: Instant,
@@ -453,7 +458,7 @@ impl Provisioner {
     async fn restore(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         claimed: &[Host],
         wanted: &mut BTreeMap<Host, DesiredCredential>,
         rules: &Rules,
@@ -471,7 +476,7 @@ impl Provisioner {
     }
 
     /// Keeps a want, and tries in the background until the Secret names all of it.
-    fn keep(&self, namespace: &Namespace, want: Want) {
+    fn keep(&self, namespace: &Namespace, want: RetainedDemand) {
         let mut pending = lock(&self.0.pending);
         if let Some(known) = pending.get_mut(namespace) {
             known.hosts.extend(want.hosts);
@@ -555,7 +560,7 @@ impl Pending {
                     &settings,
                     &want,
                     deadline,
-                    &Place::default(),
+                    &SpanParent::default(),
                 )
                 .await;
             let is_named = self
@@ -578,20 +583,20 @@ impl Pending {
                         "it names every registry that its Pods need; the leader mints for them",
                     );
                 }
-                Err(error) => self.tell(&error, &mut is_told),
+                Err(error) => self.report(&error, &mut is_told),
             }
         }
     }
 
-    fn tell(&self, error: &PullSecretError, is_told: &mut bool) {
+    fn report(&self, error: &PullSecretError, is_told: &mut bool) {
         let (namespace, parts) = (&self.namespace, &self.provisioner.0.parts);
         if !std::mem::replace(is_told, true) {
             tracing::warn!(%namespace, %error, "pull secret lacks registries that its Pods need; retrying");
         }
         if let (PullSecretError::Refused { message, .. }, Some(events)) = (error, &parts.events)
-            && let Some(happening) = Happening::of_refusal(message)
+            && let Some(happening) = PullSecretEvent::of_refusal(message)
         {
-            events.tell(namespace, &happening);
+            events.publish(namespace, &happening);
         }
     }
 
@@ -599,14 +604,14 @@ impl Pending {
         tracing::info!(namespace = %self.namespace, reason = why, "no longer retrying the pull secret");
     }
 
-    fn wanted(&self) -> Option<Want> {
+    fn wanted(&self) -> Option<RetainedDemand> {
         lock(&self.provisioner.0.pending)
             .get(&self.namespace)
             .cloned()
     }
 
     /// Returns whether nothing was wanted beside it meanwhile.
-    fn is_all(&self, want: &Want) -> bool {
+    fn is_all(&self, want: &RetainedDemand) -> bool {
         self.wanted().is_none_or(|now| now.hosts == want.hosts)
     }
 }

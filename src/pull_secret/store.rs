@@ -246,7 +246,7 @@ impl PullSecrets {
         let entry = entry(&secret.metadata, version, observed);
         self.put(&mut entries, namespace, entry);
         drop(entries);
-        self.0.changes.tell(namespace);
+        self.0.changes.notify(namespace);
     }
 
     /// Takes the news that there is none.
@@ -388,7 +388,7 @@ impl PullSecrets {
         let entry = entry(metadata, version, observed);
         self.put(&mut entries, namespace, entry);
         drop(entries);
-        self.0.changes.tell(namespace);
+        self.0.changes.notify(namespace);
     }
 
     /// The Secret is gone, at this version at the latest; what it had is remembered, so that it can be made again.
@@ -433,7 +433,7 @@ impl PullSecrets {
         });
         drop(lost);
         drop(entries);
-        self.0.changes.tell(namespace);
+        self.0.changes.notify(namespace);
     }
 
     /// Returns the state with hosts that it shares with others.

@@ -23,7 +23,7 @@ use super::{
     store::{Entry, PullSecrets},
 };
 use crate::{
-    cluster::namespace::{Namespace, OptedIn},
+    cluster::namespace::{Namespace, NamespaceSettings},
     process::clock::Clock,
     registry::Host,
     token::{Freshness, cache::MintError},
@@ -232,7 +232,7 @@ impl Writer {
     pub async fn add(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         addition: Addition<'_>,
         deadline: Instant,
     ) -> Result<Added, PullSecretError> {
@@ -297,7 +297,7 @@ impl Writer {
     pub async fn reconcile(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         planned: Planned<'_>,
         deadline: Instant,
     ) -> Result<WriteOutcome, PullSecretError> {
@@ -397,7 +397,7 @@ impl Writer {
     pub async fn look(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         deadline: Instant,
     ) -> Result<(), PullSecretError> {
         match self.read(namespace, settings, deadline).await {
@@ -411,7 +411,7 @@ impl Writer {
     pub async fn look_once(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         deadline: Instant,
     ) -> Result<(), PullSecretError> {
         let turn = self.turn(namespace);
@@ -486,7 +486,7 @@ impl Writer {
     async fn read(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         deadline: Instant,
     ) -> Result<Option<Existing>, PullSecretError> {
         let asked = self.0.secrets.get(namespace).map(|entry| entry.version());
@@ -509,7 +509,7 @@ impl Writer {
     async fn apply(
         &self,
         namespace: &Namespace,
-        settings: &OptedIn,
+        settings: &NamespaceSettings,
         secret: PullSecret,
         existing: Option<&Existing>,
         deadline: Instant,

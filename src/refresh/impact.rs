@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use crate::rules::{Rules, Suspension};
 use crate::{
-    cluster::namespace::{Namespace, OptedIn},
+    cluster::namespace::{Namespace, NamespaceSettings},
     registry::Host,
 };
 
@@ -66,7 +66,7 @@ impl Impact {
     /// Returns what the rules would suspend, given the opted-in namespaces, their settings and the hosts that their pull
     /// secrets name.
     #[must_use]
-    pub fn new(rules: &Rules, pull_secrets: &[(Namespace, OptedIn, Vec<Host>)]) -> Self {
+    pub fn new(rules: &Rules, pull_secrets: &[(Namespace, NamespaceSettings, Vec<Host>)]) -> Self {
         let mut impact = Self::default();
         for (namespace, settings, hosts) in pull_secrets {
             impact.namespaces += usize::from(!hosts.is_empty());
@@ -138,10 +138,10 @@ mod tests {
         }
     }
 
-    fn pull_secret(namespace: &str, hosts: &[&str]) -> (Namespace, OptedIn, Vec<Host>) {
+    fn pull_secret(namespace: &str, hosts: &[&str]) -> (Namespace, NamespaceSettings, Vec<Host>) {
         let hosts = hosts.iter().map(|host| Host::parse(host).expect("valid"));
         let name = Namespace::parse(namespace).expect("valid");
-        (name, OptedIn::default(), hosts.collect())
+        (name, NamespaceSettings::default(), hosts.collect())
     }
 
     const OURS: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";

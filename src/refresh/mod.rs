@@ -27,13 +27,13 @@ use tokio::time::Instant;
 use self::controller::Controller;
 pub use self::{
     reconciler::Reconciler,
-    sweep::{Sweep, Swept},
+    sweep::{Sweep, SweepOutcome},
 };
 use crate::{
     cluster::{
         changes::Changes,
         lease::Leadership,
-        namespace::{Namespace, OptedIn},
+        namespace::{Namespace, NamespaceSettings},
         namespaces::{Look, Namespaces, ReadError},
     },
     process::{clock::Clock, current::Current},
@@ -51,7 +51,7 @@ use crate::{
 pub const WORK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the refresh works with.
-pub struct Parts {
+pub struct ReconcilerContext {
     /// The opted-in namespaces.
     pub namespaces: Arc<dyn NamespaceSource>,
     /// What is known of their pull secrets.
@@ -78,7 +78,7 @@ pub trait NamespaceSource: Send + Sync + 'static {
     fn names(&self) -> Vec<Namespace>;
 
     /// Returns what an opted-in namespace says, as far as the watch knows.
-    fn settings(&self, namespace: &Namespace) -> Option<OptedIn>;
+    fn settings(&self, namespace: &Namespace) -> Option<NamespaceSettings>;
 
     /// Asks the API server what has become of a namespace.
     fn ask<'a>(
@@ -93,7 +93,7 @@ impl NamespaceSource for Namespaces {
         Namespaces::names(self)
     }
 
-    fn settings(&self, namespace: &Namespace) -> Option<OptedIn> {
+    fn settings(&self, namespace: &Namespace) -> Option<NamespaceSettings> {
         self.peek(namespace)
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    cluster::namespace::{Namespace, OptedIn},
+    cluster::namespace::{Namespace, NamespaceSettings},
     process::backoff::spread,
     pull_secret::{
         Damage, Observed, Unverified, is_public,
@@ -99,7 +99,7 @@ pub struct DesiredState {
 #[must_use]
 pub fn plan(
     namespace: &Namespace,
-    settings: Option<&OptedIn>,
+    settings: Option<&NamespaceSettings>,
     observed: Option<&Observed>,
     policy: &Policy,
     now: Timestamp,
@@ -181,7 +181,7 @@ fn plan_removal(observed: &Observed, policy: &Policy, now: Timestamp) -> Option<
 /// What every plan of one namespace goes by.
 struct Subject<'a> {
     namespace: &'a Namespace,
-    settings: &'a OptedIn,
+    settings: &'a NamespaceSettings,
     policy: &'a Policy,
     now: Timestamp,
 }

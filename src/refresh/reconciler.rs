@@ -6,14 +6,14 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    Parts,
+    ReconcilerContext,
     plan::{DesiredState, Plan, plan},
 };
 use crate::{
     cluster::{
         changes::Changes,
         lease::Leadership,
-        namespace::{Namespace, OptedIn},
+        namespace::{Namespace, NamespaceSettings},
         namespaces::Look,
     },
     pull_secret::{
@@ -28,11 +28,11 @@ use crate::{
 
 /// Reconciles one namespace at a time; clones share the parts.
 #[derive(Clone)]
-pub struct Reconciler(Arc<Parts>);
+pub struct Reconciler(Arc<ReconcilerContext>);
 
 /// What is known of a namespace at one moment: a plan and its write go by the same.
 pub(super) struct Facts {
-    pub(super) settings: Option<OptedIn>,
+    pub(super) settings: Option<NamespaceSettings>,
     pub(super) entry: Option<Arc<Entry>>,
 }
 
@@ -51,11 +51,11 @@ impl Facts {
 impl Reconciler {
     /// Makes one of its parts.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: ReconcilerContext) -> Self {
         Self(Arc::new(parts))
     }
 
-    pub(super) fn parts(&self) -> &Parts {
+    pub(super) fn parts(&self) -> &ReconcilerContext {
         &self.0
     }
 

@@ -10,7 +10,7 @@ use crate::{
     cluster::namespace::Namespace,
     pull_secret::{
         Foreign,
-        events::{Events, Happening},
+        events::{Events, PullSecretEvent},
         writer::PullSecretError,
     },
     refresh::{
@@ -43,13 +43,13 @@ impl Reporter {
         }
     }
 
-    fn publish(&self, namespace: &Namespace, happening: &Happening) {
+    fn publish(&self, namespace: &Namespace, happening: &PullSecretEvent) {
         if let Some(events) = &self.events {
-            events.tell(namespace, happening);
+            events.publish(namespace, happening);
         }
     }
 
-    fn complain(&mut self, namespace: &Namespace, happening: &Happening) {
+    fn complain(&mut self, namespace: &Namespace, happening: &PullSecretEvent) {
         self.complained.insert(namespace.clone());
         self.publish(namespace, happening);
     }
@@ -68,7 +68,7 @@ impl Reporter {
         if let Some(what) = desired.repairs {
             self.metrics.repaired(what.as_str());
             tracing::warn!(%namespace, cause = what.as_str(), "repaired the pull secret");
-            self.publish(namespace, &Happening::Repaired { what });
+            self.publish(namespace, &PullSecretEvent::Repaired { what });
         }
     }
 
@@ -83,7 +83,7 @@ impl Reporter {
     pub(super) fn recovered(&mut self, namespace: &Namespace) {
         if self.complained.remove(namespace) {
             tracing::info!(%namespace, "refreshed the pull secret after failures");
-            self.publish(namespace, &Happening::Refreshed);
+            self.publish(namespace, &PullSecretEvent::Refreshed);
         }
     }
 
@@ -96,14 +96,14 @@ impl Reporter {
     /// A namespace was opted in.
     pub(super) fn opted_in(&self, namespace: &Namespace) {
         tracing::info!(%namespace, "namespace opted in");
-        self.publish(namespace, &Happening::OptedIn);
+        self.publish(namespace, &PullSecretEvent::OptedIn);
     }
 
     /// A namespace is opted in no more.
     pub(super) fn opted_out(&mut self, namespace: &Namespace) {
         tracing::info!(%namespace, "namespace opted out: its pull secret is no longer refreshed");
         self.forget(namespace);
-        self.publish(namespace, &Happening::OptedOut);
+        self.publish(namespace, &PullSecretEvent::OptedOut);
     }
 
     /// A pull secret was deleted.
@@ -114,7 +114,7 @@ impl Reporter {
 
     /// A Secret of the pull secret's name is not ours.
     pub(super) fn foreign(&self, namespace: &Namespace, why: Foreign) {
-        self.publish(namespace, &Happening::Foreign { why });
+        self.publish(namespace, &PullSecretEvent::Foreign { why });
     }
 
     /// The rules allow these hosts of a namespace no more, or all of them again.
@@ -132,7 +132,7 @@ impl Reporter {
         let (host, more) = (host.to_string(), hosts.len() - 1);
         tracing::warn!(%namespace, registry = host, more, reason = why.as_str(), "registries are suspended: their credentials are kept and not renewed");
         let why = why.to_string();
-        self.publish(namespace, &Happening::Suspended { host, more, why });
+        self.publish(namespace, &PullSecretEvent::Suspended { host, more, why });
     }
 
     /// All was planned by another configuration: a mistake in it is most likely where it suspends what most namespaces use.
@@ -162,7 +162,7 @@ impl Reporter {
         self.metrics.refresh_failed("contested");
         tracing::warn!(%namespace, changes = times, backoff = ?pause, "namespace changes repeatedly; backing off");
         if is_edited {
-            self.complain(namespace, &Happening::Contended);
+            self.complain(namespace, &PullSecretEvent::Contended);
         }
     }
 
@@ -170,7 +170,7 @@ impl Reporter {
     pub(super) fn waits(&mut self, namespace: &Namespace, error: &MintError) {
         if let MintError::Refused(_, reply) | MintError::SessionExpired(_, reply) = error {
             let code = reply.clone();
-            self.complain(namespace, &Happening::Refused { code });
+            self.complain(namespace, &PullSecretEvent::Refused { code });
         }
     }
 
@@ -196,7 +196,7 @@ impl Reporter {
         match error {
             PullSecretError::Foreign(why) => self.foreign(namespace, *why),
             PullSecretError::Refused { message, .. } => {
-                if let Some(happening) = Happening::of_refusal(message) {
+                if let Some(happening) = PullSecretEvent::of_refusal(message) {
                     self.complain(namespace, &happening);
                 }
             }

@@ -41,7 +41,7 @@ pub struct Sweep {
 
 /// What one sweep did for a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Swept {
+pub struct SweepOutcome {
     /// Whether its pull secret was written or deleted.
     pub written: bool,
     /// What went wrong, if anything did.
@@ -86,8 +86,8 @@ impl Reconciler {
         namespace: &Namespace,
         sweep: &Sweep,
         term: &Leadership,
-    ) -> Swept {
-        let mut swept = Swept::default();
+    ) -> SweepOutcome {
+        let mut swept = SweepOutcome::default();
         let deadline = Instant::now() + WORK_TIMEOUT;
         for _ in 0..MAX_PASSES {
             let now = self.parts().clock.now();
@@ -167,10 +167,10 @@ impl Reconciler {
     }
 
     /// The same with what is left to be done by what is known now.
-    fn planned(&self, namespace: &Namespace, swept: Swept) -> Swept {
+    fn planned(&self, namespace: &Namespace, swept: SweepOutcome) -> SweepOutcome {
         let (now, facts) = (self.parts().clock.now(), self.facts(namespace));
         let plan = Self::plan(namespace, &facts, &self.parts().policy.get(), now);
-        Swept { plan, ..swept }
+        SweepOutcome { plan, ..swept }
     }
 }
 

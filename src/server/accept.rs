@@ -81,7 +81,7 @@ pub struct Connection {
 impl Listener {
     /// Accepts until `stop`, then lets the requests under way end, for at most `grace`, and cuts off what is left.
     pub async fn run(self, stop: CancellationToken, tasks: TaskTracker, grace: Duration) {
-        let seats = Arc::new(Seats::new(self.limit));
+        let limit = Arc::new(ConnectionLimit::new(self.limit));
         let graceful = GracefulShutdown::new();
         let cut_off = CancellationToken::new();
         while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
@@ -96,16 +96,16 @@ impl Listener {
             };
             // A failure only means that small answers may wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
-            let Some(seat) = stop.run_until_cancelled(seats.take()).await else {
+            let Some(slot) = stop.run_until_cancelled(limit.take()).await else {
                 break;
             };
             let (connection, watcher) = (self.connection.clone(), graceful.watcher());
             let cut_off = cut_off.clone();
             tasks.spawn(async move {
-                let served = connection.serve_as(stream, watcher, seat.standing.clone());
+                let served = connection.serve_as(stream, watcher, slot.state.clone());
                 tokio::select! {
                     () = served => {}
-                    () = seat.given_up.cancelled() => {
+                    () = slot.given_up.cancelled() => {
                         connection.metrics.connection_failure("shed");
                         connection.metrics.shed(Shed::Connection);
                     }
@@ -133,19 +133,19 @@ impl Connection {
         self.serve_as(stream, watcher, Arc::default()).await;
     }
 
-    async fn serve_as<S>(&self, stream: S, watcher: Watcher, standing: Arc<Standing>)
+    async fn serve_as<S>(&self, stream: S, watcher: Watcher, state: Arc<ConnectionState>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let _open = Open::count(&self.metrics);
         let head_by = Instant::now() + HEAD_TIMEOUT;
         let Some(tls) = &self.tls else {
-            return self.serve_http(stream, watcher, standing, head_by).await;
+            return self.serve_http(stream, watcher, state, head_by).await;
         };
         match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
             Ok(Ok(stream)) => {
                 self.metrics.handshake(Handshake::Done);
-                self.serve_http(stream, watcher, standing, head_by).await;
+                self.serve_http(stream, watcher, state, head_by).await;
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "TLS handshake failed");
@@ -163,21 +163,21 @@ impl Connection {
         &self,
         stream: S,
         watcher: Watcher,
-        standing: Arc<Standing>,
+        state: Arc<ConnectionState>,
         head_by: Instant,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let guarded = Guarded {
+        let guarded = TimeoutStream {
             inner: stream,
-            standing: standing.clone(),
+            state: state.clone(),
             head: Box::pin(sleep_until(head_by)),
             answer: None,
         };
         let service = Requests {
             router: self.router.clone(),
             draining: self.draining.clone(),
-            standing,
+            state,
         };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -211,7 +211,7 @@ impl Drop for Open<'_> {
 
 /// Where a connection stands between two requests.
 #[derive(Default)]
-struct Standing {
+struct ConnectionState {
     phase: AtomicU8,
     /// When its last answer was made, as a count of all answers; 0 before the first.
     answered: AtomicU64,
@@ -223,7 +223,7 @@ const IDLE: u8 = 2;
 
 static ANSWERS: AtomicU64 = AtomicU64::new(0);
 
-impl Standing {
+impl ConnectionState {
     fn is(&self, phase: u8) -> bool {
         self.phase.load(Ordering::Relaxed) == phase
     }
@@ -241,26 +241,26 @@ impl Standing {
 
 /// The places for connections. Whoever reaches the port can take all of them and rest there, so when they are taken, a
 /// new connection gets the place of one that never sent a request, else of the one that has rested longest.
-struct Seats {
+struct ConnectionLimit {
     free: Arc<Semaphore>,
     taken: Mutex<Vec<Taken>>,
 }
 
 #[derive(Clone)]
 struct Taken {
-    standing: Arc<Standing>,
+    state: Arc<ConnectionState>,
     given_up: CancellationToken,
 }
 
 /// A connection's place; free again when dropped.
-struct Seat {
-    standing: Arc<Standing>,
+struct Slot {
+    state: Arc<ConnectionState>,
     given_up: CancellationToken,
-    seats: Arc<Seats>,
+    limit: Arc<ConnectionLimit>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Seats {
+impl ConnectionLimit {
     fn new(limit: usize) -> Self {
         Self {
             free: Arc::new(Semaphore::new(limit)),
@@ -268,7 +268,7 @@ impl Seats {
         }
     }
 
-    async fn take(self: &Arc<Self>) -> Seat {
+    async fn take(self: &Arc<Self>) -> Slot {
         let permit = loop {
             if self.free.available_permits() == 0 {
                 self.give_up_one();
@@ -281,14 +281,14 @@ impl Seats {
             }
         };
         let taken = Taken {
-            standing: Arc::default(),
+            state: Arc::default(),
             given_up: CancellationToken::new(),
         };
         self.taken().push(taken.clone());
-        Seat {
-            standing: taken.standing,
+        Slot {
+            state: taken.state,
             given_up: taken.given_up,
-            seats: self.clone(),
+            limit: self.clone(),
             _permit: permit,
         }
     }
@@ -298,9 +298,9 @@ impl Seats {
         let taken = self.taken();
         let spared = taken
             .iter()
-            .filter(|taken| !taken.standing.is(BUSY) && !taken.given_up.is_cancelled());
+            .filter(|taken| !taken.state.is(BUSY) && !taken.given_up.is_cancelled());
         if let Some(spared) =
-            spared.min_by_key(|taken| taken.standing.answered.load(Ordering::Relaxed))
+            spared.min_by_key(|taken| taken.state.answered.load(Ordering::Relaxed))
         {
             spared.given_up.cancel();
         }
@@ -311,24 +311,24 @@ impl Seats {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Slot {
     fn drop(&mut self) {
-        self.seats
+        self.limit
             .taken()
-            .retain(|taken| !Arc::ptr_eq(&taken.standing, &self.standing));
+            .retain(|taken| !Arc::ptr_eq(&taken.state, &self.state));
     }
 }
 
 /// A stream that fails a read when a request's head takes too long, and a write when an answer does.
-struct Guarded<S> {
+struct TimeoutStream<S> {
     inner: S,
-    standing: Arc<Standing>,
+    state: Arc<ConnectionState>,
     head: Pin<Box<Sleep>>,
     /// Runs while bytes of an answer wait for the client to read.
     answer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Guarded<S> {
+impl<S> TimeoutStream<S> {
     /// Gives up a write that has waited too long.
     fn bound<T>(
         &mut self,
@@ -351,27 +351,27 @@ fn too_slow(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.standing.is(HEAD) && this.head.as_mut().poll(cx).is_ready() {
+        if this.state.is(HEAD) && this.head.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(too_slow("the request's headers were sent too slowly")));
         }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(cx, buffer);
-        if this.standing.is(IDLE) && buffer.filled().len() > before {
-            this.standing.set(HEAD);
+        if this.state.is(IDLE) && buffer.filled().len() > before {
+            this.state.set(HEAD);
             this.head.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
         }
         result
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -416,7 +416,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 struct Requests {
     router: Router,
     draining: CancellationToken,
-    standing: Arc<Standing>,
+    state: Arc<ConnectionState>,
 }
 
 impl Service<http::Request<Incoming>> for Requests {
@@ -425,16 +425,16 @@ impl Service<http::Request<Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.standing.set(BUSY);
+        self.state.set(BUSY);
         let (router, draining) = (self.router.clone(), self.draining.clone());
-        let standing = self.standing.clone();
+        let state = self.state.clone();
         Box::pin(async move {
             let mut response = router.oneshot(request.map(Body::new)).await;
             if let (true, Ok(response)) = (draining.is_cancelled(), &mut response) {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
-            standing.answered();
+            state.answered();
             response
         })
     }

@@ -112,7 +112,7 @@ impl Admission {
                     .await
             } else {
                 self.metrics.shed(Shed::Review);
-                self.webhook.turn_away(&body, started, &mut trace)
+                self.webhook.reject_overloaded(&body, started, &mut trace)
             }
         };
         let review = AssertUnwindSafe(review).catch_unwind().await;

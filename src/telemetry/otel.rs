@@ -103,7 +103,7 @@ pub struct Exporter(Option<SdkTracerProvider>);
 
 /// Where spans are to hang; clones are the same place.
 #[derive(Debug, Clone, Default)]
-pub struct Place(Option<(SdkTracer, SpanContext)>);
+pub struct SpanParent(Option<(SdkTracer, SpanContext)>);
 
 /// An admission's own span, and the place where those of its phases hang.
 #[derive(Debug, Default)]
@@ -111,7 +111,7 @@ pub struct Trace {
     /// The span.
     pub span: Span,
     /// The place.
-    pub place: Place,
+    pub place: SpanParent,
 }
 
 /// A span under way; it ends when it is dropped.
@@ -182,12 +182,12 @@ impl Traces {
             .then(|| (tracer.clone(), span.span_context().clone()));
         Trace {
             span: Span(Some(span)),
-            place: Place(place),
+            place: SpanParent(place),
         }
     }
 }
 
-impl Place {
+impl SpanParent {
     /// Times a phase of an admission, and traces it here, until what is returned is dropped.
     #[must_use]
     pub fn enter<'a>(&self, metrics: &'a Metrics, phase: Phase) -> InPhase<'a> {
@@ -338,7 +338,7 @@ impl fmt::Debug for Counted {
 }
 
 impl Complaint {
-    fn told(&self, result: &OTelSdkResult) {
+    fn record(&self, result: &OTelSdkResult) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(()) => {
@@ -371,7 +371,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Counted {
             Spans::Failed
         };
         self.metrics.spans(outcome, count);
-        self.complaint.told(&result);
+        self.complaint.record(&result);
         result
     }
 
@@ -463,17 +463,17 @@ mod tests {
         let complaint = Complaint::default();
         let failed = || {
             let why = format!("no\nFORGED {}", "x".repeat(10_000));
-            complaint.told(&Err(OTelSdkError::InternalFailure(why)));
+            complaint.record(&Err(OTelSdkError::InternalFailure(why)));
         };
-        complaint.told(&Ok(()));
+        complaint.record(&Ok(()));
         for (minutes, said) in [(0, 1), (1, 1), (3, 1), (1, 2), (4, 2)] {
             tokio::time::advance(Duration::from_mins(minutes)).await;
             failed();
             assert_eq!(log.count("exporting traces failed"), said);
         }
         assert!(log.count("x") < 3 * MAX_COMPLAINT, "the collector's words");
-        complaint.told(&Ok(()));
-        complaint.told(&Ok(()));
+        complaint.record(&Ok(()));
+        complaint.record(&Ok(()));
         assert_eq!(log.count("exporting traces works again"), 1);
     }
 }

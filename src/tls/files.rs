@@ -13,7 +13,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use tokio::time::sleep;
 
 use super::{
-    Served, Source, TlsError,
+    CertPublisher, Source, TlsError,
     pair::{Material, Named, Pair},
 };
 use crate::process::clock::Clock;
@@ -31,7 +31,7 @@ pub struct Files {
 }
 
 /// Files that are watched, from what they held last.
-pub struct Watched {
+pub struct FileSource {
     files: Files,
     last: Material,
     /// What they held at first.
@@ -47,10 +47,10 @@ impl Files {
     }
 
     /// Reads both. They are read again each period.
-    pub fn load(self, clock: Arc<dyn Clock>, period: Duration) -> Result<Watched, TlsError> {
+    pub fn load(self, clock: Arc<dyn Clock>, period: Duration) -> Result<FileSource, TlsError> {
         let last = self.read()?;
         let first = Some(self.check(&last, &*clock)?);
-        Ok(Watched {
+        Ok(FileSource {
             files: self,
             last,
             first,
@@ -86,8 +86,8 @@ impl Files {
     }
 }
 
-impl Source for Watched {
-    fn run(mut self: Box<Self>, mut served: Served) -> BoxFuture<'static, ()> {
+impl Source for FileSource {
+    fn run(mut self: Box<Self>, mut served: CertPublisher) -> BoxFuture<'static, ()> {
         async move {
             let certificate = self.files.certificate.display().to_string();
             if let Some(first) = self.first.take() {
@@ -107,7 +107,7 @@ impl Source for Watched {
     }
 }
 
-impl Watched {
+impl FileSource {
     /// What the files hold, if that has changed.
     fn look(&mut self) -> Result<Option<Pair>, TlsError> {
         let found = self.files.read()?;
@@ -130,7 +130,7 @@ mod tests {
     use crate::{
         process::{clock::SystemClock, readiness::Readiness},
         telemetry::metrics::Metrics,
-        tls::Serving,
+        tls::CertResolver,
     };
 
     fn pair() -> (String, String) {
@@ -159,19 +159,22 @@ mod tests {
         }
     }
 
-    fn serves(serving: &Serving, certificate: &str) -> bool {
+    fn serves(serving: &CertResolver, certificate: &str) -> bool {
         let served = serving.0.load().as_ref().map(|key| key.cert[0].clone());
         served.expect("one is served")
             == CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate")
     }
 
     /// Serves what the files hold, from the next moment on.
-    fn serve(folder: &TempDir) -> (Arc<Serving>, Arc<Metrics>) {
+    fn serve(folder: &TempDir) -> (Arc<CertResolver>, Arc<Metrics>) {
         let watched = files(folder).load(Arc::new(SystemClock), PERIOD);
-        let (serving, metrics) = (Arc::new(Serving::default()), Arc::new(Metrics::default()));
+        let (serving, metrics) = (
+            Arc::new(CertResolver::default()),
+            Arc::new(Metrics::default()),
+        );
         let condition = Readiness::default().condition("certificate");
         let service = "ecr-injector.ecr-injector.svc".to_owned();
-        let served = Served::new(serving.clone(), service, condition, metrics.clone());
+        let served = CertPublisher::new(serving.clone(), service, condition, metrics.clone());
         tokio::spawn(Box::new(watched.expect("good")).run(served));
         (serving, metrics)
     }

@@ -112,15 +112,15 @@ pub fn install_crypto_provider() {
 /// Where the serving certificate comes from.
 pub trait Source: Send {
     /// Keeps what is served good, until the future is dropped.
-    fn run(self: Box<Self>, served: Served) -> BoxFuture<'static, ()>;
+    fn run(self: Box<Self>, served: CertPublisher) -> BoxFuture<'static, ()>;
 }
 
 /// The certificate that is served. Each handshake takes the one of its moment; connections that are open keep theirs.
 /// Before there is one, handshakes fail.
 #[derive(Debug, Default)]
-pub struct Serving(ArcSwapOption<CertifiedKey>);
+pub struct CertResolver(ArcSwapOption<CertifiedKey>);
 
-impl Serving {
+impl CertResolver {
     /// Serves this one from the beginning.
     #[must_use]
     pub fn of(pair: Pair) -> Arc<Self> {
@@ -128,7 +128,7 @@ impl Serving {
     }
 }
 
-impl ResolvesServerCert for Serving {
+impl ResolvesServerCert for CertResolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.0.load_full()
     }
@@ -136,8 +136,8 @@ impl ResolvesServerCert for Serving {
 
 /// What a source has to do with what is served: it offers what is good, and says why something isn't. What was served
 /// last stays until there is something better.
-pub struct Served {
-    serving: Arc<Serving>,
+pub struct CertPublisher {
+    serving: Arc<CertResolver>,
     service: String,
     condition: Condition,
     metrics: Arc<Metrics>,
@@ -163,11 +163,11 @@ impl Complaint {
     }
 }
 
-impl Served {
+impl CertPublisher {
     /// What is served as this Service, by its DNS name. The condition holds once there is a certificate.
     #[must_use]
     pub fn new(
-        serving: Arc<Serving>,
+        serving: Arc<CertResolver>,
         service: String,
         condition: Condition,
         metrics: Arc<Metrics>,
@@ -209,9 +209,9 @@ impl Served {
     }
 }
 
-/// A configuration that serves what is [`Serving`], to these clients alone if there are any.
+/// A configuration that serves what is [`CertResolver`], to these clients alone if there are any.
 pub fn server_config(
-    serving: Arc<Serving>,
+    serving: Arc<CertResolver>,
     min: MinVersion,
     clients: Option<Arc<Clients>>,
 ) -> Result<ServerConfig, rustls::Error> {

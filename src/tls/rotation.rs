@@ -43,7 +43,7 @@ impl Lifetimes {
     /// How long an old authority stays published after the last moment at which it may have signed: a certificate's life,
     /// and a seventh for a replica that hears of nothing.
     #[must_use]
-    pub fn farewell(&self) -> SignedDuration {
+    pub fn ca_retention(&self) -> SignedDuration {
         self.leaf + self.leaf / 7
     }
 }
@@ -76,7 +76,7 @@ impl Life {
 
     /// When there is to be a new one.
     #[must_use]
-    pub fn worn_at(&self) -> Timestamp {
+    pub fn renew_at(&self) -> Timestamp {
         let (numerator, denominator) = WORN;
         let life = self.not_after.duration_since(self.not_before);
         self.not_before + life / denominator * numerator
@@ -115,7 +115,7 @@ pub fn needs_renewal(life: &Life, now: Timestamp) -> Option<Renewal> {
     } else if now < life.not_before {
         Some(Renewal::NotYetGood)
     } else {
-        (now >= life.worn_at()).then_some(Renewal::Worn)
+        (now >= life.renew_at()).then_some(Renewal::Worn)
     }
 }
 
@@ -181,16 +181,18 @@ impl Stage {
     /// When the old ones are published no more.
     fn old_end(&self) -> Option<Timestamp> {
         let expired = self.old.iter().map(|old| old.not_after).max();
-        let promoted = self.promoted_at.map(|at| at + self.lifetimes.farewell());
+        let promoted = self
+            .promoted_at
+            .map(|at| at + self.lifetimes.ca_retention());
         expired.into_iter().chain(promoted).min()
     }
 
     /// When to look again if nothing changes until then.
     #[must_use]
     pub fn next_look(&self, published_since: Option<Timestamp>, now: Timestamp) -> Timestamp {
-        let mut looks = vec![self.active.worn_at(), self.active.not_after];
+        let mut looks = vec![self.active.renew_at(), self.active.not_after];
         if let Some(next) = &self.next {
-            looks.push(next.worn_at());
+            looks.push(next.renew_at());
             looks.extend(published_since.map(|since| since + self.lifetimes.publication));
         } else if !self.old.is_empty() {
             looks.extend(self.old_end());
@@ -313,7 +315,7 @@ mod tests {
         let now = NOW + SignedDuration::from_mins(1);
         assert_eq!(
             stage.next_look(Some(NOW), now),
-            stage.active.worn_at(),
+            stage.active.renew_at(),
             "nothing is to be done for months"
         );
         stage.next = Some(authority(NOW));

@@ -8,7 +8,7 @@ use kube::{Api, Client};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    Served, Source,
+    CertPublisher, Source,
     pair::{Material, Named},
 };
 use crate::{
@@ -59,7 +59,7 @@ impl NamedSecret {
     }
 
     /// Serves what the Secret holds. `last` is what it held last that was good.
-    fn take(&self, known: Known, last: &mut Option<Arc<Material>>, served: &mut Served) {
+    fn take(&self, known: Known, last: &mut Option<Arc<Material>>, served: &mut CertPublisher) {
         let found = match known {
             None => return,
             Some(None) => return served.refuse(&format!("there is no Secret {}", self.path)),
@@ -85,7 +85,7 @@ impl NamedSecret {
         }
     }
 
-    async fn serve(self, mut served: Served) {
+    async fn serve(self, mut served: CertPublisher) {
         let known = watch::Sender::<Known>::default();
         let mut changes = known.subscribe();
         let serve = async {
@@ -116,7 +116,7 @@ fn material(mut secret: Secret) -> Material {
 }
 
 impl Source for NamedSecret {
-    fn run(self: Box<Self>, served: Served) -> BoxFuture<'static, ()> {
+    fn run(self: Box<Self>, served: CertPublisher) -> BoxFuture<'static, ()> {
         self.serve(served).boxed()
     }
 }

@@ -16,11 +16,11 @@ use tokio::time::{Instant, sleep_until};
 
 use self::{
     ca_secret::{CaSecret, Content, Held},
-    keeper::Keeper,
+    keeper::CaRotator,
     registration::{Registration, Seen},
 };
 use super::{
-    Served, Source,
+    CertPublisher, Source,
     authority::{Authority, Leaf},
     rotation::{Lifetimes, needs_renewal},
 };
@@ -38,7 +38,7 @@ const SOON: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// What it works with.
-pub struct Parts {
+pub struct SelfManagedOptions {
     /// The API server.
     pub client: Client,
     /// Where we run, and the CA Secret is.
@@ -73,8 +73,8 @@ struct Inner {
 impl SelfManaged {
     /// Makes it of its parts. No call leaves yet.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
-        let Parts {
+    pub fn new(parts: SelfManagedOptions) -> Self {
+        let SelfManagedOptions {
             client,
             metrics,
             lifetimes,
@@ -131,11 +131,11 @@ impl SelfManaged {
 
     /// Does the leader's part until the term is over.
     pub async fn keep(&self, term: Leadership) {
-        Keeper::new(&self.0, term).run().await;
+        CaRotator::new(&self.0, term).run().await;
     }
 
     /// Makes the first authority, unless somebody else is first.
-    async fn create(&self, served: &mut Served) {
+    async fn create(&self, served: &mut CertPublisher) {
         let now = self.0.clock.now();
         let path = self.0.secret.path();
         let authority = match Authority::new(now, self.0.lifetimes) {
@@ -156,7 +156,7 @@ impl SelfManaged {
         }
     }
 
-    async fn serve(self, mut served: Served) {
+    async fn serve(self, mut served: CertPublisher) {
         let mut changes = self.0.secret.subscribe();
         let mut leaf: Option<Leaf> = None;
         loop {
@@ -179,7 +179,7 @@ impl SelfManaged {
                     }
                     // What is worn already could not be followed by another.
                     wait = leaf.as_ref().map_or(PAUSE, |leaf| {
-                        let due = leaf.pair.life.worn_at().duration_since(now);
+                        let due = leaf.pair.life.renew_at().duration_since(now);
                         Duration::try_from(due).map_or(PAUSE, |due| due.max(SOON))
                     });
                 }
@@ -213,7 +213,7 @@ fn is_trusted(held: &Held, seen: &Seen) -> bool {
 }
 
 impl Source for SelfManaged {
-    fn run(self: Box<Self>, served: Served) -> BoxFuture<'static, ()> {
+    fn run(self: Box<Self>, served: CertPublisher) -> BoxFuture<'static, ()> {
         self.serve(served).boxed()
     }
 }

@@ -302,7 +302,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        identity::{Identity, Manner, RoleArn},
+        identity::{AssumeRoleOptions, Identity, RoleArn},
         registry::{Endpoint, Region},
         token::flights::{MAX_FLIGHTS, MISSING_CEILING},
     };
@@ -401,7 +401,9 @@ mod tests {
     fn of_role(number: usize) -> TokenKey {
         let arn = RoleArn::parse(&format!("arn:aws:iam::123456789012:role/r{number}"));
         TokenKey {
-            identity: Identity::Role(Manner::default().role(arn.expect("valid"), "team")),
+            identity: Identity::Role(
+                AssumeRoleOptions::default().role(arn.expect("valid"), "team"),
+            ),
             ..key()
         }
     }

@@ -16,7 +16,7 @@ use super::{
     session::{Session, Sessions},
 };
 use crate::{
-    aws::Surroundings,
+    aws::AwsEnvironment,
     identity::Identity,
     process::{clock::Clock, current::Current},
     registry::{Endpoint, Region, Service},
@@ -28,7 +28,7 @@ const MAX_CLIENTS: u64 = 256;
 
 /// ECR itself.
 pub struct Ecr {
-    surroundings: Surroundings,
+    environment: AwsEnvironment,
     has_own_endpoint: bool,
     has_own_public_endpoint: bool,
     sessions: Sessions,
@@ -52,19 +52,19 @@ struct Reply {
 }
 
 impl Ecr {
-    /// Mints with the ambient credentials of the surroundings, and with what they may assume.
+    /// Mints with the ambient credentials of the environment, and with what they may assume.
     #[must_use]
     pub fn new(
-        surroundings: Surroundings,
+        environment: AwsEnvironment,
         session_cap: Current<SessionCap>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            has_own_endpoint: surroundings.has_own_endpoint("ECR"),
-            has_own_public_endpoint: surroundings.has_own_endpoint("ECR PUBLIC"),
-            sessions: Sessions::new(surroundings.clone()),
-            surroundings,
+            has_own_endpoint: environment.has_own_endpoint("ECR"),
+            has_own_public_endpoint: environment.has_own_endpoint("ECR PUBLIC"),
+            sessions: Sessions::new(environment.clone()),
+            environment,
             session_cap,
             clients: Cache::builder().max_capacity(MAX_CLIENTS).build(),
             clock,
@@ -81,7 +81,7 @@ impl Ecr {
 
     fn make_client(&self, (region, endpoint): &(Region, Endpoint)) -> Client {
         let region = aws_config::Region::new(region.as_str().to_owned());
-        let config = &self.surroundings.config;
+        let config = &self.environment.config;
         match endpoint.service {
             Service::Private => {
                 let mut builder = aws_sdk_ecr::config::Builder::from(config).region(region);
@@ -285,9 +285,9 @@ mod tests {
             ))
             .http_client(connector);
         config.set_endpoint_url(endpoint.map(str::to_owned));
-        let surroundings = Surroundings::given(&config.build(), None);
+        let environment = AwsEnvironment::given(&config.build(), None);
         let ecr = Ecr::new(
-            surroundings,
+            environment,
             Current::new(SessionCap::Session),
             Arc::new(SystemClock),
             Arc::default(),

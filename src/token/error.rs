@@ -43,7 +43,7 @@ pub struct AwsReply {
 /// refusals, Events) is [`MintError::public_text`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MintError {
-    /// No principal could be found in this process's surroundings, or its source failed.
+    /// No principal could be found in this process's environment, or its source failed.
     #[error(
         "no AWS credentials: {0}; docs/reference/aws-credentials.md lists what each source needs"
     )]

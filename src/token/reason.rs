@@ -65,7 +65,7 @@ pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
     }
 }
 
-/// Stands in where the SDK gives no source.
+/// ReferenceState in where the SDK gives no source.
 fn error_as_dyn() -> &'static (dyn StdError + 'static) {
     &std::fmt::Error
 }

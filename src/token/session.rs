@@ -14,7 +14,7 @@ use super::{
     reason::reason,
 };
 use crate::{
-    aws::Surroundings,
+    aws::AwsEnvironment,
     identity::Role,
     registry::{Region, Service},
 };
@@ -41,16 +41,16 @@ struct Place {
 
 /// Assumes roles.
 pub(super) struct Sessions {
-    surroundings: Surroundings,
+    environment: AwsEnvironment,
     has_own_endpoint: bool,
     clients: Cache<Place, Client>,
 }
 
 impl Sessions {
-    pub(super) fn new(surroundings: Surroundings) -> Self {
+    pub(super) fn new(environment: AwsEnvironment) -> Self {
         Self {
-            has_own_endpoint: surroundings.has_own_endpoint("STS"),
-            surroundings,
+            has_own_endpoint: environment.has_own_endpoint("STS"),
+            environment,
             clients: Cache::builder().max_capacity(MAX_CLIENTS).build(),
         }
     }
@@ -105,11 +105,11 @@ impl Sessions {
         })
     }
 
-    /// The region that the role names; else the surroundings' own if a role of this partition can be had there; else
+    /// The region that the role names; else the environment' own if a role of this partition can be had there; else
     /// the registry's. A FIPS registry is asked for by FIPS endpoints alone, and those are only where such registries are.
     fn place(&self, role: &Role, key: &TokenKey) -> Place {
         let home = self
-            .surroundings
+            .environment
             .home
             .as_ref()
             .filter(|home| home.partition() == key.region.partition() && !key.endpoint.fips);
@@ -128,7 +128,7 @@ impl Sessions {
     fn make_client(&self, place: &Place) -> Client {
         let region = aws_config::Region::new(place.region.as_str().to_owned());
         let mut builder =
-            aws_sdk_sts::config::Builder::from(&self.surroundings.config).region(region);
+            aws_sdk_sts::config::Builder::from(&self.environment.config).region(region);
         if self.has_own_endpoint {
             builder = builder.use_fips(false).use_dual_stack(false);
         } else if place.fips {

@@ -21,8 +21,8 @@ use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::tls::authority::ROTATE;
 use ecr_injector::tls::rotation::Lifetimes;
 use ecr_injector::tls::secret::NamedSecret;
-use ecr_injector::tls::self_managed::{Parts, SelfManaged};
-use ecr_injector::tls::{MinVersion, Served, Serving, Source, server_config};
+use ecr_injector::tls::self_managed::{SelfManaged, SelfManagedOptions};
+use ecr_injector::tls::{CertPublisher, CertResolver, MinVersion, Source, server_config};
 use jiff::SignedDuration;
 use kube::Client;
 use rustls::pki_types::CertificateDer;
@@ -127,7 +127,7 @@ fn decode(value: &Value) -> String {
 /// One replica's part; it ends when this is dropped.
 struct Replica {
     authority: SelfManaged,
-    serving: Arc<Serving>,
+    serving: Arc<CertResolver>,
     certificate: Condition,
     trusted: Condition,
     metrics: Arc<Metrics>,
@@ -138,7 +138,7 @@ struct Replica {
 impl Replica {
     fn start(us: &Client) -> Self {
         let metrics = Arc::<Metrics>::default();
-        let authority = SelfManaged::new(Parts {
+        let authority = SelfManaged::new(SelfManagedOptions {
             client: us.clone(),
             namespace: Namespace::parse(NAME).unwrap(),
             secret: "ecr-injector-ca".to_owned(),
@@ -153,8 +153,8 @@ impl Replica {
             readiness.condition("certificate"),
             readiness.condition("ca-bundle-trusted"),
         );
-        let serving = Arc::<Serving>::default();
-        let served = Served::new(
+        let serving = Arc::<CertResolver>::default();
+        let served = CertPublisher::new(
             serving.clone(),
             SERVICE.to_owned(),
             certificate.clone(),
@@ -187,7 +187,7 @@ impl Replica {
 }
 
 /// Whether a client that trusts this bundle gets through to what is served, and by which certificate.
-async fn handshake(serving: &Arc<Serving>, bundle: &str) -> Option<CertificateDer<'static>> {
+async fn handshake(serving: &Arc<CertResolver>, bundle: &str) -> Option<CertificateDer<'static>> {
     let config = server_config(serving.clone(), MinVersion::Tls13, None).unwrap();
     let (here, there) = tokio::io::duplex(16 * 1024);
     let (trust, versions) = (Trust::of_bundle(bundle), [&TLS13]);
@@ -522,12 +522,12 @@ async fn certificate_in_a_secret_is_followed_and_a_bad_one_not_served() {
         .post(&format!("{rbac}/rolebindings"), &binding)
         .await
         .allowed();
-    let (serving, metrics) = (Arc::<Serving>::default(), Arc::<Metrics>::default());
+    let (serving, metrics) = (Arc::<CertResolver>::default(), Arc::<Metrics>::default());
     let condition = Readiness::default().condition("certificate");
     let namespace = Namespace::parse(NAME).unwrap();
     let clock = Arc::new(SystemClock);
     let source = NamedSecret::new(cluster.us.clone(), &namespace, "serving".to_owned(), clock);
-    let served = Served::new(
+    let served = CertPublisher::new(
         serving.clone(),
         SERVICE.to_owned(),
         condition.clone(),

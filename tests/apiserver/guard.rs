@@ -18,7 +18,7 @@ use base64::prelude::BASE64_STANDARD;
 use ecr_injector::cluster::lease::{Elector, Settings};
 use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::process::clock::SystemClock;
-use ecr_injector::pull_secret::events::{Events, Happening, Parts};
+use ecr_injector::pull_secret::events::{EventRecorderOptions, Events, PullSecretEvent};
 use ecr_injector::pull_secret::guard::{Verdict, test_guard};
 use ecr_injector::pull_secret::{Damage, Foreign};
 use ecr_injector::telemetry::metrics::Metrics;
@@ -771,7 +771,7 @@ async fn publishes_events_that_the_api_server_accepts() {
     // Also where nobody is opted in any more.
     let namespace = Namespace::parse(&cluster.plain().await).unwrap();
     let tasks = TaskTracker::new();
-    let events = Events::new(Parts {
+    let events = Events::new(EventRecorderOptions {
         client: us.0.clone(),
         secret_name: PULL_SECRET.to_owned(),
         instance: "x".repeat(200),
@@ -782,40 +782,40 @@ async fn publishes_events_that_the_api_server_accepts() {
     });
     let long = "word ".repeat(1000);
     let happenings = [
-        Happening::Refreshed,
-        Happening::Refused {
+        PullSecretEvent::Refreshed,
+        PullSecretEvent::Refused {
             code: long.as_str().into(),
         },
-        Happening::Foreign {
+        PullSecretEvent::Foreign {
             why: Foreign::Label,
         },
-        Happening::Repaired {
+        PullSecretEvent::Repaired {
             what: Damage::Deleted,
         },
-        Happening::Repaired {
+        PullSecretEvent::Repaired {
             what: Damage::Changed,
         },
-        Happening::Contended,
-        Happening::Quota {
+        PullSecretEvent::Contended,
+        PullSecretEvent::Quota {
             message: long.clone(),
         },
-        Happening::Forbidden {
+        PullSecretEvent::Forbidden {
             message: long.clone(),
         },
-        Happening::RoleRefused {
+        PullSecretEvent::RoleRefused {
             role: long.clone(),
             why: long.clone(),
         },
-        Happening::OptedIn,
-        Happening::OptedOut,
-        Happening::Suspended {
+        PullSecretEvent::OptedIn,
+        PullSecretEvent::OptedOut,
+        PullSecretEvent::Suspended {
             host: long.clone(),
             more: 3,
             why: long,
         },
     ];
     for happening in &happenings {
-        events.tell(&namespace, happening);
+        events.publish(&namespace, happening);
     }
     drop(events);
     tasks.close();

@@ -14,7 +14,7 @@ use ecr_injector::{
         patch,
         review::Request,
     },
-    cluster::namespace::OptedIn,
+    cluster::namespace::NamespaceSettings,
     config::Config,
     identity::Identity,
     pull_secret::{
@@ -122,9 +122,9 @@ impl Fixture {
         let body = self.review(pod);
         let request = Request::parse(&body).unwrap();
         let state = self.situation.secret.state();
-        let said = OptedIn {
+        let said = NamespaceSettings {
             role: self.situation.role.as_deref().map(Into::into),
-            ..OptedIn::default()
+            ..NamespaceSettings::default()
         };
         let facts = Facts {
             opted_in: self.situation.opted_in.then_some(&said),
@@ -141,10 +141,10 @@ impl Fixture {
         };
         let decision = match demand(&request, rules) {
             Ok(demand) => decide(demand, rules, &facts, NOW),
-            Err(reason) => Decision::LeaveAlone(reason),
+            Err(reason) => Decision::Skip(reason),
         };
         let (verdict, injection, ensures) = match decision {
-            Decision::LeaveAlone(reason) => {
+            Decision::Skip(reason) => {
                 return Verdict {
                     word: format!("skip: {}", reason.as_str()),
                     patch: Patch::default(),
@@ -160,7 +160,7 @@ impl Fixture {
         };
         Verdict {
             word: verdict.into(),
-            patch: patch::append(&rules.secret_name, injection.stands),
+            patch: patch::append(&rules.secret_name, injection.reference),
             warnings: injection.warnings,
             ensures,
             due: injection.due,

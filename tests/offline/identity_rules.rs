@@ -1,9 +1,10 @@
 //! Which identity mints, as a table, and as laws that no input may break.
 
-use ecr_injector::cluster::namespace::{Namespace, OptedIn};
+use ecr_injector::cluster::namespace::{Namespace, NamespaceSettings};
 use ecr_injector::identity::pattern::Pattern;
 use ecr_injector::identity::{
-    DefaultIdentity, Identities, Identity, Manner, NamespaceRoles, Refusal, RoleTemplate, Rule,
+    AssumeRoleOptions, DefaultIdentity, Identities, Identity, NamespaceRoles, Refusal,
+    RoleTemplate, Rule,
 };
 use ecr_injector::registry::{AccountId, Region, Registry};
 use proptest::prelude::*;
@@ -44,7 +45,7 @@ fn rule(accounts: &[&str], regions: &[&str], namespaces: &[&str], role: Option<&
             .iter()
             .map(|text| Pattern::parse(text).expect("a pattern"))
             .collect(),
-        mints: role.map(|name| RoleTemplate::new(arn(name), Manner::default())),
+        mints: role.map(|name| RoleTemplate::new(arn(name), AssumeRoleOptions::default())),
     }
 }
 
@@ -54,14 +55,14 @@ fn allowing(patterns: &[&str]) -> NamespaceRoles {
             .iter()
             .map(|text| Pattern::parse(text).expect("a pattern"))
             .collect(),
-        manner: Manner::default(),
+        manner: AssumeRoleOptions::default(),
     }
 }
 
-fn said(role: Option<&str>) -> OptedIn {
-    OptedIn {
+fn said(role: Option<&str>) -> NamespaceSettings {
+    NamespaceSettings {
         role: role.map(Into::into),
-        ..OptedIn::default()
+        ..NamespaceSettings::default()
     }
 }
 

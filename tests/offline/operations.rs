@@ -11,7 +11,7 @@ use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ecr_injector::admission::handler::Verdict;
-use ecr_injector::pull_secret::gauges::Worth;
+use ecr_injector::pull_secret::gauges::PullSecretState;
 use ecr_injector::pull_secret::provisioner::{SecretSource, TokenSource};
 use ecr_injector::telemetry::metrics::{DiscoveryRun, Handshake, Metrics, Phase, Shed, Spans};
 use http::{Method, Request, header};
@@ -283,7 +283,7 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
         (
             "pull_secrets_by_state",
             "state",
-            set(Worth::ALL.map(Worth::as_str)),
+            set(PullSecretState::ALL.map(PullSecretState::as_str)),
         ),
         (
             "lease_transitions_total",

@@ -109,7 +109,7 @@ async fn two_processes_that_race_on_two_registries_lose_none() {
 /// What a load came to.
 #[derive(Debug)]
 #[expect(dead_code, reason = "most are only shown")]
-struct Figures {
+struct Summary {
     stored_without_our_entry: usize,
     with_warnings: usize,
     turned_away: usize,
@@ -118,7 +118,7 @@ struct Figures {
 }
 
 /// Creates Pods in cold namespaces, in an order that has every namespace cold at the same time.
-async fn load(pair: &Pair, client: &Client, region: &str) -> Figures {
+async fn load(pair: &Pair, client: &Client, region: &str) -> Summary {
     let mut namespaces = Vec::new();
     for _ in 0..NAMESPACES {
         namespaces.push(pair.plane.namespace("load", &[OPT_IN]).await);
@@ -167,7 +167,7 @@ async fn load(pair: &Pair, client: &Client, region: &str) -> Figures {
         .filter(|pod| namespaces.contains(pod.metadata.namespace.as_ref().unwrap()))
         .collect();
     assert_eq!(ours.len(), NAMESPACES * PODS_PER_NAMESPACE);
-    Figures {
+    Summary {
         stored_without_our_entry: ours
             .iter()
             .filter(|pod| !pull_secrets(pod).contains(&PULL_SECRET))

@@ -25,7 +25,7 @@ use ecr_injector::pull_secret::state::Subject;
 use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::writer::Writer;
 use ecr_injector::pull_secret::writer::api::KubeSecrets;
-use ecr_injector::refresh::{Parts, Reconciler};
+use ecr_injector::refresh::{Reconciler, ReconcilerContext};
 use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::token::cache::TokenCache;
 use http::Response;
@@ -90,7 +90,7 @@ async fn leading(count: usize) -> Held {
     let name = PULL_SECRET.to_owned();
     let api = KubeSecrets::new(client, name.clone(), metrics.clone());
     let mint = Sim::new("").aws;
-    let reconciler = Reconciler::new(Parts {
+    let reconciler = Reconciler::new(ReconcilerContext {
         namespaces: Arc::new(namespaces.clone()),
         secrets: secrets.clone(),
         writer: Writer::new(Arc::new(api), name, secrets.clone(), clock.clone()),

@@ -170,7 +170,7 @@ async fn bundle(admin: &Caller) -> String {
 
 /// What a load came to.
 #[derive(Default)]
-struct Figures {
+struct Summary {
     seconds: f64,
     pods: Created,
     answered: usize,
@@ -178,7 +178,7 @@ struct Figures {
     failures: Vec<String>,
 }
 
-impl Figures {
+impl Summary {
     fn per_second(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let requests = (self.pods.stored + self.answered) as f64;
@@ -275,7 +275,7 @@ impl Load {
         }
     }
 
-    async fn stop(mut self) -> Figures {
+    async fn stop(mut self) -> Summary {
         let seconds = self.started.elapsed().as_secs_f64();
         self.stop.cancel();
         let pods = self.creators.stop().await;
@@ -284,7 +284,7 @@ impl Load {
         }
         let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
-        Figures {
+        Summary {
             seconds,
             pods,
             answered: count(&counts.answered),

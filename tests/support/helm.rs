@@ -72,7 +72,7 @@ pub fn next() -> PathBuf {
     if major() == 3 { built() } else { program() }
 }
 
-/// Runs it in surroundings that have no plugins, repositories or cluster.
+/// Runs it in environment that have no plugins, repositories or cluster.
 pub fn run(arguments: &[&str]) -> Output {
     run_by(&program(), arguments)
 }

@@ -15,7 +15,7 @@ use ecr_injector::cluster::namespaces::Namespaces;
 use ecr_injector::config::Config;
 use ecr_injector::config::live::Live;
 use ecr_injector::process::clock::Clock;
-use ecr_injector::pull_secret::provisioner::{Parts, Provisioner};
+use ecr_injector::pull_secret::provisioner::{Provisioner, ProvisionerOptions};
 use ecr_injector::pull_secret::seal::{StateKeys, key::StateKey};
 use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::writer::Writer;
@@ -219,7 +219,7 @@ fn admission(
     );
     let name = running.rules.secret_name.clone();
     let secret_api = KubeSecrets::new(api.client(), name.clone(), metrics.clone());
-    let provisioner = Provisioner::new(Parts {
+    let provisioner = Provisioner::new(ProvisionerOptions {
         writer: Writer::new(Arc::new(secret_api), name, secrets.clone(), steady.clone()),
         namespaces: namespaces.clone(),
         tokens: TokenCache::new(mint.clone(), steady, tasks.clone()),

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ecr_injector::cluster::changes::Changes;
 use ecr_injector::cluster::lease::Leadership;
-use ecr_injector::cluster::namespace::{Namespace, OptedIn};
+use ecr_injector::cluster::namespace::{Namespace, NamespaceSettings};
 use ecr_injector::cluster::namespaces::{Look, ReadError};
 use ecr_injector::config::Config;
 use ecr_injector::config::live::Live;
@@ -20,7 +20,7 @@ use ecr_injector::pull_secret::seal::{StateKeys, key::StateKey};
 use ecr_injector::pull_secret::state::{Credential, DataDigest, Demand, HostState, State, Subject};
 use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::writer::{CallError, SecretApi, Writer};
-use ecr_injector::refresh::{NamespaceSource, Parts, Reconciler, Sweep, Swept};
+use ecr_injector::refresh::{NamespaceSource, Reconciler, ReconcilerContext, Sweep, SweepOutcome};
 use ecr_injector::registry::Host;
 use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::token::cache::{AwsReply, Call, Mint, MintError, TokenCache};
@@ -193,7 +193,7 @@ pub struct SimCluster {
 
 #[derive(Default)]
 struct Inner {
-    settings: HashMap<Namespace, OptedIn>,
+    settings: HashMap<Namespace, NamespaceSettings>,
     /// Those that exist and are not opted in.
     out: HashSet<Namespace>,
     secrets: HashMap<Namespace, Secret>,
@@ -212,10 +212,10 @@ fn uid_of(namespace: &Namespace) -> String {
     format!("uid-of-{namespace}")
 }
 
-fn settings(namespace: &Namespace) -> OptedIn {
-    OptedIn {
+fn settings(namespace: &Namespace) -> NamespaceSettings {
+    NamespaceSettings {
         uid: uid_of(namespace).into(),
-        ..OptedIn::default()
+        ..NamespaceSettings::default()
     }
 }
 
@@ -300,7 +300,7 @@ impl SimCluster {
             .settings
             .insert(namespace.clone(), settings(namespace));
         drop(inner);
-        self.changes.tell(namespace);
+        self.changes.notify(namespace);
     }
 
     /// Takes the label off.
@@ -309,7 +309,7 @@ impl SimCluster {
         inner.settings.remove(namespace);
         inner.out.insert(namespace.clone());
         drop(inner);
-        self.changes.tell(namespace);
+        self.changes.notify(namespace);
     }
 
     /// Sets the role that a namespace names.
@@ -318,7 +318,7 @@ impl SimCluster {
         let settings = inner.settings.get_mut(namespace).unwrap();
         settings.role = Some(role.into());
         drop(inner);
-        self.changes.tell(namespace);
+        self.changes.notify(namespace);
     }
 
     /// Deletes a namespace with all that is in it.
@@ -328,7 +328,7 @@ impl SimCluster {
         inner.out.remove(namespace);
         drop(inner);
         self.delete(namespace);
-        self.changes.tell(namespace);
+        self.changes.notify(namespace);
     }
 
     /// Somebody changes a pull secret, or makes one.
@@ -440,12 +440,12 @@ impl SimCluster {
 
     /// The namespace begins to go away; it and its Secret are there for a while yet.
     pub fn terminate(&self, namespace: &Namespace) {
-        let terminating = OptedIn {
+        let terminating = NamespaceSettings {
             is_terminating: true,
             ..settings(namespace)
         };
         self.inner().settings.insert(namespace.clone(), terminating);
-        self.changes.tell(namespace);
+        self.changes.notify(namespace);
     }
 
     /// What is known of a pull secret.
@@ -564,7 +564,7 @@ impl NamespaceSource for SimCluster {
         self.inner().settings.keys().cloned().collect()
     }
 
-    fn settings(&self, namespace: &Namespace) -> Option<OptedIn> {
+    fn settings(&self, namespace: &Namespace) -> Option<NamespaceSettings> {
         self.inner().settings.get(namespace).cloned()
     }
 
@@ -580,7 +580,7 @@ impl NamespaceSource for SimCluster {
             Ok(if let Some(settings) = inner.settings.get(namespace) {
                 Look::OptedIn(settings.clone())
             } else if inner.out.contains(namespace) {
-                Look::OptedOut(OptedIn::default())
+                Look::OptedOut(NamespaceSettings::default())
             } else {
                 Look::Absent
             })
@@ -773,7 +773,7 @@ impl Sim {
 
     pub fn reconciler(&self) -> Reconciler {
         let secrets = self.cluster.known();
-        Reconciler::new(Parts {
+        Reconciler::new(ReconcilerContext {
             namespaces: self.cluster.clone(),
             writer: self.cluster.writer(&secrets),
             secrets,
@@ -787,7 +787,7 @@ impl Sim {
     }
 
     /// One sweep by hand over all namespaces, sixteen at a time.
-    pub async fn sweep(&self, sweep: &Sweep, term: &Leadership) -> Vec<(Namespace, Swept)> {
+    pub async fn sweep(&self, sweep: &Sweep, term: &Leadership) -> Vec<(Namespace, SweepOutcome)> {
         let reconciler = self.reconciler();
         let one = async |name: Namespace| {
             let swept = reconciler.bring_up_to_date(&name, sweep, term).await;

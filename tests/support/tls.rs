@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ecr_injector::process::clock::SystemClock;
 use ecr_injector::tls::files::Files;
-use ecr_injector::tls::{MinVersion, Serving, server_config};
+use ecr_injector::tls::{CertResolver, MinVersion, server_config};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -37,7 +37,7 @@ impl Tls {
             key: files.key,
         };
         let pair = files.pair(&SystemClock).unwrap();
-        let config = server_config(Serving::of(pair), min, None).unwrap();
+        let config = server_config(CertResolver::of(pair), min, None).unwrap();
         Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             trust: Trust::of(&authority),

@@ -25,7 +25,7 @@ use crate::{
         namespaces,
         object::Metadata,
         ownership,
-        rights::{On, Right},
+        rights::{Permission, Scope},
     },
     config::Config,
     pull_secret::{self, state::State},
@@ -59,8 +59,8 @@ pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::
         .context("no cluster found; set --kubeconfig or KUBECONFIG")?;
     let rules = &config.rules;
     let rights = [
-        Right::everywhere("list", On::Namespaces),
-        Right::everywhere("list", On::Secrets(rules.secret_name.clone())),
+        Permission::everywhere("list", Scope::Namespaces),
+        Permission::everywhere("list", Scope::Secrets(rules.secret_name.clone())),
     ];
     one_shot::demand_rights(&cluster, &rights).await?;
     let label = format!("{}={}", config.opt_in.label, config.opt_in.value);

@@ -14,10 +14,10 @@ use crate::{
         decide::{Decision, Facts, Injection, Reason, decide, demand, warning_for},
         manifest::Object,
         patch,
-        pod::{Pod, PullSecrets},
+        pod::{Pod, ReferenceState},
         review::Request,
     },
-    cluster::namespace::{Namespace, OptedIn},
+    cluster::namespace::{Namespace, NamespaceSettings},
     pull_secret::SecretFacts,
     registry::{Host, Registry, image::ImageReference},
     rules::Rules,
@@ -31,7 +31,7 @@ pub(super) struct Verdict {
     own_namespace: Option<String>,
     /// The namespace that it would be in.
     pub(super) namespace: String,
-    /// Where the object stands in its document.
+    /// Where the object reference in its document.
     pub(super) place: PointerBuf,
     /// What would be changed in it.
     pub(super) patch: Patch,
@@ -90,16 +90,16 @@ impl Verdict {
         let namespace = self.namespace.clone();
         let request = Request::offline(&namespace, pod);
         let facts = Facts {
-            opted_in: Some(&OptedIn::default()),
+            opted_in: Some(&NamespaceSettings::default()),
             secret: SecretFacts::Absent,
         };
         // Nothing is old where there is no pull secret, so any time will do.
         let decision = match demand(&request, rules) {
             Ok(demand) => decide(demand, rules, &facts, Timestamp::UNIX_EPOCH),
-            Err(reason) => Decision::LeaveAlone(reason),
+            Err(reason) => Decision::Skip(reason),
         };
         match decision {
-            Decision::LeaveAlone(reason) => {
+            Decision::Skip(reason) => {
                 let warning = warning_for(reason, rules);
                 self.notes.extend(warning.map(|text| ("warning", text)));
                 self.outcome = Outcome::LeftAlone(self.why(reason, &domains));
@@ -112,7 +112,7 @@ impl Verdict {
 
     fn inject(&mut self, place: &Pointer, injection: Injection, rules: &Rules) {
         let Injection {
-            stands,
+            reference,
             hosts,
             warnings,
             ..
@@ -125,15 +125,15 @@ impl Verdict {
         let list = format!("{}.spec.imagePullSecrets", dotted(place));
         let list = list.trim_start_matches('.');
         let name = &rules.secret_name;
-        let secret = match stands {
-            PullSecrets::Present => format!("{name}, in {list} already"),
-            PullSecrets::Listed => format!("{name}, appended to {list}"),
-            PullSecrets::NoList => format!("{name}, as {list}"),
+        let secret = match reference {
+            ReferenceState::Present => format!("{name}, in {list} already"),
+            ReferenceState::Listed => format!("{name}, appended to {list}"),
+            ReferenceState::NoList => format!("{name}, as {list}"),
         };
         self.notes.push(("secret", secret));
         self.notes
             .extend(warnings.into_iter().map(|text| ("warning", text)));
-        self.patch = patch::append_in(place, name, stands);
+        self.patch = patch::append_in(place, name, reference);
         self.outcome = Outcome::Injected;
     }
 

@@ -74,7 +74,7 @@ pub enum NotYet {
          webhook is not called for Pods of {namespace} (is the namespace labelled? does the \
          MutatingWebhookConfiguration exist and trust the certificate?), or it did not respond, \
          or skipped the Pod",
-        said(.warnings)
+        with_warnings(.warnings)
     )]
     LeftAlone {
         /// The entry that it lacks.
@@ -85,7 +85,7 @@ pub enum NotYet {
         warnings: Vec<String>,
     },
     /// The pull secret doesn't open the registry.
-    #[error("{what} has no valid credential for {host}{}", said(.warnings))]
+    #[error("{what} has no valid credential for {host}{}", with_warnings(.warnings))]
     NoCredential {
         /// The pull secret.
         what: String,
@@ -99,7 +99,7 @@ pub enum NotYet {
 /// What was said when a Pod was admitted.
 type Warnings = Vec<String>;
 
-fn said(warnings: &[String]) -> String {
+fn with_warnings(warnings: &[String]) -> String {
     if warnings.is_empty() {
         String::new()
     } else {

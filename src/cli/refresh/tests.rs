@@ -84,8 +84,8 @@ fn plan(at: Timestamp, action: Action) -> Plan {
     }
 }
 
-fn swept(written: bool, error: Option<&str>, plan: Option<Plan>) -> Swept {
-    Swept {
+fn swept(written: bool, error: Option<&str>, plan: Option<Plan>) -> SweepOutcome {
+    SweepOutcome {
         written,
         error: error.map(str::to_owned),
         plan,
@@ -95,7 +95,7 @@ fn swept(written: bool, error: Option<&str>, plan: Option<Plan>) -> Swept {
 fn seen<'a>(
     before: Option<&'a Observed>,
     after: Option<&'a Observed>,
-    settings: Option<&'a OptedIn>,
+    settings: Option<&'a NamespaceSettings>,
 ) -> Seen<'a> {
     Seen {
         before,
@@ -106,7 +106,11 @@ fn seen<'a>(
     }
 }
 
-fn done_to(seen: Seen<'_>, swept: &Swept, is_interrupted: bool) -> Option<(&'static str, bool)> {
+fn done_to(
+    seen: Seen<'_>,
+    swept: &SweepOutcome,
+    is_interrupted: bool,
+) -> Option<(&'static str, bool)> {
     let row = seen.done(&team(), swept, is_interrupted)?;
     Some((row.result, row.is_good))
 }
@@ -114,10 +118,10 @@ fn done_to(seen: Seen<'_>, swept: &Swept, is_interrupted: bool) -> Option<(&'sta
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn row_has_what_was_done_and_whether_it_is_well() {
-    let settings = OptedIn::default();
-    let terminating = OptedIn {
+    let settings = NamespaceSettings::default();
+    let terminating = NamespaceSettings {
         is_terminating: true,
-        ..OptedIn::default()
+        ..NamespaceSettings::default()
     };
     let (opted_in, ending) = (Some(&settings), Some(&terminating));
     let (secret, empty) = (&managed(&[(IRELAND, Some(12))]), &managed(&[]));
@@ -265,7 +269,10 @@ fn row_has_what_was_done_and_whether_it_is_well() {
 
 #[test]
 fn interrupted_row_is_one_with_something_left() {
-    let (settings, secret) = (OptedIn::default(), managed(&[(IRELAND, Some(12))]));
+    let (settings, secret) = (
+        NamespaceSettings::default(),
+        managed(&[(IRELAND, Some(12))]),
+    );
     let seen = seen(Some(&secret), Some(&secret), Some(&settings));
     for (swept, expected) in [
         (
@@ -291,7 +298,10 @@ fn interrupted_row_is_one_with_something_left() {
 
 #[test]
 fn excluded_namespace_has_no_row() {
-    let (settings, secret) = (OptedIn::default(), managed(&[(IRELAND, Some(12))]));
+    let (settings, secret) = (
+        NamespaceSettings::default(),
+        managed(&[(IRELAND, Some(12))]),
+    );
     let seen = Seen {
         is_excluded: true,
         ..seen(Some(&secret), Some(&secret), Some(&settings))
@@ -303,7 +313,7 @@ fn excluded_namespace_has_no_row() {
 #[test]
 fn suspended_registries_are_named_with_their_reason() {
     let secret = managed(&[(IRELAND, Some(12)), (OREGON, Some(12))]);
-    let settings = OptedIn::default();
+    let settings = NamespaceSettings::default();
     let seen = seen(Some(&secret), Some(&secret), Some(&settings));
     let plan = write(later(3), &[], &[IRELAND, OREGON]);
     let row = seen.done(&team(), &swept(false, None, Some(plan.clone())), false);
@@ -326,7 +336,10 @@ fn suspended_registries_are_named_with_their_reason() {
 
 #[test]
 fn preview_tells_what_is_due_from_what_is_not() {
-    let (settings, secret) = (OptedIn::default(), managed(&[(IRELAND, Some(12))]));
+    let (settings, secret) = (
+        NamespaceSettings::default(),
+        managed(&[(IRELAND, Some(12))]),
+    );
     let has = seen(Some(&secret), Some(&secret), Some(&settings));
     let lacks = seen(None, None, Some(&settings));
     let opted_out = seen(Some(&secret), Some(&secret), None);
@@ -355,7 +368,7 @@ fn preview_tells_what_is_due_from_what_is_not() {
 #[test]
 fn preview_counts_what_is_renewed_and_dropped() {
     let secret = managed(&[(IRELAND, Some(12)), (OREGON, Some(12))]);
-    let settings = OptedIn::default();
+    let settings = NamespaceSettings::default();
     let seen = seen(Some(&secret), Some(&secret), Some(&settings));
     let mut plan = write(NOW, &[IRELAND], &[]);
     let message = |plan: &Plan| seen.would(&team(), Some(plan)).and_then(|row| row.message);
@@ -372,7 +385,10 @@ fn preview_counts_what_is_renewed_and_dropped() {
 
 #[test]
 fn row_without_a_next_time_has_no_due_date() {
-    let (settings, secret) = (OptedIn::default(), managed(&[(IRELAND, Some(12))]));
+    let (settings, secret) = (
+        NamespaceSettings::default(),
+        managed(&[(IRELAND, Some(12))]),
+    );
     let seen = seen(Some(&secret), Some(&secret), Some(&settings));
     let never = write(Timestamp::MAX, &[IRELAND], &[]);
     let row = seen.would(&team(), Some(&never)).expect("a row");

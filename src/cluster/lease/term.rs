@@ -9,7 +9,7 @@ use std::{
 use tokio::time::sleep_until;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::process::clock::{Clock, Moment};
+use crate::process::clock::{Clock, ClockReading};
 
 /// A term as the leader: the fence of its work. Clones are of the same term, and a term that is over never comes back.
 #[derive(Clone)]
@@ -24,7 +24,7 @@ struct Term {
 struct Renewal {
     clock: Arc<dyn Clock>,
     lasts: Duration,
-    sent: Mutex<Moment>,
+    sent: Mutex<ClockReading>,
 }
 
 impl Leadership {
@@ -38,7 +38,7 @@ impl Leadership {
     }
 
     /// Counts from a moment before the Lease was asked for, for so long.
-    pub(super) fn new(clock: Arc<dyn Clock>, sent: Moment, lasts: Duration) -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>, sent: ClockReading, lasts: Duration) -> Self {
         Self(Arc::new(Term {
             ended: CancellationToken::new(),
             renewal: Some(Renewal {
@@ -82,7 +82,7 @@ impl Leadership {
     }
 
     /// Counts from a later renewal, unless the term is over.
-    pub(super) fn extend(&self, sent: Moment) -> bool {
+    pub(super) fn extend(&self, sent: ClockReading) -> bool {
         if !self.holds() {
             return false;
         }
@@ -108,7 +108,7 @@ impl Leadership {
 }
 
 impl Renewal {
-    fn sent(&self) -> MutexGuard<'_, Moment> {
+    fn sent(&self) -> MutexGuard<'_, ClockReading> {
         self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -138,18 +138,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_term_counts_from_before_its_renewal_was_sent() {
         let clock = Arc::new(SettableClock::default());
-        let sent = Moment::now(&*clock);
+        let sent = ClockReading::now(&*clock);
         let leadership = Leadership::new(clock.clone(), sent, DEADLINE);
         advance(seconds(9)).await;
         assert!(leadership.holds());
-        let next = Moment::now(&*clock);
+        let next = ClockReading::now(&*clock);
         advance(Duration::from_millis(900)).await;
         assert!(leadership.extend(next));
         advance(seconds(9)).await;
         assert!(leadership.holds());
         advance(Duration::from_millis(100)).await;
         assert!(!leadership.holds());
-        assert!(!leadership.extend(Moment::now(&*clock)), "it came back");
+        assert!(
+            !leadership.extend(ClockReading::now(&*clock)),
+            "it came back"
+        );
         assert!(!leadership.holds());
     }
 
@@ -159,7 +162,7 @@ mod tests {
         advance(seconds(100_000)).await;
         assert!(
             leadership.holds()
-                && leadership.extend(Moment {
+                && leadership.extend(ClockReading {
                     monotonic: Instant::now(),
                     wall: Timestamp::UNIX_EPOCH,
                 })

@@ -91,8 +91,8 @@ fn team() -> Namespace {
     Namespace::parse("team").expect("valid")
 }
 
-fn figures(subjects: &[(&Observed, bool)]) -> Figures {
-    let (namespace, settings) = (team(), OptedIn::default());
+fn figures(subjects: &[(&Observed, bool)]) -> Summary {
+    let (namespace, settings) = (team(), NamespaceSettings::default());
     let subjects = subjects.iter().map(|(observed, is_served)| Subject {
         namespace: &namespace,
         observed,
@@ -104,68 +104,89 @@ fn figures(subjects: &[(&Observed, bool)]) -> Figures {
 #[test]
 fn every_pull_secret_is_worth_one_thing() {
     for (observed, expected) in [
-        (managed(&[(1, EU, Some(700))]), Some(Worth::Fresh)),
-        (managed(&[(1, EU, Some(300))]), Some(Worth::Due)),
+        (managed(&[(1, EU, Some(700))]), Some(PullSecretState::Fresh)),
+        (managed(&[(1, EU, Some(300))]), Some(PullSecretState::Due)),
         // Less than five minutes.
-        (managed(&[(1, EU, Some(4))]), Some(Worth::Expired)),
-        (managed(&[(1, EU, Some(-1))]), Some(Worth::Expired)),
+        (managed(&[(1, EU, Some(4))]), Some(PullSecretState::Expired)),
+        (
+            managed(&[(1, EU, Some(-1))]),
+            Some(PullSecretState::Expired),
+        ),
         // Longer than ECR lets any live: forged.
-        (managed(&[(1, EU, Some(2000))]), Some(Worth::Expired)),
-        (managed(&[(1, EU, None)]), Some(Worth::Pending)),
-        (managed(&[]), Some(Worth::Empty)),
+        (
+            managed(&[(1, EU, Some(2000))]),
+            Some(PullSecretState::Expired),
+        ),
+        (managed(&[(1, EU, None)]), Some(PullSecretState::Pending)),
+        (managed(&[]), Some(PullSecretState::Empty)),
         // Suspended, whatever its credential is worth.
-        (managed(&[(1, REFUSED, Some(700))]), Some(Worth::Suspended)),
-        (managed(&[(1, REFUSED, Some(-1))]), Some(Worth::Suspended)),
-        (managed(&[(1, REFUSED, None)]), Some(Worth::Suspended)),
+        (
+            managed(&[(1, REFUSED, Some(700))]),
+            Some(PullSecretState::Suspended),
+        ),
+        (
+            managed(&[(1, REFUSED, Some(-1))]),
+            Some(PullSecretState::Suspended),
+        ),
+        (
+            managed(&[(1, REFUSED, None)]),
+            Some(PullSecretState::Suspended),
+        ),
         (
             managed(&[(1, "gone.example.com", None)]),
-            Some(Worth::Suspended),
+            Some(PullSecretState::Suspended),
         ),
         // The worst counts.
         (
             managed(&[(1, EU, Some(700)), (1, US, Some(300))]),
-            Some(Worth::Due),
+            Some(PullSecretState::Due),
         ),
         (
             managed(&[(1, EU, Some(300)), (1, REFUSED, Some(700))]),
-            Some(Worth::Suspended),
+            Some(PullSecretState::Suspended),
         ),
         (
             managed(&[(1, EU, None), (1, REFUSED, Some(700))]),
-            Some(Worth::Pending),
+            Some(PullSecretState::Pending),
         ),
         (
             managed(&[(1, EU, None), (1, US, Some(300))]),
-            Some(Worth::Pending),
+            Some(PullSecretState::Pending),
         ),
         (
             managed(&[(1, EU, None), (1, US, Some(-1))]),
-            Some(Worth::Expired),
+            Some(PullSecretState::Expired),
         ),
         // A registry that pulls without a credential needs none.
-        (managed(&[(1, PUBLIC, None)]), Some(Worth::Fresh)),
-        (managed(&[(1, PUBLIC, Some(-1))]), Some(Worth::Expired)),
-        (Observed::Foreign(Foreign::Label), Some(Worth::Foreign)),
+        (managed(&[(1, PUBLIC, None)]), Some(PullSecretState::Fresh)),
+        (
+            managed(&[(1, PUBLIC, Some(-1))]),
+            Some(PullSecretState::Expired),
+        ),
+        (
+            Observed::Foreign(Foreign::Label),
+            Some(PullSecretState::Foreign),
+        ),
         (
             unverified(Unverified::Changed, None),
-            Some(Worth::Unverified),
+            Some(PullSecretState::Unverified),
         ),
         (
             unverified(Unverified::Listed, None),
-            Some(Worth::Unverified),
+            Some(PullSecretState::Unverified),
         ),
         // Taken at its word.
         (
             unverified(Unverified::Changed, Some(state(&[(1, EU, Some(700))]))),
-            Some(Worth::Fresh),
+            Some(PullSecretState::Fresh),
         ),
         (
             unverified(Unverified::Listed, Some(state(&[(1, EU, Some(-1))]))),
-            Some(Worth::Expired),
+            Some(PullSecretState::Expired),
         ),
         (
             unverified(Unverified::Tampered, Some(state(&[(1, EU, Some(700))]))),
-            Some(Worth::Tampered),
+            Some(PullSecretState::Tampered),
         ),
         (Observed::Deleted(None), None),
     ] {
@@ -178,14 +199,23 @@ fn every_pull_secret_is_worth_one_thing() {
 #[test]
 fn secret_of_a_namespace_that_is_not_served_is_opted_out() {
     for (observed, expected) in [
-        (managed(&[(1, EU, Some(-1))]), Some(Worth::OptedOut)),
-        (managed(&[]), Some(Worth::OptedOut)),
+        (
+            managed(&[(1, EU, Some(-1))]),
+            Some(PullSecretState::OptedOut),
+        ),
+        (managed(&[]), Some(PullSecretState::OptedOut)),
         (
             unverified(Unverified::Tampered, None),
-            Some(Worth::OptedOut),
+            Some(PullSecretState::OptedOut),
         ),
-        (unverified(Unverified::Listed, None), Some(Worth::OptedOut)),
-        (Observed::Foreign(Foreign::Type), Some(Worth::Foreign)),
+        (
+            unverified(Unverified::Listed, None),
+            Some(PullSecretState::OptedOut),
+        ),
+        (
+            Observed::Foreign(Foreign::Type),
+            Some(PullSecretState::Foreign),
+        ),
         (Observed::Deleted(None), None),
     ] {
         let counted = figures(&[(&observed, false)]).by_worth;
@@ -278,19 +308,19 @@ fn metrics_show_every_state_and_drop_what_is_gone() {
         assert!(text.contains(line), "{line} not in:\n{text}");
     }
     let series = |text: &str| text.matches("by_state{").count();
-    assert_eq!(series(&text), Worth::ALL.len());
+    assert_eq!(series(&text), PullSecretState::ALL.len());
     figures(&[]).show(&metrics);
     let text = metrics.to_text();
     assert!(!text.contains("expiry"), "{text}");
     assert!(text.contains(r#"by_state{state="due"} 0"#), "{text}");
-    assert_eq!(series(&text), Worth::ALL.len());
+    assert_eq!(series(&text), PullSecretState::ALL.len());
 }
 
 #[test]
 fn worst_worth_sorts_last() {
-    let mut sorted = Worth::ALL;
+    let mut sorted = PullSecretState::ALL;
     sorted.sort_unstable();
-    assert_eq!(sorted, Worth::ALL);
+    assert_eq!(sorted, PullSecretState::ALL);
 }
 
 /// It stands still until it is set.

@@ -204,10 +204,10 @@ fn bed_with(keys: StateKeys) -> Bed {
     }
 }
 
-fn settings() -> OptedIn {
-    OptedIn {
+fn settings() -> NamespaceSettings {
+    NamespaceSettings {
         uid: NAMESPACE_UID.into(),
-        ..OptedIn::default()
+        ..NamespaceSettings::default()
     }
 }
 

@@ -47,10 +47,10 @@ fn host(text: &str) -> Host {
     Host::parse(text).expect("valid")
 }
 
-fn settings() -> OptedIn {
-    OptedIn {
+fn settings() -> NamespaceSettings {
+    NamespaceSettings {
         uid: "namespace-uid".into(),
-        ..OptedIn::default()
+        ..NamespaceSettings::default()
     }
 }
 
@@ -525,7 +525,7 @@ fn foreign_excluded_and_terminating_are_left_alone() {
     let ours = managed([(IRELAND, entry(None))]);
     let foreign = Observed::Foreign(Foreign::Label);
     assert_eq!(planned(Some(&foreign), &policy), None);
-    let terminating = OptedIn {
+    let terminating = NamespaceSettings {
         is_terminating: true,
         ..settings()
     };

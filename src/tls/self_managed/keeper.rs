@@ -15,23 +15,23 @@ use crate::{
         lease::Leadership,
         write::{WriteBackoff, WriteError},
     },
-    process::clock::Moment,
+    process::clock::ClockReading,
     tls::{Complaint, authority::Authority, rotation::Step},
 };
 
 /// What the leader remembers in its term.
-pub(super) struct Keeper<'a> {
+pub(super) struct CaRotator<'a> {
     inner: &'a Inner,
     term: Leadership,
     /// Since when the registration has trusted all of the bundle without a break.
-    published: Option<Moment>,
+    published: Option<ClockReading>,
     /// Before then nothing is written, after a failure.
     secret: WriteBackoff,
     registration: WriteBackoff,
     complaint: Complaint,
 }
 
-impl<'a> Keeper<'a> {
+impl<'a> CaRotator<'a> {
     pub(super) fn new(inner: &'a Inner, term: Leadership) -> Self {
         Self {
             inner,
@@ -173,7 +173,7 @@ impl<'a> Keeper<'a> {
         };
         if is_published {
             self.published
-                .get_or_insert_with(|| Moment::now(&*self.inner.clock));
+                .get_or_insert_with(|| ClockReading::now(&*self.inner.clock));
             return later;
         }
         self.published = None;

@@ -445,7 +445,7 @@ impl<'a> World<'a> {
                 process.is_opted_in.store(is_in, SeqCst);
                 process.is_out_for_good &= !is_in;
                 process.history = digest((process.history, "learn", is_in));
-                process.changes.tell(&team());
+                process.changes.notify(&team());
             }
         }
         self.settle().await

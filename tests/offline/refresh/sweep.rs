@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use ecr_injector::cluster::lease::Leadership;
 use ecr_injector::cluster::namespace::Namespace;
-use ecr_injector::refresh::{Sweep, Swept};
+use ecr_injector::refresh::{Sweep, SweepOutcome};
 use jiff::SignedDuration;
 use tokio::time::sleep;
 
 use super::{IDENTITIES, IRELAND, VIRGINIA};
 use crate::support::sim::{Fault, Obstacle, START, Sim};
 
-async fn swept(sim: &Sim, sweep: Sweep) -> Vec<(Namespace, Swept)> {
+async fn swept(sim: &Sim, sweep: Sweep) -> Vec<(Namespace, SweepOutcome)> {
     sim.sweep(&sweep, &Leadership::unlimited()).await
 }
 
 /// Whether nothing is left to do now.
-fn is_done(sim: &Sim, swept: &Swept) -> bool {
+fn is_done(sim: &Sim, swept: &SweepOutcome) -> bool {
     use ecr_injector::process::clock::Clock as _;
     let now = sim.clock.now();
     assert!(now >= START);

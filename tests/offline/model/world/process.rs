@@ -15,7 +15,7 @@ use ecr_injector::{
     cluster::{
         changes::Changes,
         lease::Leadership,
-        namespace::{Namespace, OptedIn},
+        namespace::{Namespace, NamespaceSettings},
         namespaces::{Look, Namespaces, ReadError},
     },
     config::live::Live,
@@ -25,7 +25,7 @@ use ecr_injector::{
         store::PullSecrets,
         writer::{CallError, SecretApi, Writer},
     },
-    refresh::{NamespaceSource, Parts, Reconciler},
+    refresh::{NamespaceSource, Reconciler, ReconcilerContext},
     telemetry::metrics::Metrics,
     token::{
         Token, TokenKey,
@@ -220,7 +220,7 @@ impl NamespaceSource for KnownNamespaces {
         is_in.then(team).into_iter().collect()
     }
 
-    fn settings(&self, namespace: &Namespace) -> Option<OptedIn> {
+    fn settings(&self, namespace: &Namespace) -> Option<NamespaceSettings> {
         let is_in = *namespace == team() && self.is_opted_in.load(SeqCst);
         is_in.then(|| settings(namespace))
     }
@@ -242,10 +242,10 @@ impl NamespaceSource for KnownNamespaces {
     }
 }
 
-pub(super) fn settings(namespace: &Namespace) -> OptedIn {
-    OptedIn {
+pub(super) fn settings(namespace: &Namespace) -> NamespaceSettings {
+    NamespaceSettings {
         uid: uid_of(namespace).into(),
-        ..OptedIn::default()
+        ..NamespaceSettings::default()
     }
 }
 
@@ -324,7 +324,7 @@ impl World<'_> {
                 changes.clone(),
                 metrics(),
             );
-            let provisioner = Provisioner::new(provisioner::Parts {
+            let provisioner = Provisioner::new(provisioner::ProvisionerOptions {
                 writer: writer.clone(),
                 namespaces: namespaces.clone(),
                 tokens: tokens.clone(),
@@ -352,7 +352,7 @@ impl World<'_> {
             server.log.len()
         };
         let leader = (index == self.scenario.leader).then(|| {
-            let reconciler = Reconciler::new(Parts {
+            let reconciler = Reconciler::new(ReconcilerContext {
                 namespaces: Arc::new(KnownNamespaces {
                     is_opted_in: is_opted_in.clone(),
                     server: self.server.clone(),
