@@ -20,24 +20,21 @@ fail() {
   exit 1
 }
 
-# Lists the files of the pure rooms as tests/rooms.rs has them: a file belongs to the room with the
-# longest name that its own name starts with. Unit tests in files of their own are left out.
+# Lists the files that tests/**/rooms.rs has in its list PURE. A folder's own file is named like the
+# folder, and `lib` has no code.
 pure_files() {
-  local plan
-  plan=$(grep -lE '^const ROOMS:' tests/rooms.rs tests/*/rooms.rs 2>/dev/null | head -1) || true
-  [[ -n $plan ]] || fail "no rooms.rs under tests has the list ROOMS"
-  {
-    sed -nE 's/^ *\("([a-z0-9_\/]+)", (Pure|Acts)\),.*$/\1 \2/p' "$plan"
-    find src -name '*.rs' | sort
-  } |
-    awk '
-      NF == 2 { kind[$1] = $2; next }
-      /\/tests\.rs$/ { next }
-      {
-        name = $0; sub(/^src\//, "", name); sub(/\.rs$/, "", name)
-        for (room = name; !(room in kind) && room ~ /\//; ) sub(/\/[^\/]*$/, "", room)
-        if (kind[room] == "Pure" && name != "lib") print $0
-      }'
+  local plan name
+  plan=$(grep -lE '^const PURE:' tests/rooms.rs tests/*/rooms.rs 2>/dev/null | head -1) || true
+  [[ -n $plan ]] || fail "no rooms.rs under tests has the list PURE"
+  while read -r name; do
+    if [[ -f src/$name.rs ]]; then
+      echo "src/$name.rs"
+    elif [[ -f src/$name/mod.rs ]]; then
+      echo "src/$name/mod.rs"
+    else
+      fail "$plan lists $name, which has no file"
+    fi
+  done < <(sed -n '/^const PURE:/,/^];/s/^ *"\([a-z0-9_/]*\)",$/\1/p' "$plan" | grep -vx lib)
 }
 
 case ${1:-} in
@@ -55,7 +52,8 @@ diff)
   ;;
 pure)
   shift
-  mapfile -t files < <(pure_files)
+  listed=$(pure_files)
+  mapfile -t files <<<"$listed"
   ((${#files[@]} >= 10)) || fail "only ${#files[@]} files of pure rooms were found"
   cargo mutants "${files[@]/#/--file=}" "$@"
   ;;
