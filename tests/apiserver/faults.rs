@@ -127,6 +127,8 @@ async fn long_outage_ends_with_the_next_admission() {
     assert!((4..30).contains(&calls), "{calls} calls in 13 s");
     bed.aws
         .tune_ecr_in(region, |knobs| knobs.behaviour = Behaviour::Answer);
+    // The longest pause after a refusal: until then an admission gets the same refusal.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let admitted = create(&client, &namespace, &pod("two", &image(region)), false)
         .await
         .unwrap();
