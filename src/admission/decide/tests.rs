@@ -1,0 +1,482 @@
+//! Unit tests of `decide`.
+
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    identity::{Identities, Identity},
+    pull_secret::state::{Credential, DataDigest, Demand as WantedSince, HostState},
+    registry::{AccountId, Aliases, Region},
+    rules::{Allow, OnFailure, Suspension},
+    token::Lifetime,
+};
+
+const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+const IRELAND: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+const OREGON: &str = "210987654321.dkr.ecr.us-west-2.amazonaws.com";
+
+fn rules() -> Rules {
+    Rules {
+        secret_name: "ecr-pull-secret".into(),
+        excluded: BTreeSet::from([Namespace::parse("kube-system").expect("valid")]),
+        aliases: Aliases::default(),
+        allow: Allow::default(),
+        identities: Identities::default(),
+        registries_per_pod: 16,
+        registries_per_secret: 64,
+        on_failure: OnFailure::Admit,
+    }
+}
+
+fn pod(images: &[&str]) -> Value {
+    let containers: Vec<Value> = images
+        .iter()
+        .map(|image| json!({"name": "c", "image": image}))
+        .collect();
+    json!({"metadata": {"name": "p"}, "spec": {"containers": containers}})
+}
+
+fn review(request: &Value) -> Vec<u8> {
+    let mut request = request.clone();
+    let defaults = json!({"uid": "u", "operation": "CREATE", "namespace": "team",
+            "resource": {"group": "", "version": "v1", "resource": "pods"}});
+    for (key, value) in defaults.as_object().expect("an object") {
+        request
+            .as_object_mut()
+            .expect("an object")
+            .entry(key.clone())
+            .or_insert(value.clone());
+    }
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
+        .to_string()
+        .into_bytes()
+}
+
+fn verdict(request: &Value, rules: &Rules, facts: &Facts<'_>) -> Decision {
+    let body = review(request);
+    let request = Request::parse(&body).expect("a review");
+    match demand(&request, rules) {
+        Ok(demand) => decide(demand, rules, facts, NOW),
+        Err(reason) => Decision::Skip(reason),
+    }
+}
+
+fn settings() -> NamespaceSettings {
+    NamespaceSettings {
+        uid: "0b2a".into(),
+        ..NamespaceSettings::default()
+    }
+}
+
+fn facts<'a>(settings: &'a NamespaceSettings, secret: SecretFacts<'a>) -> Facts<'a> {
+    Facts {
+        opted_in: Some(settings),
+        secret,
+    }
+}
+
+/// The verdict where the namespace is opted in and has no pull secret.
+fn cold_verdict(request: &Value, rules: &Rules) -> Decision {
+    verdict(request, rules, &facts(&settings(), SecretFacts::Absent))
+}
+
+fn state(hours_old: i64) -> State {
+    let minted_at = NOW - SignedDuration::from_hours(hours_old);
+    let lifetime = Lifetime {
+        minted_at,
+        expires_at: minted_at + SignedDuration::from_hours(12),
+    };
+    let credential = Credential {
+        identity: Identity::Ambient.hash(),
+        lifetime,
+    };
+    let entry = HostState {
+        demand: WantedSince::new(minted_at),
+        credential: Some(credential),
+    };
+    State {
+        hosts: std::iter::once((Host::parse(IRELAND).expect("valid"), entry)).collect(),
+        digest: DataDigest::default(),
+        ..State::default()
+    }
+}
+
+fn image(host: &str) -> String {
+    format!("{host}/app:v1")
+}
+
+#[test]
+fn a_cold_namespace_is_ensured_first() {
+    let object = pod(&["nginx", &image(IRELAND), &image(IRELAND)]);
+    let Decision::InjectAfterEnsuring(injection, missing) =
+        cold_verdict(&json!({ "object": object }), &rules())
+    else {
+        panic!("not ensured")
+    };
+    assert_eq!(injection.reference, ReferenceState::NoList);
+    assert_eq!(
+        missing.keys().map(Host::as_str).collect::<Vec<_>>(),
+        [IRELAND]
+    );
+}
+
+#[test]
+fn a_warm_namespace_is_answered_from_memory_and_a_due_one_too() {
+    for (age, due) in [(1, false), (5, true), (11, true)] {
+        let state = state(age);
+        let settings = settings();
+        let facts = facts(&settings, SecretFacts::Ours(&state));
+        let Decision::Inject(injection) = verdict(
+            &json!({"object": pod(&[&image(IRELAND)])}),
+            &rules(),
+            &facts,
+        ) else {
+            panic!("not from memory at {age} h")
+        };
+        assert_eq!(injection.due, due, "{age} h");
+    }
+    let expired = state(12);
+    let settings = settings();
+    let facts = facts(&settings, SecretFacts::Ours(&expired));
+    let decision = verdict(
+        &json!({"object": pod(&[&image(IRELAND)])}),
+        &rules(),
+        &facts,
+    );
+    assert!(
+        matches!(decision, Decision::InjectAfterEnsuring(..)),
+        "expired"
+    );
+}
+
+#[test]
+fn only_the_missing_registries_are_ensured() {
+    let state = state(1);
+    let settings = settings();
+    let facts = facts(&settings, SecretFacts::Ours(&state));
+    let object = pod(&[&image(IRELAND), &image(OREGON)]);
+    let Decision::InjectAfterEnsuring(injection, missing) =
+        verdict(&json!({ "object": object }), &rules(), &facts)
+    else {
+        panic!("not ensured")
+    };
+    assert_eq!((injection.hosts.len(), missing.len()), (2, 1));
+    assert!(missing.contains_key(OREGON));
+}
+
+#[test]
+fn a_dry_run_ensures_nothing_and_still_injects() {
+    let request = json!({"dryRun": true, "object": pod(&[&image(IRELAND)])});
+    assert!(
+        matches!(cold_verdict(&request, &rules()), Decision::Inject(i) if i.reference == ReferenceState::NoList)
+    );
+}
+
+#[test]
+fn requests_that_are_not_ours_are_left_alone_and_say_why() {
+    let ecr = pod(&[&image(IRELAND)]);
+    let annotated = |key: &str, value: &str| {
+        let mut pod = ecr.clone();
+        pod["metadata"]["annotations"] = json!({ key: value });
+        pod
+    };
+    let mut deleting = ecr.clone();
+    deleting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    for (request, reason) in [
+        (
+            json!({"object": pod(&["nginx", "example.com/a"])}),
+            Reason::NoRegistry,
+        ),
+        (
+            json!({"object": ecr, "namespace": "kube-system"}),
+            Reason::NotOptedIn,
+        ),
+        (
+            json!({"object": ecr, "namespace": "../x"}),
+            Reason::NotOptedIn,
+        ),
+        (
+            json!({"object": ecr, "operation": "DELETE"}),
+            Reason::OtherOperation,
+        ),
+        (
+            json!({"object": annotated("kubernetes.io/config.mirror", "x")}),
+            Reason::Mirror,
+        ),
+        (
+            json!({"object": annotated("ecr-injector.dev/inject", "disabled")}),
+            Reason::Disabled,
+        ),
+        (
+            json!({"object": deleting, "operation": "UPDATE", "oldObject": pod(&[])}),
+            Reason::Deleting,
+        ),
+        (
+            json!({"object": ecr, "operation": "UPDATE", "oldObject": ecr}),
+            Reason::SameImages,
+        ),
+        (json!({"object": null}), Reason::NotAPod),
+    ] {
+        assert_eq!(
+            cold_verdict(&request, &rules()),
+            Decision::Skip(reason),
+            "{request}"
+        );
+    }
+    let plain = Facts {
+        opted_in: None,
+        secret: SecretFacts::Absent,
+    };
+    assert_eq!(
+        verdict(&json!({ "object": ecr }), &rules(), &plain),
+        Decision::Skip(Reason::NotOptedIn)
+    );
+}
+
+#[test]
+fn a_foreign_secret_leaves_the_pod_unpatched_with_a_warning_that_fits() {
+    for why in [Foreign::Label, Foreign::Type, Foreign::Immutable] {
+        let settings = settings();
+        let facts = facts(&settings, SecretFacts::Foreign(why));
+        let decision = verdict(
+            &json!({"object": pod(&[&image(IRELAND)])}),
+            &rules(),
+            &facts,
+        );
+        assert_eq!(decision, Decision::Skip(Reason::Foreign(why)));
+        let warning = warning_for(Reason::Foreign(why), &rules()).expect("a warning");
+        assert!(
+            warning.chars().count() <= 120 && !warning.ends_with('…'),
+            "{warning}"
+        );
+    }
+}
+
+#[test]
+fn an_update_never_patches_and_warns_only_a_pod_without_the_reference() {
+    let mut object = pod(&[&image(OREGON)]);
+    let old = pod(&[&image(IRELAND)]);
+    let request = json!({"object": object, "oldObject": old, "operation": "UPDATE"});
+    let Decision::InjectAfterEnsuring(injection, missing) = cold_verdict(&request, &rules()) else {
+        panic!("not ensured")
+    };
+    assert_eq!(
+        (injection.reference, injection.warnings.len(), missing.len()),
+        (ReferenceState::Present, 1, 1)
+    );
+    object["spec"]["imagePullSecrets"] = json!([{"name": "ecr-pull-secret"}]);
+    let request = json!({"object": object, "oldObject": old, "operation": "UPDATE"});
+    let Decision::InjectAfterEnsuring(injection, _) = cold_verdict(&request, &rules()) else {
+        panic!("not ensured")
+    };
+    assert!(injection.warnings.is_empty());
+}
+
+#[test]
+fn an_update_of_the_ephemeral_containers_is_ensured() {
+    let mut object = pod(&["nginx"]);
+    object["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": image(IRELAND)}]);
+    let request = json!({"object": object, "oldObject": pod(&["nginx"]), "operation": "UPDATE",
+            "subResource": "ephemeralcontainers"});
+    assert!(
+        matches!(cold_verdict(&request, &rules()), Decision::InjectAfterEnsuring(_, m) if m.len() == 1)
+    );
+}
+
+#[test]
+fn allow_limits_accounts_and_regions() {
+    let mut rules = rules();
+    rules
+        .allow
+        .accounts
+        .insert(AccountId::parse("123456789012").expect("valid"));
+    let both = json!({"object": pod(&[&image(IRELAND), &image(OREGON)])});
+    let Decision::InjectAfterEnsuring(injection, missing) = cold_verdict(&both, &rules) else {
+        panic!("not ensured")
+    };
+    assert!(missing.contains_key(IRELAND) && missing.len() == 1);
+    assert_eq!(
+        injection.warnings,
+        [format!(
+            "ecr-injector: registry not in the allow list: {OREGON}"
+        )]
+    );
+    rules
+        .allow
+        .regions
+        .insert(Region::parse("us-west-2").expect("valid"));
+    assert_eq!(
+        cold_verdict(&both, &rules),
+        Decision::Skip(Reason::NotAllowed)
+    );
+}
+
+#[test]
+fn a_registry_that_no_identity_may_mint_for_is_never_served_by_another() {
+    let said = NamespaceSettings {
+        role: Some("arn:aws:iam::123456789012:role/admin".into()),
+        ..NamespaceSettings::default()
+    };
+    let state = state(1);
+    for secret in [SecretFacts::Absent, SecretFacts::Ours(&state)] {
+        let facts = facts(&said, secret);
+        let request = json!({"object": pod(&[&image(IRELAND)])});
+        let reason = Reason::NoIdentity(Refusal::NotAllowed);
+        assert_eq!(verdict(&request, &rules(), &facts), Decision::Skip(reason));
+        let warning = warning_for(reason, &rules()).expect("a warning");
+        assert!(!warning.ends_with('…'), "{warning}");
+    }
+}
+
+#[test]
+fn host_without_a_token_has_its_reason() {
+    let mut rules = rules();
+    let namespace = Namespace::parse("team").expect("valid");
+    let reason = |rules: &Rules, host: &str, settings: &NamespaceSettings| {
+        let key = rules.key_or_reason(host, &namespace, settings);
+        assert_eq!(
+            rules.key_for(host, &namespace, settings),
+            key.clone().ok(),
+            "{host}"
+        );
+        key.err()
+    };
+    assert_eq!(reason(&rules, IRELAND, &settings()), None);
+    for host in ["docker.io", "images.example.com", "public.ecr.aws", ""] {
+        let not_ecr = Some(Suspension::NotEcr);
+        assert_eq!(reason(&rules, host, &settings()), not_ecr, "{host}");
+    }
+    let annotated = NamespaceSettings {
+        role: Some("arn:aws:iam::123456789012:role/admin".into()),
+        ..NamespaceSettings::default()
+    };
+    let refused = Suspension::NoIdentity(Refusal::NotAllowed);
+    assert_eq!(reason(&rules, IRELAND, &annotated), Some(refused));
+    assert_eq!(refused.as_str(), "role_not_allowed");
+    assert!(refused.to_string().contains("namespaceRoles.allow"));
+    let account = AccountId::parse("210987654321").expect("valid");
+    rules.allow.accounts.insert(account);
+    // What the configuration alone decides comes first.
+    for settings in [&settings(), &annotated] {
+        let not_allowed = Some(Suspension::NotAllowed);
+        assert_eq!(reason(&rules, IRELAND, settings), not_allowed);
+    }
+    assert_eq!(reason(&rules, OREGON, &settings()), None);
+}
+
+#[test]
+fn demand_noted_a_day_ago_is_to_be_noted_again() {
+    let settings = settings();
+    for (hours, is_unnoted) in [(0, false), (23, false), (24, true)] {
+        let mut state = state(1);
+        let host = Host::parse(IRELAND).expect("valid");
+        let entry = state.hosts.get_mut(&host).expect("there");
+        entry.demand = WantedSince::new(NOW - SignedDuration::from_hours(hours));
+        let facts = facts(&settings, SecretFacts::Ours(&state));
+        let request = json!({"object": pod(&[&image(IRELAND)])});
+        let Decision::Inject(injection) = verdict(&request, &rules(), &facts) else {
+            panic!("not from memory at {hours} h")
+        };
+        let unnoted = injection.unnoted.contains_key(IRELAND);
+        assert_eq!(unnoted, is_unnoted, "{hours} h");
+    }
+}
+
+#[test]
+fn unverified_secret_counts_as_one_without_credentials() {
+    let settings = settings();
+    let request = json!({"object": pod(&[&image(IRELAND)])});
+    let facts = facts(&settings, SecretFacts::Unverified);
+    let Decision::InjectAfterEnsuring(injection, missing) = verdict(&request, &rules(), &facts)
+    else {
+        panic!("not ensured")
+    };
+    assert_eq!((injection.due, missing.len()), (false, 1));
+}
+
+#[test]
+fn host_without_a_credential_is_ensured() {
+    let (settings, mut pending) = (settings(), state(1));
+    let host = Host::parse(IRELAND).expect("valid");
+    pending.hosts.get_mut(&host).expect("there").credential = None;
+    let facts = facts(&settings, SecretFacts::Ours(&pending));
+    let request = json!({"object": pod(&[&image(IRELAND)])});
+    let decision = verdict(&request, &rules(), &facts);
+    assert!(matches!(decision, Decision::InjectAfterEnsuring(_, missing) if missing.len() == 1));
+}
+
+#[test]
+fn pod_wants_what_its_admission_would_have_wanted() {
+    let mut rules = rules();
+    let namespace = Namespace::parse("team").expect("valid");
+    let system = Namespace::parse("kube-system").expect("valid");
+    let wanted =
+        |rules: &Rules, namespace: &Namespace, pod: &Value, settings: &NamespaceSettings| {
+            let text = pod.to_string();
+            let pod: Pod<'_> = serde_json::from_str(&text).expect("a Pod");
+            let hosts = hosts_wanted_by(&pod, rules, namespace, settings);
+            hosts
+                .iter()
+                .map(|host| host.as_str().to_owned())
+                .collect::<Vec<_>>()
+        };
+    let mut plain = pod(&[&image(OREGON), "nginx", ":::", "", &image(IRELAND)]);
+    let none: [&str; 0] = [];
+    assert_eq!(
+        wanted(&rules, &namespace, &plain, &NamespaceSettings::default()),
+        none
+    );
+    plain["spec"]["imagePullSecrets"] = json!([{"name": "a"}, {"name": "ecr-pull-secret"}]);
+    let both = wanted(&rules, &namespace, &plain, &NamespaceSettings::default());
+    assert_eq!(both, [IRELAND, OREGON]);
+    assert_eq!(
+        wanted(&rules, &system, &plain, &NamespaceSettings::default()),
+        none
+    );
+    for (field, value) in [
+        (
+            "annotations",
+            json!({"ecr-injector.dev/inject": "disabled"}),
+        ),
+        ("annotations", json!({"kubernetes.io/config.mirror": "x"})),
+        ("deletionTimestamp", json!("2026-01-01T00:00:00Z")),
+    ] {
+        let mut other = plain.clone();
+        other["metadata"][field] = value;
+        assert_eq!(
+            wanted(&rules, &namespace, &other, &NamespaceSettings::default()),
+            none
+        );
+    }
+    let annotated = NamespaceSettings {
+        role: Some("arn:aws:iam::123456789012:role/admin".into()),
+        ..NamespaceSettings::default()
+    };
+    assert_eq!(wanted(&rules, &namespace, &plain, &annotated), none);
+    rules.registries_per_pod = 1;
+    let first = wanted(&rules, &namespace, &plain, &NamespaceSettings::default());
+    assert_eq!(first, [OREGON]);
+    let account = AccountId::parse("123456789012").expect("valid");
+    rules.allow.accounts.insert(account);
+    let allowed = wanted(&rules, &namespace, &plain, &NamespaceSettings::default());
+    assert_eq!(allowed, [IRELAND]);
+}
+
+#[test]
+fn registries_beyond_the_limit_are_not_served_and_the_user_is_told() {
+    let images: Vec<String> = (0..20)
+        .map(|n| format!("{n:012}.dkr.ecr.eu-west-1.amazonaws.com/a"))
+        .collect();
+    let object = pod(&images.iter().map(String::as_str).collect::<Vec<_>>());
+    let Decision::InjectAfterEnsuring(injection, missing) =
+        cold_verdict(&json!({ "object": object }), &rules())
+    else {
+        panic!("not ensured")
+    };
+    assert_eq!(missing.len(), 16);
+    assert_eq!(
+        injection.warnings,
+        ["ecr-injector: credentials for only 16 of 20 ECR registries (limits.registriesPerPod)"]
+    );
+}

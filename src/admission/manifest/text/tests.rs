@@ -1,0 +1,258 @@
+//! Unit tests of `text`.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+#[track_caller]
+fn one(text: &str) -> Value {
+    let documents = read(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"));
+    assert_eq!(documents.len(), 1, "{text}");
+    documents[0].clone()
+}
+
+fn error(text: &str) -> String {
+    read(text.as_bytes()).expect_err("refused").to_string()
+}
+
+#[test]
+fn reads_scalars_as_kubectl_does() {
+    // The right side is what sigs.k8s.io/yaml makes of the left one.
+    for (text, expected) in [
+        ("yes", json!(true)),
+        ("on", json!(true)),
+        ("y", json!(true)),
+        ("N", json!(false)),
+        ("\"yes\"", json!("yes")),
+        ("0644", json!(420)),
+        ("-017", json!(-15)),
+        ("0o644", json!(420)),
+        ("08", json!(8)),
+        ("\"0123\"", json!("0123")),
+        ("1e3", json!(1000)),
+        ("'1e3'", json!("1e3")),
+        ("1.10", json!(1.1)),
+        ("0x1F", json!(31)),
+        ("1_000", json!(1000)),
+        (
+            "12345678901234567890",
+            json!(12_345_678_901_234_567_890_u64),
+        ),
+        ("-9223372036854775808", json!(i64::MIN)),
+        ("2001-01-01", json!("2001-01-01")),
+        ("1:30", json!("1:30")),
+        ("~", json!(null)),
+        ("", json!(null)),
+        ("!!str 123", json!("123")),
+        ("100m", json!("100m")),
+    ] {
+        assert_eq!(one(&format!("a: {text}\n")), json!({ "a": expected }));
+    }
+    assert_eq!(
+        one("a: &x {k: 1}\nb: *x\nc: {<<: *x, z: 2}"),
+        json!({"a": {"k": 1}, "b": {"k": 1}, "c": {"z": 2, "k": 1}})
+    );
+}
+
+#[test]
+fn documents_are_kept_apart_and_empty_ones_left_out() {
+    let count = |text: &str| read(text.as_bytes()).map(|documents| documents.len());
+    assert_eq!(count(""), Ok(0));
+    assert_eq!(count("---"), Ok(0));
+    assert_eq!(count("# nothing\n"), Ok(0));
+    assert_eq!(count("---\n---\n# c\n---\na: 1\n---\n"), Ok(1));
+    assert_eq!(count("--- {a: 1}\n--- # c\nb: 2\n...\n"), Ok(2));
+    assert_eq!(count("{\"a\": 1}\n{\"b\": 2}{}"), Ok(3));
+    assert_eq!(count("{a: 1}\n---\nb: 2"), Ok(2));
+    assert_eq!(count("a: |\n  ---\n  x\n"), Ok(1));
+}
+
+#[test]
+fn what_editors_on_windows_write_is_read() {
+    let expected = json!({"a": "x\ny\n"});
+    assert_eq!(one("\u{feff}a: |\r\n  x\r\n  y\r\n"), expected);
+    let utf16 = |unit: fn(u16) -> [u8; 2]| -> Vec<u8> {
+        "\u{feff}a: |\r\n  x\r\n  y\r\n"
+            .encode_utf16()
+            .flat_map(unit)
+            .collect()
+    };
+    assert_eq!(read(&utf16(u16::to_le_bytes)), Ok(vec![expected.clone()]));
+    assert_eq!(read(&utf16(u16::to_be_bytes)), Ok(vec![expected]));
+    assert_eq!(
+        read(b"a: 1\nb: \xc3(\n"),
+        Err(TextError::Encoding { line: 2 })
+    );
+}
+
+#[test]
+fn an_error_tells_document_and_position() {
+    for (text, expected) in [
+        (
+            "a: 1\n---\nb: [1, 2\nc: 3\n",
+            "document 2, line 4, column 2: illegal placement of ':' indicator",
+        ),
+        (
+            "# why\n---\na:\n\tb: 1\n",
+            "document 1, line 4, column 2: tabs disallowed",
+        ),
+        (
+            "---\n---\n---\na: 1\na: 2\n",
+            "document 3, line 5, column 1: duplicate mapping key `a`",
+        ),
+        (
+            "a: .nan",
+            "document 1, line 1, column 4: value `.nan` is not a finite number",
+        ),
+        (
+            "{\"a\": 1}\n{\"b\": 2 \"c\"}",
+            "document 2, line 2, column 9: expected `,` or `}`",
+        ),
+        (
+            "a: 1\n---\n- b\n",
+            "document 2, line 3: expected an object with apiVersion and kind, got a list",
+        ),
+        ("a: 1\n--- b\n", "document 2, line 2: expected an object"),
+    ] {
+        let got = error(text);
+        assert!(got.starts_with(expected), "{text:?}: {got}");
+        assert!(!got.contains(" at line"), "{got}");
+    }
+}
+
+#[test]
+fn long_comments_deep_nesting_and_many_documents_are_no_error() {
+    let comment = "  # why\n".repeat(100);
+    assert_eq!(
+        one(&format!("a:\n{comment}  b: 1\n")),
+        json!({"a": {"b": 1}})
+    );
+    // A test's thread has a quarter of the main thread's stack.
+    let deep = std::thread::Builder::new().stack_size(8 << 20).spawn(|| {
+        let text: String = (0..120).map(|at| " ".repeat(at) + "a:\n").collect();
+        one(&text);
+        let text: String = (0..10_000).map(|at| " ".repeat(at) + "a:\n").collect();
+        assert!(error(&text).starts_with("document 1, line 129, column "));
+    });
+    assert!(deep.expect("a thread").join().is_ok());
+    assert_eq!(
+        read("a: 1\n---\n".repeat(3000).as_bytes()).map(|d| d.len()),
+        Ok(3000)
+    );
+}
+
+#[test]
+fn an_alias_bomb_is_an_error() {
+    let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for at in 1..12 {
+        let before = format!("*a{}, ", at - 1).repeat(10);
+        let line = format!("a{at}: &a{at} [{before}]\n");
+        text.push_str(&line);
+    }
+    assert!(error(&text).starts_with("document 1, line "));
+}
+
+#[test]
+fn a_text_is_quoted_where_a_reader_could_take_it_for_something_else() {
+    for text in [
+        "yes",
+        "No",
+        "on",
+        "y",
+        "true",
+        "null",
+        "~",
+        "",
+        "0123",
+        "1e3",
+        "1_000",
+        "0x1f",
+        "1:30",
+        "2001-01-01",
+        "-",
+        "- a",
+        "a: b",
+        "a #b",
+        "#a",
+        "*a",
+        "&a",
+        "!a",
+        "@a",
+        "%a",
+        "`a",
+        "=",
+        "<<",
+        " a",
+        "a ",
+        "---",
+        ".5",
+        "+1",
+        "a:",
+        "{a}",
+        "[a]",
+        "'",
+        "\"",
+    ] {
+        for value in [
+            json!({ "a": text }),
+            json!({ text: "a" }),
+            json!({"a": [text]}),
+        ] {
+            let yaml = to_yaml(&value).expect("YAML");
+            assert!(yaml.contains(['"', '\'']), "{yaml}");
+            assert_eq!(one(&yaml), value, "{yaml}");
+        }
+    }
+}
+
+#[test]
+fn a_text_that_begins_with_a_tab_is_no_block() {
+    let value = json!({"a": "\tall: x\n", "b": "x\n\ty\n"});
+    assert_eq!(
+        to_yaml(&value).expect("YAML"),
+        "a: \"\\tall: x\\n\"\nb: |\n  x\n  \ty\n"
+    );
+}
+
+#[test]
+fn a_long_line_stays_one_line() {
+    let value = json!({"args": ["word ".repeat(100).trim()]});
+    assert_eq!(to_yaml(&value).expect("YAML").lines().count(), 2);
+}
+
+fn any_value() -> impl Strategy<Value = Value> {
+    let text = prop_oneof![
+        "\\PC{0,12}",
+        "[ -~]{0,12}",
+        "[a \n\t:#-]{0,12}",
+        "[0-9eExob_.:+-]{1,6}",
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        text.clone().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 32, 5, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((text.clone(), inner), 0..5)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_reads_back_the_same(value in any_value(), other in any_value()) {
+        let documents = vec![json!({ "a": value }), json!({ "b": other })];
+        let mut text = String::new();
+        for document in &documents {
+            text += "---\n";
+            text += &to_yaml(document).expect("YAML");
+        }
+        prop_assert_eq!(read(text.as_bytes()), Ok(documents), "{}", text);
+    }
+}

@@ -1,0 +1,281 @@
+//! Unit tests of `config`.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::identity::{AssumeRoleOptions, DefaultIdentity, RoleTemplate};
+
+fn error(text: &str) -> String {
+    Config::parse(text, "config.yaml")
+        .expect_err("refused")
+        .to_string()
+}
+
+#[test]
+fn an_empty_file_serves() {
+    for text in [
+        "",
+        "# nothing yet\n",
+        "---\n",
+        "apiVersion: ecr-injector.dev/v1alpha1\nkind: Config\n",
+        "{}",
+    ] {
+        let config =
+            Config::parse(text, "config.yaml").unwrap_or_else(|error| panic!("{text:?}: {error}"));
+        assert_eq!(config.rules.secret_name, "ecr-pull-secret");
+        assert_eq!(
+            config.opt_in,
+            OptIn {
+                label: "ecr-injector.dev/inject".into(),
+                value: "enabled".into()
+            }
+        );
+        assert_eq!(config.rules.excluded.len(), 2);
+    }
+}
+
+#[test]
+fn a_long_comment_is_no_error() {
+    let comment = "  # why\n".repeat(100);
+    let text = format!("limits:\n{comment}  registriesPerPod: 2\naliases:\n{comment}  []\n");
+    let config = Config::parse(&text, "config.yaml").expect("valid");
+    assert_eq!(config.rules.registries_per_pod, 2);
+}
+
+#[test]
+fn every_field_of_a_full_file_is_taken() {
+    let text = r#"
+apiVersion: ecr-injector.dev/v1alpha1
+kind: Config
+secretName: my.pull-secret
+optIn: {label: example.com/ecr, value: "yes", excludeNamespaces: [infra]}
+onFailure: deny
+allow: {accounts: ["123456789012"], regions: [eu-west-1]}
+aliases:
+  - host: images.example.com
+    registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com
+limits: {registriesPerPod: 2, registriesPerSecret: 4}
+"#;
+    let config = Config::parse(text, "config.yaml").expect("valid");
+    assert_eq!(config.rules.secret_name, "my.pull-secret");
+    assert_eq!(
+        config.opt_in,
+        OptIn {
+            label: "example.com/ecr".into(),
+            value: "yes".into()
+        }
+    );
+    assert_eq!(
+        config
+            .rules
+            .excluded
+            .iter()
+            .map(Namespace::as_str)
+            .collect::<Vec<_>>(),
+        ["infra"]
+    );
+    assert_eq!(config.rules.on_failure, OnFailure::Deny);
+    assert_eq!(
+        (
+            config.rules.allow.accounts.len(),
+            config.rules.allow.regions.len()
+        ),
+        (1, 1)
+    );
+    assert!(config.rules.aliases.resolve("images.example.com").is_some());
+    assert_eq!(
+        (
+            config.rules.registries_per_pod,
+            config.rules.registries_per_secret
+        ),
+        (2, 4)
+    );
+    let own = Namespace::parse("ecr-injector");
+    assert_eq!(config.excluding(own).rules.excluded.len(), 2);
+}
+
+#[test]
+fn identities_are_taken_with_all_that_they_say() {
+    let text = r#"
+clusterName: prod
+publicEcr: true
+defaultIdentity: none
+refresh: {sessionCap: none}
+identities:
+  - accounts: ["111122223333"]
+    regions: [eu-west-1]
+    namespaces: ["team-*"]
+    assumeRole:
+      roleArn: arn:aws:iam::111122223333:role/{cluster}-{namespace}
+      externalId: "{cluster}/{namespace}"
+      sessionName: x-{namespace}
+      tags: {cluster: "{cluster}"}
+      pullOnly: true
+      duration: 30m
+      stsRegion: eu-west-1
+  - namespaces: [platform]
+    ambient: true
+namespaceRoles:
+  allow: ["arn:aws:iam::*:role/ecr-pull-{namespace}"]
+  externalId: shared
+"#;
+    let config = Config::parse(text, "config.yaml").expect("valid");
+    assert_eq!(config.session_cap, SessionCap::Off);
+    assert!(config.rules.aliases.resolve("public.ecr.aws").is_some());
+    let identities = config.rules.identities;
+    assert_eq!(identities.default, DefaultIdentity::None);
+    let role = identities.rules[0].mints.as_ref().expect("a role");
+    let manner = AssumeRoleOptions {
+        external_id: Some("prod/{namespace}".into()),
+        session_name: "x-{namespace}".into(),
+        tags: BTreeMap::from([("cluster".into(), "prod".into())]),
+        pull_only: true,
+        duration_seconds: 1800,
+        sts_region: Region::parse("eu-west-1"),
+    };
+    let arn = "arn:aws:iam::111122223333:role/prod-{namespace}".to_owned();
+    assert_eq!(*role, RoleTemplate::new(arn, manner));
+    assert!(identities.rules[1].mints.is_none());
+    let manner = identities.namespace_roles.manner;
+    assert_eq!(manner.session_name, "ecr-injector-prod");
+    assert_eq!(manner.external_id.as_deref(), Some("shared"));
+    let capped = Config::parse("refresh: {sessionCap: 6h}", "config.yaml").expect("valid");
+    assert_eq!(capped.session_cap, SessionCap::After(21_600));
+}
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn a_wrong_value_is_named_by_its_path() {
+    for (text, expected) in [
+        ("secretNam: x", "secretNam: unknown field `secretNam`"),
+        ("optIn: {lable: x}", "optIn.lable: unknown field `lable`"),
+        (
+            "secretName: Nö",
+            "secretName: \"Nö\" can't be the name of a Secret",
+        ),
+        ("onFailure: explode", "onFailure: unknown variant `explode`"),
+        (
+            "allow: {accounts: [\"12\"]}",
+            "allow.accounts[0]: expected 12 digits in quotes, got \"12\"",
+        ),
+        (
+            "allow: {regions: [eu-west-1, moon]}",
+            "allow.regions[1]: expected a region such as eu-west-1",
+        ),
+        (
+            "aliases: [{host: a.example, registry: b.example}]",
+            "aliases[0].registry: \"b.example\" is not a private ECR",
+        ),
+        (
+            "aliases: [{host: a.example}]",
+            "aliases[0]: missing field `registry`",
+        ),
+        (
+            "limits: {registriesPerPod: 0}",
+            "limits.registriesPerPod: expected 1 to 128, got 0",
+        ),
+        (
+            "limits: {registriesPerPod: 65}",
+            "limits: registriesPerPod can't exceed",
+        ),
+        (
+            "optIn: {excludeNamespaces: [A]}",
+            "optIn.excludeNamespaces[0]: expected a namespace's name",
+        ),
+        ("optIn: {label: 'a b'}", "optIn.label:"),
+        ("optIn: {value: 'a b'}", "optIn.value:"),
+        ("optIn: {value: ''}", "optIn.value:"),
+        (
+            "apiVersion: v1",
+            "apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"",
+        ),
+        ("kind: Pod", "kind: expected Config"),
+        (
+            "refresh: {sessionCap: 5m}",
+            "refresh.sessionCap: expected at least 15m",
+        ),
+        (
+            "refresh: {sessionCap: soon}",
+            "refresh.sessionCap: expected a duration such as 90m or 24h, got \"soon\"; or auto, or none",
+        ),
+        (
+            "clusterName: 'a b'",
+            "clusterName: expected 1 to 100 letters",
+        ),
+        (
+            "identities: [{namespaces: [a]}]",
+            "identities[0]: expected one of the two: assumeRole, or ambient: true",
+        ),
+        (
+            "identities: [{ambient: true, assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a'}}]",
+            "identities[0]: expected one of the two",
+        ),
+        (
+            "identities: [{ambient: true}, {namespaces: ['a?'], ambient: true}]",
+            "identities[1].namespaces[0]: '?' has no meaning here",
+        ),
+        (
+            "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:user/a'}}]",
+            "identities[0].assumeRole.roleArn: expected arn:aws:iam::ACCOUNT:role/NAME",
+        ),
+        (
+            "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/{cluster}'}}]",
+            "identities[0].assumeRole.roleArn: {cluster} needs clusterName",
+        ),
+        (
+            "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/{pod}'}}]",
+            "identities[0].assumeRole.roleArn: the only name that can stand in braces is {namespace}",
+        ),
+        (
+            "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', duration: 13h}}]",
+            "identities[0].assumeRole.duration: expected 15m to 12h",
+        ),
+        (
+            "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', stsRegion: moon}}]",
+            "identities[0].assumeRole.stsRegion: expected a region",
+        ),
+        (
+            "identities: [{assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a', externalId: 'a b'}}]",
+            "identities[0].assumeRole.externalId: expected 2 to 1,224",
+        ),
+        (
+            "identities: [{assumeRole: {}}]",
+            "identities[0].assumeRole: missing field `roleArn`",
+        ),
+        (
+            "namespaceRoles: {allow: ['role/*']}",
+            "namespaceRoles.allow[0]: expected a pattern of role ARNs",
+        ),
+        (
+            "namespaceRoles: {}",
+            "namespaceRoles: missing field `allow`",
+        ),
+        (
+            "defaultIdentity: nobody",
+            "defaultIdentity: unknown variant `nobody`",
+        ),
+        ("- a", ""),
+    ] {
+        let got = error(text);
+        assert!(
+            got.starts_with(&format!("config.yaml: {expected}")),
+            "{text}: {got}"
+        );
+    }
+    assert!(
+        error("a: [").starts_with("config.yaml is not YAML:"),
+        "{}",
+        error("a: [")
+    );
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::read(Path::new("/nowhere/config.yaml"))
+        .expect_err("missing")
+        .to_string();
+    assert!(
+        error.starts_with("reading /nowhere/config.yaml: "),
+        "{error}"
+    );
+}

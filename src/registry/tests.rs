@@ -1,0 +1,395 @@
+//! Unit tests of `registry`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[track_caller]
+fn parts(host: &str) -> (String, String, Partition, Endpoint) {
+    let registry = Registry::parse(host).unwrap_or_else(|| panic!("{host} is ECR"));
+    assert_eq!(registry.host().as_str(), host);
+    (
+        registry.account().expect("an account").to_string(),
+        registry.region().to_string(),
+        registry.partition(),
+        registry.endpoint(),
+    )
+}
+
+#[test]
+fn every_known_region_is_found_and_no_other() {
+    assert!(regions::REGIONS.is_sorted());
+    for name in regions::REGIONS {
+        let region = Region::parse(name).unwrap_or_else(|| panic!("{name} has no partition"));
+        assert!(region.is_known(), "{name}");
+    }
+    for partition in Partition::all() {
+        let mut regions = regions::REGIONS
+            .iter()
+            .filter_map(|name| Region::parse(name));
+        let has_one = regions.any(|region| region.partition() == partition);
+        assert!(has_one, "{partition:?} has no region");
+    }
+    for name in ["aa-bcde-1", "eu-west-9", "us-gov-south-1", "cn-south-1"] {
+        assert!(!Region::parse(name).expect("a form").is_known(), "{name}");
+    }
+}
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn knows_every_form_that_aws_serves() {
+    let plain = Endpoint::default();
+    let fips = Endpoint {
+        service: Service::Private,
+        fips: true,
+        dual_stack: false,
+    };
+    let dual = Endpoint {
+        service: Service::Private,
+        fips: false,
+        dual_stack: true,
+    };
+    let both = Endpoint {
+        service: Service::Private,
+        fips: true,
+        dual_stack: true,
+    };
+    for (host, region, partition, endpoint) in [
+        (
+            "dkr.ecr.eu-west-1.amazonaws.com",
+            "eu-west-1",
+            Partition::Aws,
+            plain,
+        ),
+        (
+            "dkr.ecr-fips.us-east-1.amazonaws.com",
+            "us-east-1",
+            Partition::Aws,
+            fips,
+        ),
+        (
+            "dkr-ecr.us-west-2.on.aws",
+            "us-west-2",
+            Partition::Aws,
+            dual,
+        ),
+        (
+            "dkr-ecr-fips.us-west-2.on.aws",
+            "us-west-2",
+            Partition::Aws,
+            both,
+        ),
+        (
+            "dkr.ecr.us-gov-west-1.amazonaws.com",
+            "us-gov-west-1",
+            Partition::AwsUsGov,
+            plain,
+        ),
+        (
+            "dkr.ecr-fips.us-gov-east-1.amazonaws.com",
+            "us-gov-east-1",
+            Partition::AwsUsGov,
+            fips,
+        ),
+        (
+            "dkr-ecr-fips.us-gov-east-1.on.aws",
+            "us-gov-east-1",
+            Partition::AwsUsGov,
+            both,
+        ),
+        (
+            "dkr.ecr.cn-north-1.amazonaws.com.cn",
+            "cn-north-1",
+            Partition::AwsCn,
+            plain,
+        ),
+        (
+            "dkr-ecr.cn-northwest-1.on.amazonwebservices.com.cn",
+            "cn-northwest-1",
+            Partition::AwsCn,
+            dual,
+        ),
+        (
+            "dkr.ecr.eusc-de-east-1.amazonaws.eu",
+            "eusc-de-east-1",
+            Partition::AwsEusc,
+            plain,
+        ),
+        (
+            "dkr.ecr.us-iso-east-1.c2s.ic.gov",
+            "us-iso-east-1",
+            Partition::AwsIso,
+            plain,
+        ),
+        (
+            "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
+            "us-isob-east-1",
+            Partition::AwsIsoB,
+            plain,
+        ),
+        (
+            "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
+            "eu-isoe-west-1",
+            Partition::AwsIsoE,
+            plain,
+        ),
+        (
+            "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
+            "us-isof-south-1",
+            Partition::AwsIsoF,
+            plain,
+        ),
+        (
+            "dkr.ecr.ap-southeast-7.amazonaws.com",
+            "ap-southeast-7",
+            Partition::Aws,
+            plain,
+        ),
+    ] {
+        let host = format!("123456789012.{host}");
+        assert_eq!(
+            parts(&host),
+            ("123456789012".into(), region.into(), partition, endpoint),
+            "{host}"
+        );
+    }
+}
+
+#[test]
+fn a_host_that_only_contains_a_registry_is_not_ecr() {
+    for host in [
+        "123456789012.dkr.ecr.us-east-1.amazonaws.com.evil.example",
+        "evil.123456789012.dkr.ecr.us-east-1.amazonaws.com",
+        "x123456789012.dkr.ecr.us-east-1.amazonaws.com",
+        "123456789012.dkr.ecr.us-east-1.amazonaws.com.",
+        "123456789012.dkr.ecr.us-east-1.evil.amazonaws.com",
+        "123456789012.dkr.ecr.us-east-1.xamazonaws.com",
+        "123456789012.dkr.ecr.amazonaws.com",
+        "123456789012.ecr.us-east-1.amazonaws.com",
+        "dkr.ecr.us-east-1.amazonaws.com",
+        "api.ecr.us-east-1.amazonaws.com",
+        "public.ecr.aws",
+        "ecr-public.aws.com",
+        "",
+    ] {
+        assert_eq!(Registry::parse(host), None, "{host}");
+    }
+}
+
+#[test]
+fn an_account_of_11_or_13_digits_is_not_ecr() {
+    assert_eq!(
+        Registry::parse("12345678901.dkr.ecr.us-east-1.amazonaws.com"),
+        None
+    );
+    assert_eq!(
+        Registry::parse("1234567890123.dkr.ecr.us-east-1.amazonaws.com"),
+        None
+    );
+    assert_eq!(
+        Registry::parse("１23456789012.dkr.ecr.us-east-1.amazonaws.com"),
+        None
+    );
+}
+
+#[test]
+fn a_port_is_not_ecr_because_the_kubelet_matches_ports_exactly() {
+    assert_eq!(
+        Registry::parse("123456789012.dkr.ecr.us-east-1.amazonaws.com:443"),
+        None
+    );
+}
+
+#[test]
+fn upper_case_is_not_ecr_because_the_kubelet_matches_case_exactly() {
+    assert_eq!(
+        Registry::parse("123456789012.DKR.ECR.us-east-1.amazonaws.com"),
+        None
+    );
+    assert_eq!(
+        Registry::parse("123456789012.dkr.ecr.US-EAST-1.amazonaws.com"),
+        None
+    );
+}
+
+#[test]
+fn userinfo_and_schemes_are_not_ecr() {
+    assert_eq!(
+        Registry::parse("AWS@123456789012.dkr.ecr.us-east-1.amazonaws.com"),
+        None
+    );
+    assert_eq!(
+        Registry::parse("https://123456789012.dkr.ecr.us-east-1.amazonaws.com"),
+        None
+    );
+}
+
+#[test]
+fn mixes_of_region_form_and_suffix_that_aws_does_not_serve_are_not_ecr() {
+    for host in [
+        "dkr-ecr.us-east-1.amazonaws.com",
+        "dkr.ecr.us-east-1.on.aws",
+        "dkr.ecr.cn-north-1.amazonaws.com",
+        "dkr.ecr.us-east-1.amazonaws.com.cn",
+        "dkr.ecr.us-iso-east-1.amazonaws.com",
+        "dkr.ecr.eu-west-1.amazonaws.eu",
+        "dkr.ecr.localhost.amazonaws.com",
+        "dkr.ecr.us-east-1a.amazonaws.com",
+        "dkr.ecr.us-east-.amazonaws.com",
+        "dkr.ecr.-.amazonaws.com",
+    ] {
+        let host = format!("123456789012.{host}");
+        assert_eq!(Registry::parse(&host), None, "{host}");
+    }
+}
+
+#[test]
+fn an_alias_keeps_its_own_host_and_takes_the_token_of_its_registry() {
+    let registry: Registry = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+        .parse()
+        .expect("valid");
+    let aliases =
+        Aliases::new([("images.example.com".to_owned(), registry.clone())]).expect("valid");
+    let (host, resolved) = aliases.resolve("images.example.com").expect("known");
+    assert_eq!((host.as_str(), resolved), ("images.example.com", registry));
+    assert_eq!(aliases.resolve("other.example.com"), None);
+}
+
+#[test]
+fn the_public_gallery_is_served_only_when_asked_for() {
+    for host in PUBLIC_HOSTS {
+        assert_eq!(Aliases::default().resolve(host), None, "{host}");
+        let (resolved, registry) = Aliases::default()
+            .with_public()
+            .resolve(host)
+            .expect("served");
+        assert_eq!(resolved.as_str(), host);
+        assert_eq!(registry.account(), None);
+        assert_eq!(registry.region().as_str(), "us-east-1");
+        assert_eq!(registry.endpoint().service, Service::Public);
+    }
+    for host in [
+        "public.ecr.aws.evil.example",
+        "x.public.ecr.aws",
+        "PUBLIC.ECR.AWS",
+    ] {
+        assert_eq!(Registry::parse_public(host), None, "{host}");
+    }
+}
+
+#[test]
+fn a_partition_has_one_name_and_a_region_one_partition() {
+    for (name, partition) in PARTITIONS {
+        assert_eq!(Partition::parse(name), Some(partition));
+        assert_eq!(partition.as_str(), name);
+    }
+    let region = Region::parse("us-gov-west-1").expect("a region");
+    assert_eq!(region.partition(), Partition::AwsUsGov);
+    assert_eq!(Partition::parse("aws-moon"), None);
+}
+
+#[test]
+fn aliases_that_can_not_be_are_refused() {
+    let registry: Registry = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+        .parse()
+        .expect("valid");
+    let alias = |host: &str| Aliases::new([(host.to_owned(), registry.clone())]);
+    for host in [
+        "Images.example.com",
+        "images.example.com:443",
+        "https://a.example",
+        "a/b.c",
+        "localhost",
+        "",
+    ] {
+        assert!(matches!(alias(host), Err(AliasError::Host(_))), "{host}");
+    }
+    assert!(matches!(
+        alias("210987654321.dkr.ecr.eu-west-1.amazonaws.com"),
+        Err(AliasError::IsRegistry(_))
+    ));
+    let twice = [
+        ("a.example".to_owned(), registry.clone()),
+        ("a.example".to_owned(), registry),
+    ];
+    assert_eq!(
+        Aliases::new(twice),
+        Err(AliasError::Twice("a.example".into()))
+    );
+}
+
+/// The second, naive parser: splits at the dots and compares the list of labels with each form.
+fn naive(host: &str) -> bool {
+    let labels: Vec<&str> = host.split('.').collect();
+    let digits = |text: &str, length: usize| {
+        text.chars().count() == length && text.chars().all(|c| c.is_ascii_digit())
+    };
+    let forms: &[(&[&str], &str, &[&str])] = &[
+        (&["dkr", "ecr"], "amazonaws com", &["aws", "gov"]),
+        (&["dkr", "ecr-fips"], "amazonaws com", &["aws", "gov"]),
+        (&["dkr-ecr"], "on aws", &["aws", "gov"]),
+        (&["dkr-ecr-fips"], "on aws", &["aws", "gov"]),
+        (&["dkr", "ecr"], "amazonaws com cn", &["cn"]),
+        (&["dkr", "ecr-fips"], "amazonaws com cn", &["cn"]),
+        (&["dkr-ecr"], "on amazonwebservices com cn", &["cn"]),
+        (&["dkr-ecr-fips"], "on amazonwebservices com cn", &["cn"]),
+        (&["dkr", "ecr"], "amazonaws eu", &["eusc"]),
+        (&["dkr", "ecr-fips"], "amazonaws eu", &["eusc"]),
+        (&["dkr", "ecr"], "c2s ic gov", &["iso"]),
+        (&["dkr", "ecr-fips"], "c2s ic gov", &["iso"]),
+        (&["dkr", "ecr"], "sc2s sgov gov", &["isob"]),
+        (&["dkr", "ecr-fips"], "sc2s sgov gov", &["isob"]),
+        (&["dkr", "ecr"], "cloud adc-e uk", &["isoe"]),
+        (&["dkr", "ecr-fips"], "cloud adc-e uk", &["isoe"]),
+        (&["dkr", "ecr"], "csp hci ic gov", &["isof"]),
+        (&["dkr", "ecr-fips"], "csp hci ic gov", &["isof"]),
+    ];
+    let partition = |region: &str| -> Option<&'static str> {
+        let words: Vec<&str> = region.split('-').collect();
+        let word =
+            |w: &str| (1..=16).contains(&w.len()) && w.chars().all(|c| c.is_ascii_lowercase());
+        let number = |w: &str| digits(w, 1) || digits(w, 2);
+        match words[..] {
+            [a, b, c, n] if word(c) && number(n) => match (a, b) {
+                ("us", "gov") => Some("gov"),
+                ("us", "iso") => Some("iso"),
+                ("us", "isob") => Some("isob"),
+                ("eu", "isoe") => Some("isoe"),
+                ("us", "isof") => Some("isof"),
+                ("eusc", "de") => Some("eusc"),
+                _ => None,
+            },
+            ["cn", b, n] if word(b) && number(n) => Some("cn"),
+            [a, b, n] if a.len() == 2 && word(a) && word(b) && number(n) => Some("aws"),
+            _ => None,
+        }
+    };
+    forms.iter().any(|(middle, suffix, partitions)| {
+        let suffix: Vec<&str> = suffix.split(' ').collect();
+        labels.len() == 1 + middle.len() + 1 + suffix.len()
+            && digits(labels[0], 12)
+            && &labels[1..=middle.len()] == *middle
+            && labels[middle.len() + 2..] == suffix[..]
+            && partition(labels[middle.len() + 1]).is_some_and(|found| partitions.contains(&found))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn agrees_with_a_naive_parser(
+        account in "[0-9]{11,13}",
+        middle in "(dkr\\.ecr|dkr-ecr|dkr\\.ecr-fips|dkr-ecr-fips|dkr|ecr)",
+        region in "((us|eu|cn|ap|eusc|usx)-(gov-|iso-|isob-|isoe-|isof-|de-)?(east|west|north|)-[0-9]{1,3})",
+        suffix in "(amazonaws\\.com|amazonaws\\.com\\.cn|amazonaws\\.eu|on\\.aws|on\\.amazonwebservices\\.com\\.cn|sc2s\\.sgov\\.gov|c2s\\.ic\\.gov|cloud\\.adc-e\\.uk|csp\\.hci\\.ic\\.gov|evil\\.example)(\\.x)?",
+    ) {
+        let host = format!("{account}.{middle}.{region}.{suffix}");
+        prop_assert_eq!(Registry::parse(&host).is_some(), naive(&host), "{}", host);
+    }
+
+    #[test]
+    fn nothing_but_ecr_is_ecr(text in "\\PC{0,60}") {
+        prop_assert_eq!(Registry::parse(&text).is_some(), naive(&text), "{}", text);
+    }
+}
