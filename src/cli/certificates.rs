@@ -61,7 +61,7 @@ pub(super) struct CertificateArgs {
         default_value = "ecr-injector-ca"
     )]
     ca_secret: String,
-    /// Self-managed: MutatingWebhookConfiguration whose caBundle the leader keeps
+    /// Self-managed: `MutatingWebhookConfiguration` whose caBundle the leader keeps
     #[arg(
         long,
         env = "ECR_INJECTOR_WEBHOOK_CONFIGURATION",

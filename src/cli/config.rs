@@ -73,7 +73,7 @@ struct ClusterArgs {
     /// Also report which registries the file would suspend in a cluster
     #[arg(long)]
     cluster: bool,
-    /// Path of the kubeconfig; by default the ServiceAccount of the Pod, else the usual KUBECONFIG
+    /// Path of the kubeconfig; by default the service account of the Pod, else the usual KUBECONFIG
     /// rules
     #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,

@@ -42,11 +42,11 @@ pub(super) struct ContextArgs {
     /// Path of the configuration file (YAML); by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Path of the kubeconfig; by default the ServiceAccount of the Pod, else the usual KUBECONFIG
+    /// Path of the kubeconfig; by default the service account of the Pod, else the usual KUBECONFIG
     /// rules
     #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Use streaming lists (WatchList) instead of paginated lists: for very large clusters, from
+    /// Use streaming lists (`WatchList`) instead of paginated lists: for very large clusters, from
     /// Kubernetes 1.34 on; falls back to paginated lists where the API server does not support them
     #[arg(long, env = "ECR_INJECTOR_STREAMING_LISTS", value_parser = FalseyValueParser::new())]
     streaming_lists: bool,

@@ -72,7 +72,7 @@ pub struct ProbeArgs {
     /// aliases; by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Path of the kubeconfig; by default the ServiceAccount of the Pod, else the usual KUBECONFIG
+    /// Path of the kubeconfig; by default the service account of the Pod, else the usual KUBECONFIG
     /// rules
     #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,

@@ -111,7 +111,7 @@ pub struct ServeArgs {
     /// Format of the log
     #[arg(long, env = "ECR_INJECTOR_LOG_FORMAT", value_enum, default_value_t)]
     log_format: log::Format,
-    /// Log filter in the form of RUST_LOG, such as info,ecr_injector::refresh=debug
+    /// Log filter in the form of RUST_LOG, such as `info,ecr_injector::refresh=debug`
     #[arg(
         long,
         env = "ECR_INJECTOR_LOG",

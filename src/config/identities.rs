@@ -49,7 +49,7 @@ struct FileRole {
     /// External id that the role's trust policy requires; may contain {namespace} and {cluster}.
     #[schemars(extend("minLength" = 2))]
     external_id: Option<String>,
-    /// Session name, as in CloudTrail; may contain {namespace} and {cluster}.
+    /// Session name, as in `CloudTrail`; may contain {namespace} and {cluster}.
     session_name: Option<String>,
     /// Session tags; their values may contain {namespace} and {cluster}.
     #[schemars(extend("maxProperties" = MAX_TAGS))]
@@ -74,7 +74,7 @@ pub(super) struct FileNamespaceRoles {
     /// External id that the role's trust policy requires; may contain {namespace} and {cluster}.
     #[schemars(extend("minLength" = 2))]
     external_id: Option<String>,
-    /// Session name, as in CloudTrail; may contain {namespace} and {cluster}.
+    /// Session name, as in `CloudTrail`; may contain {namespace} and {cluster}.
     session_name: Option<String>,
     /// Session tags; their values may contain {namespace} and {cluster}.
     #[schemars(extend("maxProperties" = MAX_TAGS))]

@@ -189,11 +189,11 @@ struct File {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileOptIn {
-    /// Key of the label. The MutatingWebhookConfiguration and the guard contain it too; a change
+    /// Key of the label. The `MutatingWebhookConfiguration` and the guard contain it too; a change
     /// requires a restart.
     #[schemars(extend("default" = DEFAULT_OPT_IN_LABEL, "pattern" = schema::LABEL_KEY))]
     label: Option<String>,
-    /// Value of the label. The MutatingWebhookConfiguration and the guard contain it too; a change
+    /// Value of the label. The `MutatingWebhookConfiguration` and the guard contain it too; a change
     /// requires a restart.
     #[schemars(extend("default" = DEFAULT_OPT_IN_VALUE, "pattern" = schema::LABEL_VALUE))]
     value: Option<String>,

@@ -105,7 +105,7 @@ pub(super) enum FileRevocation {
 pub(super) enum FileDiscovery {
     /// Only admissions report what Pods need.
     None,
-    /// The leader also lists pending Pods, for which the ClusterRole needs a permission; the chart
+    /// The leader also lists pending Pods, for which the `ClusterRole` needs a permission; the chart
     /// grants it with this value.
     Pods,
 }
@@ -439,7 +439,7 @@ mod tests {
         let error = error("optOutGrace: 24h\nsecretNam: x");
         let (gone, other) = error.split_once("; ").expect("both fields");
         assert!(
-            gone.starts_with("optOutGrace: unknown field: it is gone"),
+            gone.starts_with("optOutGrace: unknown field: removed"),
             "{gone}"
         );
         assert!(gone.contains("8 hours"), "{gone}");

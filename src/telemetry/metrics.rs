@@ -622,7 +622,7 @@ impl Metrics {
             .inc();
     }
 
-    /// Sets whether the caBundle of the MutatingWebhookConfiguration trusts the authority that signs.
+    /// Sets whether the caBundle of the `MutatingWebhookConfiguration` trusts the authority that signs.
     pub fn ca_bundle_trusted(&self, trusts: bool) {
         self.registration_trust.set(i64::from(trusts));
     }

@@ -313,9 +313,8 @@ fn namespace_comes_from_object_then_flag_then_default() {
     assert_eq!(namespaces(&["-o", "patch"]), ["default", "shop"]);
     assert_eq!(namespaces(&["-o", "patch", "-n", "team"]), ["team", "shop"]);
     let outcome = preview(&["-n", "kube-system"], &input).ok();
-    outcome.tells(
-        "Pod kube-system/bare: left alone, the configuration excludes namespace kube-system",
-    );
+    outcome
+        .tells("Pod kube-system/bare: skipped: the configuration excludes namespace kube-system");
     outcome.tells("Pod shop/own: inject");
     outcome.tells("kubectl label namespace shop ecr-injector.dev/inject=enabled\n");
 }
@@ -398,15 +397,15 @@ fn reason_for_a_skipped_pod_is_shown() {
     ];
     let outcome = preview(&[], &stream(&documents)).ok();
     for text in [
-        "Deployment team/web: left alone, its own annotation says so (ecr-injector.dev/inject: disabled)\n",
+        "Deployment team/web: skipped: it is annotated ecr-injector.dev/inject: disabled\n",
         // The annotation of a Deployment is not its Pods'.
         "Deployment team/web: inject\n",
-        "Pod default/mirror: left alone, a static Pod's copy may not name Secrets\n",
+        "Pod default/mirror: skipped: a mirror Pod must not reference Secrets\n",
         "  image:    \"Foo Bar\": the image's path must be",
-        "Pod default/wrong: left alone, the API server would refuse it: spec.containers[0].image: invalid type: integer `7`",
-        "Pod No/Name/lost: left alone, \"No/Name\" can't be the name of a namespace\n",
-        "Pod default/plain: left alone, no image is in a private ECR registry, only in docker.io\n",
-        "Pod default/(no name): left alone, it names no image\n",
+        "Pod default/wrong: skipped: the API server would reject it: spec.containers[0].image: invalid type: integer `7`",
+        "Pod No/Name/lost: skipped: \"No/Name\" can't be the name of a namespace\n",
+        "Pod default/plain: skipped: no image is in a private ECR registry, only in docker.io\n",
+        "Pod default/(no name): skipped: it has no image\n",
         "9 objects, 1 would be changed\n",
     ] {
         outcome.tells(text);

@@ -381,7 +381,8 @@ fn calls_to_the_api_server_are_those_of_the_page() {
     let verbs = given_to("api_call")
         .into_iter()
         .chain(given_to("self.call"));
-    let called: BTreeSet<String> = verbs.collect();
+    let is_word = |text: &String| text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    let called: BTreeSet<String> = verbs.filter(is_word).collect();
     let mut listed = words_below(METRICS, "calls-to-the-api-server");
     listed.extend(words_below(METRICS, "resources"));
     assert_eq!(listed, called);
@@ -523,6 +524,8 @@ fn results_of_commands_are_those_of_the_tables() {
     ] {
         let text = read(path);
         let code = text.split("#[cfg(test)]").next().unwrap();
+        // A noun that is counted is no result.
+        let code = code.replace(", \"registry\")", ")");
         let is_result = |text: &String| {
             text.starts_with(char::is_lowercase)
                 && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
@@ -546,6 +549,22 @@ fn results_of_commands_are_those_of_the_tables() {
     }
 }
 
+/// Returns the arguments of a call whose opening bracket has just ended.
+fn arguments(code: &str) -> &str {
+    let (mut depth, mut is_text, mut is_escaped) = (1, false, false);
+    let end = code.find(|c| {
+        match c {
+            '"' if !is_escaped => is_text = !is_text,
+            '(' if !is_text => depth += 1,
+            ')' if !is_text => depth -= 1,
+            _ => {}
+        }
+        is_escaped = c == '\\' && !is_escaped;
+        depth == 0
+    });
+    &code[..end.unwrap()]
+}
+
 /// Returns each message at info, warn and error with its level, as the code has it.
 fn messages() -> BTreeMap<String, &'static str> {
     let mut messages = BTreeMap::new();
@@ -553,7 +572,7 @@ fn messages() -> BTreeMap<String, &'static str> {
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         for level in ["info", "warn", "error"] {
             for call in code.split(&format!("tracing::{level}!(")).skip(1) {
-                let call = &call[..call.find(");\n").or(call.find("),\n")).unwrap()];
+                let call = arguments(call);
                 let message = literals(call).pop().unwrap();
                 messages.insert(message, level);
             }
@@ -589,11 +608,10 @@ fn every_message_is_on_the_page_and_the_page_has_no_other() {
     for message in listed.keys().filter(|it| !written.contains_key(*it)) {
         faults.push(format!("nothing writes `{message}`"));
     }
-    for line in page.lines().filter_map(|line| line.strip_prefix("- `")) {
-        if let Some(start) = line.strip_suffix('`') {
-            if !written.keys().any(|message| message.starts_with(start)) {
-                faults.push(format!("nothing writes `{start}…`"));
-            }
+    let beginnings = page.lines().filter_map(|line| line.strip_prefix("- `"));
+    for start in beginnings.filter_map(|line| line.strip_suffix('`')) {
+        if !written.keys().any(|message| message.starts_with(start)) {
+            faults.push(format!("nothing writes `{start}…`"));
         }
     }
     assert!(faults.is_empty(), "{LOGS}:\n{}", faults.join("\n"));

@@ -240,8 +240,8 @@ mod tests {
     #[test]
     fn text_names_twenty_hosts_and_counts_the_rest() {
         let text = found(0, 1).to_text();
-        let expected = "  cluster     https://10.0.0.1; 2 namespaces opted in, 1 with 1 host in their pull secrets\n  \
-            suspends    nothing\n";
+        let expected = "  cluster       https://10.0.0.1; 2 namespaces opted in, 1 with 1 registry in their pull secrets\n  \
+            suspends      nothing\n";
         assert_eq!(text, expected);
         let text = found(20, 60).to_text();
         assert!(!text.contains("more"), "{text}");

@@ -372,14 +372,14 @@ fn preview_counts_what_is_renewed_and_dropped() {
     let seen = seen(Some(&secret), Some(&secret), Some(&settings));
     let mut plan = write(NOW, &[IRELAND], &[]);
     let message = |plan: &Plan| seen.would(&team(), Some(plan)).and_then(|row| row.message);
-    assert_eq!(message(&plan).as_deref(), Some("1 of 1 host"));
+    assert_eq!(message(&plan).as_deref(), Some("1 of 1 registry"));
     if let Action::Write(desired) = &mut plan.action {
         desired.due.clear();
         desired.forgotten.insert(host(OREGON));
     }
     assert_eq!(
         message(&plan).as_deref(),
-        Some("0 of 1 host; 1 host dropped")
+        Some("0 of 1 registry; 1 registry removed")
     );
 }
 
@@ -401,34 +401,30 @@ fn summary_says_so_when_nothing_was_due() {
         due_at: Some(later(3)),
         ..Row::good(team(), result)
     };
-    let next = "\nthe next is due at 1970-01-01T03:00:00Z (team)";
+    let next = "\nnext refresh due at 1970-01-01T03:00:00Z (team)";
     assert_eq!(
         done(&[row("fresh")], "x"),
-        format!("nothing to do: all is fresh in 1 namespace, in x{next}")
+        format!("nothing to do: all pull secrets are fresh in 1 namespace, in x{next}")
     );
     let failed = Row::bad(team(), "failed", "why".to_owned());
     assert_eq!(
         done(&[row("renewed"), failed.clone()], "x"),
-        format!(
-            "1 pull secret brought up to date; 1 of 2 namespaces not as it should be, see above, in x{next}"
-        )
+        format!("1 pull secret refreshed; 1 of 2 namespaces not fresh, see above, in x{next}")
     );
     assert_eq!(
         done(&[row("created"), row("removed"), row("fresh")], "x"),
-        format!(
-            "2 pull secrets brought up to date, nothing else was due in 3 namespaces, in x{next}"
-        )
+        format!("2 pull secrets refreshed, nothing else was due in 3 namespaces, in x{next}")
     );
     assert_eq!(
         done(&[], "x"),
-        "no namespace is opted in or has a pull secret of ours, in x"
+        "no namespace is opted in or has a pull secret of ecr-injector, in x"
     );
     assert_eq!(
         would(&[row("would-renew"), failed], "x"),
-        "something would be done in 1 of 2 namespaces; 1 can't be brought up to date, see above, in x"
+        "1 of 2 namespaces would be refreshed; 1 can't be refreshed, see above, in x"
     );
     assert_eq!(
         would(&[row("fresh")], "x"),
-        format!("nothing would be done: all is fresh in 1 namespace, in x{next}")
+        format!("nothing would be done: all pull secrets are fresh in 1 namespace, in x{next}")
     );
 }
