@@ -85,7 +85,7 @@ test-oldest: control-plane-oldest helm kube-score ## Run the tests against an AP
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
-	$(CARGO) test --locked --lib --test offline --test cli
+	$(CARGO) test --locked --lib --test offline --test cli -- --skip model::
 	$(CARGO) test --locked --test stress memory::
 
 .PHONY: kill-rounds

@@ -68,17 +68,17 @@ async fn refusal_is_told_once_and_without_the_key() {
         assert_eq!(BASE64_STANDARD.decode(quote).map(|key| key.len()), Ok(32));
         assert_eq!(log.count(quote), 0);
     }
-    assert_eq!(log.count("writing the Secret here/x"), 1);
+    assert_eq!(log.count("writing the state key to Secret here/x"), 1);
     assert_eq!(log.count("no (key) here"), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn foreign_or_malformed_secret_is_told_once() {
     for (content, what) in [
-        (Content::Foreign, "the Secret here/x has not the label"),
+        (Content::Foreign, "Secret here/x lacks the label"),
         (
             Content::Malformed("why"),
-            "holds no key that seals states: why",
+            "holds no valid state key: why",
         ),
     ] {
         let (secret, quotes) = quoted();
