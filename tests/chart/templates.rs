@@ -1128,7 +1128,7 @@ fn credentials_of_a_role_by_irsa_are_expected() {
 
 /// The rows of the README's table: each value that is no group, its default, and the comment above it.
 fn table(values: &str) -> String {
-    let mut table = "| value | default | |\n|---|---|---|\n".to_owned();
+    let mut table = "| value | default | meaning |\n| --- | --- | --- |\n".to_owned();
     let defaults: Value = serde_saphyr::from_str(values).unwrap();
     let (mut path, mut comment) = (Vec::<(usize, &str)>::new(), Vec::new());
     for line in values.lines() {
