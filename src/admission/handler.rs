@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::{
     admission::{
         decide::{Decision, Demand, Facts, Injection, Reason, decide, demand, warning_for},
+        metrics::AdmissionMetrics,
         patch,
         pod::{Pod, ReferenceState},
         review::{Operation, Request, Response, ReviewError, warning},
@@ -27,8 +28,8 @@ use crate::{
     rules::{OnFailure, Rules},
     telemetry::{
         log::line,
-        metrics::{Metrics, Phase},
         otel::{InPhase, Span, SpanParent, Trace},
+        phases::Phase,
     },
 };
 
@@ -51,7 +52,7 @@ pub struct Webhook {
     secrets: PullSecrets,
     provisioner: Provisioner,
     clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AdmissionMetrics>,
     events: Option<Events>,
 }
 
@@ -104,7 +105,7 @@ impl Webhook {
         secrets: PullSecrets,
         provisioner: Provisioner,
         clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<AdmissionMetrics>,
     ) -> Self {
         Self {
             rules,
@@ -135,7 +136,7 @@ impl Webhook {
         trace: &mut Trace,
     ) -> Result<Vec<u8>, ReviewError> {
         let request = self.parse(body, trace)?;
-        let deciding = trace.place.enter(&self.metrics, Phase::Decide);
+        let deciding = trace.place.enter(&self.metrics.phases, Phase::Decide);
         // The rules of this admission from here to its end.
         let rules = self.rules.get();
         let outcome = match demand(&request, &rules) {
@@ -188,7 +189,7 @@ impl Webhook {
     }
 
     fn parse<'a>(&self, body: &'a [u8], trace: &Trace) -> Result<Request<'a>, ReviewError> {
-        let _parsing = trace.place.enter(&self.metrics, Phase::Parse);
+        let _parsing = trace.place.enter(&self.metrics.phases, Phase::Parse);
         Request::parse(body)
     }
 

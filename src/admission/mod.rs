@@ -3,6 +3,7 @@
 pub mod decide;
 pub mod handler;
 pub mod manifest;
+pub mod metrics;
 pub mod patch;
 pub mod pod;
 pub mod review;

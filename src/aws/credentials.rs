@@ -37,7 +37,7 @@ use aws_smithy_types::error::ErrorMetadata;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::telemetry::metrics::Metrics;
+use super::metrics::AwsMetrics;
 
 /// How long one source may take.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -119,7 +119,7 @@ pub struct PinnedChain {
     sources: Vec<CredentialSource>,
     expected: Option<Source>,
     pinned: OnceLock<usize>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<AwsMetrics>,
 }
 
 impl Source {
@@ -189,7 +189,7 @@ impl PinnedChain {
         config: &ProviderConfig,
         direct: &ProviderConfig,
         expected: Option<Source>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<AwsMetrics>,
     ) -> Self {
         let value = |name: &str| env::var(name).ok();
         let container = if value(POD_IDENTITY_VARIABLE).is_some() {
@@ -232,7 +232,7 @@ impl PinnedChain {
     pub fn of(
         sources: Vec<CredentialSource>,
         expected: Option<Source>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<AwsMetrics>,
     ) -> Self {
         Self {
             sources,

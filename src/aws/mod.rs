@@ -5,6 +5,7 @@
 //! hand out credentials on the node itself are, and a proxy would read them.
 
 pub mod credentials;
+pub mod metrics;
 
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
@@ -46,7 +47,8 @@ use rustls::{
 use thiserror::Error;
 
 use self::credentials::{PinnedChain, Source};
-use crate::{registry::Region, telemetry::metrics::Metrics};
+use self::metrics::AwsMetrics;
+use crate::registry::Region;
 
 /// Which release of the SDK's defaults we were tested with.
 const BEHAVIOR: fn() -> BehaviorVersion = BehaviorVersion::v2026_01_12;
@@ -189,7 +191,7 @@ impl HttpConnector for Connectors {
 impl AwsEnvironment {
     /// Reads the environment and profile files by the SDK's own rules. No call leaves yet. If a source of credentials is
     /// `expected`, those of any other sign nothing.
-    pub async fn read(trust: &Trust, expected: Option<Source>, metrics: Arc<Metrics>) -> Self {
+    pub async fn read(trust: &Trust, expected: Option<Source>, metrics: Arc<AwsMetrics>) -> Self {
         let direct = http_client(trust, &ProxyConfig::disabled());
         let client = SharedHttpClient::new(ProxyRoutedClient {
             proxied: http_client(trust, &ProxyConfig::from_env()),

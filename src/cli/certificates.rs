@@ -141,7 +141,7 @@ impl CertificateArgs {
             service: service.to_owned(),
             lifetimes: self.lifetimes()?,
             clock,
-            metrics: context.metrics.clone(),
+            metrics: context.metrics.tls.clone(),
         });
         Ok(Certificates {
             source: Box::new(authority.clone()),
@@ -158,7 +158,7 @@ impl CertificateArgs {
         let clients = match &self.client_ca {
             Some(path) => {
                 let clients = Clients::load(path.clone(), self.client_name.clone())?;
-                let metrics = context.metrics.clone();
+                let metrics = context.metrics.tls.clone();
                 context.spawn(clients.clone().follow(files::PERIOD, metrics));
                 Some(clients)
             }

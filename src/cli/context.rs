@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, builder::FalseyValueParser};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::AwsArgs;
+use super::{AwsArgs, metrics::Metrics};
 use crate::{
     aws::AwsEnvironment,
     cluster::{
@@ -29,7 +29,6 @@ use crate::{
         writer::{Writer, api::KubeSecrets},
     },
     refresh::{self, Reconciler},
-    telemetry::metrics::Metrics,
     token::{cache::TokenCache, ecr::Ecr},
 };
 
@@ -104,7 +103,7 @@ pub(super) struct Context {
     pub(super) live: Live,
     /// Where the configuration comes from, to be followed.
     pub(super) file: Option<Watched>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) metrics: Metrics,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) environment: AwsEnvironment,
     pub(super) tokens: TokenCache,
@@ -126,18 +125,18 @@ impl Context {
         let (config, file) = flags.config()?;
         let trust = flags.aws.trust()?;
         let cluster = Cluster::connect(flags.kubeconfig.as_deref()).await?;
-        let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
+        let (metrics, tasks) = (Metrics::default(), TaskTracker::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        metrics.config_applied(clock.now());
+        metrics.config.applied(clock.now());
         let environment =
-            AwsEnvironment::read(&trust, flags.aws.expect_credentials, metrics.clone()).await;
+            AwsEnvironment::read(&trust, flags.aws.expect_credentials, metrics.aws.clone()).await;
         let live = Live::new(config, cluster.own_namespace.clone());
         let config = live.config();
         let ecr = Ecr::new(
             environment.clone(),
             live.session_cap.clone(),
             clock.clone(),
-            metrics.clone(),
+            metrics.token.clone(),
         );
         let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
         let changes = Changes::default();
@@ -145,7 +144,7 @@ impl Context {
             cluster.client.clone(),
             config.opt_in.clone(),
             changes.clone(),
-            metrics.clone(),
+            metrics.cluster.clone(),
         );
         let state_keys = StateKeys::default();
         let state_key_secret = KeySecret::new(
@@ -154,7 +153,7 @@ impl Context {
             flags.state_key.secret.clone(),
             state_keys.clone(),
             clock.clone(),
-            metrics.clone(),
+            metrics.pull_secret.clone(),
         );
         let known = namespaces.clone();
         let secrets = PullSecrets::new(
@@ -162,7 +161,7 @@ impl Context {
             Arc::new(move |namespace| known.uid(namespace)),
             clock.clone(),
             changes.clone(),
-            metrics.clone(),
+            metrics.pull_secret.clone(),
         );
         Ok(Self {
             cluster,
@@ -201,7 +200,7 @@ impl Context {
             self.spawn(file.follow(
                 self.live.clone(),
                 self.clock.clone(),
-                self.metrics.clone(),
+                self.metrics.config.clone(),
                 watched::PERIOD,
             ));
         }
@@ -254,7 +253,11 @@ impl Context {
     /// A writer through the admissions' client, or the leader's.
     pub(super) fn writer(&self, client: &kube::Client) -> Writer {
         let name = self.secret_name();
-        let api = KubeSecrets::new(client.clone(), name.clone(), self.metrics.clone());
+        let api = KubeSecrets::new(
+            client.clone(),
+            name.clone(),
+            self.metrics.pull_secret.clone(),
+        );
         Writer::new(
             Arc::new(api),
             name,
@@ -270,7 +273,7 @@ impl Context {
             secret_name: self.secret_name(),
             instance: instance(),
             clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
+            metrics: self.metrics.pull_secret.clone(),
             tasks: self.tasks.clone(),
             stop: self.stop.clone(),
         })
@@ -286,7 +289,7 @@ impl Context {
             policy: self.live.policy.clone(),
             changes: self.changes.clone(),
             clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
+            metrics: self.metrics.refresh.clone(),
             events,
         })
     }

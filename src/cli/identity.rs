@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 
 use super::AwsArgs;
 use crate::{
-    aws::AwsEnvironment,
+    aws::{AwsEnvironment, metrics::AwsMetrics},
     cluster::namespace::{Namespace, NamespaceSettings},
     config::Config,
     identity::{Choice, Identity},
     process::{clock::SystemClock, current::Current},
     registry::{Registry, Service},
-    telemetry::{log, metrics::Metrics},
+    telemetry::log,
     tls,
     token::{
         Token, TokenKey,
@@ -121,7 +121,7 @@ impl IdentityArgs {
                 let runtime = super::runtime()?;
                 let key = TokenKey::new(identity.clone(), &registry);
                 let minted = runtime.block_on(async {
-                    let metrics = Arc::new(Metrics::default());
+                    let metrics = Arc::<AwsMetrics>::default();
                     let environment =
                         AwsEnvironment::read(&trust, self.aws.expect_credentials, metrics.clone())
                             .await;
@@ -130,7 +130,7 @@ impl IdentityArgs {
                         environment.clone(),
                         Current::new(config.session_cap),
                         clock,
-                        metrics.clone(),
+                        Arc::default(),
                     );
                     let result = ecr.mint(&key).await;
                     Minted {

@@ -5,6 +5,7 @@ pub mod cleanup;
 pub mod config;
 mod context;
 pub mod identity;
+pub mod metrics;
 mod one_shot;
 pub mod preview;
 pub mod probe;

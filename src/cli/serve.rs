@@ -50,7 +50,7 @@ use crate::{
         accept::{Connection, Listener, MAX_CONNECTIONS},
         admin,
     },
-    telemetry::{log, metrics::Metrics, otel::Traces},
+    telemetry::{log, otel::Traces},
     tls::{self, CertPublisher, CertResolver, Source, self_managed::SelfManaged},
 };
 
@@ -208,7 +208,11 @@ impl ServeArgs {
 
         follow_log_filter(&context, log, self.log.clone());
         context.follow_file();
-        let traces = Traces::start(self.otlp_endpoint.as_deref(), &instance(), metrics.clone());
+        let traces = Traces::start(
+            self.otlp_endpoint.as_deref(),
+            &instance(),
+            metrics.traces.clone(),
+        );
         let (traces, exporter) = traces.context("traces")?;
         let mut readiness = Readiness::default();
         let keyed = context.share_state_key(&mut readiness);
@@ -227,7 +231,8 @@ impl ServeArgs {
         let environment = context.environment.clone();
         context.spawn(async move { environment.look_for_credentials().await });
         gauges::measure_at_each_scrape(
-            &metrics,
+            &metrics.registry,
+            metrics.pull_secret.clone(),
             context.secrets.clone(),
             context.namespaces.clone(),
             context.live.rules.clone(),
@@ -250,10 +255,10 @@ impl ServeArgs {
             limit: connections,
             connection: Connection {
                 tls: Some(TlsAcceptor::from(Arc::new(tls))),
-                router: Admission::new(webhook, metrics.clone())
+                router: Admission::new(webhook, metrics.server.clone())
                     .traced(traces)
                     .router(),
-                metrics: metrics.clone(),
+                metrics: metrics.server.clone(),
                 draining: draining.clone(),
             },
         };
@@ -262,8 +267,8 @@ impl ServeArgs {
             limit: MAX_ADMIN_CONNECTIONS,
             connection: Connection {
                 tls: None,
-                router: admin::router(readiness, metrics.clone()),
-                metrics: Arc::new(Metrics::default()),
+                router: admin::router(readiness, metrics.registry.clone()),
+                metrics: Arc::default(),
                 draining: CancellationToken::new(),
             },
         };
@@ -361,7 +366,7 @@ fn provisioner(context: &Context, events: Events) -> Provisioner {
         writer: context.writer(&context.cluster.client),
         namespaces: context.namespaces.clone(),
         tokens: context.tokens.clone(),
-        metrics: context.metrics.clone(),
+        metrics: context.metrics.pull_secret.clone(),
         events: Some(events),
         tasks: context.tasks.clone(),
         stop: context.stop.clone(),
@@ -383,7 +388,7 @@ fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
         context.cluster.refresher.clone(),
         context.namespaces.clone(),
         context.live.clone(),
-        context.metrics.clone(),
+        context.metrics.refresh.clone(),
         Arc::new(sink),
     )
 }
@@ -395,7 +400,7 @@ fn webhook(context: &Context, provisioner: Provisioner, events: Events) -> Webho
         context.secrets.clone(),
         provisioner,
         context.clock.clone(),
-        context.metrics.clone(),
+        context.metrics.admission.clone(),
     )
     .telling(events)
 }
@@ -437,7 +442,12 @@ fn serve_certificate(
             .condition("certificate")
             .waiting_for("a certificate"),
     );
-    let served = CertPublisher::new(serving.clone(), service, condition, context.metrics.clone());
+    let served = CertPublisher::new(
+        serving.clone(),
+        service,
+        condition,
+        context.metrics.tls.clone(),
+    );
     context.spawn(source.run(served));
     serving
 }
@@ -448,7 +458,7 @@ fn test_guard(context: &Context, synced: [Condition; 2]) {
         context.cluster.client.clone(),
         context.cluster.own_namespace.clone(),
     );
-    let (name, metrics) = (context.secret_name(), context.metrics.clone());
+    let (name, metrics) = (context.secret_name(), context.metrics.pull_secret.clone());
     context.spawn(async move {
         readiness::all_held(&synced).await;
         guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &metrics).await;
@@ -492,7 +502,7 @@ fn lead(
         context.cluster.refresher.clone(),
         settings,
         context.clock.clone(),
-        context.metrics.clone(),
+        context.metrics.cluster.clone(),
     )?;
     let stop = context.stop.clone();
     Ok(tokio::spawn(async move {

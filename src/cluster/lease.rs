@@ -30,9 +30,8 @@ pub use self::{
     term::Leadership,
 };
 use crate::{
-    cluster::random,
+    cluster::{metrics::ClusterMetrics, random},
     process::clock::{Clock, ClockReading},
-    telemetry::metrics::Metrics,
 };
 
 /// The pause after the API server refused for want of rights: nothing but an admin changes that.
@@ -48,7 +47,7 @@ pub struct Elector {
     settings: Settings,
     identity: String,
     clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ClusterMetrics>,
     seen: Option<Seen>,
     complaint: Option<(&'static str, String)>,
 }
@@ -122,7 +121,7 @@ impl Elector {
         client: Client,
         settings: Settings,
         clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ClusterMetrics>,
     ) -> Result<Self, SettingsError> {
         settings.check()?;
         Ok(Self {
@@ -423,7 +422,7 @@ impl Elector {
             Err(_) => Err(Failure::Timeout(patience)),
         };
         let outcome = result.as_ref().map_or_else(Failure::as_str, |_| "ok");
-        self.metrics.api_call(verb, "leases", outcome);
+        self.metrics.api_calls.count_call(verb, "leases", outcome);
         result
     }
 

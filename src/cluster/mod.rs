@@ -2,6 +2,7 @@
 
 pub mod changes;
 pub mod lease;
+pub mod metrics;
 pub mod namespace;
 pub mod namespaces;
 pub mod object;

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     changes::Changes,
+    metrics::ClusterMetrics,
     namespace::{Namespace, NamespaceSettings, ROLE_ANNOTATION},
 };
 use crate::{
@@ -24,7 +25,6 @@ use crate::{
         watch::{Lists, watch},
     },
     process::readiness::Condition,
-    telemetry::metrics::Metrics,
 };
 
 /// The label that opts a namespace in. The registration's selector and the guard name the same.
@@ -58,13 +58,18 @@ struct Inner {
     admission_reads: Semaphore,
     looks: Semaphore,
     changes: Changes,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ClusterMetrics>,
 }
 
 impl Namespaces {
     /// An empty store over the cluster's namespaces.
     #[must_use]
-    pub fn new(client: Client, opt_in: OptIn, changes: Changes, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        client: Client,
+        opt_in: OptIn,
+        changes: Changes,
+        metrics: Arc<ClusterMetrics>,
+    ) -> Self {
         Self(Arc::new(Inner {
             api: Api::all(client),
             opt_in,
@@ -241,7 +246,10 @@ impl Namespaces {
             Ok(Err(_)) => "error",
             Err(_) => "timeout",
         };
-        self.0.metrics.api_call("get", "namespaces", outcome);
+        self.0
+            .metrics
+            .api_calls
+            .count_call("get", "namespaces", outcome);
         result
             .map_err(|_| ReadError::Timeout)?
             .map_err(|error| ReadError::Api(Box::new(error)))
@@ -296,6 +304,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cli::metrics::Metrics;
 
     fn namespace(name: &str) -> Namespace {
         Namespace::parse(name).expect("a name")
@@ -320,7 +329,12 @@ mod tests {
             label: "ecr-injector.dev/inject".to_owned(),
             value: "enabled".to_owned(),
         };
-        Namespaces::new(client, opt_in, Changes::default(), Arc::default())
+        Namespaces::new(
+            client,
+            opt_in,
+            Changes::default(),
+            Metrics::default().cluster,
+        )
     }
 
     #[tokio::test(start_paused = true)]

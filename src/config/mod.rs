@@ -5,6 +5,7 @@
 
 mod identities;
 pub mod live;
+pub mod metrics;
 mod refresh;
 pub mod schema;
 mod shape;

@@ -12,11 +12,12 @@ use std::{
 
 use tokio::time::sleep;
 
-use super::{Config, ConfigError, live::Live};
-use crate::{
-    process::clock::Clock,
-    telemetry::metrics::{Metrics, Reload},
+use super::{
+    Config, ConfigError,
+    live::Live,
+    metrics::{ConfigMetrics, Reload},
 };
+use crate::process::clock::Clock;
 
 /// How often the file is compared with what is in use.
 pub const PERIOD: Duration = Duration::from_secs(5);
@@ -60,7 +61,7 @@ impl Watched {
         mut self,
         live: Live,
         clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<ConfigMetrics>,
         period: Duration,
     ) {
         loop {
@@ -69,7 +70,7 @@ impl Watched {
         }
     }
 
-    fn look(&mut self, live: &Live, clock: &dyn Clock, metrics: &Metrics) {
+    fn look(&mut self, live: &Live, clock: &dyn Clock, metrics: &ConfigMetrics) {
         let text = match super::text_of(&self.path) {
             Ok(text) => text,
             Err(error) => return self.refuse(None, &error, metrics),
@@ -99,15 +100,13 @@ impl Watched {
         }
     }
 
-    fn took(&self, kept: &[&str], clock: &dyn Clock, metrics: &Metrics) {
-        metrics.config_reload(Reload::Applied);
-        metrics.config_applied(clock.now());
-        metrics.config_reload_successful.set(1);
-        metrics
-            .config_restart_required
-            .set(i64::from(!kept.is_empty()));
+    fn took(&self, kept: &[&str], clock: &dyn Clock, metrics: &ConfigMetrics) {
+        metrics.reload(Reload::Applied);
+        metrics.applied(clock.now());
+        metrics.reload_successful.set(1);
+        metrics.restart_required.set(i64::from(!kept.is_empty()));
         let path = self.path.display();
-        let generation = metrics.config_generation.get();
+        let generation = metrics.generation.get();
         tracing::info!(%path, generation, "reloaded the configuration");
         if !kept.is_empty() {
             let fields = kept.join(", ");
@@ -116,15 +115,15 @@ impl Watched {
     }
 
     /// The file holds again what is in use.
-    fn is_as_before(&mut self, metrics: &Metrics) {
+    fn is_as_before(&mut self, metrics: &ConfigMetrics) {
         if self.refused.take().is_some() {
-            metrics.config_reload_successful.set(1);
+            metrics.reload_successful.set(1);
             let path = self.path.display();
             tracing::info!(%path, "configuration file matches the configuration in use again");
         }
     }
 
-    fn refuse(&mut self, text: Option<String>, error: &ConfigError, metrics: &Metrics) {
+    fn refuse(&mut self, text: Option<String>, error: &ConfigError, metrics: &ConfigMetrics) {
         let complaint = match error.source() {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
@@ -134,9 +133,9 @@ impl Watched {
             // What the YAML parser shows of the file in further lines is for a terminal.
             let error = complaint.lines().next().unwrap_or_default();
             tracing::error!(%error, "rejected the changed configuration; the last valid one stays in use");
-            metrics.config_reload(Reload::Refused);
+            metrics.reload(Reload::Refused);
         }
-        metrics.config_reload_successful.set(0);
+        metrics.reload_successful.set(0);
         self.refused = Some(Refused { text, complaint });
     }
 }
@@ -146,13 +145,16 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{cluster::namespace::Namespace, process::clock::SystemClock, rules::OnFailure};
+    use crate::{
+        cli::metrics::Metrics, cluster::namespace::Namespace, process::clock::SystemClock,
+        rules::OnFailure,
+    };
 
     /// A file, who follows it, and what is counted.
     struct Bed {
         folder: TempDir,
         live: Live,
-        metrics: Arc<Metrics>,
+        metrics: Metrics,
     }
 
     impl Bed {
@@ -167,10 +169,10 @@ mod tests {
             let path = folder.path().join("config.yaml");
             let (config, watched) = Watched::load(&path).expect("good");
             let live = Live::new(config, Namespace::parse("ecr-injector"));
-            let metrics = Arc::new(Metrics::default());
+            let metrics = Metrics::default();
             let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-            metrics.config_applied(clock.now());
-            tokio::spawn(watched.follow(live.clone(), clock, metrics.clone(), PERIOD));
+            metrics.config.applied(clock.now());
+            tokio::spawn(watched.follow(live.clone(), clock, metrics.config.clone(), PERIOD));
             Self {
                 folder,
                 live,
@@ -191,7 +193,7 @@ mod tests {
         /// Returns the generation, how many files were applied and rejected, whether the last reload was successful, and
         /// whether a restart is required.
         fn counted(&self) -> [i64; 5] {
-            let text = self.metrics.to_text();
+            let text = self.metrics.registry.to_text();
             [
                 "config_generation",
                 r#"config_reloads_total{outcome="applied"}"#,
@@ -243,6 +245,7 @@ mod tests {
         assert_eq!(bed.counted(), [2, 1, 0, 1, 0], "taken once");
         assert!(
             bed.metrics
+                .registry
                 .to_text()
                 .contains("config_last_reload_success_timestamp_seconds 1")
         );

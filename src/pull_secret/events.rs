@@ -30,8 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cluster::namespace::Namespace,
     process::clock::Clock,
-    pull_secret::{Damage, Foreign},
-    telemetry::metrics::Metrics,
+    pull_secret::{Damage, Foreign, metrics::PullSecretMetrics},
     token::cache::AwsReply,
 };
 
@@ -300,7 +299,7 @@ pub struct Events {
     queue: mpsc::Sender<LastPublished>,
     recent: Arc<Mutex<Recent>>,
     clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<PullSecretMetrics>,
     secret_name: Arc<str>,
 }
 
@@ -322,7 +321,7 @@ pub struct EventRecorderOptions {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// What is counted.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<PullSecretMetrics>,
     /// Who waits for the task at shutdown.
     pub tasks: TaskTracker,
     /// Ends the task; what it has not sent by then is dropped.
@@ -429,7 +428,7 @@ struct Sender {
     client: Client,
     secret_name: Arc<str>,
     instance: String,
-    metrics: Arc<Metrics>,
+    metrics: Arc<PullSecretMetrics>,
     recent: Arc<Mutex<Recent>>,
     complaint: Option<&'static str>,
 }
@@ -465,7 +464,9 @@ impl Sender {
                 Some(format!("no response within {CALL_TIMEOUT:?}")),
             ),
         };
-        self.metrics.api_call("create", "events", outcome);
+        self.metrics
+            .api_calls
+            .count_call("create", "events", outcome);
         if matches!(outcome, "error" | "timeout") {
             lock(&self.recent).forget(*key);
         }

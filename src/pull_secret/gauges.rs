@@ -8,7 +8,9 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Observed, Unverified, is_public, state::State, store::PullSecrets};
+use super::{
+    Observed, Unverified, is_public, metrics::PullSecretMetrics, state::State, store::PullSecrets,
+};
 use crate::{
     cluster::{
         namespace::{Namespace, NamespaceSettings},
@@ -18,7 +20,7 @@ use crate::{
     process::{clock::Clock, current::Current},
     registry::Host,
     rules::Rules,
-    telemetry::metrics::Metrics,
+    telemetry::metrics::Registry,
     token::Freshness,
 };
 
@@ -208,14 +210,15 @@ pub fn measure<'a>(
 
 /// Has every scrape of the metrics measure what is known then.
 pub fn measure_at_each_scrape(
-    metrics: &Metrics,
+    registry: &Registry,
+    metrics: Arc<PullSecretMetrics>,
     secrets: PullSecrets,
     namespaces: Namespaces,
     rules: Current<Rules>,
     clock: Arc<dyn Clock>,
 ) {
     let measured = Mutex::new(None::<Timestamp>);
-    metrics.before_each_scrape(Box::new(move |metrics| {
+    registry.before_each_scrape(Box::new(move || {
         let now = clock.now();
         let mut measured = measured.lock().unwrap_or_else(PoisonError::into_inner);
         if measured.is_some_and(|at| now.duration_since(at).abs() < PAUSE) {
@@ -237,12 +240,12 @@ pub fn measure_at_each_scrape(
             observed: entry.observed(),
             settings: settings.as_ref(),
         });
-        measure(subjects, &rules, now).show(metrics);
+        measure(subjects, &rules, now).show(&metrics);
     }));
 }
 
 impl Summary {
-    fn show(&self, metrics: &Metrics) {
+    fn show(&self, metrics: &PullSecretMetrics) {
         for worth in PullSecretState::ALL {
             let count = self.by_worth.get(&worth).copied().unwrap_or_default();
             metrics.in_state(worth.as_str(), count);

@@ -13,12 +13,10 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{
-    cluster::{
-        namespace::Namespace,
-        ownership::{MANAGED_BY, MANAGED_BY_LABEL},
-    },
-    telemetry::metrics::Metrics,
+use super::metrics::PullSecretMetrics;
+use crate::cluster::{
+    namespace::Namespace,
+    ownership::{MANAGED_BY, MANAGED_BY_LABEL},
 };
 
 /// How the names of the guard's policies end.
@@ -46,13 +44,13 @@ pub enum Verdict {
 }
 
 /// Tries a write that the guard has to refuse, until it does or patience is over; then logs what came of it and sets
-/// [`Metrics::guard`]. It is tried in our own namespace, if there is one.
+/// [`PullSecretMetrics::guard`]. It is tried in our own namespace, if there is one.
 pub async fn test_guard(
     client: Client,
     secret_name: &str,
     own_namespace: Option<&Namespace>,
     patience: Duration,
-    metrics: &Metrics,
+    metrics: &PullSecretMetrics,
 ) -> Verdict {
     let namespace = own_namespace.map_or(ANYWHERE, Namespace::as_str);
     let secrets = Api::namespaced(client, namespace);
@@ -92,7 +90,7 @@ pub async fn test_guard(
     verdict
 }
 
-async fn try_once(secrets: &Api<Secret>, name: &str, metrics: &Metrics) -> Verdict {
+async fn try_once(secrets: &Api<Secret>, name: &str, metrics: &PullSecretMetrics) -> Verdict {
     let params = PatchParams::apply(TESTER).force().dry_run();
     let patch = Patch::Apply(forbidden(name));
     // Metadata alone come back: of a pull secret that is there nobody has to send the data.
@@ -115,7 +113,7 @@ async fn try_once(secrets: &Api<Secret>, name: &str, metrics: &Metrics) -> Verdi
             Verdict::Untested(format!("no response within {} s", CALL_TIMEOUT.as_secs())),
         ),
     };
-    metrics.api_call("dry_run", "secrets", outcome);
+    metrics.api_calls.count_call("dry_run", "secrets", outcome);
     verdict
 }
 
@@ -157,7 +155,7 @@ mod tests {
     use kube::client::Body;
 
     use super::*;
-    use crate::telemetry::log::captured::Log;
+    use crate::{cli::metrics::Metrics, telemetry::log::captured::Log};
 
     const DENIAL: &str = "Secret \"ecr-pull-secret\" is invalid: : ValidatingAdmissionPolicy 'secrets.ecr-injector.dev' \
         with binding 'secrets.ecr-injector.dev' denied request: ecr-injector writes pull Secrets of type \
@@ -207,7 +205,11 @@ mod tests {
                 Ok::<_, Infallible>(Response::builder().status(code).body(body).expect("one"))
             }
         });
-        let (metrics, log, start) = (Metrics::default(), Log::default(), Instant::now());
+        let (metrics, log, start) = (
+            Metrics::default().pull_secret,
+            Log::default(),
+            Instant::now(),
+        );
         let client = Client::new(service, "default");
         let own_namespace = Namespace::parse(own_namespace);
         let verdict = {

@@ -8,6 +8,7 @@ pub mod events;
 pub mod gauges;
 pub mod guard;
 pub mod merge;
+pub mod metrics;
 pub mod provisioner;
 pub mod seal;
 pub mod state;

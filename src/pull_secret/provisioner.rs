@@ -27,13 +27,13 @@ use crate::{
         namespaces::Namespaces,
     },
     process::backoff::Backoff,
-    pull_secret::events::{Events, PullSecretEvent},
+    pull_secret::{
+        events::{Events, PullSecretEvent},
+        metrics::PullSecretMetrics,
+    },
     registry::{Host, Service},
     rules::Rules,
-    telemetry::{
-        metrics::{Metrics, Phase},
-        otel::SpanParent,
-    },
+    telemetry::{otel::SpanParent, phases::Phase},
     token::{
         TokenKey,
         cache::{Origin, TokenCache},
@@ -194,7 +194,7 @@ pub struct ProvisionerOptions {
     /// Where tokens come from.
     pub tokens: TokenCache,
     /// What is counted.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<PullSecretMetrics>,
     /// Tells the namespaces' people, if anything is to.
     pub events: Option<Events>,
     /// Who waits for the work at shutdown.
@@ -324,14 +324,14 @@ impl Provisioner {
         deadline: Instant,
         place: &SpanParent,
     ) -> Provisioned {
-        let minting = place.enter(&self.0.parts.metrics, Phase::Token);
+        let minting = place.enter(&self.0.parts.metrics.phases, Phase::Token);
         let Minted {
             wanted,
             source: tokens,
             failed,
         } = self.mint(hosts.clone(), deadline).await;
         drop(minting);
-        let _writing = place.enter(&self.0.parts.metrics, Phase::Write);
+        let _writing = place.enter(&self.0.parts.metrics.phases, Phase::Write);
         // The public gallery's images pull without.
         let matters = |host: &&Host| !is_public(host);
         let names: Vec<Host> = wanted.keys().filter(matters).cloned().collect();

@@ -25,9 +25,12 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use self::plan::{Content, SECRET_TYPE, SharedKeys, Step, plan, read};
-use super::seal::{
-    StateKeys,
-    key::{KEY_BYTES, StateKey},
+use super::{
+    metrics::PullSecretMetrics,
+    seal::{
+        StateKeys,
+        key::{KEY_BYTES, StateKey},
+    },
 };
 use crate::{
     cluster::{
@@ -39,7 +42,6 @@ use crate::{
         write::{WriteBackoff, WriteError, call},
     },
     process::{clock::Clock, readiness::Condition},
-    telemetry::metrics::Metrics,
     tls::Complaint,
 };
 
@@ -62,7 +64,7 @@ struct Inner {
     name: String,
     keys: StateKeys,
     clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<PullSecretMetrics>,
     seen: watch::Sender<Seen>,
 }
 
@@ -90,7 +92,7 @@ impl KeySecret {
         name: String,
         keys: StateKeys,
         clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<PullSecretMetrics>,
     ) -> Self {
         Self(Arc::new(Inner {
             api: Api::namespaced(client, namespace.as_str()),
@@ -296,7 +298,9 @@ impl Inner {
         let patch = self.api.patch(&self.name, &params, &patch);
         let written = call(patch, Status::is_conflict).await;
         let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
-        self.metrics.api_call("apply", "secrets", outcome);
+        self.metrics
+            .api_calls
+            .count_call("apply", "secrets", outcome);
         let WholeSecret(written) = written.map_err(|error| without(keys, error))?;
         self.learn_from_write(&written);
         Ok(())

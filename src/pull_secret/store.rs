@@ -24,9 +24,8 @@ use crate::{
         watch::{Lists, version, watch},
     },
     process::{clock::Clock, readiness::Condition},
-    pull_secret::SecretFacts,
+    pull_secret::{SecretFacts, metrics::PullSecretMetrics},
     registry::Host,
-    telemetry::metrics::Metrics,
 };
 
 /// How long what a deleted Secret had is remembered at the least: any leader has made it again by then.
@@ -135,7 +134,7 @@ struct Inner {
     uids: NamespaceUids,
     clock: Arc<dyn Clock>,
     changes: Changes,
-    metrics: Arc<Metrics>,
+    metrics: Arc<PullSecretMetrics>,
 }
 
 impl PullSecrets {
@@ -146,7 +145,7 @@ impl PullSecrets {
         uids: NamespaceUids,
         clock: Arc<dyn Clock>,
         changes: Changes,
-        metrics: Arc<Metrics>,
+        metrics: Arc<PullSecretMetrics>,
     ) -> Self {
         Self(Arc::new(Inner {
             entries: RwLock::default(),

@@ -23,6 +23,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::metrics::{DiscoveryRun, RefreshMetrics};
 use crate::{
     admission::{
         decide::hosts_wanted_by,
@@ -32,7 +33,6 @@ use crate::{
     config::{Discovery, live::Live},
     registry::Host,
     rules::Rules,
-    telemetry::metrics::{DiscoveryRun, Metrics},
 };
 
 /// The time from one round to the next, give or take [`JITTER`]: a Pod that can't pull is tried again by its kubelet after
@@ -61,7 +61,7 @@ pub struct Discoverer {
     client: Client,
     namespaces: Namespaces,
     live: Live,
-    metrics: Arc<Metrics>,
+    metrics: Arc<RefreshMetrics>,
     sink: Sink,
     page_size: u32,
     max_pods: usize,
@@ -151,7 +151,7 @@ impl Discoverer {
         client: Client,
         namespaces: Namespaces,
         live: Live,
-        metrics: Arc<Metrics>,
+        metrics: Arc<RefreshMetrics>,
         sink: Sink,
     ) -> Self {
         Self {
@@ -263,7 +263,7 @@ impl Discoverer {
                 Err(RoundError::Expired(_)) => "gone",
                 Err(_) => "error",
             };
-            self.metrics.api_call("list", "pods", outcome);
+            self.metrics.api_calls.count_call("list", "pods", outcome);
             let page = match page {
                 Ok(page) => page,
                 Err(RoundError::TooLarge) if limit > 1 => {

@@ -10,6 +10,7 @@ mod backoffs;
 mod controller;
 pub mod discovery;
 pub mod impact;
+pub mod metrics;
 mod mint_queue;
 mod minter;
 pub mod plan;
@@ -25,6 +26,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use self::controller::Controller;
+use self::metrics::RefreshMetrics;
 pub use self::{
     reconciler::Reconciler,
     sweep::{Sweep, SweepOutcome},
@@ -43,7 +45,6 @@ use crate::{
         writer::{Fence, Writer},
     },
     rules::Policy,
-    telemetry::metrics::Metrics,
     token::cache::TokenCache,
 };
 
@@ -67,7 +68,7 @@ pub struct ReconcilerContext {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// What is counted.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<RefreshMetrics>,
     /// Tells the namespaces' people, if anything is to.
     pub events: Option<Events>,
 }

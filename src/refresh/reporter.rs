@@ -15,17 +15,17 @@ use crate::{
     },
     refresh::{
         impact::is_widespread,
+        metrics::RefreshMetrics,
         plan::{DesiredState, Priority},
     },
     registry::Host,
     rules::Suspension,
-    telemetry::metrics::Metrics,
     token::{TokenKey, cache::MintError},
 };
 
 /// Reports what comes of the work.
 pub(super) struct Reporter {
-    metrics: Arc<Metrics>,
+    metrics: Arc<RefreshMetrics>,
     events: Option<Events>,
     /// The namespaces whose people were told of a failure, and are to be told of its end.
     complained: HashSet<Namespace>,
@@ -34,7 +34,7 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn new(metrics: Arc<Metrics>, events: Option<Events>) -> Self {
+    pub(super) fn new(metrics: Arc<RefreshMetrics>, events: Option<Events>) -> Self {
         Self {
             metrics,
             events,

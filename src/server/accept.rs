@@ -34,7 +34,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use crate::telemetry::metrics::{Handshake, Metrics, Shed};
+use super::metrics::{Handshake, ServerMetrics, Shed};
 
 /// Connections served at the same time. One more takes the place of the one that can best be spared.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -73,7 +73,7 @@ pub struct Connection {
     /// What answers.
     pub router: Router,
     /// What is counted.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<ServerMetrics>,
     /// Once this is cancelled, each answer asks its client to connect anew: to somebody who is not about to stop.
     pub draining: CancellationToken,
 }
@@ -194,10 +194,10 @@ impl Connection {
 }
 
 /// Counts a connection as open until it is dropped, also by a panic.
-struct Open<'a>(&'a Metrics);
+struct Open<'a>(&'a ServerMetrics);
 
 impl<'a> Open<'a> {
-    fn count(metrics: &'a Metrics) -> Self {
+    fn count(metrics: &'a ServerMetrics) -> Self {
         metrics.connections.inc();
         Self(metrics)
     }

@@ -10,23 +10,26 @@ use axum::{
 };
 use http::{StatusCode, Uri, header::CONTENT_TYPE};
 
-use crate::{process::readiness::Readiness, telemetry::metrics::Metrics};
+use crate::{process::readiness::Readiness, telemetry::metrics::Registry};
 
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone)]
 struct Admin {
     readiness: Readiness,
-    metrics: Arc<Metrics>,
+    registry: Arc<Registry>,
 }
 
 /// `/livez` says that the process answers, `/readyz` whether it should get traffic (`?verbose` why), `/metrics` the rest.
-pub fn router(readiness: Readiness, metrics: Arc<Metrics>) -> Router {
+pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
-        .with_state(Admin { readiness, metrics })
+        .with_state(Admin {
+            readiness,
+            registry,
+        })
 }
 
 async fn readyz(State(admin): State<Admin>, uri: Uri) -> Response {
@@ -49,5 +52,5 @@ async fn readyz(State(admin): State<Admin>, uri: Uri) -> Response {
 }
 
 async fn show_metrics(State(admin): State<Admin>) -> Response {
-    ([(CONTENT_TYPE, METRICS_TYPE)], admin.metrics.to_text()).into_response()
+    ([(CONTENT_TYPE, METRICS_TYPE)], admin.registry.to_text()).into_response()
 }

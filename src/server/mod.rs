@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod metrics;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -23,13 +24,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use self::metrics::{ServerMetrics, Shed};
 use crate::{
     admission::handler::Webhook,
-    telemetry::{
-        log::line,
-        metrics::{Metrics, Shed},
-        otel::Traces,
-    },
+    telemetry::{log::line, otel::Traces},
 };
 
 /// The path that the registration names.
@@ -59,7 +57,7 @@ const MAX_COMPLAINT_CHARS: usize = 300;
 /// The admission listener's handler.
 pub struct Admission {
     webhook: Webhook,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ServerMetrics>,
     traces: Traces,
     budget: Semaphore,
     places: Semaphore,
@@ -71,7 +69,7 @@ type Refusal = (StatusCode, &'static str, String);
 impl Admission {
     /// A handler over a webhook.
     #[must_use]
-    pub fn new(webhook: Webhook, metrics: Arc<Metrics>) -> Self {
+    pub fn new(webhook: Webhook, metrics: Arc<ServerMetrics>) -> Self {
         Self {
             webhook,
             metrics,
@@ -235,10 +233,10 @@ impl Blocks {
 }
 
 /// Counts a request as in flight until it is dropped, also by a client that gives up.
-struct InFlight<'a>(&'a Metrics);
+struct InFlight<'a>(&'a ServerMetrics);
 
 impl<'a> InFlight<'a> {
-    fn count(metrics: &'a Metrics) -> Self {
+    fn count(metrics: &'a ServerMetrics) -> Self {
         metrics.in_flight.inc();
         Self(metrics)
     }

@@ -6,6 +6,8 @@
 //! The spans are OpenTelemetry's own rather than `tracing`'s: those go by the log's filter, so that `--log warn` would end
 //! the traces too, and by its subscriber, so that each would be formatted for the log as well.
 
+pub mod metrics;
+
 use std::{
     env, fmt,
     pin::Pin,
@@ -57,9 +59,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use self::metrics::{Spans, TraceMetrics};
 use crate::telemetry::{
     log::line,
-    metrics::{Metrics, Phase, Spans, Timed},
+    metrics::Timed,
+    phases::{Phase, PhaseTimes},
 };
 
 /// Spans that may wait to be sent, those on their way included.
@@ -131,7 +135,7 @@ impl Traces {
     pub fn start(
         endpoint: Option<&str>,
         instance: &str,
-        metrics: Arc<Metrics>,
+        metrics: Arc<TraceMetrics>,
     ) -> Result<(Self, Exporter), TracesError> {
         let named = |name: &&str| env::var(name).is_ok_and(|value| !value.is_empty());
         if endpoint.is_none() && !ENDPOINTS.iter().any(named) {
@@ -190,13 +194,13 @@ impl Traces {
 impl SpanParent {
     /// Times a phase of an admission, and traces it here, until what is returned is dropped.
     #[must_use]
-    pub fn enter<'a>(&self, metrics: &'a Metrics, phase: Phase) -> InPhase<'a> {
+    pub fn enter<'a>(&self, phases: &'a PhaseTimes, phase: Phase) -> InPhase<'a> {
         let span = self.0.as_ref().map(|(tracer, parent)| {
             let parent = Context::new().with_remote_span_context(parent.clone());
             tracer.build_with_context(tracer.span_builder(phase.as_str()), &parent)
         });
         InPhase {
-            _timed: metrics.time(phase),
+            _timed: phases.time(phase),
             _span: Span(span),
         }
     }
@@ -285,7 +289,7 @@ impl Extractor for Parent<'_> {
 struct Bounded {
     inner: BatchSpanProcessor,
     waiting: Arc<AtomicUsize>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TraceMetrics>,
 }
 
 impl SpanProcessor for Bounded {
@@ -322,7 +326,7 @@ impl SpanProcessor for Bounded {
 struct Counted {
     inner: SpanExporter,
     waiting: Arc<AtomicUsize>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TraceMetrics>,
     complaint: Complaint,
 }
 

@@ -24,8 +24,7 @@ use rustls::{
 use thiserror::Error;
 use tokio::time::sleep;
 
-use super::{Complaint, pair::Read};
-use crate::telemetry::metrics::Metrics;
+use super::{Complaint, metrics::TlsMetrics, pair::Read};
 
 /// Why a file of authorities can't be used.
 #[derive(Debug, Error)]
@@ -94,7 +93,7 @@ impl Clients {
 
     /// Reads the file again each period, until the future is dropped. One that can't be used is refused with the reason,
     /// and the last good one stays.
-    pub async fn follow(self: Arc<Self>, period: Duration, metrics: Arc<Metrics>) {
+    pub async fn follow(self: Arc<Self>, period: Duration, metrics: Arc<TlsMetrics>) {
         let mut complaint = Complaint::default();
         loop {
             sleep(period).await;
@@ -220,6 +219,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::cli::metrics::Metrics;
 
     fn authority() -> (rcgen::Issuer<'static, rcgen::KeyPair>, String) {
         let mut params = rcgen::CertificateParams::default();
@@ -274,8 +274,8 @@ mod tests {
         let path = file(&folder, &first_pem);
         let clients = Clients::load(path, Vec::new()).expect("good");
         let period = Duration::from_secs(5);
-        let metrics = Arc::<Metrics>::default();
-        tokio::spawn(clients.clone().follow(period, metrics.clone()));
+        let metrics = Metrics::default();
+        tokio::spawn(clients.clone().follow(period, metrics.tls.clone()));
         let a_period_later = || sleep(period + Duration::from_millis(10));
         let (by_first, by_second) = (client(&first, "a"), client(&second, "a"));
         for bad in [
@@ -287,7 +287,7 @@ mod tests {
             a_period_later().await;
             assert!(is_let_in(&clients, &by_first), "{bad}");
         }
-        let text = metrics.to_text();
+        let text = metrics.registry.to_text();
         let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 2"#;
         assert!(text.contains(refused), "each is told once: {text}");
         file(&folder, &format!("{first_pem}{second_pem}"));

@@ -128,8 +128,8 @@ mod tests {
 
     use super::*;
     use crate::{
+        cli::metrics::Metrics,
         process::{clock::SystemClock, readiness::Readiness},
-        telemetry::metrics::Metrics,
         tls::CertResolver,
     };
 
@@ -166,15 +166,12 @@ mod tests {
     }
 
     /// Serves what the files hold, from the next moment on.
-    fn serve(folder: &TempDir) -> (Arc<CertResolver>, Arc<Metrics>) {
+    fn serve(folder: &TempDir) -> (Arc<CertResolver>, Metrics) {
         let watched = files(folder).load(Arc::new(SystemClock), PERIOD);
-        let (serving, metrics) = (
-            Arc::new(CertResolver::default()),
-            Arc::new(Metrics::default()),
-        );
+        let (serving, metrics) = (Arc::new(CertResolver::default()), Metrics::default());
         let condition = Readiness::default().condition("certificate");
         let service = "ecr-injector.ecr-injector.svc".to_owned();
-        let served = CertPublisher::new(serving.clone(), service, condition, metrics.clone());
+        let served = CertPublisher::new(serving.clone(), service, condition, metrics.tls.clone());
         tokio::spawn(Box::new(watched.expect("good")).run(served));
         (serving, metrics)
     }
@@ -206,7 +203,7 @@ mod tests {
         a_period_later().await;
         a_period_later().await;
         assert!(serves(&serving, &first.0), "a missing file");
-        let text = metrics.to_text();
+        let text = metrics.registry.to_text();
         let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 4"#;
         assert!(text.contains(refused), "each is told once: {text}");
 

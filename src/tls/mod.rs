@@ -5,6 +5,7 @@
 pub mod authority;
 pub mod clients;
 pub mod files;
+pub mod metrics;
 pub mod pair;
 pub mod rotation;
 pub mod secret;
@@ -24,8 +25,9 @@ use rustls::{
 };
 use thiserror::Error;
 
+use self::metrics::TlsMetrics;
 use self::{clients::Clients, pair::Pair};
-use crate::{process::readiness::Condition, telemetry::metrics::Metrics};
+use crate::process::readiness::Condition;
 
 /// The one protocol that is offered.
 const ALPN: &[u8] = b"http/1.1";
@@ -140,7 +142,7 @@ pub struct CertPublisher {
     serving: Arc<CertResolver>,
     service: String,
     condition: Condition,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TlsMetrics>,
     complaint: Complaint,
 }
 
@@ -170,7 +172,7 @@ impl CertPublisher {
         serving: Arc<CertResolver>,
         service: String,
         condition: Condition,
-        metrics: Arc<Metrics>,
+        metrics: Arc<TlsMetrics>,
     ) -> Self {
         Self {
             serving,

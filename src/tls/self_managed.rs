@@ -22,12 +22,12 @@ use self::{
 use super::{
     CertPublisher, Source,
     authority::{Authority, Leaf},
+    metrics::TlsMetrics,
     rotation::{Lifetimes, needs_renewal},
 };
 use crate::{
     cluster::{lease::Leadership, namespace::Namespace, write::WriteError},
     process::{clock::Clock, readiness::Condition},
-    telemetry::metrics::Metrics,
 };
 
 /// The longest sleep: a machine that was suspended, or a clock that was set, is noticed by then.
@@ -54,7 +54,7 @@ pub struct SelfManagedOptions {
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// What is counted.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<TlsMetrics>,
 }
 
 /// The self-managed authority; clones share it.
@@ -67,7 +67,7 @@ struct Inner {
     service: String,
     lifetimes: Lifetimes,
     clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TlsMetrics>,
 }
 
 impl SelfManaged {

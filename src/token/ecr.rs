@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     SessionCap, Token, TokenKey,
     cache::{Call, MINT_TIMEOUT, Mint, MintError},
+    metrics::TokenMetrics,
     reason::reason,
     session::{Session, Sessions},
 };
@@ -20,7 +21,6 @@ use crate::{
     identity::Identity,
     process::{clock::Clock, current::Current},
     registry::{Endpoint, Region, Service},
-    telemetry::metrics::Metrics,
 };
 
 /// Clients kept; they are cheap to make again.
@@ -35,7 +35,7 @@ pub struct Ecr {
     session_cap: Current<SessionCap>,
     clients: Cache<(Region, Endpoint), Client>,
     clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TokenMetrics>,
 }
 
 /// A client of one of the two services.
@@ -58,7 +58,7 @@ impl Ecr {
         environment: AwsEnvironment,
         session_cap: Current<SessionCap>,
         clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
+        metrics: Arc<TokenMetrics>,
     ) -> Self {
         Self {
             has_own_endpoint: environment.has_own_endpoint("ECR"),

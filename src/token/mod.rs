@@ -4,6 +4,7 @@ pub mod cache;
 pub mod ecr;
 mod error;
 mod flights;
+pub mod metrics;
 mod reason;
 mod session;
 

@@ -13,11 +13,11 @@ use crate::support::{
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::lease::Leadership;
 use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::process::clock::SystemClock;
 use ecr_injector::process::readiness::{Condition, Readiness};
-use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::tls::authority::ROTATE;
 use ecr_injector::tls::rotation::Lifetimes;
 use ecr_injector::tls::secret::NamedSecret;
@@ -130,14 +130,14 @@ struct Replica {
     serving: Arc<CertResolver>,
     certificate: Condition,
     trusted: Condition,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     term: Leadership,
     tasks: JoinSet<()>,
 }
 
 impl Replica {
     fn start(us: &Client) -> Self {
-        let metrics = Arc::<Metrics>::default();
+        let metrics = Metrics::default();
         let authority = SelfManaged::new(SelfManagedOptions {
             client: us.clone(),
             namespace: Namespace::parse(NAME).unwrap(),
@@ -146,7 +146,7 @@ impl Replica {
             service: SERVICE.to_owned(),
             lifetimes: LIFETIMES,
             clock: Arc::new(SystemClock),
-            metrics: metrics.clone(),
+            metrics: metrics.tls.clone(),
         });
         let mut readiness = Readiness::default();
         let (certificate, trusted) = (
@@ -158,7 +158,7 @@ impl Replica {
             serving.clone(),
             SERVICE.to_owned(),
             certificate.clone(),
-            metrics.clone(),
+            metrics.tls.clone(),
         );
         let mut tasks = JoinSet::new();
         tasks.spawn(authority.clone().watch());
@@ -182,7 +182,7 @@ impl Replica {
     }
 
     fn count(&self, series: &str) -> f64 {
-        support::webhook::sum(&self.metrics.to_text(), series)
+        support::webhook::sum(&self.metrics.registry.to_text(), series)
     }
 }
 
@@ -522,7 +522,7 @@ async fn certificate_in_a_secret_is_followed_and_a_bad_one_not_served() {
         .post(&format!("{rbac}/rolebindings"), &binding)
         .await
         .allowed();
-    let (serving, metrics) = (Arc::<CertResolver>::default(), Arc::<Metrics>::default());
+    let (serving, metrics) = (Arc::<CertResolver>::default(), Metrics::default());
     let condition = Readiness::default().condition("certificate");
     let namespace = Namespace::parse(NAME).unwrap();
     let clock = Arc::new(SystemClock);
@@ -531,7 +531,7 @@ async fn certificate_in_a_secret_is_followed_and_a_bad_one_not_served() {
         serving.clone(),
         SERVICE.to_owned(),
         condition.clone(),
-        metrics.clone(),
+        metrics.tls.clone(),
     );
     let mut tasks = JoinSet::new();
     tasks.spawn(Box::new(source).run(served));
@@ -563,13 +563,13 @@ async fn certificate_in_a_secret_is_followed_and_a_bad_one_not_served() {
     let path = format!("{secrets}/serving");
     // Another key alone, another certificate alone, and then both.
     let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"}"#;
-    let before = support::webhook::sum(&metrics.to_text(), refused);
+    let before = support::webhook::sum(&metrics.registry.to_text(), refused);
     let no_key = BASE64_STANDARD.encode("x");
     for (count, half) in [(1.0, (&first.0, &no_key)), (2.0, (&second.0, &first.1))] {
         let half = secret((half.0, half.1));
         cluster.admin.merge(&path, &half).await.allowed();
         eventually("it is refused", SOON, async || {
-            let now = support::webhook::sum(&metrics.to_text(), refused);
+            let now = support::webhook::sum(&metrics.registry.to_text(), refused);
             (now > before + count - 0.5).then_some(())
         })
         .await;

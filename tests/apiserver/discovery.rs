@@ -10,6 +10,7 @@ use crate::support::control_plane::may;
 use crate::support::installation::{NAME, OPT_IN, PULL_SECRET, USER};
 use crate::support::pods::pod_with;
 use crate::support::{ControlPlane, Installation, eventually};
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::changes::Changes;
 use ecr_injector::cluster::lease::Leadership;
 use ecr_injector::cluster::namespaces::Namespaces;
@@ -18,7 +19,7 @@ use ecr_injector::config::Config;
 use ecr_injector::config::live::Live;
 use ecr_injector::process::readiness::{self, Readiness};
 use ecr_injector::refresh::discovery::{Cursor, Discoverer};
-use ecr_injector::telemetry::metrics::{DiscoveryRun, Metrics};
+use ecr_injector::refresh::metrics::DiscoveryRun;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -74,14 +75,14 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
     Box::pin(make_pods(&plane, &team, &quiet, &stranger)).await;
 
     let client = plane.as_service_account(NAME, "ecr-injector").await;
-    let metrics = Arc::<Metrics>::default();
+    let metrics = Metrics::default();
     let config = "discover: pods\nallow: {regions: [eu-west-1, eu-west-2, eu-north-1, us-east-1]}";
     let live = Live::new(Config::parse(config, "config.yaml").unwrap(), None);
     let namespaces = Namespaces::new(
         client.clone(),
         live.config().opt_in.clone(),
         Changes::default(),
-        metrics.clone(),
+        metrics.cluster.clone(),
     );
     let mut readiness = Readiness::default();
     let synced = readiness.condition("namespaces").waiting_for("a list");
@@ -95,7 +96,7 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
         client.clone(),
         namespaces,
         live,
-        metrics.clone(),
+        metrics.refresh.clone(),
         Arc::new(move |namespace, hosts| {
             let hosts = hosts.iter().map(ToString::to_string).collect();
             let before = sink.lock().unwrap().insert(namespace.to_string(), hosts);
@@ -121,7 +122,7 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
     let expected = ["eu-west-1", "eu-west-2", "eu-north-1", "us-east-1"].map(host);
     let expected = BTreeMap::from([(team.clone(), BTreeSet::from(expected))]);
     assert_eq!(std::mem::take(&mut *found.lock().unwrap()), expected);
-    let text = metrics.to_text();
+    let text = metrics.registry.to_text();
     for line in [
         // Twelve Pods are Pending, in pages of three.
         r#"ecr_injector_kube_api_calls_total{verb="list",resource="pods",outcome="ok"} 4"#,

@@ -15,13 +15,13 @@ use crate::support::{
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::lease::{Elector, Settings};
 use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::process::clock::SystemClock;
 use ecr_injector::pull_secret::events::{EventRecorderOptions, Events, PullSecretEvent};
 use ecr_injector::pull_secret::guard::{Verdict, test_guard};
 use ecr_injector::pull_secret::{Damage, Foreign};
-use ecr_injector::telemetry::metrics::Metrics;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
@@ -632,7 +632,7 @@ async fn leads_by_its_lease_and_hands_it_over_in_three_seconds() {
     let sender = Arc::new(sender);
     let replica = |number: u32| {
         let settings = Settings::new(Namespace::parse(OURS).unwrap(), OURS, "pod");
-        let metrics = Arc::<Metrics>::default();
+        let metrics = Metrics::default().cluster;
         let elector = Elector::new(us.0.clone(), settings, Arc::new(SystemClock), metrics);
         let (stop, sender) = (CancellationToken::new(), sender.clone());
         let run = elector.unwrap().run(stop.clone(), move |leadership| {
@@ -776,7 +776,7 @@ async fn publishes_events_that_the_api_server_accepts() {
         secret_name: PULL_SECRET.to_owned(),
         instance: "x".repeat(200),
         clock: Arc::new(SystemClock),
-        metrics: Arc::default(),
+        metrics: Metrics::default().pull_secret,
         tasks: tasks.clone(),
         stop: CancellationToken::new(),
     });
@@ -936,7 +936,7 @@ async fn is_found_in_force_at_the_start_and_missing_when_it_is() {
         log.matches(text).count()
     };
     let tested = async |namespace: &str| {
-        let metrics = Metrics::default();
+        let metrics = Metrics::default().pull_secret;
         let namespace = Namespace::parse(namespace);
         let patience = Duration::ZERO;
         let client = us.clone();

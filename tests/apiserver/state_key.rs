@@ -11,6 +11,7 @@ use crate::support::{
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::lease::Leadership;
 use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::process::clock::SystemClock;
@@ -18,7 +19,6 @@ use ecr_injector::process::readiness::{Condition, Readiness};
 use ecr_injector::pull_secret::seal::{StateKeys, key::StateKey};
 use ecr_injector::pull_secret::state_key::plan::{CREATED_AT, ROTATE, ROTATED, SECRET_TYPE};
 use ecr_injector::pull_secret::state_key::{DEFAULT_NAME, KeySecret};
-use ecr_injector::telemetry::metrics::Metrics;
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
@@ -118,20 +118,20 @@ struct Replica {
     secret: KeySecret,
     keys: StateKeys,
     known: Condition,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     tasks: JoinSet<()>,
 }
 
 impl Replica {
     fn start(us: &Client) -> Self {
-        let (keys, metrics) = (StateKeys::default(), Arc::<Metrics>::default());
+        let (keys, metrics) = (StateKeys::default(), Metrics::default());
         let secret = KeySecret::new(
             us.clone(),
             Namespace::parse(NAME).unwrap(),
             DEFAULT_NAME.to_owned(),
             keys.clone(),
             Arc::new(SystemClock),
-            metrics.clone(),
+            metrics.pull_secret.clone(),
         );
         let known = Readiness::default().condition("state-key");
         let mut tasks = JoinSet::new();
@@ -157,7 +157,7 @@ impl Replica {
     }
 
     fn count(&self, series: &str) -> f64 {
-        support::webhook::sum(&self.metrics.to_text(), series)
+        support::webhook::sum(&self.metrics.registry.to_text(), series)
     }
 }
 

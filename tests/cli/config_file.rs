@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::config::Config;
 use ecr_injector::config::live::Live;
 use ecr_injector::config::schema;
@@ -47,7 +48,12 @@ async fn log_has_each_complaint_once_with_its_path_and_field() {
     std::fs::write(&path, "").unwrap();
     let (config, watched) = Watched::load(&path).unwrap();
     let live = Live::new(config, None);
-    tokio::spawn(watched.follow(live, Arc::new(SystemClock), Arc::default(), PERIOD));
+    tokio::spawn(watched.follow(
+        live,
+        Arc::new(SystemClock),
+        Metrics::default().config,
+        PERIOD,
+    ));
     for text in ["allow: {accounts: [\"12\"]}", "secretName: other"] {
         std::fs::write(&path, text).unwrap();
         three_periods().await;

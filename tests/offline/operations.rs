@@ -11,9 +11,14 @@ use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ecr_injector::admission::handler::Verdict;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::pull_secret::gauges::PullSecretState;
 use ecr_injector::pull_secret::provisioner::{SecretSource, TokenSource};
-use ecr_injector::telemetry::metrics::{DiscoveryRun, Handshake, Metrics, Phase, Shed, Spans};
+use ecr_injector::refresh::metrics::DiscoveryRun;
+use ecr_injector::server::metrics::{Handshake, Shed};
+use ecr_injector::telemetry::metrics::FamilyDescriptor;
+use ecr_injector::telemetry::otel::metrics::Spans;
+use ecr_injector::telemetry::phases::Phase;
 use http::{Method, Request, header};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -124,7 +129,7 @@ fn labels(cell: &str) -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn every_metric_is_in_the_tables_and_the_tables_have_no_other() {
-    let metrics = Metrics::default();
+    let metrics = Metrics::default().registry;
     let documented: BTreeMap<String, String> = rows(METRICS, "metric")
         .iter()
         .map(|row| {
@@ -157,12 +162,12 @@ fn every_metric_is_in_the_tables_and_the_tables_have_no_other() {
 
 #[test]
 fn scrape_shows_what_the_registry_has() {
-    let metrics = Metrics::default();
+    let metrics = Metrics::default().registry;
     let text = metrics.to_text();
     let shown = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     for line in shown {
         let (name, kind) = line.split_once(' ').unwrap();
-        let is_of = |family: &&ecr_injector::telemetry::metrics::Described| {
+        let is_of = |family: &&FamilyDescriptor| {
             family.name.strip_prefix(name).is_some_and(|rest| {
                 matches!(
                     (rest, kind),
@@ -378,7 +383,7 @@ fn reasons_of_admissions_are_those_of_the_pages() {
 
 #[test]
 fn calls_to_the_api_server_are_those_of_the_page() {
-    let verbs = given_to("api_call")
+    let verbs = given_to("count_call")
         .into_iter()
         .chain(given_to("self.call"));
     let is_word = |text: &String| text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');

@@ -1,11 +1,10 @@
 //! Traces, to a collector that is real, dead, or never answers.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use ecr_injector::telemetry::metrics::Metrics;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::telemetry::otel::{Exporter, Traces};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -27,8 +26,8 @@ const QUEUE: u64 = 2048;
 
 fn traced(url: &str) -> (InProcess, Exporter) {
     support::crypto();
-    let metrics = Arc::<Metrics>::default();
-    let (traces, exporter) = Traces::start(Some(url), "replica-1", metrics.clone()).unwrap();
+    let metrics = Metrics::default();
+    let (traces, exporter) = Traces::start(Some(url), "replica-1", metrics.traces.clone()).unwrap();
     (InProcess::traced(traces, metrics), exporter)
 }
 
@@ -203,6 +202,7 @@ async fn immediate_end_does_not_wait_for_the_collector() {
 #[tokio::test]
 async fn endpoint_that_is_no_url_is_an_error_at_the_start() {
     support::crypto();
-    let error = Traces::start(Some("not a url"), "replica-1", Arc::default()).unwrap_err();
+    let error =
+        Traces::start(Some("not a url"), "replica-1", Metrics::default().traces).unwrap_err();
     assert!(error.to_string().contains("not a url"), "{error}");
 }

@@ -2,13 +2,12 @@
 
 use std::io;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::process::readiness::Readiness;
 use ecr_injector::server::accept::MAX_CONNECTIONS;
 use ecr_injector::server::admin;
-use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::tls::MinVersion;
 use rustls::version::{TLS12, TLS13};
 use rustls::{HandshakeKind, SupportedProtocolVersion};
@@ -432,7 +431,7 @@ async fn admin_listener_shows_liveness_readiness_and_metrics() {
     let mut admin = InProcess::new();
     let mut readiness = Readiness::default();
     let serving = readiness.condition("serving");
-    admin.router = admin::router(readiness, Arc::new(Metrics::default()));
+    admin.router = admin::router(readiness, Metrics::default().registry);
     let listening = admin.listen(None).await;
     let mut wire = Wire::new(TcpStream::connect(listening.address).await.unwrap());
     let mut get = async |path: &str| {

@@ -11,6 +11,7 @@ use crate::support::due::minted_ago;
 use crate::support::installation::{OPT_IN, PULL_SECRET};
 use crate::support::sim::Sim;
 use ecr_injector::admission::review::Request;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::changes::Changes;
 use ecr_injector::cluster::lease::Leadership;
 use ecr_injector::cluster::namespace::Namespace;
@@ -26,7 +27,6 @@ use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::writer::Writer;
 use ecr_injector::pull_secret::writer::api::KubeSecrets;
 use ecr_injector::refresh::{Reconciler, ReconcilerContext};
-use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::token::cache::TokenCache;
 use http::Response;
 use http_body_util::Full;
@@ -46,7 +46,7 @@ const MORE: usize = 5_000;
 struct Held {
     _namespaces: Namespaces,
     secrets: PullSecrets,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     _tasks: [JoinHandle<()>; 2],
 }
 
@@ -55,12 +55,17 @@ async fn leading(count: usize) -> Held {
     let names: Vec<String> = (0..count)
         .map(|number| format!("team-number-{number:05}"))
         .collect();
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Metrics::default();
     let changes = Changes::default();
     let live = Live::new(Config::default(), None);
     let client = cluster_of(&names);
     let opt_in = live.config().opt_in.clone();
-    let namespaces = Namespaces::new(client.clone(), opt_in, changes.clone(), metrics.clone());
+    let namespaces = Namespaces::new(
+        client.clone(),
+        opt_in,
+        changes.clone(),
+        metrics.cluster.clone(),
+    );
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let keys = StateKeys::of(StateKey::new([7; 32]), None);
     let known = namespaces.clone();
@@ -69,7 +74,7 @@ async fn leading(count: usize) -> Held {
         Arc::new(move |namespace| known.uid(namespace)),
         clock.clone(),
         changes.clone(),
-        metrics.clone(),
+        metrics.pull_secret.clone(),
     );
     let hosts = ["eu-west-1", "us-east-1"].map(|region| registry(123_456_789_012, region));
     for (number, name) in names.iter().enumerate() {
@@ -88,7 +93,7 @@ async fn leading(count: usize) -> Held {
     let watch = tokio::spawn(async move { watched.run(Lists::Paged, condition).await });
     readiness::all_held(&[synced]).await;
     let name = PULL_SECRET.to_owned();
-    let api = KubeSecrets::new(client, name.clone(), metrics.clone());
+    let api = KubeSecrets::new(client, name.clone(), metrics.pull_secret.clone());
     let mint = Sim::new("").aws;
     let reconciler = Reconciler::new(ReconcilerContext {
         namespaces: Arc::new(namespaces.clone()),
@@ -98,7 +103,7 @@ async fn leading(count: usize) -> Held {
         policy: live.policy.clone(),
         changes,
         clock,
-        metrics: metrics.clone(),
+        metrics: metrics.refresh.clone(),
         events: None,
     });
     let lead = tokio::spawn(async move { reconciler.lead(Leadership::unlimited()).await });
@@ -182,7 +187,7 @@ fn namespace_takes_less_than_a_kilobyte() {
             let held = runtime.block_on(leading(count));
             let there = held.secrets.names().len();
             assert_eq!(there, count);
-            let opted_in = held.metrics.namespaces.get();
+            let opted_in = held.metrics.cluster.namespaces.get();
             assert_eq!(usize::try_from(opted_in).unwrap(), count);
             all.push(held);
         });

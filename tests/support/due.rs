@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::identity::Identity;
 use ecr_injector::process::clock::SystemClock;
@@ -36,7 +37,7 @@ pub async fn state_keys(admin: &Client) -> StateKeys {
         DEFAULT_NAME.to_owned(),
         keys.clone(),
         Arc::new(SystemClock),
-        Arc::default(),
+        Metrics::default().pull_secret,
     );
     let condition = Readiness::default().condition("state-key");
     let share = async { tokio::join!(secret.clone().watch(), secret.clone().provide(condition)) };

@@ -10,6 +10,7 @@ use axum::Router;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ecr_injector::admission::handler::Webhook;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::changes::Changes;
 use ecr_injector::cluster::namespaces::Namespaces;
 use ecr_injector::config::Config;
@@ -22,7 +23,6 @@ use ecr_injector::pull_secret::writer::Writer;
 use ecr_injector::pull_secret::writer::api::KubeSecrets;
 use ecr_injector::server::Admission;
 use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
-use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::telemetry::otel::Traces;
 use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
 use ecr_injector::token::{Token, TokenKey};
@@ -53,7 +53,7 @@ pub struct InProcess {
     /// Its configuration, which may be replaced.
     pub live: Live,
     pub router: Router,
-    pub metrics: Arc<Metrics>,
+    pub metrics: Metrics,
     /// Asks clients to connect anew, once it is cancelled.
     pub draining: CancellationToken,
     /// Dropping it would end the connections.
@@ -89,7 +89,7 @@ impl InProcess {
     }
 
     /// One whose admissions are traced.
-    pub fn traced(traces: Traces, metrics: Arc<Metrics>) -> Self {
+    pub fn traced(traces: Traces, metrics: Metrics) -> Self {
         let api = FakeApi::opted_in(&[NAMESPACE]);
         Self::made_of(api, Config::default(), traces, metrics)
     }
@@ -101,10 +101,10 @@ impl InProcess {
     }
 
     fn configured(api: FakeApi, config: Config) -> Self {
-        Self::made_of(api, config, Traces::default(), Arc::default())
+        Self::made_of(api, config, Traces::default(), Metrics::default())
     }
 
-    fn made_of(api: FakeApi, config: Config, traces: Traces, metrics: Arc<Metrics>) -> Self {
+    fn made_of(api: FakeApi, config: Config, traces: Traces, metrics: Metrics) -> Self {
         let mint = Arc::new(FakeMint::default());
         let clock = Arc::new(FixedClock::default());
         let live = Live::new(config, None);
@@ -127,7 +127,7 @@ impl InProcess {
         Connection {
             tls,
             router: self.router.clone(),
-            metrics: self.metrics.clone(),
+            metrics: self.metrics.server.clone(),
             draining: self.draining.clone(),
         }
     }
@@ -179,7 +179,7 @@ impl InProcess {
         reason = "counters and gauges are small whole numbers"
     )]
     pub fn metric(&self, series: &str) -> u64 {
-        sum(&self.metrics.to_text(), series) as u64
+        sum(&self.metrics.registry.to_text(), series) as u64
     }
 }
 
@@ -196,7 +196,7 @@ fn admission(
     live: &Live,
     mint: &Arc<FakeMint>,
     clock: &Arc<FixedClock>,
-    metrics: &Arc<Metrics>,
+    metrics: &Metrics,
 ) -> Admission {
     // Only the decision's clock panics: the rest is to go on.
     let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
@@ -207,7 +207,7 @@ fn admission(
         api.client(),
         running.opt_in.clone(),
         changes.clone(),
-        metrics.clone(),
+        metrics.cluster.clone(),
     );
     let known = namespaces.clone();
     let secrets = PullSecrets::new(
@@ -215,15 +215,15 @@ fn admission(
         Arc::new(move |namespace| known.uid(namespace)),
         steady.clone(),
         changes,
-        metrics.clone(),
+        metrics.pull_secret.clone(),
     );
     let name = running.rules.secret_name.clone();
-    let secret_api = KubeSecrets::new(api.client(), name.clone(), metrics.clone());
+    let secret_api = KubeSecrets::new(api.client(), name.clone(), metrics.pull_secret.clone());
     let provisioner = Provisioner::new(ProvisionerOptions {
         writer: Writer::new(Arc::new(secret_api), name, secrets.clone(), steady.clone()),
         namespaces: namespaces.clone(),
         tokens: TokenCache::new(mint.clone(), steady, tasks.clone()),
-        metrics: metrics.clone(),
+        metrics: metrics.pull_secret.clone(),
         events: None,
         tasks,
         stop: CancellationToken::new(),
@@ -234,9 +234,9 @@ fn admission(
         secrets,
         provisioner,
         clock.clone(),
-        metrics.clone(),
+        metrics.admission.clone(),
     );
-    Admission::new(webhook, metrics.clone())
+    Admission::new(webhook, metrics.server.clone())
 }
 
 impl FixedClock {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::changes::Changes;
 use ecr_injector::cluster::lease::Leadership;
 use ecr_injector::cluster::namespace::{Namespace, NamespaceSettings};
@@ -22,7 +23,6 @@ use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::writer::{CallError, SecretApi, Writer};
 use ecr_injector::refresh::{NamespaceSource, Reconciler, ReconcilerContext, Sweep, SweepOutcome};
 use ecr_injector::registry::Host;
-use ecr_injector::telemetry::metrics::Metrics;
 use ecr_injector::token::cache::{AwsReply, Call, Mint, MintError, TokenCache};
 use ecr_injector::token::{Freshness, Lifetime, Token, TokenKey};
 use ecr_injector::{
@@ -186,7 +186,7 @@ pub struct SimCluster {
     pub clock: Arc<SimClock>,
     pub changes: Changes,
     pub keys: StateKeys,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     known: Mutex<Option<PullSecrets>>,
     inner: Mutex<Inner>,
 }
@@ -220,7 +220,7 @@ fn settings(namespace: &Namespace) -> NamespaceSettings {
 }
 
 impl SimCluster {
-    fn new(clock: Arc<SimClock>, changes: Changes, metrics: Arc<Metrics>) -> Arc<Self> {
+    fn new(clock: Arc<SimClock>, changes: Changes, metrics: Metrics) -> Arc<Self> {
         let cluster = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             clock,
@@ -256,7 +256,7 @@ impl SimCluster {
             Arc::new(uids),
             self.clock.clone(),
             self.changes.clone(),
-            self.metrics.clone(),
+            self.metrics.pull_secret.clone(),
         );
         self.list_to(&store);
         store
@@ -666,7 +666,7 @@ pub struct Sim {
     pub clock: Arc<SimClock>,
     pub aws: Arc<SimAws>,
     pub cluster: Arc<SimCluster>,
-    pub metrics: Arc<Metrics>,
+    pub metrics: Metrics,
     pub tokens: TokenCache,
     pub live: Live,
 }
@@ -687,7 +687,7 @@ impl Sim {
             failed: Mutex::default(),
             repeats: AtomicBool::new(false),
         });
-        let metrics = Arc::<Metrics>::default();
+        let metrics = Metrics::default();
         let cluster = SimCluster::new(clock.clone(), Changes::default(), metrics.clone());
         let tokens = TokenCache::new(aws.clone(), clock.clone(), TaskTracker::new());
         Self {
@@ -781,7 +781,7 @@ impl Sim {
             policy: self.live.policy.clone(),
             changes: self.cluster.changes.clone(),
             clock: self.clock.clone(),
-            metrics: self.metrics.clone(),
+            metrics: self.metrics.refresh.clone(),
             events: None,
         })
     }
@@ -849,7 +849,7 @@ impl Sim {
 
     /// What a metric says.
     pub fn metric(&self, series: &str) -> f64 {
-        super::webhook::sum(&self.metrics.to_text(), series)
+        super::webhook::sum(&self.metrics.registry.to_text(), series)
     }
 
     /// Waits so many seconds.

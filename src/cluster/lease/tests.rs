@@ -17,7 +17,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout_at};
 
 use super::*;
 use crate::{
-    cluster::namespace::Namespace, process::clock::settable::SettableClock,
+    cli::metrics::Metrics, cluster::namespace::Namespace, process::clock::settable::SettableClock,
     telemetry::log::captured::Log,
 };
 
@@ -166,7 +166,7 @@ struct Replica {
     identity: String,
     treatment: Arc<Treatment>,
     clock: Arc<SettableClock>,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     stop: CancellationToken,
     term: watch::Receiver<Option<Leadership>>,
     task: JoinHandle<()>,
@@ -195,10 +195,10 @@ fn replica(api: &FakeLease) -> Replica {
 
 fn replica_with(api: &FakeLease, work: Work, treatment: &Arc<Treatment>) -> Replica {
     let clock = Arc::new(SettableClock::default());
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Metrics::default();
     let client = api.client(treatment);
-    let elector =
-        Elector::new(client, settings(), clock.clone(), metrics.clone()).expect("good ones");
+    let elector = Elector::new(client, settings(), clock.clone(), metrics.cluster.clone())
+        .expect("good ones");
     let identity = elector.identity().to_owned();
     let (sender, term) = watch::channel(None);
     let sender = Arc::new(sender);
@@ -261,7 +261,11 @@ impl Replica {
     }
 
     fn metric(&self, line: &str) -> bool {
-        self.metrics.to_text().lines().any(|found| found == line)
+        self.metrics
+            .registry
+            .to_text()
+            .lines()
+            .any(|found| found == line)
     }
 }
 
@@ -421,7 +425,13 @@ async fn a_lease_that_is_let_go_of_is_taken_within_three_seconds() {
     assert!(!leadership.holds());
     first.task.await.expect("an end");
     assert_eq!(api.lease()["spec"]["leaseTransitions"], 1);
-    assert!(first.metrics.to_text().contains(r#"{to="released"} 1"#));
+    assert!(
+        first
+            .metrics
+            .registry
+            .to_text()
+            .contains(r#"{to="released"} 1"#)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -599,7 +609,7 @@ fn pauses_differ_within_a_fifth() {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let _context = runtime.as_ref().expect("a runtime").enter();
     let clock = Arc::new(SettableClock::default());
-    let metrics = Arc::<Metrics>::default();
+    let metrics = Metrics::default().cluster;
     let elector = Elector::new(client(), settings(), clock.clone(), metrics.clone());
     let elector = elector.expect("good settings");
     let pauses: std::collections::BTreeSet<_> = (0..100).map(|_| elector.pause()).collect();

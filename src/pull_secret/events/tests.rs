@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::*;
-use crate::telemetry::log::captured::Log;
+use crate::{cli::metrics::Metrics, telemetry::log::captured::Log};
 
 /// Answers that it never answers.
 const HANGS: u16 = 0;
@@ -32,7 +32,7 @@ struct Bed {
     events: Events,
     written: Arc<Mutex<Vec<(Instant, Value)>>>,
     status: Arc<AtomicU16>,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -72,14 +72,14 @@ fn bed() -> Bed {
             Ok::<_, Infallible>(Response::builder().status(code).body(body).expect("one"))
         }
     });
-    let (metrics, tasks) = (Arc::<Metrics>::default(), TaskTracker::new());
+    let (metrics, tasks) = (Metrics::default(), TaskTracker::new());
     let stop = CancellationToken::new();
     let events = Events::new(EventRecorderOptions {
         client: Client::new(service, "default"),
         secret_name: "ecr-pull-secret".to_owned(),
         instance: "pod-1".to_owned(),
         clock: Arc::new(FixedClock),
-        metrics: metrics.clone(),
+        metrics: metrics.pull_secret.clone(),
         tasks: tasks.clone(),
         stop: stop.clone(),
     });
@@ -107,7 +107,7 @@ impl Bed {
     }
 
     fn dropped(&self) -> u64 {
-        self.metrics.events_dropped.get()
+        self.metrics.pull_secret.events_dropped.get()
     }
 
     fn answers(&self, code: u16) {
@@ -213,6 +213,7 @@ async fn to_tell_never_waits_and_what_finds_the_queue_full_is_counted() {
     assert_eq!(bed.dropped(), 10);
     assert!(
         bed.metrics
+            .registry
             .to_text()
             .contains("ecr_injector_events_dropped_total 10")
     );

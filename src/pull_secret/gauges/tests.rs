@@ -13,6 +13,7 @@ use kube::{Client, client::Body};
 
 use super::*;
 use crate::{
+    cli::metrics::Metrics,
     cluster::changes::Changes,
     config::Config,
     pull_secret::{
@@ -294,8 +295,8 @@ fn of_too_many_identities_those_that_expire_first_are_shown() {
 fn metrics_show_every_state_and_drop_what_is_gone() {
     let metrics = Metrics::default();
     let observed = managed(&[(0xa, EU, Some(60))]);
-    figures(&[(&observed, true)]).show(&metrics);
-    let text = metrics.to_text();
+    figures(&[(&observed, true)]).show(&metrics.pull_secret);
+    let text = metrics.registry.to_text();
     for line in [
         r#"ecr_injector_pull_secrets_by_state{state="due"} 1"#,
         r#"ecr_injector_pull_secrets_by_state{state="suspended"} 0"#,
@@ -309,8 +310,8 @@ fn metrics_show_every_state_and_drop_what_is_gone() {
     }
     let series = |text: &str| text.matches("by_state{").count();
     assert_eq!(series(&text), PullSecretState::ALL.len());
-    figures(&[]).show(&metrics);
-    let text = metrics.to_text();
+    figures(&[]).show(&metrics.pull_secret);
+    let text = metrics.registry.to_text();
     assert!(!text.contains("expiry"), "{text}");
     assert!(text.contains(r#"by_state{state="due"} 0"#), "{text}");
     assert_eq!(series(&text), PullSecretState::ALL.len());
@@ -338,7 +339,7 @@ async fn scrapes_measure_at_most_once_a_second() {
         Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
     });
     let client = Client::new(service, "default");
-    let (metrics, config) = (Arc::<Metrics>::default(), Config::default());
+    let (metrics, config) = (Metrics::default(), Config::default());
     let (changes, clock) = (
         Changes::default(),
         Arc::new(StoppedClock(AtomicI64::new(0))),
@@ -348,17 +349,24 @@ async fn scrapes_measure_at_most_once_a_second() {
         Arc::new(|_| None),
         clock.clone(),
         changes.clone(),
-        metrics.clone(),
+        metrics.pull_secret.clone(),
     );
-    let namespaces = Namespaces::new(client, config.opt_in, changes, metrics.clone());
+    let namespaces = Namespaces::new(client, config.opt_in, changes, metrics.cluster.clone());
     let (rules, ticking) = (Current::new(config.rules), clock.clone());
-    measure_at_each_scrape(&metrics, secrets.clone(), namespaces, rules, ticking);
+    measure_at_each_scrape(
+        &metrics.registry,
+        metrics.pull_secret.clone(),
+        secrets.clone(),
+        namespaces,
+        rules,
+        ticking,
+    );
     for (millis, shown) in [(0, 1), (999, 1), (1000, 3), (1500, 3), (-1000, 5)] {
         clock.0.store(millis, SeqCst);
         let namespace = Namespace::parse(&format!("at-{}", millis + 1000)).expect("valid");
         secrets.wrote(&namespace, "uid", &Secret::default());
         let line = format!(r#"ecr_injector_pull_secrets_by_state{{state="foreign"}} {shown}"#);
-        let text = metrics.to_text();
+        let text = metrics.registry.to_text();
         assert!(text.contains(&line), "{millis}: {line} not in:\n{text}");
     }
 }

@@ -9,6 +9,7 @@ use kube::client::Body;
 
 use super::*;
 use crate::{
+    cli::metrics::Metrics,
     process::{clock::settable::SettableClock, readiness::Readiness},
     telemetry::log::captured::Log,
 };
@@ -36,7 +37,7 @@ fn quoted() -> (KeySecret, Arc<Mutex<Vec<String>>>) {
         "x".to_owned(),
         StateKeys::default(),
         Arc::new(SettableClock::default()),
-        Arc::default(),
+        Metrics::default().pull_secret,
     );
     (secret, quotes)
 }

@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::*;
 use crate::{
+    cli::metrics::Metrics,
     pull_secret::tests::{
         Case, NAMESPACE_UID, NOW, annotate, desired, fresh, host, hours, keys, proven_state,
         set_data, team, token,
@@ -20,7 +21,7 @@ impl Clock for FixedClock {
 }
 
 fn store_of(uids: NamespaceUids) -> PullSecrets {
-    let (changes, metrics) = (Changes::default(), Arc::default());
+    let (changes, metrics) = (Changes::default(), Metrics::default().pull_secret);
     PullSecrets::new(keys(), uids, Arc::new(FixedClock), changes, metrics)
 }
 
@@ -476,7 +477,13 @@ fn every_change_is_told() {
     let changes = Changes::default();
     let uids: NamespaceUids = Arc::new(|_| Some(NAMESPACE_UID.into()));
     let clock = Arc::new(FixedClock);
-    let store = PullSecrets::new(keys(), uids, clock, changes.clone(), Arc::default());
+    let store = PullSecrets::new(
+        keys(),
+        uids,
+        clock,
+        changes.clone(),
+        Metrics::default().pull_secret,
+    );
     changes.listen();
     let first = secret(7);
     wrote(&store, &first);

@@ -15,8 +15,7 @@ use tokio::{
 
 use crate::{
     cluster::{namespace::Namespace, object::WholeSecret, ownership::FIELD_MANAGER},
-    pull_secret::guard,
-    telemetry::metrics::Metrics,
+    pull_secret::{guard, metrics::PullSecretMetrics},
 };
 
 /// How long one call to the API server may take.
@@ -72,14 +71,14 @@ pub trait SecretApi: Send + Sync + 'static {
 pub struct KubeSecrets {
     client: Client,
     name: String,
-    metrics: Arc<Metrics>,
+    metrics: Arc<PullSecretMetrics>,
     calls: Semaphore,
 }
 
 impl KubeSecrets {
     /// The Secrets of this name.
     #[must_use]
-    pub fn new(client: Client, name: String, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, name: String, metrics: Arc<PullSecretMetrics>) -> Self {
         Self {
             client,
             name,
@@ -113,7 +112,7 @@ impl KubeSecrets {
             ))),
         };
         let outcome = result.as_ref().err().map_or("ok", CallError::as_str);
-        self.metrics.api_call(verb, "secrets", outcome);
+        self.metrics.api_calls.count_call(verb, "secrets", outcome);
         result
     }
 }

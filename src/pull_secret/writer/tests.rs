@@ -14,6 +14,7 @@ use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Time
 
 use super::*;
 use crate::{
+    cli::metrics::Metrics,
     cluster::changes::Changes as Changed,
     pull_secret::{
         Observed,
@@ -186,7 +187,7 @@ fn bed_with(keys: StateKeys) -> Bed {
         Arc::new(|_| Some(NAMESPACE_UID.into())),
         clock.clone(),
         Changed::default(),
-        Arc::default(),
+        Metrics::default().pull_secret,
     );
     let writer = Writer::new(
         api.clone(),

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::{
+    cli::metrics::Metrics,
     cluster::{changes::Changes, namespaces::OptIn},
     config::Config,
 };
@@ -72,14 +73,18 @@ fn pods_config(discover: &str) -> Config {
 }
 
 fn discoverer(server: &Server, live: Live) -> Discoverer {
+    counted_discoverer(server, live, &Metrics::default())
+}
+
+fn counted_discoverer(server: &Server, live: Live, metrics: &Metrics) -> Discoverer {
     let opt_in = OptIn {
         label: "l".into(),
         value: "v".into(),
     };
-    let (client, metrics) = (server.client(), Arc::<Metrics>::default());
-    let namespaces = Namespaces::new(client.clone(), opt_in, Changes::default(), metrics.clone());
+    let (client, counted) = (server.client(), metrics.cluster.clone());
+    let namespaces = Namespaces::new(client.clone(), opt_in, Changes::default(), counted);
     let sink: Sink = Arc::new(|_, _| {});
-    Discoverer::new(client, namespaces, live, metrics, sink)
+    Discoverer::new(client, namespaces, live, metrics.refresh.clone(), sink)
 }
 
 async fn round(discoverer: &Discoverer, cursor: &mut Cursor) -> DiscoveryRun {
@@ -156,10 +161,11 @@ async fn round_ends_with_what_went_wrong() {
         let said = answer.1.clone();
         let server = Server::new(move |_| answer.clone());
         let live = Live::new(pods_config("pods"), None);
-        let discoverer = discoverer(&server, live);
+        let metrics = Metrics::default();
+        let discoverer = counted_discoverer(&server, live, &metrics);
         let outcome = round(&discoverer, &mut Cursor::default()).await;
         assert_eq!(outcome, expected, "{said}");
-        let text = discoverer.metrics.to_text();
+        let text = metrics.registry.to_text();
         let series = format!(
             "ecr_injector_discovery_runs_total{{outcome=\"{}\"}} 1",
             expected.as_str()

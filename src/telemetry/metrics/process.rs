@@ -8,7 +8,7 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge},
 };
 
-use super::catalogue::Family;
+use super::registry::FamilyDescriptor;
 
 /// What is shown: the family's name without what its type appends, its help, and whether it only grows.
 const FIGURES: [(&str, &str, bool); 7] = [
@@ -38,11 +38,13 @@ const FIGURES: [(&str, &str, bool); 7] = [
 pub(super) struct Process;
 
 impl Process {
-    pub(super) fn families() -> impl Iterator<Item = Family> {
-        FIGURES.into_iter().map(|(name, _, grows)| Family {
-            name: format!("{name}{}", if grows { "_total" } else { "" }),
-            kind: if grows { "counter" } else { "gauge" },
-        })
+    pub(super) fn families() -> impl Iterator<Item = FamilyDescriptor> {
+        FIGURES
+            .into_iter()
+            .map(|(name, _, grows)| FamilyDescriptor {
+                name: format!("{name}{}", if grows { "_total" } else { "" }),
+                kind: if grows { "counter" } else { "gauge" },
+            })
     }
 }
 

@@ -19,9 +19,9 @@ use crate::{
         watch::{News, version, watch_one},
         write::{WriteError, call},
     },
-    telemetry::metrics::Metrics,
     tls::{
         authority::{Authority, SECRET_TYPE},
+        metrics::TlsMetrics,
         rotation::Lifetimes,
     },
 };
@@ -35,7 +35,7 @@ pub struct CaSecret {
     namespace: Namespace,
     name: String,
     lifetimes: Lifetimes,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TlsMetrics>,
     held: watch::Sender<Held>,
 }
 
@@ -88,7 +88,7 @@ impl CaSecret {
         namespace: Namespace,
         name: String,
         lifetimes: Lifetimes,
-        metrics: Arc<Metrics>,
+        metrics: Arc<TlsMetrics>,
     ) -> Self {
         Self {
             api: Api::namespaced(client, namespace.as_str()),
@@ -179,7 +179,9 @@ impl CaSecret {
         });
         let written = written.await;
         let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
-        self.metrics.api_call("apply", "secrets", outcome);
+        self.metrics
+            .api_calls
+            .count_call("apply", "secrets", outcome);
         self.learn(&written?);
         Ok(())
     }

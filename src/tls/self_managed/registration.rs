@@ -21,7 +21,7 @@ use crate::{
         watch::{News, watch_one},
         write::{WriteError, call},
     },
-    telemetry::metrics::Metrics,
+    tls::metrics::TlsMetrics,
 };
 
 /// What a policy's refusal says, which has the code of a test that fails.
@@ -37,7 +37,7 @@ const INJECTED: [&str; 3] = [
 pub struct Registration {
     api: Api<MutatingWebhookConfiguration>,
     name: String,
-    metrics: Arc<Metrics>,
+    metrics: Arc<TlsMetrics>,
     seen: watch::Sender<Seen>,
 }
 
@@ -158,7 +158,7 @@ enum By {
 impl Registration {
     /// The registration of this name. Nothing is known of it yet.
     #[must_use]
-    pub fn new(client: Client, name: String, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, name: String, metrics: Arc<TlsMetrics>) -> Self {
         Self {
             api: Api::all(client),
             name,
@@ -225,7 +225,8 @@ impl Registration {
         let written = call(self.api.patch(&self.name, &params, &patch), lost).await;
         let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
         self.metrics
-            .api_call("patch", "mutatingwebhookconfigurations", outcome);
+            .api_calls
+            .count_call("patch", "mutatingwebhookconfigurations", outcome);
         self.learn(&written?, By::OurWrite);
         Ok(())
     }

@@ -56,7 +56,11 @@ async fn leader_follows_the_file_and_a_bad_one_changes_nothing() {
     let path = folder.path().join("config.yaml");
     std::fs::write(&path, "").unwrap();
     let (_, watched) = Watched::load(&path).unwrap();
-    let (live, clock, metrics) = (sim.live.clone(), sim.clock.clone(), sim.metrics.clone());
+    let (live, clock, metrics) = (
+        sim.live.clone(),
+        sim.clock.clone(),
+        sim.metrics.config.clone(),
+    );
     tokio::spawn(watched.follow(live, clock, metrics, PERIOD));
     let leader = sim.lead();
     for bad in [

@@ -12,6 +12,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ecr_injector::{
     admission::handler::Webhook,
+    cli::metrics::Metrics,
     cluster::{
         changes::Changes,
         lease::Leadership,
@@ -26,7 +27,6 @@ use ecr_injector::{
         writer::{CallError, SecretApi, Writer},
     },
     refresh::{NamespaceSource, Reconciler, ReconcilerContext},
-    telemetry::metrics::Metrics,
     token::{
         Token, TokenKey,
         cache::{AwsReply, Call as AwsCall, Mint, MintError, TokenCache},
@@ -278,9 +278,9 @@ pub(super) struct Process {
     pub(super) history: u64,
 }
 
-fn metrics() -> Arc<Metrics> {
-    static SHARED: OnceLock<Arc<Metrics>> = OnceLock::new();
-    SHARED.get_or_init(Arc::default).clone()
+fn metrics() -> Metrics {
+    static SHARED: OnceLock<Metrics> = OnceLock::new();
+    SHARED.get_or_init(Metrics::default).clone()
 }
 
 impl World<'_> {
@@ -299,7 +299,7 @@ impl World<'_> {
             }),
             clock.clone(),
             changes.clone(),
-            metrics(),
+            metrics().pull_secret,
         );
         let api = Arc::new(ProcessApi {
             process: index,
@@ -322,13 +322,13 @@ impl World<'_> {
                 client(&self.server),
                 live.config().opt_in.clone(),
                 changes.clone(),
-                metrics(),
+                metrics().cluster,
             );
             let provisioner = Provisioner::new(provisioner::ProvisionerOptions {
                 writer: writer.clone(),
                 namespaces: namespaces.clone(),
                 tokens: tokens.clone(),
-                metrics: metrics(),
+                metrics: metrics().pull_secret,
                 events: None,
                 tasks,
                 stop: stop.clone(),
@@ -339,7 +339,7 @@ impl World<'_> {
                 store.clone(),
                 provisioner,
                 clock.clone(),
-                metrics(),
+                metrics().admission,
             )
         });
         let cursor = {
@@ -363,7 +363,7 @@ impl World<'_> {
                 policy: live.policy.clone(),
                 changes: changes.clone(),
                 clock,
-                metrics: metrics(),
+                metrics: metrics().refresh,
                 events: None,
             });
             tokio::spawn(async move { reconciler.lead(Leadership::unlimited()).await })
