@@ -42,7 +42,7 @@ impl TlsMetrics {
             ),
             ca_bundle_trusted: registry.register(
                 "ca_bundle_trusted",
-                "1 while the caBundle of every webhook in the MutatingWebhookConfiguration trusts the self-managed CA that signs, 0 otherwise",
+                "1 while the caBundle of every webhook in the `MutatingWebhookConfiguration` trusts the self-managed CA that signs, 0 otherwise",
                 Gauge::default(),
             ),
             api_calls,
@@ -66,7 +66,7 @@ impl TlsMetrics {
         self.authority_steps.count(step);
     }
 
-    /// Sets whether the caBundle of the MutatingWebhookConfiguration trusts the CA that signs.
+    /// Sets whether the caBundle of the `MutatingWebhookConfiguration` trusts the CA that signs.
     pub fn ca_bundle_trusted(&self, trusts: bool) {
         self.ca_bundle_trusted.set(i64::from(trusts));
     }
