@@ -182,8 +182,8 @@ fn complaints(error: &ConfigError) -> String {
     match error {
         ConfigError::Read { source, .. } => format!("{error}: {source}\n"),
         ConfigError::Yaml { .. } => format!("{error}\n"),
-        ConfigError::Fields { path, wrong } => {
-            let lines = wrong.iter().map(|wrong| format!("{path}: {wrong}\n"));
+        ConfigError::Fields { path, errors } => {
+            let lines = errors.iter().map(|error| format!("{path}: {error}\n"));
             lines.collect()
         }
     }

@@ -15,7 +15,7 @@ use crate::{
     config::{
         Config, ConfigError,
         live::Live,
-        watched::{self, Watched},
+        watcher::{self, ConfigWatcher},
     },
     process::{
         clock::{Clock, SystemClock},
@@ -88,11 +88,11 @@ impl ContextArgs {
         }
     }
 
-    fn config(&self) -> Result<(Config, Option<Watched>), ConfigError> {
+    fn config(&self) -> Result<(Config, Option<ConfigWatcher>), ConfigError> {
         let Some(path) = &self.config else {
             return Ok((Config::default(), None));
         };
-        let (config, file) = Watched::load(path)?;
+        let (config, file) = ConfigWatcher::load(path)?;
         Ok((config, Some(file)))
     }
 }
@@ -102,7 +102,7 @@ pub(super) struct Context {
     pub(super) cluster: Cluster,
     pub(super) live: Live,
     /// Where the configuration comes from, to be followed.
-    pub(super) file: Option<Watched>,
+    pub(super) file: Option<ConfigWatcher>,
     pub(super) metrics: Metrics,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) environment: AwsEnvironment,
@@ -201,7 +201,7 @@ impl Context {
                 self.live.clone(),
                 self.clock.clone(),
                 self.metrics.config.clone(),
-                watched::PERIOD,
+                watcher::PERIOD,
             ));
         }
     }

@@ -89,7 +89,7 @@ struct Minted {
 impl IdentityArgs {
     /// Explains, tries if asked to, and fails if nobody would mint.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Config::of(self.config.as_deref())?;
+        let config = Config::load_or_default(self.config.as_deref())?;
         let trust = self.aws.trust()?;
         let (_, registry) = config
             .rules
@@ -208,26 +208,26 @@ impl Answer<'_> {
             }
             Ok(Identity::Role(role)) => {
                 lines.push(("identity", format!("role {}", role.arn)));
-                lines.push(("session", role.manner.session_name.clone()));
+                lines.push(("session", role.options.session_name.clone()));
                 lines.extend(
-                    role.manner
+                    role.options
                         .external_id
                         .clone()
                         .map(|id| ("external id", id)),
                 );
                 let tags = role
-                    .manner
+                    .options
                     .tags
                     .iter()
                     .map(|(key, value)| ("tag", format!("{key}={value}")));
                 lines.extend(tags);
-                if role.manner.pull_only {
+                if role.options.pull_only {
                     lines.push(("may", "pull only".to_owned()));
                 }
             }
             Err(refusal) => lines.push(("refused", refusal.to_string())),
         }
-        lines.push(("because", self.choice.because.to_string()));
+        lines.push(("because", self.choice.reason.to_string()));
         if !self.is_allowed {
             lines.push((
                 "allow",
@@ -255,10 +255,10 @@ impl Answer<'_> {
             Ok(Identity::Role(role)) => json!({
                 "kind": "role",
                 "roleArn": role.arn.as_str(),
-                "sessionName": role.manner.session_name,
-                "externalId": role.manner.external_id,
-                "tags": role.manner.tags,
-                "pullOnly": role.manner.pull_only,
+                "sessionName": role.options.session_name,
+                "externalId": role.options.external_id,
+                "tags": role.options.tags,
+                "pullOnly": role.options.pull_only,
             }),
             Err(_) => Value::Null,
         };
@@ -281,7 +281,7 @@ impl Answer<'_> {
             "namespace": self.flags.namespace.as_str(),
             "allowed": self.is_allowed,
             "identity": identity,
-            "because": self.choice.because.to_string(),
+            "because": self.choice.reason.to_string(),
             "refusal": self.choice.identity.as_ref().err().map(ToString::to_string),
             "mint": mint,
         })

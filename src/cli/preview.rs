@@ -102,7 +102,7 @@ enum Output {
 impl PreviewArgs {
     /// Reads everything, then decides, then writes: bad input never leaves half an output.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Config::of(self.config.as_deref())?;
+        let config = Config::load_or_default(self.config.as_deref())?;
         let sources = Source::of(&self.filenames)?;
         let mut documents = Vec::new();
         for source in &sources {

@@ -86,7 +86,7 @@ fn label(text: &str) -> Result<(String, String), &'static str> {
 impl ProbeArgs {
     /// Tries, and fails if it doesn't work in time.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Config::of(self.config.as_deref())?;
+        let config = Config::load_or_default(self.config.as_deref())?;
         let host = host(&self.image, &config)?;
         anyhow::ensure!(
             !config.rules.excluded.contains(&self.namespace),

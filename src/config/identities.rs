@@ -1,11 +1,15 @@
-//! The part of the file that says who mints: `identities`, `namespaceRoles`, `defaultIdentity`.
+//! The fields that choose the minting identity: `identities`, `namespaceRoles`, `defaultIdentity`.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{FieldError, FieldErrors, accounts, regions, schema, seconds, wrong};
+use super::{
+    error::{FieldError, FieldErrors},
+    patterns,
+    value::{accounts, regions, seconds},
+};
 use crate::{
     identity::{
         AssumeRoleOptions, DEFAULT_SESSION_NAME, DefaultIdentity, Identities, NamespaceRoles,
@@ -15,24 +19,24 @@ use crate::{
     registry::Region,
 };
 
-/// What stands for `clusterName`.
+/// The placeholder of `clusterName`.
 const CLUSTER: &str = "{cluster}";
-/// How long AWS lets a session last, in seconds.
+/// The durations of a session that STS accepts, in seconds.
 const DURATIONS: std::ops::RangeInclusive<u32> = 900..=43_200;
-/// The most tags that a session can have.
+/// The maximum number of tags of a session.
 const MAX_TAGS: usize = 50;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileRule {
     /// Accounts of the registries that the rule matches, each in quotes; empty: all.
-    #[schemars(with = "Option<schema::Accounts>")]
+    #[schemars(with = "Option<patterns::Accounts>")]
     accounts: Option<Vec<String>>,
     /// Regions of the registries that the rule matches; empty: all.
-    #[schemars(with = "Option<schema::Regions>")]
+    #[schemars(with = "Option<patterns::Regions>")]
     regions: Option<Vec<String>>,
     /// Patterns of the namespaces that the rule matches, such as team-a-*; empty: all.
-    #[schemars(with = "Option<schema::Patterns>")]
+    #[schemars(with = "Option<patterns::Patterns>")]
     namespaces: Option<Vec<String>>,
     /// IAM role to mint with.
     assume_role: Option<FileRole>,
@@ -44,7 +48,7 @@ pub(super) struct FileRule {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileRole {
     /// ARN of the role; may contain {namespace} and {cluster}.
-    #[schemars(extend("pattern" = schema::ROLE_ARN))]
+    #[schemars(extend("pattern" = patterns::ROLE_ARN))]
     role_arn: String,
     /// External id that the role's trust policy requires; may contain {namespace} and {cluster}.
     #[schemars(extend("minLength" = 2))]
@@ -58,10 +62,10 @@ struct FileRole {
     #[schemars(extend("default" = false))]
     pull_only: Option<bool>,
     /// Duration of a session, 15m to 12h.
-    #[schemars(extend("pattern" = schema::DURATION))]
+    #[schemars(extend("pattern" = patterns::DURATION))]
     duration: Option<String>,
     /// Region of the STS endpoint; by default that of the registry.
-    #[schemars(extend("pattern" = schema::REGION))]
+    #[schemars(extend("pattern" = patterns::REGION))]
     sts_region: Option<String>,
 }
 
@@ -69,7 +73,7 @@ struct FileRole {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileNamespaceRoles {
     /// Patterns of role ARNs, such as `arn:aws:iam::*:role/ecr-pull-{namespace}`.
-    #[schemars(with = "schema::RolePatterns")]
+    #[schemars(with = "patterns::RolePatterns")]
     allow: Vec<String>,
     /// External id that the role's trust policy requires; may contain {namespace} and {cluster}.
     #[schemars(extend("minLength" = 2))]
@@ -83,10 +87,10 @@ pub(super) struct FileNamespaceRoles {
     #[schemars(extend("default" = false))]
     pull_only: Option<bool>,
     /// Duration of a session, 15m to 12h.
-    #[schemars(extend("pattern" = schema::DURATION))]
+    #[schemars(extend("pattern" = patterns::DURATION))]
     duration: Option<String>,
     /// Region of the STS endpoint; by default that of the registry.
-    #[schemars(extend("pattern" = schema::REGION))]
+    #[schemars(extend("pattern" = patterns::REGION))]
     sts_region: Option<String>,
 }
 
@@ -99,7 +103,7 @@ pub(super) enum FileDefaultIdentity {
     None,
 }
 
-/// How a role is assumed, as the file says it in two places.
+/// The options of AssumeRole, which both a rule and `namespaceRoles` have.
 #[derive(Default)]
 struct FileAssumeRoleOptions {
     external_id: Option<String>,
@@ -110,22 +114,22 @@ struct FileAssumeRoleOptions {
     sts_region: Option<String>,
 }
 
-/// Checks all three.
+/// Checks all three fields.
 pub(super) fn check(
     rules: Vec<FileRule>,
     namespace_roles: Option<FileNamespaceRoles>,
     default: Option<FileDefaultIdentity>,
     cluster: Option<&str>,
-    wrongs: &mut FieldErrors,
+    errors: &mut FieldErrors,
 ) -> Identities {
     let rules = rules
         .into_iter()
         .enumerate()
-        .filter_map(|(at, rule)| rule.check(&format!("identities[{at}]"), cluster, wrongs));
+        .filter_map(|(at, rule)| rule.check(&format!("identities[{at}]"), cluster, errors));
     Identities {
         rules: rules.collect(),
         namespace_roles: namespace_roles
-            .map(|roles| roles.check(cluster, wrongs))
+            .map(|roles| roles.check(cluster, errors))
             .unwrap_or_default(),
         default: match default {
             None | Some(FileDefaultIdentity::Ambient) => DefaultIdentity::Ambient,
@@ -135,26 +139,26 @@ pub(super) fn check(
 }
 
 impl FileRule {
-    fn check(self, field: &str, cluster: Option<&str>, wrongs: &mut FieldErrors) -> Option<Rule> {
-        let mints = match (self.assume_role, self.ambient) {
+    fn check(self, field: &str, cluster: Option<&str>, errors: &mut FieldErrors) -> Option<Rule> {
+        let assume_role = match (self.assume_role, self.ambient) {
             (Some(role), None | Some(false)) => role
-                .check(&format!("{field}.assumeRole"), cluster, wrongs)
+                .check(&format!("{field}.assumeRole"), cluster, errors)
                 .map(Some),
             (None, Some(true)) => Some(None),
             _ => {
                 let message = "expected one of the two: assumeRole, or ambient: true";
-                wrongs.take(Err(wrong(field, message)))
+                errors.record(Err(FieldError::new(field, message)))
             }
         };
         let rule = Rule {
-            accounts: accounts(field, self.accounts, wrongs),
-            regions: regions(field, self.regions, wrongs),
+            accounts: accounts(field, self.accounts, errors),
+            regions: regions(field, self.regions, errors),
             namespaces: patterns(
                 &format!("{field}.namespaces"),
                 &self.namespaces.unwrap_or_default(),
-                wrongs,
+                errors,
             ),
-            mints: mints?,
+            assume_role: assume_role?,
         };
         Some(rule)
     }
@@ -165,11 +169,11 @@ impl FileRole {
         self,
         field: &str,
         cluster: Option<&str>,
-        wrongs: &mut FieldErrors,
+        errors: &mut FieldErrors,
     ) -> Option<RoleTemplate> {
         let arn = role_arn(&format!("{field}.roleArn"), &self.role_arn, cluster);
-        let arn = wrongs.take(arn);
-        let manner = FileAssumeRoleOptions {
+        let arn = errors.record(arn);
+        let options = FileAssumeRoleOptions {
             external_id: self.external_id,
             session_name: self.session_name,
             tags: self.tags,
@@ -177,8 +181,8 @@ impl FileRole {
             duration: self.duration,
             sts_region: self.sts_region,
         };
-        let manner = manner.check(field, cluster, wrongs);
-        Some(RoleTemplate::new(arn?, manner))
+        let options = options.check(field, cluster, errors);
+        Some(RoleTemplate::new(arn?, options))
     }
 }
 
@@ -188,26 +192,24 @@ fn role_arn(field: &str, text: &str, cluster: Option<&str>) -> Result<String, Fi
         let message = format!(
             "expected arn:aws:iam::ACCOUNT:role/NAME (or another partition's), got {text:?}"
         );
-        return Err(wrong(field, message));
+        return Err(FieldError::new(field, message));
     }
     Ok(arn)
 }
 
 impl FileNamespaceRoles {
-    fn check(self, cluster: Option<&str>, wrongs: &mut FieldErrors) -> NamespaceRoles {
+    fn check(self, cluster: Option<&str>, errors: &mut FieldErrors) -> NamespaceRoles {
         let field = "namespaceRoles";
-        let allow = patterns(&format!("{field}.allow"), &self.allow, wrongs);
+        let allow = patterns(&format!("{field}.allow"), &self.allow, errors);
         for (at, text) in self.allow.iter().enumerate() {
             if !text.starts_with("arn:") {
                 let message = format!(
                     "expected a pattern of role ARNs such as arn:aws:iam::*:role/ecr-pull-*, got {text:?}"
                 );
-                wrongs
-                    .0
-                    .push(wrong(format!("{field}.allow[{at}]"), message));
+                errors.push(format!("{field}.allow[{at}]"), message);
             }
         }
-        let manner = FileAssumeRoleOptions {
+        let options = FileAssumeRoleOptions {
             external_id: self.external_id,
             session_name: self.session_name,
             tags: self.tags,
@@ -217,7 +219,7 @@ impl FileNamespaceRoles {
         };
         NamespaceRoles {
             allow,
-            manner: manner.check(field, cluster, wrongs),
+            options: options.check(field, cluster, errors),
         }
     }
 }
@@ -227,46 +229,46 @@ impl FileAssumeRoleOptions {
         self,
         field: &str,
         cluster: Option<&str>,
-        wrongs: &mut FieldErrors,
+        errors: &mut FieldErrors,
     ) -> AssumeRoleOptions {
-        let of = |name: &str| format!("{field}.{name}");
-        let mut manner = AssumeRoleOptions::default();
+        let path = |name: &str| format!("{field}.{name}");
+        let mut options = AssumeRoleOptions::default();
         if let Some(text) = self.external_id {
-            manner.external_id = wrongs.take(external_id(&of("externalId"), &text, cluster));
+            options.external_id = errors.record(external_id(&path("externalId"), &text, cluster));
         }
         let session_name = self
             .session_name
             .or_else(|| cluster.map(|_| format!("{DEFAULT_SESSION_NAME}-{CLUSTER}")));
         if let Some(text) = session_name
-            && let Some(name) = wrongs.take(template(&of("sessionName"), &text, cluster))
+            && let Some(name) = errors.record(template(&path("sessionName"), &text, cluster))
         {
-            manner.session_name = name;
+            options.session_name = name;
         }
         let tags = self.tags.unwrap_or_default();
         if tags.len() > MAX_TAGS {
             let message = format!("expected at most {MAX_TAGS}");
-            wrongs.0.push(wrong(of("tags"), message));
+            errors.push(path("tags"), message);
         }
         for (key, value) in tags {
-            let checked = tag(&of("tags"), &key, &value, cluster);
-            manner
+            let checked = tag(&path("tags"), &key, &value, cluster);
+            options
                 .tags
-                .extend(wrongs.take(checked).map(|value| (key, value)));
+                .extend(errors.record(checked).map(|value| (key, value)));
         }
-        manner.pull_only = self.pull_only.unwrap_or_default();
+        options.pull_only = self.pull_only.unwrap_or_default();
         if let Some(text) = self.duration
-            && let Some(duration) = wrongs.take(duration(&of("duration"), &text))
+            && let Some(duration) = errors.record(duration(&path("duration"), &text))
         {
-            manner.duration_seconds = duration;
+            options.duration_seconds = duration;
         }
         if let Some(text) = self.sts_region {
             let region = Region::parse(&text).ok_or_else(|| {
                 let message = format!("expected a region such as eu-west-1, got {text:?}");
-                wrong(of("stsRegion"), message)
+                FieldError::new(path("stsRegion"), message)
             });
-            manner.sts_region = wrongs.take(region);
+            options.sts_region = errors.record(region);
         }
-        manner
+        options
     }
 }
 
@@ -275,7 +277,7 @@ fn external_id(field: &str, text: &str, cluster: Option<&str>) -> Result<String,
     let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-{}".contains(c);
     if !(2..=1224).contains(&text.len()) || !text.chars().all(fits) {
         let message = "expected 2 to 1,224 letters, digits and any of _+=,.@:/-";
-        return Err(wrong(field, message));
+        return Err(FieldError::new(field, message));
     }
     Ok(text)
 }
@@ -284,7 +286,7 @@ fn tag(field: &str, key: &str, value: &str, cluster: Option<&str>) -> Result<Str
     let field = format!("{field}.{key}");
     if !(1..=128).contains(&key.chars().count()) || value.chars().count() > 256 {
         let message = "expected a key of 1 to 128 and a value of up to 256 characters";
-        return Err(wrong(field, message));
+        return Err(FieldError::new(field, message));
     }
     template(&field, value, cluster)
 }
@@ -293,29 +295,32 @@ fn duration(field: &str, text: &str) -> Result<u32, FieldError> {
     let duration = seconds(field, text)?;
     if !DURATIONS.contains(&duration) {
         let message = format!("expected 15m to 12h, got {text:?}");
-        return Err(wrong(field, message));
+        return Err(FieldError::new(field, message));
     }
     Ok(duration)
 }
 
-/// Puts in the cluster's name, and checks that nothing else but the namespace's is asked for.
+/// Replaces `{cluster}` by the cluster's name, and checks that the only other placeholder is
+/// `{namespace}`.
 fn template(field: &str, text: &str, cluster: Option<&str>) -> Result<String, FieldError> {
     let text = match cluster {
         Some(name) => text.replace(CLUSTER, name),
         None if text.contains(CLUSTER) => {
             let message = format!("{CLUSTER} needs clusterName");
-            return Err(wrong(field, message));
+            return Err(FieldError::new(field, message));
         }
         None => text.to_owned(),
     };
-    check_template(&text).map_err(|error| wrong(field, error.to_string()))?;
+    check_template(&text).map_err(|error| FieldError::new(field, error.to_string()))?;
     Ok(text)
 }
 
-fn patterns(field: &str, texts: &[String], wrongs: &mut FieldErrors) -> Vec<Pattern> {
+fn patterns(field: &str, texts: &[String], errors: &mut FieldErrors) -> Vec<Pattern> {
     let parsed = texts.iter().enumerate().filter_map(|(at, text)| {
         let pattern = Pattern::parse(text);
-        wrongs.take(pattern.map_err(|error| wrong(format!("{field}[{at}]"), error.to_string())))
+        errors.record(
+            pattern.map_err(|error| FieldError::new(format!("{field}[{at}]"), error.to_string())),
+        )
     });
     parsed.collect()
 }

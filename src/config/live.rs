@@ -1,8 +1,9 @@
-//! The configuration while the process runs: who follows it, and what becomes of them when it is replaced.
+//! The configuration while the process runs: the snapshots that its consumers read, and its
+//! replacement.
 
 use std::sync::Arc;
 
-use super::Config;
+use super::resolved::Config;
 use crate::{
     cluster::namespace::Namespace,
     process::current::{Current, Follower},
@@ -10,61 +11,62 @@ use crate::{
     token::SessionCap,
 };
 
-/// The configuration of the moment; clones share it.
+/// The current configuration, which clones share.
 ///
-/// Each of its followers decides by one part alone, and takes one snapshot of it for one decision: so no decision is by
-/// halves of two configurations, although the parts are replaced one after another.
+/// Each consumer reads one part alone, and takes one snapshot of the part per decision. So no decision
+/// mixes two configurations, although the parts are replaced one after another.
 #[derive(Debug, Clone)]
 pub struct Live {
     config: Current<Config>,
-    /// The namespace that we run in: excluded whatever the file says.
-    own: Option<Namespace>,
-    /// What admissions are decided by.
+    /// The namespace in which ecr-injector runs: excluded whatever the file has.
+    own_namespace: Option<Namespace>,
+    /// The rules of admissions.
     pub rules: Current<Rules>,
-    /// What the leader plans by.
+    /// The policy of the leader.
     pub policy: Current<Policy>,
-    /// What the lives of tokens are cut to.
+    /// The cap of a token's lifetime.
     pub session_cap: Current<SessionCap>,
 }
 
 impl Live {
-    /// Begins with a configuration, in a namespace of ours if this is a Pod.
+    /// Starts with a configuration, and with the namespace in which ecr-injector runs, if in a Pod.
     #[must_use]
-    pub fn new(config: Config, own: Option<Namespace>) -> Self {
-        let config = config.excluding(own.clone());
+    pub fn new(config: Config, own_namespace: Option<Namespace>) -> Self {
+        let config = config.excluding(own_namespace.clone());
         let rules = Arc::new(config.rules.clone());
         Self {
             policy: Current::new(policy(&config, rules.clone())),
             rules: Current::new(rules),
             session_cap: Current::new(config.session_cap),
             config: Current::new(config),
-            own,
+            own_namespace,
         }
     }
 
-    /// The whole of it.
+    /// Returns the whole configuration.
     #[must_use]
     pub fn config(&self) -> Arc<Config> {
         self.config.get()
     }
 
-    /// Is told of each new one, once all other followers have it.
+    /// Subscribes to each new configuration, which arrives after all parts are replaced.
     #[must_use]
     pub fn follow(&self) -> Follower<Config> {
         self.config.follow()
     }
 
-    /// From now on this one counts, but for the fields that can't change while the process runs: they stay as they are.
-    /// Those are told that are not as the new one has them.
+    /// Replaces the configuration, except for the fields that can't change while the process runs, and
+    /// returns those of them that the new configuration would change.
     ///
-    /// The watches select by the name and the label from their start, and the guard, RBAC and the registration name the
-    /// same: a new name is a new set of Secrets, and whoever changes it has to change all four.
+    /// The watches select by the Secret's name and the label from their start, and the guard, RBAC and
+    /// the registration contain the same name and label: a new name is a new set of Secrets, and a
+    /// change has to be made in all four.
     #[must_use]
     pub fn replace(&self, config: Config) -> Vec<&'static str> {
-        let mut config = config.excluding(self.own.clone());
+        let mut config = config.excluding(self.own_namespace.clone());
         let running = self.config.get();
-        let mut kept = Vec::new();
-        for (field, is, wanted) in [
+        let mut needs_restart = Vec::new();
+        for (field, current, wanted) in [
             (
                 "secretName",
                 &running.rules.secret_name,
@@ -81,9 +83,9 @@ impl Live {
                 &mut config.opt_in.value,
             ),
         ] {
-            if is != wanted {
-                wanted.clone_from(is);
-                kept.push(field);
+            if current != wanted {
+                wanted.clone_from(current);
+                needs_restart.push(field);
             }
         }
         let rules = Arc::new(config.rules.clone());
@@ -91,11 +93,11 @@ impl Live {
         self.rules.replace(rules.clone());
         self.policy.replace(policy(&config, rules));
         self.config.replace(config);
-        kept
+        needs_restart
     }
 }
 
-/// The part that the leader follows.
+/// Returns the part that the leader follows.
 fn policy(config: &Config, rules: Arc<Rules>) -> Policy {
     let refresh = &config.refresh;
     Policy {

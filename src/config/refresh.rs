@@ -1,10 +1,15 @@
-//! The part of the file that says how pull secrets are kept: `refresh`, `prewarm`, `revoke`, `discover`, `optOutRemove`.
+//! The fields about refreshing pull secrets: `refresh`, `prewarm`, `revoke`, `discover`,
+//! `optOutRemove`.
 
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{FieldError, FieldErrors, schema, seconds, wrong};
+use super::{
+    error::{FieldError, FieldErrors},
+    patterns,
+    value::seconds,
+};
 use crate::{
     registry::{Aliases, Host, Registry},
     rules::Revocation,
@@ -12,38 +17,39 @@ use crate::{
 };
 
 const DEFAULT_WRITES_PER_SECOND: u32 = 20;
-/// What an API server takes beside all its other work; more would be a mistake.
+/// An API server has other work to do; a higher rate would be a mistake.
 const MAX_WRITES_PER_SECOND: u32 = 1000;
-/// Past the pause between two releases of most applications.
+/// Longer than the time between two releases of most applications.
 const DEFAULT_FORGET_AFTER: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// What admissions want is written at most once a day, so less would forget what is in use.
+/// Demand is recorded at most once a day, so a shorter time would forget registries in use.
 const MIN_FORGET_AFTER: SignedDuration = SignedDuration::from_hours(24);
-/// Ten years: a date that is so far away can still be reckoned with, and whoever wants more means `never`.
+/// Ten years: dates up to then can be computed with; for longer there is `never`.
 const MAX_FORGET_AFTER: SignedDuration = SignedDuration::from_hours(3650 * 24);
-/// A token whose life is shorter than this would be renewed all the time.
+/// A token with a shorter lifetime would be renewed all the time.
 const MIN_SESSION_CAP_SECONDS: u32 = 900;
 
-/// How the leader keeps pull secrets.
+/// The settings by which the leader refreshes pull secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refresh {
-    /// The hosts that each opted-in namespace's pull secret has before any Pod asks.
+    /// The hosts that every opted-in namespace's pull secret has before a Pod needs them.
     pub prewarm: Vec<Host>,
     /// Maximum number of pull secrets that the leader writes per second.
     pub writes_per_second: u32,
-    /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired.
+    /// Whether the pull secret of an opted-out namespace is deleted once all its credentials have
+    /// expired.
     pub removes: bool,
-    /// How long after its last admission a host is forgotten; `None`: never.
+    /// The time from a host's last admission to its removal; `None`: never.
     pub forget_after: Option<SignedDuration>,
-    /// What becomes of credentials that the rules no longer allow.
+    /// The time at which credentials end that the rules no longer allow.
     pub revocation: Revocation,
-    /// Where the leader discovers registries that no admission reported.
+    /// The source of registries that no admission reported.
     pub discovery: Discovery,
 }
 
-/// Where the leader discovers registries that no admission reported.
+/// The source from which the leader discovers registries that no admission reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Discovery {
-    /// Nowhere: admissions are all that there is.
+    /// None: only admissions report registries.
     #[default]
     None,
     /// In the cluster's Pending Pods.
@@ -79,14 +85,14 @@ impl Default for Refresh {
 pub(super) struct FileRefresh {
     /// Cap of a token's lifetime: auto, the end of the session of the role that minted it; none; or
     /// a duration such as 6h.
-    #[schemars(extend("default" = "auto", "pattern" = schema::SESSION_CAP))]
+    #[schemars(extend("default" = "auto", "pattern" = patterns::SESSION_CAP))]
     session_cap: Option<String>,
     /// Maximum number of pull secrets that the leader writes per second.
     #[schemars(extend("default" = DEFAULT_WRITES_PER_SECOND, "minimum" = 1, "maximum" = MAX_WRITES_PER_SECOND))]
     writes_per_second: Option<u32>,
     /// How long after a Pod last needed a registry it is removed from the pull secret, unless it is
     /// in prewarm: 1d to 3650d, or never.
-    #[schemars(extend("default" = "30d", "pattern" = schema::FORGET_AFTER))]
+    #[schemars(extend("default" = "30d", "pattern" = patterns::FORGET_AFTER))]
     forget_after: Option<String>,
 }
 
@@ -110,40 +116,41 @@ pub(super) enum FileDiscovery {
     Pods,
 }
 
-/// What the file says about it, in five places.
-pub(super) struct File {
+/// The file's five fields about refreshing.
+pub(super) struct RefreshFields {
     pub(super) prewarm: Option<Vec<String>>,
     pub(super) refresh: Option<FileRefresh>,
     pub(super) revoke: Option<FileRevocation>,
     pub(super) discover: Option<FileDiscovery>,
-    pub(super) removes: Option<bool>,
+    pub(super) opt_out_remove: Option<bool>,
 }
 
-impl File {
-    /// Checks all five, given what other fields say: the aliases, and how many registries a pull secret can have.
+impl RefreshFields {
+    /// Checks all five, given two other fields: the aliases, and the maximum number of registries
+    /// per pull secret.
     pub(super) fn check(
         self,
         aliases: &Aliases,
         registries_per_secret: usize,
-        wrongs: &mut FieldErrors,
+        errors: &mut FieldErrors,
     ) -> (Refresh, SessionCap) {
         let default = Refresh::default();
-        let of_refresh = self.refresh.unwrap_or_default();
-        let session_cap = wrongs.take(session_cap(of_refresh.session_cap.as_deref()));
-        let pace = of_refresh.writes_per_second.map(writes_per_second);
-        let pace = pace.and_then(|checked| wrongs.take(checked));
+        let fields = self.refresh.unwrap_or_default();
+        let session_cap = errors.record(session_cap(fields.session_cap.as_deref()));
+        let rate = fields.writes_per_second.map(writes_per_second);
+        let rate = rate.and_then(|checked| errors.record(checked));
         let prewarm = prewarm(
             &self.prewarm.unwrap_or_default(),
             aliases,
             registries_per_secret,
-            wrongs,
+            errors,
         );
-        let forget_after = of_refresh.forget_after.as_deref().map(forget_after);
-        let forget_after = forget_after.and_then(|checked| wrongs.take(checked));
+        let forget_after = fields.forget_after.as_deref().map(forget_after);
+        let forget_after = forget_after.and_then(|checked| errors.record(checked));
         let refresh = Refresh {
             prewarm,
-            writes_per_second: pace.unwrap_or(default.writes_per_second),
-            removes: self.removes.unwrap_or(default.removes),
+            writes_per_second: rate.unwrap_or(default.writes_per_second),
+            removes: self.opt_out_remove.unwrap_or(default.removes),
             forget_after: forget_after.unwrap_or(default.forget_after),
             revocation: match self.revoke {
                 None | Some(FileRevocation::OnExpiry) => Revocation::OnExpiry,
@@ -161,15 +168,15 @@ impl File {
 fn prewarm(
     texts: &[String],
     aliases: &Aliases,
-    most: usize,
-    wrongs: &mut FieldErrors,
+    max_hosts: usize,
+    errors: &mut FieldErrors,
 ) -> Vec<Host> {
-    if texts.len() > most {
+    if texts.len() > max_hosts {
         let message = format!(
-            "expected at most {most} hosts (limits.registriesPerSecret), got {}",
+            "expected at most {max_hosts} hosts (limits.registriesPerSecret), got {}",
             texts.len()
         );
-        wrongs.0.push(wrong("prewarm", message));
+        errors.push("prewarm", message);
     }
     let mut hosts = Vec::with_capacity(texts.len());
     for (at, text) in texts.iter().enumerate() {
@@ -184,7 +191,7 @@ fn prewarm(
             }
             None => format!("expected the host of an ECR registry or of an alias, got {text:?}"),
         };
-        wrongs.0.push(wrong(format!("prewarm[{at}]"), message));
+        errors.push(format!("prewarm[{at}]"), message);
     }
     hosts
 }
@@ -194,10 +201,10 @@ fn writes_per_second(value: u32) -> Result<u32, FieldError> {
         return Ok(value);
     }
     let message = format!("expected 1 to {MAX_WRITES_PER_SECOND}, got {value}");
-    Err(wrong("refresh.writesPerSecond", message))
+    Err(FieldError::new("refresh.writesPerSecond", message))
 }
 
-/// Reads a duration in which days may stand, such as `30d` or `720h`; `never` is `None`.
+/// Parses a duration that may have days, such as `30d` or `720h`; `never` is `None`.
 fn forget_after(text: &str) -> Result<Option<SignedDuration>, FieldError> {
     let field = "refresh.forgetAfter";
     if text == "never" {
@@ -210,14 +217,17 @@ fn forget_after(text: &str) -> Result<Option<SignedDuration>, FieldError> {
     });
     let Some(duration) = duration else {
         let message = format!("expected a duration such as 30d or 720h, or never, got {text:?}");
-        return Err(wrong(field, message));
+        return Err(FieldError::new(field, message));
     };
     if duration < MIN_FORGET_AFTER {
-        return Err(wrong(field, format!("expected at least 1d, got {text:?}")));
+        return Err(FieldError::new(
+            field,
+            format!("expected at least 1d, got {text:?}"),
+        ));
     }
     if duration > MAX_FORGET_AFTER {
         let message = format!("expected at most 3650d, or never, got {text:?}");
-        return Err(wrong(field, message));
+        return Err(FieldError::new(field, message));
     }
     Ok(Some(duration))
 }
@@ -228,10 +238,14 @@ fn session_cap(text: Option<&str>) -> Result<SessionCap, FieldError> {
         None | Some("auto") => Ok(SessionCap::Session),
         Some("none") => Ok(SessionCap::Off),
         Some(text) => {
-            let cap = seconds(field, text)
-                .map_err(|it| wrong(it.field, format!("{}; or auto, or none", it.message)))?;
+            let cap = seconds(field, text).map_err(|error| {
+                FieldError::new(error.field, format!("{}; or auto, or none", error.message))
+            })?;
             if cap < MIN_SESSION_CAP_SECONDS {
-                return Err(wrong(field, format!("expected at least 15m, got {text:?}")));
+                return Err(FieldError::new(
+                    field,
+                    format!("expected at least 15m, got {text:?}"),
+                ));
             }
             Ok(SessionCap::After(cap))
         }
@@ -283,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_of_the_file_is_taken() {
+    fn every_value_of_the_file_is_applied() {
         let text = "refresh: {writesPerSecond: 1000, sessionCap: 1h, forgetAfter: 2d}\nrevoke: immediately\n\
             discover: pods\noptOutRemove: true";
         let expected = Refresh {
@@ -298,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn ecr_hosts_and_aliases_are_warmed_ahead_in_the_order_of_the_file() {
+    fn ecr_hosts_and_aliases_are_prewarmed_in_the_files_order() {
         let text = format!(
             "aliases: [{{host: images.example.com, registry: {ECR}}}]\nprewarm: [images.example.com, {ECR}]"
         );
@@ -308,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_public_gallery_is_warmed_ahead_only_where_it_is_served() {
+    fn ecr_public_is_prewarmed_only_with_public_ecr() {
         let text = "prewarm: [public.ecr.aws]";
         assert_eq!(
             error(text),
@@ -319,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_cant_be_warmed_ahead_is_named_by_its_place() {
+    fn invalid_prewarm_host_is_reported_by_its_index() {
         let other = ECR.replace("eu", "us");
         let text = format!("prewarm: [{ECR}, {other}, docker.io]");
         assert_eq!(
@@ -336,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_hosts_are_warmed_ahead_than_a_pull_secret_can_have() {
+    fn prewarm_is_limited_to_the_registries_per_secret() {
         let limits = "limits: {registriesPerPod: 1, registriesPerSecret: 1}";
         assert_eq!(
             refresh(&format!("{limits}\nprewarm: [{ECR}]"))

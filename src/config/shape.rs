@@ -1,28 +1,29 @@
-//! Whether a file has the right shape: its fields and their types. All that is wrong is told, not the first alone.
+//! Checks the shape of a file, the names and types of its fields, and reports every error rather than
+//! the first alone.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
-use super::{FieldError, File, wrong};
+use super::{error::FieldError, file::File};
 
-/// Past this nobody reads on.
-const MOST: usize = 50;
-/// Fields that older files have, each with the reason why it is gone.
-const GONE: [(&str, &str); 1] = [(
+/// A person reads no further than this.
+const MAX_ERRORS: usize = 50;
+/// The fields of older files that were removed, each with the reason.
+const REMOVED_FIELDS: [(&str, &str); 1] = [(
     "optOutGrace",
     "removed, delete it: an opt-out needs no grace, since the tokens in a pull secret stay \
      valid for 8 hours or more after it (for less where refresh.sessionCap or a role's session \
      ends them sooner), and nothing is written after an opt-out",
 )];
 
-/// The file that a value is, or all that keeps it from being one.
-pub(super) fn file_of(mut value: Value) -> Result<File, Vec<FieldError>> {
+/// Deserializes a file, or returns an error for each field of a wrong name or type.
+pub(super) fn to_file(mut value: Value) -> Result<File, Vec<FieldError>> {
     let mut found: Vec<FieldError> = Vec::new();
-    let mut removed = Removed::default();
+    let mut removed = RemovedEntries::default();
     loop {
-        // The parser ends at the first mistake, so it is asked again without it.
+        // The parser stops at the first error, so the value is parsed again without the wrong field.
         let error = match serde_path_to_error::deserialize::<_, File>(value.clone()) {
             Ok(file) if found.is_empty() => return Ok(file),
             Ok(_) => return Err(found),
@@ -30,35 +31,35 @@ pub(super) fn file_of(mut value: Value) -> Result<File, Vec<FieldError>> {
         };
         let field = removed.original(error.path());
         let message = message(&field, error.inner());
-        found.push(wrong(field, message));
-        if found.len() >= MOST || !removed.remove(&mut value, error.path()) {
+        found.push(FieldError::new(field, message));
+        if found.len() >= MAX_ERRORS || !removed.remove(&mut value, error.path()) {
             return Err(found);
         }
     }
 }
 
-/// Returns the parser's own words, or what a person needs to know of a field that is gone.
+/// Returns the parser's message, or the reason why the field was removed.
 fn message(field: &str, error: &serde_json::Error) -> String {
-    let gone = GONE.iter().find(|(name, _)| *name == field);
-    gone.map_or_else(
+    let removed = REMOVED_FIELDS.iter().find(|(name, _)| *name == field);
+    removed.map_or_else(
         || error.to_string(),
-        |(_, why)| format!("unknown field: {why}"),
+        |(_, reason)| format!("unknown field: {reason}"),
     )
 }
 
-/// What was taken out of lists: what stood behind it has another place now.
+/// The entries that were removed from lists, which changed the indexes of those behind them.
 #[derive(Default)]
-struct Removed {
-    /// Of lists, by the path that they had in the file: the places that their entries had there.
-    places: BTreeMap<String, Vec<usize>>,
+struct RemovedEntries {
+    /// The original indexes of the entries that are left, by the original path of their list.
+    indexes: BTreeMap<String, Vec<usize>>,
 }
 
-impl Removed {
-    /// A path as it was in the file.
+impl RemovedEntries {
+    /// Returns a path as it is in the file.
     fn original(&self, path: &Path) -> String {
         let mut original = String::new();
         for segment in path {
-            self.go(&mut original, segment);
+            self.push_segment(&mut original, segment);
         }
         if original.is_empty() {
             original.push('.');
@@ -66,14 +67,15 @@ impl Removed {
         original
     }
 
-    fn go(&self, original: &mut String, segment: &Segment) {
+    /// Adds a segment to an original path, a list's index as it is in the file.
+    fn push_segment(&self, original: &mut String, segment: &Segment) {
         match segment {
             Segment::Seq { index } => {
-                let places = self.places.get(original);
-                let place = places
-                    .and_then(|places| places.get(*index))
+                let indexes = self.indexes.get(original);
+                let index = indexes
+                    .and_then(|indexes| indexes.get(*index))
                     .unwrap_or(index);
-                let _ = write!(original, "[{place}]");
+                let _ = write!(original, "[{index}]");
             }
             Segment::Map { key } | Segment::Enum { variant: key } => {
                 if !original.is_empty() {
@@ -85,7 +87,7 @@ impl Removed {
         }
     }
 
-    /// Takes out what is at a path; tells whether anything was.
+    /// Removes the value at a path, and returns whether there was one.
     fn remove(&mut self, value: &mut Value, path: &Path) -> bool {
         let segments: Vec<&Segment> = path.iter().collect();
         let Some((last, parents)) = segments.split_last() else {
@@ -102,14 +104,14 @@ impl Removed {
             let Some(child) = child else {
                 return false;
             };
-            self.go(&mut original, segment);
+            self.push_segment(&mut original, segment);
             parent = child;
         }
         match (last, parent) {
             (Segment::Map { key }, Value::Object(fields)) => fields.shift_remove(key).is_some(),
             (Segment::Seq { index }, Value::Array(entries)) if *index < entries.len() => {
                 let all = || (0..entries.len()).collect();
-                self.places
+                self.indexes
                     .entry(original)
                     .or_insert_with(all)
                     .remove(*index);
@@ -126,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_that_is_wrong_is_told_by_the_place_that_it_has_in_the_file() {
+    fn every_error_has_its_path_in_the_file() {
         let text = r#"
 secretNam: x
 optIn: {lable: x, value: [1]}
@@ -137,9 +139,9 @@ aliases:
   - {host: c.example.com, registry: 5}
 limits: {registriesPerPod: many}
 "#;
-        let value = super::super::value_of(text).expect("YAML");
-        let found = file_of(value).err().expect("refused");
-        let fields: Vec<_> = found.iter().map(|wrong| wrong.field.as_str()).collect();
+        let value = crate::config::load::parse_yaml(text).expect("YAML");
+        let found = to_file(value).err().expect("refused");
+        let fields: Vec<_> = found.iter().map(|error| error.field.as_str()).collect();
         let expected = [
             "secretNam",
             "optIn.lable",
@@ -157,10 +159,10 @@ limits: {registriesPerPod: many}
     }
 
     #[test]
-    fn a_document_that_is_no_map_is_one_mistake() {
+    fn document_that_is_no_map_is_one_error() {
         for text in ["[]", "5", "just words"] {
-            let value = super::super::value_of(text).expect("YAML");
-            let found = file_of(value).err().expect("refused");
+            let value = crate::config::load::parse_yaml(text).expect("YAML");
+            let found = to_file(value).err().expect("refused");
             assert_eq!(found.len(), 1, "{text}: {found:?}");
         }
     }

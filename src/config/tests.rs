@@ -1,9 +1,15 @@
 //! Unit tests of `config`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use super::*;
-use crate::identity::{AssumeRoleOptions, DefaultIdentity, RoleTemplate};
+use crate::{
+    cluster::{namespace::Namespace, namespaces::OptIn},
+    identity::{AssumeRoleOptions, DefaultIdentity, RoleTemplate},
+    registry::Region,
+    rules::OnFailure,
+    token::SessionCap,
+};
 
 fn error(text: &str) -> String {
     Config::parse(text, "config.yaml")
@@ -12,7 +18,7 @@ fn error(text: &str) -> String {
 }
 
 #[test]
-fn an_empty_file_serves() {
+fn empty_file_is_valid() {
     for text in [
         "",
         "# nothing yet\n",
@@ -35,7 +41,7 @@ fn an_empty_file_serves() {
 }
 
 #[test]
-fn a_long_comment_is_no_error() {
+fn long_comment_is_no_error() {
     let comment = "  # why\n".repeat(100);
     let text = format!("limits:\n{comment}  registriesPerPod: 2\naliases:\n{comment}  []\n");
     let config = Config::parse(&text, "config.yaml").expect("valid");
@@ -43,7 +49,7 @@ fn a_long_comment_is_no_error() {
 }
 
 #[test]
-fn every_field_of_a_full_file_is_taken() {
+fn every_field_of_a_full_file_is_applied() {
     let text = r#"
 apiVersion: ecr-injector.dev/v1alpha1
 kind: Config
@@ -95,7 +101,7 @@ limits: {registriesPerPod: 2, registriesPerSecret: 4}
 }
 
 #[test]
-fn identities_are_taken_with_all_that_they_say() {
+fn every_field_of_identities_is_applied() {
     let text = r#"
 clusterName: prod
 publicEcr: true
@@ -124,8 +130,8 @@ namespaceRoles:
     assert!(config.rules.aliases.resolve("public.ecr.aws").is_some());
     let identities = config.rules.identities;
     assert_eq!(identities.default, DefaultIdentity::None);
-    let role = identities.rules[0].mints.as_ref().expect("a role");
-    let manner = AssumeRoleOptions {
+    let role = identities.rules[0].assume_role.as_ref().expect("a role");
+    let options = AssumeRoleOptions {
         external_id: Some("prod/{namespace}".into()),
         session_name: "x-{namespace}".into(),
         tags: BTreeMap::from([("cluster".into(), "prod".into())]),
@@ -134,18 +140,18 @@ namespaceRoles:
         sts_region: Region::parse("eu-west-1"),
     };
     let arn = "arn:aws:iam::111122223333:role/prod-{namespace}".to_owned();
-    assert_eq!(*role, RoleTemplate::new(arn, manner));
-    assert!(identities.rules[1].mints.is_none());
-    let manner = identities.namespace_roles.manner;
-    assert_eq!(manner.session_name, "ecr-injector-prod");
-    assert_eq!(manner.external_id.as_deref(), Some("shared"));
+    assert_eq!(*role, RoleTemplate::new(arn, options));
+    assert!(identities.rules[1].assume_role.is_none());
+    let options = identities.namespace_roles.options;
+    assert_eq!(options.session_name, "ecr-injector-prod");
+    assert_eq!(options.external_id.as_deref(), Some("shared"));
     let capped = Config::parse("refresh: {sessionCap: 6h}", "config.yaml").expect("valid");
     assert_eq!(capped.session_cap, SessionCap::After(21_600));
 }
 
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table")]
-fn a_wrong_value_is_named_by_its_path() {
+fn invalid_value_is_reported_by_its_path() {
     for (text, expected) in [
         ("secretNam: x", "secretNam: unknown field `secretNam`"),
         ("optIn: {lable: x}", "optIn.lable: unknown field `lable`"),
@@ -270,7 +276,7 @@ fn a_wrong_value_is_named_by_its_path() {
 }
 
 #[test]
-fn a_missing_file_is_named() {
+fn missing_file_is_named_in_the_error() {
     let error = Config::read(Path::new("/nowhere/config.yaml"))
         .expect_err("missing")
         .to_string();

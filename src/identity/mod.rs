@@ -1,10 +1,11 @@
-//! Identities: which AWS principal mints the token for a registry and a namespace.
+//! Identities: the AWS principals that mint tokens, chosen by registry and namespace.
 //!
-//! A token carries all that its principal may do, so the identity is the border between tenants: it is part of every
-//! token's key and is recorded, as a hash, beside every credential that we write. Which one it is follows from the
-//! configuration and from one annotation of the namespace, in this order: the first rule that matches; the role that the
-//! namespace names, within the patterns that the configuration allows; the ambient identity. Nothing falls through: a
-//! namespace whose role is refused gets no token at all.
+//! A token carries every permission of its principal, so the identity is the border between tenants:
+//! the identity is part of every token's key, and its hash is recorded beside every credential in a
+//! pull secret. The configuration and one annotation of the namespace choose the identity, in this
+//! order: the first rule that matches; the role in the annotation, within the patterns that the
+//! configuration allows; the ambient identity. Nothing falls through: a namespace whose role is refused
+//! gets no token at all.
 
 pub mod pattern;
 
@@ -24,27 +25,27 @@ use crate::{
     registry::{AccountId, Partition, Region, Registry},
 };
 
-/// The longest name that STS takes for a session, in characters.
+/// The maximum length of a session's name in STS, in characters.
 const MAX_SESSION_NAME: usize = 64;
-/// The longest role ARN that STS takes, in characters.
+/// The maximum length of a role's ARN in STS, in characters.
 const MAX_ARN: usize = 2048;
 
 /// An AWS principal that mints tokens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Identity {
-    /// Whatever the SDK's credential chain finds in this process's environment.
+    /// The principal that the SDK's credential chain finds in the environment of the process.
     Ambient,
     /// A role that the ambient identity assumes.
     Role(Arc<Role>),
 }
 
-/// A role and how it is assumed.
+/// A role and the options of AssumeRole.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Role {
-    /// Which role.
+    /// The role.
     pub arn: RoleArn,
-    /// How, with every name put in.
-    pub manner: AssumeRoleOptions,
+    /// The options of AssumeRole, with every placeholder replaced.
+    pub options: AssumeRoleOptions,
     hash: IdentityHash,
 }
 
@@ -55,126 +56,126 @@ pub struct RoleArn {
     partition: Partition,
 }
 
-/// A short fingerprint of an [`Identity`], stable across versions: written as 16 hex digits.
+/// A short hash of an [`Identity`], stable across versions and written as 16 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdentityHash(u64);
 
-/// Of the text `ambient`.
+/// The hash of the text `ambient`.
 const AMBIENT_HASH: IdentityHash = IdentityHash(0x31d1_8c0d_efdc_3e0e);
 
-/// What the configuration says about identities.
+/// The identities of the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Identities {
-    /// The first that matches wins.
+    /// The rules; the first that matches wins.
     pub rules: Vec<Rule>,
-    /// Which roles namespaces may name.
+    /// The roles that namespaces may request.
     pub namespace_roles: NamespaceRoles,
-    /// Who mints where no rule and no annotation says.
+    /// The identity where neither a rule nor an annotation matches.
     pub default: DefaultIdentity,
 }
 
-/// One rule: for which registries and namespaces who mints.
+/// A rule that chooses the identity for some registries and namespaces.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// The registries' accounts; empty: all, ECR Public's too.
+    /// The accounts of the registries; empty: all, and ECR Public.
     pub accounts: BTreeSet<AccountId>,
-    /// The registries' regions; empty: all.
+    /// The regions of the registries; empty: all.
     pub regions: BTreeSet<Region>,
-    /// The namespaces that ask; empty: all.
+    /// The namespaces; empty: all.
     pub namespaces: Vec<Pattern>,
-    /// Who mints: a role, or the ambient identity itself.
-    pub mints: Option<RoleTemplate>,
+    /// The role that mints; `None`: the ambient identity itself.
+    pub assume_role: Option<RoleTemplate>,
 }
 
-/// The roles that namespaces may name by their annotation.
+/// The roles that namespaces may request by their annotation.
 #[derive(Debug, Clone, Default)]
 pub struct NamespaceRoles {
     /// Patterns of ARNs; empty: none.
     pub allow: Vec<Pattern>,
-    /// How they are assumed.
-    pub manner: AssumeRoleOptions,
+    /// The options of AssumeRole.
+    pub options: AssumeRoleOptions,
 }
 
-/// A role whose ARN may have the asking namespace's name in it.
+/// A role whose ARN and options may contain [`NAMESPACE`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleTemplate {
     arn: String,
-    manner: AssumeRoleOptions,
-    /// The role itself, if no namespace's name is in it.
-    fixed: Option<Result<Arc<Role>, Refusal>>,
+    options: AssumeRoleOptions,
+    /// The role itself, if the template has no placeholder.
+    without_placeholder: Option<Result<Arc<Role>, Refusal>>,
 }
 
-/// How a role is assumed. In the configuration the texts may have the asking namespace's name in them.
+/// The options of AssumeRole. In the configuration the texts may contain [`NAMESPACE`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AssumeRoleOptions {
-    /// What its trust policy may ask for.
+    /// The external id that the role's trust policy may require.
     pub external_id: Option<String>,
-    /// The session's name, as AWS's own logs show it; of a role, one that STS takes.
+    /// The session's name, as in CloudTrail; in a [`Role`], one that STS accepts.
     pub session_name: String,
-    /// Session tags: policies can refer to them.
+    /// The session tags, which policies can refer to.
     pub tags: BTreeMap<String, String>,
-    /// Whether the session may do no more than pull, whatever the role may do.
+    /// Whether a session policy limits the session to pulling, whatever the role allows.
     pub pull_only: bool,
-    /// How long the session lasts, in seconds.
+    /// The duration of a session, in seconds.
     pub duration_seconds: u32,
-    /// The region whose STS is asked; by default that of the environment, or the registry's.
+    /// The region of the STS endpoint; by default that of the environment, or of the registry.
     pub sts_region: Option<Region>,
 }
 
-/// Who mints where no rule and no annotation says.
+/// The identity where neither a rule nor an annotation matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DefaultIdentity {
     /// The ambient identity.
     #[default]
     Ambient,
-    /// Nobody.
+    /// No identity: nothing is minted.
     None,
 }
 
-/// Which identity mints, and what decided it.
+/// The identity that mints, and the reason for the choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// The identity, or why there is none.
+    /// The identity, or the reason why there is none.
     pub identity: Result<Identity, Refusal>,
-    /// What decided.
-    pub because: ChoiceReason,
+    /// The reason for the choice.
+    pub reason: ChoiceReason,
 }
 
-/// What decided which identity mints.
+/// The reason for the choice of an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChoiceReason {
-    /// This rule, counted from 0.
+    /// The rule of this index, from 0, is the first that matches.
     Rule(usize),
-    /// The namespace's annotation.
+    /// No rule matches, and the namespace has the annotation.
     Annotation,
-    /// Nothing else did.
+    /// No rule matches, and the namespace has no annotation.
     Default,
 }
 
-/// Why no identity mints.
+/// The reason why no identity mints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// The annotation is no role's ARN.
+    /// The annotation is not the ARN of a role.
     #[error("annotation {ROLE_ANNOTATION} is not the ARN of a role")]
     NotAnArn,
-    /// The annotation's role is outside the patterns.
+    /// The annotation's role matches none of the patterns.
     #[error("the role in annotation {ROLE_ANNOTATION} is not in namespaceRoles.allow")]
     NotAllowed,
-    /// The role is in another partition than the registry, where nothing that it gets is good.
+    /// The role is in another partition than the registry, where the role's tokens aren't valid.
     #[error("the role is in partition {role}, the registry in {registry}")]
     OtherPartition {
-        /// The role's.
+        /// The role's partition.
         role: &'static str,
-        /// The registry's.
+        /// The registry's partition.
         registry: &'static str,
     },
-    /// No rule matches, and the configuration gives the ambient identity to nobody else.
+    /// No rule matches, and `defaultIdentity` is `none`.
     #[error("no identity rule matches this registry and namespace")]
     NoDefault,
 }
 
 impl Refusal {
-    /// The refusal as a metric's label.
+    /// Returns the refusal as a metric's label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -187,24 +188,25 @@ impl Refusal {
 }
 
 impl Identities {
-    /// Who mints for a registry in a namespace that says this about itself.
+    /// Chooses the identity that mints for a registry and a namespace with these settings.
     #[must_use]
     pub fn choose(
         &self,
         registry: &Registry,
         namespace: &Namespace,
-        said: &NamespaceSettings,
+        settings: &NamespaceSettings,
     ) -> Choice {
         let first = self
             .rules
             .iter()
             .enumerate()
             .find(|(_, rule)| rule.covers(registry, namespace));
-        // A role to assume, or why there is none; nothing at all is the ambient identity.
-        let (assumed, because) = match (first, said.role.as_deref()) {
+        // A role to assume, or the reason why there is none; `None` is the ambient identity.
+        let (role, reason) = match (first, settings.role.as_deref()) {
             (Some((at, rule)), _) => {
-                let assumed = rule.mints.as_ref().map(|it| it.fill_in(namespace));
-                (assumed, ChoiceReason::Rule(at))
+                let template = rule.assume_role.as_ref();
+                let role = template.map(|template| template.resolve(namespace));
+                (role, ChoiceReason::Rule(at))
             }
             (None, Some(text)) => (
                 Some(self.namespace_roles.role(text, namespace)),
@@ -215,21 +217,21 @@ impl Identities {
             }
             (None, None) => (None, ChoiceReason::Default),
         };
-        let identity = match assumed {
+        let identity = match role {
             None => Ok(Identity::Ambient),
-            Some(assumed) => assumed.and_then(|role| {
-                let (role_is, registry_is) = (role.arn.partition, registry.partition());
-                if role_is == registry_is {
+            Some(role) => role.and_then(|role| {
+                let (of_role, of_registry) = (role.arn.partition, registry.partition());
+                if of_role == of_registry {
                     Ok(Identity::Role(role))
                 } else {
                     Err(Refusal::OtherPartition {
-                        role: role_is.as_str(),
-                        registry: registry_is.as_str(),
+                        role: of_role.as_str(),
+                        registry: of_registry.as_str(),
                     })
                 }
             }),
         };
-        Choice { identity, because }
+        Choice { identity, reason }
     }
 }
 
@@ -258,7 +260,7 @@ impl NamespaceRoles {
             .iter()
             .any(|pattern| pattern.matches(arn.as_str(), namespace));
         if is_allowed {
-            Ok(self.manner.role(arn, namespace.as_str()))
+            Ok(self.options.role(arn, namespace.as_str()))
         } else {
             Err(Refusal::NotAllowed)
         }
@@ -266,63 +268,63 @@ impl NamespaceRoles {
 }
 
 impl RoleTemplate {
-    /// The role of this ARN, with [`NAMESPACE`] for the name, and how it is assumed.
+    /// Makes a template of an ARN and of options that may contain [`NAMESPACE`].
     #[must_use]
-    pub fn new(arn: String, manner: AssumeRoleOptions) -> Self {
+    pub fn new(arn: String, options: AssumeRoleOptions) -> Self {
         let mut template = Self {
             arn,
-            manner,
-            fixed: None,
+            options,
+            without_placeholder: None,
         };
-        // Most roles are the same for all, and then none is put together at an admission.
-        if !template.arn.contains(NAMESPACE) && !template.manner.names_the_namespace() {
-            template.fixed = Some(template.put_in(""));
+        // Most roles are the same for all namespaces, and then no admission has to build the role.
+        if !template.arn.contains(NAMESPACE) && !template.options.has_placeholder() {
+            template.without_placeholder = Some(template.render(""));
         }
         template
     }
 
-    /// The ARN as it was written.
+    /// Returns the ARN as it is in the configuration.
     #[must_use]
     pub fn arn(&self) -> &str {
         &self.arn
     }
 
-    fn fill_in(&self, namespace: &Namespace) -> Result<Arc<Role>, Refusal> {
-        let fixed = self.fixed.clone();
-        fixed.unwrap_or_else(|| self.put_in(namespace.as_str()))
+    fn resolve(&self, namespace: &Namespace) -> Result<Arc<Role>, Refusal> {
+        let role = self.without_placeholder.clone();
+        role.unwrap_or_else(|| self.render(namespace.as_str()))
     }
 
-    fn put_in(&self, namespace: &str) -> Result<Arc<Role>, Refusal> {
-        // The configuration was checked with another namespace's name; a longer one may make too long an ARN.
+    fn render(&self, namespace: &str) -> Result<Arc<Role>, Refusal> {
+        // The configuration was checked with another name; a longer one may make the ARN too long.
         let arn =
             RoleArn::parse(&self.arn.replace(NAMESPACE, namespace)).ok_or(Refusal::NotAnArn)?;
-        Ok(self.manner.role(arn, namespace))
+        Ok(self.options.role(arn, namespace))
     }
 }
 
 impl AssumeRoleOptions {
-    fn names_the_namespace(&self) -> bool {
+    fn has_placeholder(&self) -> bool {
         let texts = self.tags.values().chain(&self.external_id);
         texts
             .chain([&self.session_name])
             .any(|text| text.contains(NAMESPACE))
     }
 
-    /// The role of this ARN, assumed so for a namespace.
+    /// Returns the role of an ARN with these options, the placeholders replaced by a namespace.
     pub(crate) fn role(&self, arn: RoleArn, namespace: &str) -> Arc<Role> {
-        let fill_in = |text: &String| text.replace(NAMESPACE, namespace);
-        let manner = Self {
-            external_id: self.external_id.as_ref().map(fill_in),
-            session_name: session_name(&fill_in(&self.session_name)),
+        let render = |text: &String| text.replace(NAMESPACE, namespace);
+        let options = Self {
+            external_id: self.external_id.as_ref().map(render),
+            session_name: session_name(&render(&self.session_name)),
             tags: self
                 .tags
                 .iter()
-                .map(|(key, value)| (key.clone(), fill_in(value)))
+                .map(|(key, value)| (key.clone(), render(value)))
                 .collect(),
             ..self.clone()
         };
-        let hash = hash_of_role(&arn, &manner);
-        Arc::new(Role { arn, manner, hash })
+        let hash = hash_of_role(&arn, &options);
+        Arc::new(Role { arn, options, hash })
     }
 }
 
@@ -339,14 +341,15 @@ impl Default for AssumeRoleOptions {
     }
 }
 
-/// The session's name where the configuration gives none.
+/// The name of a session where the configuration has none.
 pub const DEFAULT_SESSION_NAME: &str = "ecr-injector";
-/// How long a session lasts where the configuration doesn't say: one hour, the most that AWS allows when the ambient
-/// identity is a role itself (role chaining).
+/// The duration of a session where the configuration has none: one hour, the most that AWS allows when
+/// the ambient identity is a role itself (role chaining).
 pub const DEFAULT_DURATION_SECONDS: u32 = 3600;
 
-/// What STS takes for a session's name: letters, digits and `_+=,.@-`, 2 to 64 of them. Others become `-`; of a text that
-/// is too long the end becomes a hash, so that two long names stay two.
+/// Converts a text into a session's name that STS accepts: 2 to 64 letters, digits and `_+=,.@-`.
+/// Other characters become `-`; the end of a text that is too long becomes a hash, so that two long
+/// names stay distinct.
 fn session_name(text: &str) -> String {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
     let mut name: String = text
@@ -365,7 +368,7 @@ fn session_name(text: &str) -> String {
 }
 
 impl RoleArn {
-    /// `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`, or `None`.
+    /// Parses `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`, or returns `None`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let fields: Vec<&str> = text.split(':').collect();
@@ -387,7 +390,7 @@ impl RoleArn {
         })
     }
 
-    /// The text itself.
+    /// Returns the ARN's text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
@@ -395,7 +398,8 @@ impl RoleArn {
 }
 
 impl Identity {
-    /// Its fingerprint: of who it is and what it may do, not of how long its sessions last or where they are asked for.
+    /// Returns the identity's hash: of the principal and its permissions, not of the duration or the
+    /// STS region of its sessions.
     #[must_use]
     pub fn hash(&self) -> IdentityHash {
         match self {
@@ -405,20 +409,20 @@ impl Identity {
     }
 }
 
-/// By the fingerprint, which is there: every lookup of a token would walk through all of a role's texts otherwise.
+/// Hashes the stored hash: every lookup of a token would read all texts of a role otherwise.
 impl Hash for Identity {
     fn hash<H: Hasher>(&self, state: &mut H) {
         Self::hash(self).hash(state);
     }
 }
 
-fn hash_of_role(arn: &RoleArn, manner: &AssumeRoleOptions) -> IdentityHash {
-    let mut text = format!("role\n{arn}\n{}\n", manner.session_name);
-    // Debug's quotes keep two fields from reading like one. Writing to a String can't fail.
+fn hash_of_role(arn: &RoleArn, options: &AssumeRoleOptions) -> IdentityHash {
+    let mut text = format!("role\n{arn}\n{}\n", options.session_name);
+    // The quotes of Debug keep fields apart. Writing to a String can't fail.
     let _ = write!(
         text,
         "{:?}\n{:?}\n{}",
-        manner.external_id, manner.tags, manner.pull_only
+        options.external_id, options.tags, options.pull_only
     );
     hash_of(&text)
 }
@@ -429,7 +433,7 @@ fn hash_of(canonical: &str) -> IdentityHash {
     IdentityHash(first.fold(0, |hash, &byte| hash << 8 | u64::from(byte)))
 }
 
-/// The first bytes of a text's SHA-256, in hex.
+/// Returns the first bytes of a text's SHA-256, in hex.
 fn hex_digest(text: &str, bytes: usize) -> String {
     let digest = Sha256::digest(text.as_bytes());
     let mut hex = String::with_capacity(2 * bytes);
@@ -441,7 +445,7 @@ fn hex_digest(text: &str, bytes: usize) -> String {
 }
 
 impl IdentityHash {
-    /// Takes 16 lower-case hex digits; anything else is `None`.
+    /// Parses 16 lower-case hex digits; any other text is `None`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);

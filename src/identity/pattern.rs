@@ -1,8 +1,9 @@
-//! Patterns of the configuration: whole texts with `*` in them, for namespaces and role ARNs.
+//! Patterns of namespaces and role ARNs, with `*` as wildcard.
 //!
-//! A pattern is anchored: it matches the whole text or not at all. `*` stands for any run of characters within one part,
-//! also an empty one; parts are what `:` and `/` separate, so that no `*` ever reaches from an account into a path, or from
-//! a path into a name. `{namespace}` stands for the name of the namespace that asks. Everything else stands for itself.
+//! A pattern is anchored: a pattern matches the whole text or not at all. `*` matches any run of
+//! characters within one part, also an empty one; `:` and `/` separate the parts, so that no `*` ever
+//! reaches from an account into a path, or from a path into a name. `{namespace}` matches the name of
+//! the namespace. Every other character matches itself.
 
 use std::fmt;
 
@@ -10,60 +11,61 @@ use thiserror::Error;
 
 use crate::cluster::namespace::Namespace;
 
-/// What stands for the asking namespace's name in patterns and templates.
+/// The placeholder of the namespace's name in patterns and templates.
 pub const NAMESPACE: &str = "{namespace}";
-/// Separate the parts that no `*` reaches across.
+/// The separators of parts, which no `*` matches.
 const SEPARATORS: [char; 2] = [':', '/'];
-/// Characters that mean something in other pattern languages: refused, so that nobody relies on them here.
-const UNKNOWN: [char; 7] = ['?', '[', ']', '\\', '(', ')', '|'];
+/// Characters that are special in other pattern languages: rejected, so that nobody relies on them.
+const UNSUPPORTED: [char; 7] = ['?', '[', ']', '\\', '(', ')', '|'];
 
 /// A checked pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: String,
-    /// How much of it stands for itself before anything else begins: most texts are told apart by that, and soon.
-    literal: usize,
+    /// The length of the prefix before the first wildcard or placeholder, which rules out most texts
+    /// quickly.
+    literal_prefix: usize,
 }
 
-/// Why a text is no pattern.
+/// The reason why a text is not a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PatternError {
-    /// It could match nothing.
+    /// An empty text can match nothing.
     #[error("a pattern can't be empty")]
     Empty,
-    /// It uses what only other pattern languages have.
+    /// The text has a special character of another pattern language.
     #[error(
         "{0:?} has no meaning here: a pattern is a text with * for any characters but : and /, and {NAMESPACE}"
     )]
     Unknown(char),
-    /// Braces around something that nothing is put in for.
+    /// The text has braces around something else than `namespace`.
     #[error("the only name that can stand in braces is {NAMESPACE}")]
     Braces,
 }
 
 impl Pattern {
-    /// Checks a pattern.
+    /// Parses a pattern.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         if text.is_empty() {
             return Err(PatternError::Empty);
         }
-        if let Some(unknown) = text.chars().find(|c| UNKNOWN.contains(c)) {
+        if let Some(unknown) = text.chars().find(|c| UNSUPPORTED.contains(c)) {
             return Err(PatternError::Unknown(unknown));
         }
         check_template(text)?;
         Ok(Self {
             text: text.to_owned(),
-            literal: text.find(['*', '{']).unwrap_or(text.len()),
+            literal_prefix: text.find(['*', '{']).unwrap_or(text.len()),
         })
     }
 
-    /// Whether the whole of `text` matches, for a namespace that asks.
+    /// Returns whether the whole of `text` matches, with the name of this namespace.
     #[must_use]
     pub fn matches(&self, text: &str, namespace: &Namespace) -> bool {
-        if !text.starts_with(&self.text[..self.literal]) {
+        if !text.starts_with(&self.text[..self.literal_prefix]) {
             return false;
         }
-        // A namespace's name holds neither separators nor wildcards, so putting it in adds none.
+        // A namespace's name has neither separators nor wildcards, so the name adds none.
         let pattern = self.text.replace(NAMESPACE, namespace.as_str());
         let separators =
             |text: &str| -> Vec<char> { text.chars().filter(|c| SEPARATORS.contains(c)).collect() };
@@ -75,7 +77,7 @@ impl Pattern {
     }
 }
 
-/// Checks a text that [`NAMESPACE`] may stand in, and nothing else in braces.
+/// Checks that the only placeholder in a text is [`NAMESPACE`].
 pub fn check_template(text: &str) -> Result<(), PatternError> {
     if text.replace(NAMESPACE, "").contains(['{', '}']) {
         return Err(PatternError::Braces);
@@ -89,8 +91,8 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Takes the pieces between the `*`s from left to right, each where it first occurs; the first is a prefix, the last a
-/// suffix. Linear but for the search of a piece.
+/// Matches the pieces between the `*`s from left to right, each at its first occurrence; the first is a
+/// prefix, the last a suffix. Linear except for the search of a piece.
 fn matches_part(pattern: &str, part: &str) -> bool {
     let Some((prefix, rest)) = pattern.split_once('*') else {
         return pattern == part;
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_matches_the_whole_text_or_not_at_all() {
+    fn pattern_matches_the_whole_text_or_not_at_all() {
         for (pattern, text, expected) in [
             ("team-a", "team-a", true),
             ("team-a", "team-a1", false),
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn no_star_reaches_from_one_part_of_an_arn_into_the_next() {
+    fn wildcard_matches_within_one_part_of_an_arn() {
         let arns = "arn:aws:iam::*:role/ecr-pull-*";
         for (text, expected) in [
             ("arn:aws:iam::111122223333:role/ecr-pull-a", true),
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_pattern_languages_have_is_refused() {
+    fn syntax_of_other_pattern_languages_is_rejected() {
         assert_eq!(Pattern::parse(""), Err(PatternError::Empty));
         for text in ["a?", "[ab]", "a|b", "(a)", "a\\*"] {
             assert!(
@@ -187,7 +189,7 @@ mod tests {
         }
     }
 
-    /// By the definition: a `*` takes some prefix of what is left, of any length.
+    /// Matches by the definition: a `*` matches some prefix of the rest, of any length.
     fn naive(pattern: &[char], text: &[char]) -> bool {
         match (pattern.split_first(), text.split_first()) {
             (None, None) => true,

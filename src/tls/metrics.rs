@@ -42,7 +42,7 @@ impl TlsMetrics {
             ),
             ca_bundle_trusted: registry.register(
                 "ca_bundle_trusted",
-                "1 while the caBundle of every webhook in the `MutatingWebhookConfiguration` trusts the self-managed CA that signs, 0 otherwise",
+                "1 while the caBundle of every webhook in the MutatingWebhookConfiguration trusts the self-managed CA that signs, 0 otherwise",
                 Gauge::default(),
             ),
             api_calls,

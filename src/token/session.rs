@@ -70,18 +70,18 @@ impl Sessions {
             .await;
         // Tags with both parts can't be refused here; STS judges their texts.
         let tags = role
-            .manner
+            .options
             .tags
             .iter()
             .filter_map(|(key, value)| Tag::builder().key(key).value(value).build().ok());
         let reply = client
             .assume_role()
             .role_arn(role.arn.as_str())
-            .role_session_name(&role.manner.session_name)
-            .set_external_id(role.manner.external_id.clone())
-            .duration_seconds(i32::try_from(role.manner.duration_seconds).unwrap_or(i32::MAX))
+            .role_session_name(&role.options.session_name)
+            .set_external_id(role.options.external_id.clone())
+            .duration_seconds(i32::try_from(role.options.duration_seconds).unwrap_or(i32::MAX))
             .set_tags(Some(tags.collect::<Vec<_>>()).filter(|tags| !tags.is_empty()))
-            .set_policy(role.manner.pull_only.then(|| policy(key).to_owned()))
+            .set_policy(role.options.pull_only.then(|| policy(key).to_owned()))
             .send()
             .await
             .map_err(|error| reason(call(), &error))?;
@@ -114,7 +114,7 @@ impl Sessions {
             .as_ref()
             .filter(|home| home.partition() == key.region.partition() && !key.endpoint.fips);
         let region = role
-            .manner
+            .options
             .sts_region
             .as_ref()
             .or(home)

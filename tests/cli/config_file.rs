@@ -10,7 +10,7 @@ use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::config::Config;
 use ecr_injector::config::live::Live;
 use ecr_injector::config::schema;
-use ecr_injector::config::watched::{PERIOD, Watched};
+use ecr_injector::config::watcher::{ConfigWatcher, PERIOD};
 use ecr_injector::process::clock::SystemClock;
 use jsonschema::Validator;
 use serde_json::Value;
@@ -46,7 +46,7 @@ async fn log_has_each_complaint_once_with_its_path_and_field() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yaml");
     std::fs::write(&path, "").unwrap();
-    let (config, watched) = Watched::load(&path).unwrap();
+    let (config, watched) = ConfigWatcher::load(&path).unwrap();
     let live = Live::new(config, None);
     tokio::spawn(watched.follow(
         live,

@@ -45,7 +45,7 @@ fn rule(accounts: &[&str], regions: &[&str], namespaces: &[&str], role: Option<&
             .iter()
             .map(|text| Pattern::parse(text).expect("a pattern"))
             .collect(),
-        mints: role.map(|name| RoleTemplate::new(arn(name), AssumeRoleOptions::default())),
+        assume_role: role.map(|name| RoleTemplate::new(arn(name), AssumeRoleOptions::default())),
     }
 }
 
@@ -55,7 +55,7 @@ fn allowing(patterns: &[&str]) -> NamespaceRoles {
             .iter()
             .map(|text| Pattern::parse(text).expect("a pattern"))
             .collect(),
-        manner: AssumeRoleOptions::default(),
+        options: AssumeRoleOptions::default(),
     }
 }
 
@@ -422,14 +422,14 @@ proptest! {
                 }))
         });
         match (matching, &annotation, &choice.identity) {
-            (Some(rule), _, Ok(Identity::Ambient)) => prop_assert!(rule.mints.is_none()),
+            (Some(rule), _, Ok(Identity::Ambient)) => prop_assert!(rule.assume_role.is_none()),
             (Some(rule), _, Ok(Identity::Role(role))) => {
-                let template = rule.mints.as_ref().expect("a role").arn();
+                let template = rule.assume_role.as_ref().expect("a role").arn();
                 prop_assert_eq!(template.replace("{namespace}", namespace.as_str()), role.arn.as_str());
                 prop_assert_eq!(region, "eu-west-1");
             }
             (Some(rule), _, Err(refusal)) => {
-                prop_assert!(rule.mints.is_some());
+                prop_assert!(rule.assume_role.is_some());
                 prop_assert_eq!(refusal.as_str(), "partition_mismatch");
             }
             (None, Some(text), Ok(identity)) => {

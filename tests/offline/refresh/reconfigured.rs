@@ -1,6 +1,6 @@
 //! A configuration that changes while a replica leads: the term goes on, and all is planned by the new one.
 
-use ecr_injector::config::watched::{PERIOD, Watched};
+use ecr_injector::config::watcher::{ConfigWatcher, PERIOD};
 use jiff::SignedDuration;
 
 use super::{IDENTITIES, IRELAND, PUBLIC, VIRGINIA};
@@ -55,7 +55,7 @@ async fn leader_follows_the_file_and_a_bad_one_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yaml");
     std::fs::write(&path, "").unwrap();
-    let (_, watched) = Watched::load(&path).unwrap();
+    let (_, watched) = ConfigWatcher::load(&path).unwrap();
     let (live, clock, metrics) = (
         sim.live.clone(),
         sim.clock.clone(),

@@ -1,0 +1,60 @@
+//! Checks of values that several fields have: accounts, regions, durations.
+
+use std::collections::BTreeSet;
+
+use jiff::SignedDuration;
+
+use super::error::{FieldError, FieldErrors};
+use crate::registry::{AccountId, Region};
+
+pub(super) fn accounts(
+    field: &str,
+    texts: Option<Vec<String>>,
+    errors: &mut FieldErrors,
+) -> BTreeSet<AccountId> {
+    let (field, texts) = (format!("{field}.accounts"), texts.unwrap_or_default());
+    parse_each(
+        &field,
+        &texts,
+        "12 digits in quotes",
+        AccountId::parse,
+        errors,
+    )
+}
+
+pub(super) fn regions(
+    field: &str,
+    texts: Option<Vec<String>>,
+    errors: &mut FieldErrors,
+) -> BTreeSet<Region> {
+    let (field, texts) = (format!("{field}.regions"), texts.unwrap_or_default());
+    let expected = "a region such as eu-west-1";
+    parse_each(&field, &texts, expected, Region::parse, errors)
+}
+
+/// Parses each text, and records an error with its index for those that can't be parsed.
+pub(super) fn parse_each<T: Ord>(
+    field: &str,
+    texts: &[String],
+    expected: &str,
+    parse: impl Fn(&str) -> Option<T>,
+    errors: &mut FieldErrors,
+) -> BTreeSet<T> {
+    let parsed = texts.iter().enumerate().filter_map(|(at, text)| {
+        let message = || format!("expected {expected}, got {text:?}");
+        errors
+            .record(parse(text).ok_or_else(|| FieldError::new(format!("{field}[{at}]"), message())))
+    });
+    parsed.collect()
+}
+
+/// Parses a duration such as `90m`, `1h30m` or `24h` into seconds.
+pub(super) fn seconds(field: &str, text: &str) -> Result<u32, FieldError> {
+    let duration: Option<SignedDuration> = text.parse().ok();
+    duration
+        .and_then(|duration| u32::try_from(duration.as_secs()).ok())
+        .ok_or_else(|| {
+            let message = format!("expected a duration such as 90m or 24h, got {text:?}");
+            FieldError::new(field, message)
+        })
+}
