@@ -225,7 +225,7 @@ fn summary(config: &Config) -> String {
                     1 => "1 alias".to_owned(),
                     count => format!("{count} aliases"),
                 },
-                if rules.aliases.serve_public() {
+                if rules.aliases.include_public() {
                     "; ECR Public"
                 } else {
                     ""

@@ -1,17 +1,18 @@
-//! Image references: what a container names, in the grammar of `distribution/reference`.
+//! Image references, in the grammar of `distribution/reference`.
 //!
-//! Only this room knows where the host ends and the path begins. It follows the kubelet's own parser
-//! (`reference.ParseNormalizedNamed`), so that we name a registry exactly when the kubelet would ask it.
+//! Only this file knows where the host ends and the path begins. The parser follows the kubelet's own
+//! (`reference.ParseNormalizedNamed`), so that ecr-injector finds a registry exactly when the kubelet
+//! would pull from that registry.
 
 use thiserror::Error;
 
-/// The longest path that the grammar allows, in bytes; the domain is beside it (since distribution/reference 0.6).
+/// The maximum length of a path in bytes, without the domain (since distribution/reference 0.6).
 pub const MAX_PATH_BYTES: usize = 255;
 const MAX_TAG_BYTES: usize = 128;
 const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL_PREFIX: &str = "library/";
 
-/// A parsed image reference, borrowed from the text that a container names.
+/// A parsed image reference, borrowed from a container's `image`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageReference<'a> {
     domain: &'a str,
@@ -20,19 +21,19 @@ pub struct ImageReference<'a> {
     digest: Option<&'a str>,
 }
 
-/// Why a text is not an image reference.
+/// The reason why a text is not an image reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ImageError {
-    /// There is nothing, or nothing before the tag or digest.
+    /// The text is empty, or there is no path before the tag or digest.
     #[error("the image name is empty")]
     Empty,
     /// The domain is not `host[:port]`.
     #[error("the image's domain is not a host name with an optional port")]
     Domain,
-    /// The path has a character or a separator that the grammar does not know.
+    /// The path has a character or a separator that the grammar does not allow.
     #[error("the image's path must be lower-case letters, digits and single separators")]
     Path,
-    /// The tag has a wrong character or more than 128.
+    /// The tag has a wrong character, or more than 128 characters.
     #[error("the image's tag must be 1 to 128 letters, digits, '_', '.' or '-'")]
     Tag,
     /// The digest is not `algorithm:hex` with at least 32 hex digits.
@@ -41,13 +42,13 @@ pub enum ImageError {
     /// The path is longer than [`MAX_PATH_BYTES`].
     #[error("the image's path is longer than {MAX_PATH_BYTES} bytes")]
     TooLong,
-    /// A bare name of 64 hex digits is an image id, not a reference.
+    /// The text is a bare name of 64 hex digits, which is an image id and not a reference.
     #[error("64 hex digits are an image id, not a name")]
     Identifier,
 }
 
 impl<'a> ImageReference<'a> {
-    /// Parses `[domain/]path[:tag][@digest]`; a name without a domain is Docker Hub's, as everywhere in Kubernetes.
+    /// Parses `[domain/]path[:tag][@digest]`; a name without a domain is Docker Hub's, as in Kubernetes.
     pub fn parse(text: &'a str) -> Result<Self, ImageError> {
         if text.len() == 64 && text.bytes().all(is_lower_hex) {
             return Err(ImageError::Identifier);
@@ -94,32 +95,34 @@ impl<'a> ImageReference<'a> {
         })
     }
 
-    /// The registry's host with its port, if it has one, as written; `docker.io` when the name has none.
+    /// Returns the registry's host with its port, if there is one, as written; `docker.io` if the name
+    /// has no host.
     #[must_use]
     pub fn domain(&self) -> &'a str {
         self.domain
     }
 
-    /// The repository's path, without domain, tag and digest.
+    /// Returns the repository's path, without domain, tag and digest.
     #[must_use]
     pub fn path(&self) -> &'a str {
         self.path
     }
 
-    /// The tag, if one is named.
+    /// Returns the tag, if there is one.
     #[must_use]
     pub fn tag(&self) -> Option<&'a str> {
         self.tag
     }
 
-    /// The digest, if one is named.
+    /// Returns the digest, if there is one.
     #[must_use]
     pub fn digest(&self) -> Option<&'a str> {
         self.digest
     }
 }
 
-/// The first segment is a domain if it has a '.' or ':', is `localhost`, or has an upper-case letter.
+/// Splits off the first segment if it is a domain: if it has a '.' or ':', is `localhost`, or has an
+/// upper-case letter.
 fn split_domain(named: &str) -> (Option<&str>, &str) {
     match named.split_once('/') {
         Some((first, rest))
@@ -167,7 +170,8 @@ fn is_port(port: &str) -> bool {
     !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Components of lower-case letters and digits, joined by one '.', one or two '_', or any number of '-'.
+/// Returns whether each component is of lower-case letters and digits, joined by one '.', one or two
+/// '_', or any number of '-'.
 fn is_path(path: &str) -> bool {
     path.split('/').all(|component| {
         let mut separator = 0..0;
@@ -200,7 +204,8 @@ fn is_tag(tag: &str) -> bool {
         && bytes.all(|b| word(b) || b == b'.' || b == b'-')
 }
 
-/// `algorithm:hex`; the algorithm is words joined by one of `+ . - _`. A known algorithm fixes the length (sha256: 64).
+/// Returns whether a text is `algorithm:hex`; the algorithm is words joined by one of `+ . - _`. A known
+/// algorithm fixes the length (sha256: 64).
 fn is_digest(digest: &str) -> bool {
     let Some((algorithm, hex)) = digest.split_once(':') else {
         return false;
@@ -235,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_segment_without_dot_colon_or_upper_case_is_part_of_the_path() {
+    fn segment_without_dot_colon_or_upper_case_is_in_the_path() {
         let image = ImageReference::parse("team/app:1.2").expect("valid");
         assert_eq!(
             (image.domain(), image.path(), image.tag()),
@@ -249,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_and_a_digest_may_stand_together() {
+    fn reference_may_have_both_a_tag_and_a_digest() {
         let text = format!("123456789012.dkr.ecr.eu-west-1.amazonaws.com/a/b:v1@{SHA}");
         let image = ImageReference::parse(&text).expect("valid");
         assert_eq!(
@@ -263,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_with_a_port_and_a_tag_keeps_both_apart() {
+    fn port_and_tag_are_kept_apart() {
         let image = ImageReference::parse("host.example:5000/app:v1").expect("valid");
         assert_eq!(
             (image.domain(), image.path(), image.tag()),
@@ -272,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_without_a_path_is_a_tag() {
+    fn port_without_a_path_is_a_tag() {
         let image = ImageReference::parse("host:5000").expect("valid");
         assert_eq!(
             (image.domain(), image.path(), image.tag()),
@@ -315,8 +320,8 @@ mod tests {
         assert_eq!(ImageReference::parse(&tag), Err(ImageError::Tag));
     }
 
-    /// A second parser, written to be obviously right rather than quick: it builds the grammar from its production
-    /// rules by trying every split.
+    /// A second parser, written to be obviously correct rather than fast: applies the production rules
+    /// of the grammar to every split.
     mod naive {
         fn one_of(c: char, set: &str) -> bool {
             set.contains(c)
@@ -387,7 +392,7 @@ mod tests {
                 && !(algorithm == "sha512" && (hex.len() != 128 || hex.to_lowercase() != hex))
         }
 
-        /// Every way to cut the text into domain, path, tag and digest; the grammar leaves at most one.
+        /// Tries every split into domain, path, tag and digest; the grammar allows at most one.
         pub(super) fn parse(text: &str) -> Option<(String, String)> {
             if text.len() == 64 && text.chars().all(|c| one_of(c, "0123456789abcdef")) {
                 return None;

@@ -18,13 +18,13 @@ fn parts(host: &str) -> (String, String, Partition, Endpoint) {
 
 #[test]
 fn every_known_region_is_found_and_no_other() {
-    assert!(regions::REGIONS.is_sorted());
-    for name in regions::REGIONS {
+    assert!(region::REGIONS.is_sorted());
+    for name in region::REGIONS {
         let region = Region::parse(name).unwrap_or_else(|| panic!("{name} has no partition"));
         assert!(region.is_known(), "{name}");
     }
     for partition in Partition::all() {
-        let mut regions = regions::REGIONS
+        let mut regions = region::REGIONS
             .iter()
             .filter_map(|name| Region::parse(name));
         let has_one = regions.any(|region| region.partition() == partition);
@@ -37,7 +37,7 @@ fn every_known_region_is_found_and_no_other() {
 
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table")]
-fn knows_every_form_that_aws_serves() {
+fn every_form_that_aws_serves_is_parsed() {
     let plain = Endpoint::default();
     let fips = Endpoint {
         service: Service::Private,
@@ -156,7 +156,7 @@ fn knows_every_form_that_aws_serves() {
 }
 
 #[test]
-fn a_host_that_only_contains_a_registry_is_not_ecr() {
+fn host_that_only_contains_a_registry_is_not_ecr() {
     for host in [
         "123456789012.dkr.ecr.us-east-1.amazonaws.com.evil.example",
         "evil.123456789012.dkr.ecr.us-east-1.amazonaws.com",
@@ -177,7 +177,7 @@ fn a_host_that_only_contains_a_registry_is_not_ecr() {
 }
 
 #[test]
-fn an_account_of_11_or_13_digits_is_not_ecr() {
+fn account_of_11_or_13_digits_is_not_ecr() {
     assert_eq!(
         Registry::parse("12345678901.dkr.ecr.us-east-1.amazonaws.com"),
         None
@@ -193,7 +193,7 @@ fn an_account_of_11_or_13_digits_is_not_ecr() {
 }
 
 #[test]
-fn a_port_is_not_ecr_because_the_kubelet_matches_ports_exactly() {
+fn host_with_a_port_is_not_ecr_as_the_kubelet_matches_ports() {
     assert_eq!(
         Registry::parse("123456789012.dkr.ecr.us-east-1.amazonaws.com:443"),
         None
@@ -201,7 +201,7 @@ fn a_port_is_not_ecr_because_the_kubelet_matches_ports_exactly() {
 }
 
 #[test]
-fn upper_case_is_not_ecr_because_the_kubelet_matches_case_exactly() {
+fn upper_case_is_not_ecr_as_the_kubelet_matches_case() {
     assert_eq!(
         Registry::parse("123456789012.DKR.ECR.us-east-1.amazonaws.com"),
         None
@@ -225,7 +225,7 @@ fn userinfo_and_schemes_are_not_ecr() {
 }
 
 #[test]
-fn mixes_of_region_form_and_suffix_that_aws_does_not_serve_are_not_ecr() {
+fn mixes_of_region_form_and_suffix_are_not_ecr() {
     for host in [
         "dkr-ecr.us-east-1.amazonaws.com",
         "dkr.ecr.us-east-1.on.aws",
@@ -244,7 +244,7 @@ fn mixes_of_region_form_and_suffix_that_aws_does_not_serve_are_not_ecr() {
 }
 
 #[test]
-fn an_alias_keeps_its_own_host_and_takes_the_token_of_its_registry() {
+fn alias_keeps_its_host_and_gets_its_registrys_token() {
     let registry: Registry = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
         .parse()
         .expect("valid");
@@ -256,7 +256,7 @@ fn an_alias_keeps_its_own_host_and_takes_the_token_of_its_registry() {
 }
 
 #[test]
-fn the_public_gallery_is_served_only_when_asked_for() {
+fn ecr_public_is_resolved_only_if_included() {
     for host in PUBLIC_HOSTS {
         assert_eq!(Aliases::default().resolve(host), None, "{host}");
         let (resolved, registry) = Aliases::default()
@@ -278,7 +278,7 @@ fn the_public_gallery_is_served_only_when_asked_for() {
 }
 
 #[test]
-fn a_partition_has_one_name_and_a_region_one_partition() {
+fn partition_has_one_name_and_region_one_partition() {
     for (name, partition) in PARTITIONS {
         assert_eq!(Partition::parse(name), Some(partition));
         assert_eq!(partition.as_str(), name);
@@ -289,7 +289,7 @@ fn a_partition_has_one_name_and_a_region_one_partition() {
 }
 
 #[test]
-fn aliases_that_can_not_be_are_refused() {
+fn invalid_aliases_are_rejected() {
     let registry: Registry = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
         .parse()
         .expect("valid");
@@ -314,11 +314,11 @@ fn aliases_that_can_not_be_are_refused() {
     ];
     assert_eq!(
         Aliases::new(twice),
-        Err(AliasError::Twice("a.example".into()))
+        Err(AliasError::Duplicate("a.example".into()))
     );
 }
 
-/// The second, naive parser: splits at the dots and compares the list of labels with each form.
+/// A second, naive parser: splits at the dots and compares the list of labels with each form.
 fn naive(host: &str) -> bool {
     let labels: Vec<&str> = host.split('.').collect();
     let digits = |text: &str, length: usize| {

@@ -1,0 +1,86 @@
+//! Aliases of ECR registries, and the registry of a host in an image reference.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+use super::{ecr::Registry, host::Host};
+
+/// The reason why an alias was rejected.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum AliasError {
+    /// The text is not a host name.
+    #[error(
+        "{0:?} is not a host name: expected lower-case labels joined by dots, without scheme, port or path"
+    )]
+    Host(String),
+    /// The host is an ECR registry's own.
+    #[error("{0:?} is an ECR registry itself and can't be an alias")]
+    IsRegistry(String),
+    /// The list has the host twice.
+    #[error("{0:?} is named twice")]
+    Duplicate(String),
+}
+
+/// The registries of hosts in image references: ECR's own hosts, and the aliases that the cluster's
+/// admin gave to registries (a CNAME, a mirror).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Aliases {
+    registries: BTreeMap<Host, Registry>,
+    public: bool,
+}
+
+impl Aliases {
+    /// Checks and collects pairs of host and registry.
+    pub fn new(pairs: impl IntoIterator<Item = (String, Registry)>) -> Result<Self, AliasError> {
+        let mut aliases = BTreeMap::new();
+        for (text, registry) in pairs {
+            if Registry::parse(&text).is_some() || Registry::parse_public(&text).is_some() {
+                return Err(AliasError::IsRegistry(text));
+            }
+            let Some(host) = Host::parse(&text) else {
+                return Err(AliasError::Host(text));
+            };
+            if aliases.insert(host, registry).is_some() {
+                return Err(AliasError::Duplicate(text));
+            }
+        }
+        Ok(Self {
+            registries: aliases,
+            public: false,
+        })
+    }
+
+    /// Adds ECR Public.
+    #[must_use]
+    pub fn with_public(self) -> Self {
+        Self {
+            public: true,
+            ..self
+        }
+    }
+
+    /// Returns the number of aliases.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.registries.len()
+    }
+
+    /// Returns whether ECR Public gets credentials as well.
+    #[must_use]
+    pub fn include_public(&self) -> bool {
+        self.public
+    }
+
+    /// Resolves a host of an image reference to the host in the pull secret and the registry that mints
+    /// its token, or returns `None` if the host is neither an alias nor an ECR registry.
+    #[must_use]
+    pub fn resolve(&self, host: &str) -> Option<(Host, Registry)> {
+        if let Some((alias, registry)) = self.registries.get_key_value(host) {
+            return Some((alias.clone(), registry.clone()));
+        }
+        let public = || Registry::parse_public(host).filter(|_| self.public);
+        let registry = Registry::parse(host).or_else(public)?;
+        Some((registry.host().clone(), registry))
+    }
+}
