@@ -1,12 +1,14 @@
-//! The verdict on one admission request. Pure: what the cluster looks like and what time it is are arguments.
+//! Decides on one admission request. Pure: the state of the cluster and the time are arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::review::{Operation, Request, warning};
+use super::{
+    pod::{Pod, ReferenceState},
+    review::{Operation, Request, warning},
+};
 use crate::{
-    admission::pod::{Pod, ReferenceState},
     cluster::namespace::{Namespace, NamespaceSettings},
     identity::Refusal,
     pull_secret::{Foreign, SecretFacts, state::State},
@@ -15,117 +17,118 @@ use crate::{
     token::{Freshness, TokenKey},
 };
 
-/// What is known about the namespace of a request.
+/// The facts about the namespace of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// What it says about itself, if it has the opt-in label.
+    /// The namespace's settings, if it has the opt-in label.
     pub opted_in: Option<&'a NamespaceSettings>,
-    /// Its pull secret.
+    /// The namespace's pull secret.
     pub secret: SecretFacts<'a>,
 }
 
-/// The verdict on one request.
+/// The decision on one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Nothing is changed and nothing ensured.
-    Skip(Reason),
-    /// The Pod gets the reference; the pull secret has all that it needs.
+    Skip(SkipReason),
+    /// The Pod gets the reference; the pull secret has every credential that the Pod needs.
     Inject(Injection),
-    /// The Pod gets the reference once these tokens are in the pull secret, each under the host that is written there.
+    /// The Pod gets the reference once these tokens are in the pull secret, each under its host.
     InjectAfterEnsuring(Injection, BTreeMap<Host, TokenKey>),
 }
 
-/// What a Pod gets.
+/// The change to a Pod, and to the pull secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Injection {
-    /// Where the reference reference; [`ReferenceState::Present`] for a Pod that can't be changed any more.
+    /// The state of the reference in the Pod; [`ReferenceState::Present`] for a stored Pod, whose list
+    /// can't change.
     pub reference: ReferenceState,
-    /// The hosts that its images name.
+    /// The hosts of the Pod's images.
     pub hosts: BTreeSet<Host>,
-    /// For the user.
+    /// The warnings for the user.
     pub warnings: Vec<String>,
     /// Whether the leader should refresh the pull secret soon.
     pub due: bool,
-    /// The hosts whose last demand was noted so long ago that this one is to be noted.
+    /// The hosts whose last recorded demand is so old that this one has to be recorded.
     pub unnoted: BTreeMap<Host, TokenKey>,
-    /// Why other registries of the Pod get no credential.
+    /// The reason why other registries of the Pod get no credential.
     pub refusal: Option<Refusal>,
 }
 
-/// Why a request is left alone.
+/// The reason why a request is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// Not a Pod, or not one that can be read.
+pub enum SkipReason {
+    /// The object is not a Pod, or can't be read as one.
     NotAPod,
-    /// Neither CREATE nor UPDATE.
+    /// The operation is neither CREATE nor UPDATE.
     OtherOperation,
-    /// A static Pod's copy.
+    /// The Pod is the mirror of a static Pod.
     Mirror,
-    /// The Pod's own annotation says so.
+    /// The Pod's annotation opts out.
     Disabled,
     /// The Pod is being deleted.
     Deleting,
-    /// An UPDATE that names the same images as before.
+    /// The UPDATE leaves the images unchanged.
     SameImages,
     /// No image is in an ECR registry.
     NoRegistry,
     /// The namespace has no opt-in label, or is excluded.
     NotOptedIn,
-    /// `allow` lists none of the registries.
+    /// `allow` permits none of the registries.
     NotAllowed,
     /// No identity may mint for any of the registries.
     NoIdentity(Refusal),
-    /// The Secret of our name belongs to somebody else.
+    /// The Secret of the configured name isn't managed by ecr-injector.
     Foreign(Foreign),
-    /// Too many other Pods are in hand.
+    /// Too many other reviews are in flight.
     Overloaded,
 }
 
-/// What a Pod asks for, before anything is known about its namespace.
+/// The registries that a Pod needs, before anything is known about its namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
     namespace: Namespace,
     reference: ReferenceState,
-    /// A stored Pod's `imagePullSecrets` can't change any more.
+    /// Whether the Pod is stored already, so that its `imagePullSecrets` can't change.
     is_stored: bool,
     dry_run: bool,
     registries: BTreeMap<Host, Registry>,
     warnings: Vec<String>,
 }
 
-/// Reads the demand out of a request; the common case, a Pod that is none of our business, ends here.
-pub fn demand(request: &Request<'_>, rules: &Rules) -> Result<Demand, Reason> {
+/// Returns the demand of a request; the common case, a Pod without ECR images, ends here.
+pub fn demand(request: &Request<'_>, rules: &Rules) -> Result<Demand, SkipReason> {
     let pod = request
         .object
         .as_ref()
         .filter(|_| request.is_pod)
-        .ok_or(Reason::NotAPod)?;
+        .ok_or(SkipReason::NotAPod)?;
     let is_stored = match request.operation {
         Operation::Create => false,
         Operation::Update => true,
-        Operation::Other => return Err(Reason::OtherOperation),
+        Operation::Other => return Err(SkipReason::OtherOperation),
     };
     if pod.is_mirror() {
-        return Err(Reason::Mirror);
+        return Err(SkipReason::Mirror);
     }
     if pod.is_disabled() {
-        return Err(Reason::Disabled);
+        return Err(SkipReason::Disabled);
     }
     if is_stored {
         if pod.is_deleting() {
-            return Err(Reason::Deleting);
+            return Err(SkipReason::Deleting);
         }
         if request
             .old_object
             .as_ref()
             .is_some_and(|old| same_images(pod, old))
         {
-            return Err(Reason::SameImages);
+            return Err(SkipReason::SameImages);
         }
     }
     let namespace = Namespace::parse(&request.namespace.0)
         .filter(|namespace| !rules.excluded.contains(namespace))
-        .ok_or(Reason::NotOptedIn)?;
+        .ok_or(SkipReason::NotOptedIn)?;
     let (registries, warnings) = registries(pod, rules)?;
     let reference = pod.reference_state(&rules.secret_name);
     Ok(Demand {
@@ -139,21 +142,21 @@ pub fn demand(request: &Request<'_>, rules: &Rules) -> Result<Demand, Reason> {
 }
 
 impl Demand {
-    /// The namespace whose facts the decision needs.
+    /// Returns the namespace whose facts the decision needs.
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 }
 
-/// The verdict on a demand, given the facts of its namespace.
+/// Decides on a demand by the facts about its namespace.
 #[must_use]
 pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) -> Decision {
-    let Some(said) = facts.opted_in else {
-        return Decision::Skip(Reason::NotOptedIn);
+    let Some(settings) = facts.opted_in else {
+        return Decision::Skip(SkipReason::NotOptedIn);
     };
     if let SecretFacts::Foreign(why) = facts.secret {
-        return Decision::Skip(Reason::Foreign(why));
+        return Decision::Skip(SkipReason::Foreign(why));
     }
     let Demand {
         namespace,
@@ -168,7 +171,7 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
     for (host, registry) in registries {
         match rules
             .identities
-            .choose(&registry, &namespace, said)
+            .choose(&registry, &namespace, settings)
             .identity
         {
             Ok(identity) => {
@@ -179,7 +182,7 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
     }
     if let Some(why) = refusal {
         if keys.is_empty() {
-            return Decision::Skip(Reason::NoIdentity(why));
+            return Decision::Skip(SkipReason::NoIdentity(why));
         }
         warnings.push(warning(&why.to_string()));
     }
@@ -217,7 +220,7 @@ pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) 
     }
 }
 
-/// Returns the hosts whose last demand was noted long ago.
+/// Returns the hosts whose last recorded demand is old.
 fn unnoted(
     keys: &BTreeMap<Host, TokenKey>,
     state: &State,
@@ -233,27 +236,27 @@ fn unnoted(
         .collect()
 }
 
-/// The warning for a Pod that is left alone, where there is something its user can do about it.
+/// Returns the warning for a Pod that is skipped, if there is something that its user can do about it.
 #[must_use]
-pub fn warning_for(reason: Reason, rules: &Rules) -> Option<String> {
+pub fn warning_for(reason: SkipReason, rules: &Rules) -> Option<String> {
     match reason {
-        Reason::Foreign(why) => Some(warning(&format!(
+        SkipReason::Foreign(why) => Some(warning(&format!(
             "Secret {} left unchanged: {why}",
             rules.secret_name
         ))),
-        Reason::NotAllowed => Some(warning(
+        SkipReason::NotAllowed => Some(warning(
             "no pull secret added: the allow list has none of this Pod's ECR registries",
         )),
-        Reason::NoIdentity(why) => Some(warning(&why.to_string())),
-        Reason::Overloaded => Some(warning(
+        SkipReason::NoIdentity(why) => Some(warning(&why.to_string())),
+        SkipReason::Overloaded => Some(warning(
             "overloaded: this Pod was admitted without a pull secret; recreate it",
         )),
         _ => None,
     }
 }
 
-/// Returns the hosts for which an admission of this Pod would have wanted a credential: none unless the Pod has the
-/// reference, as those have that were admitted with it.
+/// Returns the hosts for which an admission of this Pod would have needed a credential: none unless the
+/// Pod has the reference, which every injected Pod has.
 #[must_use]
 pub fn hosts_wanted_by(
     pod: &Pod<'_>,
@@ -261,12 +264,12 @@ pub fn hosts_wanted_by(
     namespace: &Namespace,
     settings: &NamespaceSettings,
 ) -> BTreeSet<Host> {
-    let is_served = pod.reference_state(&rules.secret_name) == ReferenceState::Present
+    let is_injected = pod.reference_state(&rules.secret_name) == ReferenceState::Present
         && !pod.is_mirror()
         && !pod.is_disabled()
         && !pod.is_deleting()
         && !rules.excluded.contains(namespace);
-    if !is_served {
+    if !is_injected {
         return BTreeSet::new();
     }
     let (registries, _) = registries(pod, rules).unwrap_or_default();
@@ -284,10 +287,10 @@ fn same_images(new: &Pod<'_>, old: &Pod<'_>) -> bool {
 fn registries(
     pod: &Pod<'_>,
     rules: &Rules,
-) -> Result<(BTreeMap<Host, Registry>, Vec<String>), Reason> {
+) -> Result<(BTreeMap<Host, Registry>, Vec<String>), SkipReason> {
     let mut allowed = BTreeMap::new();
     let mut refused = BTreeSet::new();
-    let mut beyond = BTreeSet::new();
+    let mut over_limit = BTreeSet::new();
     for domain in pod.domains() {
         if allowed.contains_key(domain) {
             continue;
@@ -298,16 +301,16 @@ fn registries(
         if !rules.allow.permits(&registry) {
             refused.insert(host);
         } else if allowed.len() >= rules.registries_per_pod {
-            beyond.insert(host);
+            over_limit.insert(host);
         } else {
             allowed.insert(host, registry);
         }
     }
     if allowed.is_empty() {
         return Err(if refused.is_empty() {
-            Reason::NoRegistry
+            SkipReason::NoRegistry
         } else {
-            Reason::NotAllowed
+            SkipReason::NotAllowed
         });
     }
     let mut warnings = Vec::new();
@@ -317,11 +320,11 @@ fn registries(
             and_more(refused.len())
         )));
     }
-    if !beyond.is_empty() {
+    if !over_limit.is_empty() {
         warnings.push(warning(&format!(
             "credentials for only {} of {} ECR registries (limits.registriesPerPod)",
             allowed.len(),
-            allowed.len() + beyond.len()
+            allowed.len() + over_limit.len()
         )));
     }
     Ok((allowed, warnings))
@@ -335,8 +338,8 @@ fn and_more(count: usize) -> String {
     }
 }
 
-impl Reason {
-    /// The reason as a metric's label and a log's field.
+impl SkipReason {
+    /// Returns the reason as a metric's label and a log field.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

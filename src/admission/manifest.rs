@@ -1,31 +1,31 @@
-//! Manifests: where the Pods are in what people write.
+//! Manifests: finds the Pods and Pod templates in objects.
 //!
-//! A Pod is one itself; a workload has a template that its controller makes Pods of; a List has either. What none of
-//! these is has no Pod for us. Nothing here is known about images.
+//! A workload has a template, from which its controller makes Pods; a List has Pods or workloads. Other
+//! objects have no Pod. Nothing here is known about images.
 
 pub mod text;
 
 use json_patch::jsonptr::PointerBuf;
 use serde_json::Value;
 
-/// An object of a document.
+/// An object in a document.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object<'a> {
     /// The object.
     pub value: &'a Value,
-    /// Where it stands in its document; the root unless it is in a List.
-    pub place: PointerBuf,
-    /// What it says it is; empty if it doesn't.
+    /// The object's path in its document; the root unless the object is in a List.
+    pub path: PointerBuf,
+    /// The object's kind; empty if there is none.
     pub kind: &'a str,
-    /// Its namespace, if it names one.
+    /// The object's namespace, if there is one.
     pub namespace: Option<&'a str>,
-    /// Its name, or the prefix that one will be generated from; empty if it has neither.
+    /// The object's name, or the prefix of a generated name; empty if there is neither.
     pub name: &'a str,
-    /// Where the Pod or its template stands in the object; `None` if there is none.
+    /// The path of the Pod or its template in the object; `None` if there is none.
     pub template: Option<PointerBuf>,
 }
 
-/// The kinds that have a Pod in them: API groups, kind, and the place of the template.
+/// The kinds with a Pod or a template: API groups, kind, and path of the template.
 const WORKLOADS: [(&[&str], &str, &[&str]); 9] = [
     (&[""], "Pod", &[]),
     (&[""], "PodTemplate", &["template"]),
@@ -42,7 +42,7 @@ const WORKLOADS: [(&[&str], &str, &[&str]); 9] = [
     ),
 ];
 
-/// The objects of a document in its order: the document itself, or what it lists.
+/// Returns the objects of a document in order: the document itself, or the items of a List.
 #[must_use]
 pub fn objects(document: &Value) -> Vec<Object<'_>> {
     let mut found = Vec::new();
@@ -50,10 +50,11 @@ pub fn objects(document: &Value) -> Vec<Object<'_>> {
     found
 }
 
-/// The items of a typed list as the API server writes it have no kind of their own: they are of the list's.
+/// Collects the objects of a value. The items of a typed list as the API server writes it have no kind
+/// of their own: theirs is the list's.
 fn collect<'a>(
     value: &'a Value,
-    place: PointerBuf,
+    path: PointerBuf,
     (listed_version, listed_kind): (&'a str, &'a str),
     found: &mut Vec<Object<'a>>,
 ) {
@@ -65,17 +66,17 @@ fn collect<'a>(
         && let Some(listed_kind) = kind.strip_suffix("List")
     {
         for (at, item) in items.iter().enumerate() {
-            let mut place = place.clone();
-            place.push_back("items");
-            place.push_back(at);
-            collect(item, place, (api_version, listed_kind), found);
+            let mut path = path.clone();
+            path.push_back("items");
+            path.push_back(at);
+            collect(item, path, (api_version, listed_kind), found);
         }
         return;
     }
     let metadata = &value["metadata"];
     found.push(Object {
         value,
-        place,
+        path,
         kind,
         namespace: metadata["namespace"]
             .as_str()
@@ -90,7 +91,7 @@ fn template(api_version: &str, kind: &str) -> Option<PointerBuf> {
     WORKLOADS
         .iter()
         .find(|(groups, name, _)| *name == kind && groups.contains(&group))
-        .map(|(_, _, place)| PointerBuf::from_tokens(place.iter().copied()))
+        .map(|(_, _, path)| PointerBuf::from_tokens(path.iter().copied()))
 }
 
 #[cfg(test)]
@@ -99,18 +100,18 @@ mod tests {
 
     use super::*;
 
-    fn places(document: &Value) -> Vec<(String, Option<String>)> {
+    fn paths(document: &Value) -> Vec<(String, Option<String>)> {
         objects(document)
             .into_iter()
             .map(|object| {
-                let template = object.template.map(|place| place.to_string());
-                (object.place.to_string(), template)
+                let template = object.template.map(|path| path.to_string());
+                (object.path.to_string(), template)
             })
             .collect()
     }
 
     #[test]
-    fn finds_the_template_of_every_kind() {
+    fn template_of_every_kind_is_found() {
         for (api_version, kind, template) in [
             ("v1", "Pod", ""),
             ("v1", "PodTemplate", "/template"),
@@ -128,15 +129,12 @@ mod tests {
             ),
         ] {
             let object = json!({"apiVersion": api_version, "kind": kind});
-            assert_eq!(
-                places(&object),
-                [(String::new(), Some(template.to_owned()))]
-            );
+            assert_eq!(paths(&object), [(String::new(), Some(template.to_owned()))]);
         }
     }
 
     #[test]
-    fn a_kind_of_the_same_name_in_another_group_is_not_ours() {
+    fn kind_of_another_group_has_no_template() {
         for (api_version, kind) in [
             ("batch.volcano.sh/v1alpha1", "Job"),
             ("example.com/v1", "Pod"),
@@ -145,12 +143,12 @@ mod tests {
             ("", ""),
         ] {
             let object = json!({"apiVersion": api_version, "kind": kind});
-            assert_eq!(places(&object), [(String::new(), None)]);
+            assert_eq!(paths(&object), [(String::new(), None)]);
         }
     }
 
     #[test]
-    fn lists_are_walked_and_typed_ones_lend_their_kind() {
+    fn items_of_a_typed_list_have_the_lists_kind() {
         let document = json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "apps/v1", "kind": "DeploymentList", "items": [{}, {}]},
             {"apiVersion": "v1", "kind": "List", "items": []},
@@ -159,7 +157,7 @@ mod tests {
         ]});
         let template = Some("/spec/template".to_owned());
         assert_eq!(
-            places(&document),
+            paths(&document),
             [
                 ("/items/0/items/0".to_owned(), template.clone()),
                 ("/items/0/items/1".to_owned(), template),
@@ -170,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_wrong_types_are_nothing() {
+    fn fields_of_wrong_types_are_ignored() {
         let document = json!({"apiVersion": 1, "kind": ["Pod"], "metadata": "x", "items": {}});
         let found = objects(&document);
         assert_eq!(
@@ -180,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generated_name_stands_in_for_a_missing_one() {
+    fn prefix_of_a_generated_name_replaces_a_missing_name() {
         let document = json!({"metadata": {"generateName": "web-", "namespace": ""}});
         let found = objects(&document);
         assert_eq!((found[0].name, found[0].namespace), ("web-", None));

@@ -1,9 +1,11 @@
-//! One AdmissionReview: how it is read, what is decided, and how it is answered.
+//! Admissions: reads an AdmissionReview, decides, and answers with a patch.
 
+mod access_log;
 pub mod decide;
 pub mod handler;
 pub mod manifest;
 pub mod metrics;
+pub mod outcome;
 pub mod patch;
 pub mod pod;
 pub mod review;

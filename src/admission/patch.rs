@@ -1,7 +1,7 @@
-//! The verdict as a JSON Patch: one `add`, which appends.
+//! The decision as a JSON Patch: one `add`, which appends.
 //!
-//! Never `replace` and never `test`: a patch that fails to apply rejects the Pod, even where the registration's failure
-//! policy is Ignore. The patch names the Pod's own `spec`; for a template, its place in the workload comes before.
+//! Never `replace` and never `test`: a patch that fails to apply rejects the Pod, even where the
+//! registration's failure policy is Ignore.
 
 use json_patch::{
     AddOperation, Patch, PatchOperation,
@@ -11,30 +11,30 @@ use serde_json::{Value, json};
 
 use crate::admission::pod::ReferenceState;
 
-/// The patch that makes a Pod reference the pull secret `name`, given where it reference now.
+/// Returns the patch that makes a Pod reference the pull secret `name`.
 #[must_use]
 pub fn append(name: &str, reference: ReferenceState) -> Patch {
     append_in(Pointer::root(), name, reference)
 }
 
-/// The same for a Pod's template that reference at `place` in another object.
+/// Returns the patch for a Pod or Pod template at `path` in an object.
 #[must_use]
-pub fn append_in(place: &Pointer, name: &str, reference: ReferenceState) -> Patch {
+pub fn append_in(path: &Pointer, name: &str, reference: ReferenceState) -> Patch {
     let entry = json!({ "name": name });
     match reference {
         ReferenceState::Present => Patch::default(),
         ReferenceState::NoList => add(
-            place,
+            path,
             &["spec", "imagePullSecrets"],
             Value::Array(vec![entry]),
         ),
-        ReferenceState::Listed => add(place, &["spec", "imagePullSecrets", "-"], entry),
+        ReferenceState::Missing => add(path, &["spec", "imagePullSecrets", "-"], entry),
     }
 }
 
-fn add(place: &Pointer, path: &[&str], value: Value) -> Patch {
+fn add(path: &Pointer, field: &[&str], value: Value) -> Patch {
     Patch(vec![PatchOperation::Add(AddOperation {
-        path: place.concat(&PointerBuf::from_tokens(path.iter().copied())),
+        path: path.concat(&PointerBuf::from_tokens(field.iter().copied())),
         value,
     })])
 }
@@ -81,7 +81,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn changes_nothing_else_keeps_the_order_and_is_done_after_one_pass(
+        fn patch_appends_once_and_changes_nothing_else(
             mut spec in prop::collection::vec(("x[a-z~/.-]{1,8}", object()), 0..4),
             metadata in prop::collection::vec(("x[a-z~/.-]{1,8}", object()), 0..4),
             secrets in pull_secrets(),

@@ -1,8 +1,8 @@
 //! The partial, borrowed view of a Pod: the few fields that an admission decision reads.
 //!
-//! Everything else is skipped by the deserializer without being kept, and since the answer is a patch, what was skipped
-//! is not lost either. Strings borrow from the request's body wherever JSON wrote them without an escape. Of lists only
-//! those elements are kept that say something: a body of eight megabytes has room for millions that don't.
+//! The deserializer skips every other field, and since the answer is a patch, nothing of the Pod is
+//! lost. Strings borrow from the request's body wherever JSON has them without an escape. Lists keep
+//! only the elements that matter: a body of eight megabytes has room for millions of others.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -17,15 +17,15 @@ use crate::registry::image::ImageReference;
 pub const INJECT_ANNOTATION: &str = "ecr-injector.dev/inject";
 /// The value of [`INJECT_ANNOTATION`] that opts out.
 pub const INJECT_DISABLED: &str = "disabled";
-/// The kubelet sets it on the API's copy of a static Pod; such a Pod may not name Secrets.
+/// The annotation that the kubelet sets on the mirror of a static Pod, which may not reference Secrets.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-/// A string that borrows where it can. A bare `Option<Cow<str>>` would always copy: serde only borrows into a `Cow`
-/// that stands in a field marked for it.
+/// A string that borrows where it can. A bare `Option<Cow<str>>` would always copy: serde only borrows
+/// into a `Cow` in a field with `borrow`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
-/// What we read of a Pod.
+/// The fields of a Pod that a decision reads.
 #[derive(Debug, Default, Deserialize)]
 pub struct Pod<'a> {
     #[serde(borrow, default)]
@@ -99,37 +99,37 @@ struct LocalReference<'a> {
     name: Option<Text<'a>>,
 }
 
-/// The controller alone, if there is one.
+/// Deserializes owner references, and keeps the controller alone.
 fn controller<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Owner<'de>>>, D::Error> {
     let mut is_found = false;
-    kept(list, |owner: Owner<'de>| {
+    filter_list(list, |owner: Owner<'de>| {
         let is_first = owner.controller == Some(true) && !is_found;
         is_found |= is_first;
         is_first.then_some(owner)
     })
 }
 
-/// The images that containers name.
+/// Deserializes containers, and keeps their images.
 fn images<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
-    // One that is empty is kept for whoever looks at a manifest, and no more of them.
+    // One empty image is kept for the preview of manifests.
     let mut has_empty = false;
-    kept(list, |container: Container<'de>| {
+    filter_list(list, |container: Container<'de>| {
         let image = container.image?;
-        let is_more = image.0.is_empty() && std::mem::replace(&mut has_empty, true);
-        (!is_more).then_some(image)
+        let is_repeated = image.0.is_empty() && std::mem::replace(&mut has_empty, true);
+        (!is_repeated).then_some(image)
     })
 }
 
-/// The images that volumes are made of.
+/// Deserializes volumes, and keeps the references of image volumes.
 fn image_volumes<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
-    kept(list, |volume: Volume<'de>| {
+    filter_list(list, |volume: Volume<'de>| {
         not_empty(volume.image?.reference)
     })
 }
 
-/// The names of references.
+/// Deserializes local references, and keeps their names.
 fn names<'de, D: Deserializer<'de>>(list: D) -> Result<Option<Vec<Text<'de>>>, D::Error> {
-    kept(list, |reference: LocalReference<'de>| {
+    filter_list(list, |reference: LocalReference<'de>| {
         not_empty(reference.name)
     })
 }
@@ -138,8 +138,12 @@ fn not_empty(text: Option<Text<'_>>) -> Option<Text<'_>> {
     text.filter(|text| !text.0.is_empty())
 }
 
-/// What `keep` makes of a list's elements, one at a time as they stream past; `None` if there is no list.
-fn kept<'de, D, E, T>(list: D, keep: impl FnMut(E) -> Option<T>) -> Result<Option<Vec<T>>, D::Error>
+/// Deserializes a list, and keeps the values that `keep` returns for its elements, one at a time;
+/// `None` if there is no list.
+fn filter_list<'de, D, E, T>(
+    list: D,
+    keep: impl FnMut(E) -> Option<T>,
+) -> Result<Option<Vec<T>>, D::Error>
 where
     D: Deserializer<'de>,
     E: Deserialize<'de>,
@@ -171,7 +175,7 @@ where
     list.deserialize_option(SeqVisitor(keep, PhantomData))
 }
 
-/// The two annotations that matter, picked while the map streams past.
+/// The two annotations that matter; others are not kept.
 #[derive(Debug, Default, Clone, Copy)]
 struct Annotations {
     disabled: bool,
@@ -212,30 +216,31 @@ impl<'de> Deserialize<'de> for Annotations {
     }
 }
 
-/// Where our pull secret stands in a Pod's `spec.imagePullSecrets`.
+/// The state of the reference to the pull secret in a Pod's `spec.imagePullSecrets`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReferenceState {
     /// The field is absent or null.
     NoList,
-    /// There is a list, without us.
-    Listed,
-    /// Our name is in the list already.
+    /// There is a list without the reference.
+    Missing,
+    /// The list has the reference already.
     Present,
 }
 
 impl<'a> Pod<'a> {
-    /// Every image that the Pod names, in the order containers, init, ephemeral, image volumes; as written.
+    /// Returns every image of the Pod as written, in the order containers, init containers, ephemeral
+    /// containers, image volumes.
     pub fn images(&self) -> impl Iterator<Item = &str> {
         self.spec.iter().flat_map(Spec::images)
     }
 
-    /// The domain of every image that parses, in order, with repetitions.
+    /// Returns the domain of every image that can be parsed, in order, with repetitions.
     pub fn domains(&self) -> impl Iterator<Item = &str> {
         self.images()
             .filter_map(|image| Some(ImageReference::parse(image).ok()?.domain()))
     }
 
-    /// Where `name` stands among the Pod's pull secrets.
+    /// Returns the state of the reference to the Secret `name`.
     #[must_use]
     pub fn reference_state(&self, name: &str) -> ReferenceState {
         match self
@@ -245,23 +250,23 @@ impl<'a> Pod<'a> {
         {
             None => ReferenceState::NoList,
             Some(list) if list.iter().any(|listed| listed.0 == name) => ReferenceState::Present,
-            Some(_) => ReferenceState::Listed,
+            Some(_) => ReferenceState::Missing,
         }
     }
 
-    /// Whether the Pod opts out by its annotation.
+    /// Returns whether the Pod opts out by its annotation.
     #[must_use]
     pub fn is_disabled(&self) -> bool {
         self.annotations().disabled
     }
 
-    /// Whether it is the API's copy of a static Pod.
+    /// Returns whether the Pod is the mirror of a static Pod.
     #[must_use]
     pub fn is_mirror(&self) -> bool {
         self.annotations().mirror
     }
 
-    /// Whether it is being deleted.
+    /// Returns whether the Pod is being deleted.
     #[must_use]
     pub fn is_deleting(&self) -> bool {
         self.metadata
@@ -269,20 +274,20 @@ impl<'a> Pod<'a> {
             .is_some_and(|metadata| metadata.deletion_timestamp.is_some())
     }
 
-    /// The Pod's name, or the prefix that a name will be generated from, or nothing.
+    /// Returns the Pod's name, or the prefix of a generated name, or an empty text.
     #[must_use]
     pub fn name(&self) -> &str {
         let metadata = self.metadata.as_ref();
-        let given =
+        let is_set =
             |text: &'_ Option<Text<'a>>| text.as_ref().map(|t| t.0.len()).unwrap_or_default() > 0;
         match metadata {
-            Some(m) if given(&m.name) => m.name.as_ref().map_or("", |t| &t.0),
+            Some(m) if is_set(&m.name) => m.name.as_ref().map_or("", |t| &t.0),
             Some(m) => m.generate_name.as_ref().map_or("", |t| &t.0),
             None => "",
         }
     }
 
-    /// Kind and name of whom it belongs to: its controller, or itself if it has none.
+    /// Returns kind and name of the Pod's controller, or of the Pod itself if there is none.
     #[must_use]
     pub fn owner(&self) -> (&str, &str) {
         let owners = self
@@ -330,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_images_in_all_four_places() {
+    fn images_of_all_four_lists_are_found() {
         let pod = parse(
             r#"{"spec":{"volumes":[{"name":"v","image":{"reference":"d/4"}},{"name":"e","emptyDir":{}}],
                 "containers":[{"image":"a/1","env":[{"name":"image","value":"no"}]}],
@@ -343,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn of_lists_only_what_says_something_is_kept() {
+    fn lists_keep_only_the_elements_that_matter() {
         let pod = parse(
             r#"{"metadata":{"name":"x","ownerReferences":[{},{"controller":false,"kind":"A"},{"controller":true,"kind":"B",
                 "name":"b"},{"controller":true,"kind":"C"}]},
@@ -351,7 +356,7 @@ mod tests {
         );
         assert_eq!(pod.owner(), ("B", "b"));
         assert_eq!(pod.images().collect::<Vec<_>>(), ["", "a/1"]);
-        assert_eq!(pod.reference_state("ours"), ReferenceState::Listed);
+        assert_eq!(pod.reference_state("ours"), ReferenceState::Missing);
         let spec = pod.spec.as_ref().expect("a spec");
         assert_eq!(spec.image_pull_secrets.as_deref(), Some(&[][..]));
         let owners = pod.metadata.as_ref().expect("metadata");
@@ -372,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_without_an_escape_are_borrowed_and_others_are_read_all_the_same() {
+    fn strings_without_an_escape_are_borrowed_others_copied() {
         let pod = parse(r#"{"spec":{"containers":[{"image":"a/b"},{"image":"a\/c"}]}}"#);
         let containers = pod
             .spec
@@ -384,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_two_annotations_among_others() {
+    fn two_annotations_are_read_among_others() {
         let pod =
             parse(r#"{"metadata":{"annotations":{"x":"y","ecr-injector.dev/inject":"disabled"}}}"#);
         assert!(pod.is_disabled() && !pod.is_mirror());
@@ -395,22 +400,22 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_missing_list_from_one_without_us() {
+    fn missing_list_differs_from_one_without_the_reference() {
         assert_eq!(
             parse(r#"{"spec":{}}"#).reference_state("ours"),
             ReferenceState::NoList
         );
         assert_eq!(
             parse(r#"{"spec":{"imagePullSecrets":[]}}"#).reference_state("ours"),
-            ReferenceState::Listed
+            ReferenceState::Missing
         );
         let pod = parse(r#"{"spec":{"imagePullSecrets":[{},{"name":"other"},{"name":"ours"}]}}"#);
         assert_eq!(pod.reference_state("ours"), ReferenceState::Present);
-        assert_eq!(pod.reference_state("our"), ReferenceState::Listed);
+        assert_eq!(pod.reference_state("our"), ReferenceState::Missing);
     }
 
     #[test]
-    fn a_generated_name_stands_in_for_a_missing_one() {
+    fn prefix_of_a_generated_name_replaces_a_missing_name() {
         assert_eq!(
             parse(r#"{"metadata":{"generateName":"web-"}}"#).name(),
             "web-"
@@ -422,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_belongs_to_its_controller_and_without_one_to_itself() {
+    fn owner_is_the_controller_or_else_the_pod_itself() {
         let pod = parse(
             r#"{"metadata":{"generateName":"web-7f-","ownerReferences":[{"kind":"ConfigMap","name":"other"},
                 {"kind":"Node","name":"n","controller":false},{"kind":"ReplicaSet","name":"web-7f","controller":true}]}}"#,

@@ -1,7 +1,7 @@
-//! The `AdmissionReview` wire types: what the API server sends, borrowed, and what it gets back.
+//! The wire types of `AdmissionReview`: the request, which borrows from its body, and the response.
 //!
-//! `kube-core` has such types too; ours exist because theirs own every string, need the whole object, and write the
-//! patch as an array of numbers where the wire wants base64.
+//! `kube-core` has such types too. They aren't used, because they own every string, need the whole
+//! object, and serialize the patch as an array of numbers where the API server expects base64.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use json_patch::Patch;
@@ -11,46 +11,48 @@ use thiserror::Error;
 
 use crate::admission::pod::{Pod, Text};
 
-/// The one version of the review that we speak.
+/// The one version of the review that the webhook accepts.
 pub const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
-/// The longest warning that we send, in characters; the API server cuts at 256 and may drop what exceeds 4,096 in all.
+/// The maximum length of a warning, in characters; the API server truncates at 256 and may drop warnings
+/// beyond 4,096 in all.
 pub const MAX_WARNING_CHARS: usize = 120;
 
-/// What the API server asks.
+/// A request of the API server.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The review's own id as it stood in the JSON, quotes included: echoed without being understood. `null` offline.
+    /// The review's uid as raw JSON with its quotes: echoed without being parsed. `null` offline.
     uid: &'a RawValue,
-    /// What is done.
+    /// The operation.
     pub operation: Operation,
-    /// The namespace that it is done in. The object's own may still be empty.
+    /// The namespace of the request. The object's own may still be empty.
     pub namespace: Text<'a>,
-    /// `true` for a subresource that changes a Pod's containers (`pods/ephemeralcontainers`) as well as for Pods.
+    /// Whether the resource is a Pod, or the subresource that changes its containers
+    /// (`pods/ephemeralcontainers`).
     pub is_pod: bool,
-    /// Whether nothing will be stored.
+    /// Whether the request is a dry run, so that nothing will be stored.
     pub dry_run: bool,
-    /// The object as it would be stored; `None` if it isn't a Pod, or not one that we can read.
+    /// The object as it would be stored; `None` if it isn't a Pod or can't be read as one.
     pub object: Option<Pod<'a>>,
-    /// The object as it is stored, on UPDATE.
+    /// The stored object, on UPDATE.
     pub old_object: Option<Pod<'a>>,
 }
 
-/// What is done to the object.
+/// The operation on the object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Operation {
-    /// A new object.
+    /// The object is new.
     Create,
-    /// A change to a stored one.
+    /// A stored object changes.
     Update,
-    /// Anything else: not ours.
+    /// Any other operation, which is skipped.
     #[serde(other)]
     Other,
 }
 
 impl Operation {
-    /// As a log's field.
+    /// Returns the operation as a log field.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -61,13 +63,13 @@ impl Operation {
     }
 }
 
-/// Why a body is not a review that can be answered.
+/// The reason why a body is not a review that can be answered.
 #[derive(Debug, Error)]
 pub enum ReviewError {
-    /// Not JSON, or not an object of the right form.
-    #[error("the body is not an AdmissionReview: {0}")]
+    /// The body is not JSON, or not an object of the right form.
+    #[error("the body is not an AdmissionReview")]
     Json(#[source] serde_json::Error),
-    /// Another version or kind.
+    /// The review has another version or kind.
     #[error("expected an AdmissionReview of {API_VERSION}, got {kind} of {api_version}")]
     Version {
         /// The body's `apiVersion`.
@@ -75,9 +77,20 @@ pub enum ReviewError {
         /// The body's `kind`.
         kind: String,
     },
-    /// No `request`, or one without a `uid` string.
+    /// The review has no `request`, or one without a `uid` string.
     #[error("the AdmissionReview has no request with a uid")]
     NoRequest,
+}
+
+impl ReviewError {
+    /// Returns the error with its cause, for the client.
+    #[must_use]
+    pub fn with_cause(&self) -> String {
+        match self {
+            Self::Json(cause) => format!("{self}: {cause}"),
+            Self::Version { .. } | Self::NoRequest => self.to_string(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -126,7 +139,7 @@ struct Resource<'a> {
     resource: Option<Text<'a>>,
 }
 
-/// What is left of a request when its object can't be read as a Pod: enough to answer it.
+/// The part of a request that an answer needs if the object can't be read as a Pod.
 #[derive(Deserialize)]
 struct WireUid<'a> {
     #[serde(borrow, default)]
@@ -134,8 +147,8 @@ struct WireUid<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads a review. One whose uid can be read is always `Ok`, even if its object is no Pod at all: the caller can
-    /// then allow it rather than fail it.
+    /// Parses a review. A review whose uid can be read is always `Ok`, even if its object is no Pod at
+    /// all: the caller can then allow the object rather than fail the review.
     pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
         match serde_json::from_slice::<Review<'a, WireRequest<'a>>>(body) {
             Ok(review) => Self::from_wire(review),
@@ -186,7 +199,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// The creation of a Pod that no API server asks about: the same decision, without a cluster.
+    /// Makes a request for the creation of a Pod, to decide on the Pod without a cluster.
     #[must_use]
     pub fn offline(namespace: &'a str, object: Pod<'a>) -> Self {
         Self {
@@ -200,7 +213,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The review's uid, without its quotes, for logs.
+    /// Returns the review's uid without its quotes, for logs.
     #[must_use]
     pub fn uid(&self) -> &str {
         self.uid.get().trim_matches('"')
@@ -226,14 +239,14 @@ fn uid(raw: Option<&RawValue>) -> Result<&RawValue, ReviewError> {
         .ok_or(ReviewError::NoRequest)
 }
 
-/// What the API server gets back.
+/// A response to the API server.
 #[derive(Debug, Default, PartialEq)]
 pub struct Response {
-    /// `Some` refuses the object, with this HTTP status code and message for the user.
-    pub refusal: Option<(u16, String)>,
-    /// What to change; empty for nothing.
+    /// The HTTP status and the message for the user, if the object is denied.
+    pub denial: Option<(u16, String)>,
+    /// The change to the object; may be empty.
     pub patch: Patch,
-    /// For the user who made the object; each at most [`MAX_WARNING_CHARS`].
+    /// The warnings for the user, each of at most [`MAX_WARNING_CHARS`].
     pub warnings: Vec<String>,
 }
 
@@ -267,18 +280,18 @@ struct WireStatus<'a> {
 }
 
 impl Response {
-    /// The review's answer as JSON, with the request's uid echoed.
+    /// Serializes the response as a review with the request's uid.
     #[must_use]
     pub fn to_json(&self, request: &Request<'_>) -> Vec<u8> {
-        let patch = (self.refusal.is_none() && !self.patch.0.is_empty())
+        let patch = (self.denial.is_none() && !self.patch.0.is_empty())
             .then(|| STANDARD.encode(serde_json::to_vec(&self.patch).unwrap_or_default()));
         let review = WireReview {
             api_version: API_VERSION,
             kind: KIND,
             response: WireResponse {
                 uid: request.uid,
-                allowed: self.refusal.is_none(),
-                status: self.refusal.as_ref().map(|(code, message)| WireStatus {
+                allowed: self.denial.is_none(),
+                status: self.denial.as_ref().map(|(code, message)| WireStatus {
                     code: *code,
                     message,
                 }),
@@ -287,19 +300,19 @@ impl Response {
                 warnings: &self.warnings,
             },
         };
-        // Strings, numbers and a value that was parsed before: there is nothing here that could fail to serialize.
+        // Strings, numbers and a value that was parsed before: serialization can't fail.
         serde_json::to_vec(&review).unwrap_or_default()
     }
 }
 
-/// A warning that fits: the project's name in front, cut at [`MAX_WARNING_CHARS`].
+/// Prefixes a warning with the product's name, and truncates the text at [`MAX_WARNING_CHARS`].
 #[must_use]
 pub fn warning(text: &str) -> String {
-    let whole = format!("ecr-injector: {text}");
-    if whole.chars().count() <= MAX_WARNING_CHARS {
-        return whole;
+    let warning = format!("ecr-injector: {text}");
+    if warning.chars().count() <= MAX_WARNING_CHARS {
+        return warning;
     }
-    let mut cut: String = whole.chars().take(MAX_WARNING_CHARS - 1).collect();
+    let mut cut: String = warning.chars().take(MAX_WARNING_CHARS - 1).collect();
     cut.push('…');
     cut
 }
@@ -320,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_a_pod_creation() {
+    fn creation_of_a_pod_is_parsed() {
         let body = body(&json!({
             "uid": "u-1", "operation": "CREATE", "namespace": "team", "resource": pods(), "dryRun": true,
             "object": {"metadata": {"name": "p"}, "spec": {"containers": [{"image": "a.example/b"}]}},
@@ -337,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_of_another_kind_or_shape_is_answered_and_not_an_error() {
+    fn object_of_another_kind_or_shape_is_answered() {
         for request in [
             json!({"uid": "u", "operation": "CREATE", "resource": {"group": "apps", "version": "v1", "resource": "deployments"},
                 "object": {"spec": {"containers": []}}}),
@@ -357,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_review_without_a_readable_uid_is_an_error() {
+    fn review_without_a_readable_uid_is_an_error() {
         for request in [
             json!(null),
             json!({}),
@@ -384,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_named_in_the_error() {
+    fn other_version_is_named_in_the_error() {
         let body = br#"{"apiVersion":"admission.k8s.io/v1beta1","kind":"AdmissionReview","request":{"uid":"u"}}"#;
         let error = Request::parse(body).expect_err("v1beta1");
         assert_eq!(
@@ -410,11 +423,14 @@ mod tests {
     }
 
     #[test]
-    fn the_uid_is_echoed_letter_by_letter_and_the_patch_is_base64() {
+    fn uid_is_echoed_as_raw_json_and_the_patch_is_base64() {
         let text = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"a\u0062\"c"}}"#;
         let request = Request::parse(text.as_bytes()).expect("a review");
         let response = Response {
-            patch: super::super::patch::append("s", crate::admission::pod::ReferenceState::NoList),
+            patch: crate::admission::patch::append(
+                "s",
+                crate::admission::pod::ReferenceState::NoList,
+            ),
             ..Response::default()
         };
         let json = String::from_utf8(response.to_json(&request)).expect("text");
@@ -431,12 +447,15 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_carries_its_code_and_no_patch() {
+    fn denial_has_its_code_and_no_patch() {
         let body = body(&json!({"uid": "u"}));
         let request = Request::parse(&body).expect("a review");
         let response = Response {
-            refusal: Some((503, "why".to_owned())),
-            patch: super::super::patch::append("s", crate::admission::pod::ReferenceState::NoList),
+            denial: Some((503, "why".to_owned())),
+            patch: crate::admission::patch::append(
+                "s",
+                crate::admission::pod::ReferenceState::NoList,
+            ),
             warnings: vec![],
         };
         let answer: Value = serde_json::from_slice(&response.to_json(&request)).expect("json");
@@ -447,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_never_exceeds_its_length() {
+    fn warning_never_exceeds_its_length() {
         assert_eq!(warning("short"), "ecr-injector: short");
         let long = warning(&"ä".repeat(500));
         assert_eq!(long.chars().count(), MAX_WARNING_CHARS);

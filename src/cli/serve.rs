@@ -402,7 +402,7 @@ fn webhook(context: &Context, provisioner: Provisioner, events: Events) -> Webho
         context.clock.clone(),
         context.metrics.admission.clone(),
     )
-    .telling(events)
+    .with_events(events)
 }
 
 /// Logs what the configuration's file says, or else what the flag says, now and whenever that changes.

@@ -57,7 +57,7 @@ pub struct Registry {
 pub struct RegistryError(String);
 
 /// The hosts of ECR Public.
-const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
+pub(super) const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
 /// The one region that serves the API of ECR Public.
 const PUBLIC_REGION: &str = "us-east-1";
 

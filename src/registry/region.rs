@@ -28,7 +28,7 @@ pub enum Partition {
 }
 
 /// The partitions by their names in ARNs.
-const PARTITIONS: [(&str, Partition); 8] = [
+pub(super) const PARTITIONS: [(&str, Partition); 8] = [
     ("aws", Partition::Aws),
     ("aws-cn", Partition::AwsCn),
     ("aws-us-gov", Partition::AwsUsGov),

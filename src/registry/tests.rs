@@ -257,7 +257,7 @@ fn alias_keeps_its_host_and_gets_its_registrys_token() {
 
 #[test]
 fn ecr_public_is_resolved_only_if_included() {
-    for host in PUBLIC_HOSTS {
+    for host in ecr::PUBLIC_HOSTS {
         assert_eq!(Aliases::default().resolve(host), None, "{host}");
         let (resolved, registry) = Aliases::default()
             .with_public()
@@ -279,7 +279,7 @@ fn ecr_public_is_resolved_only_if_included() {
 
 #[test]
 fn partition_has_one_name_and_region_one_partition() {
-    for (name, partition) in PARTITIONS {
+    for (name, partition) in region::PARTITIONS {
         assert_eq!(Partition::parse(name), Some(partition));
         assert_eq!(partition.as_str(), name);
     }

@@ -117,7 +117,7 @@ impl Admission {
         match review {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                let complaint = error.to_string();
+                let complaint = error.with_cause();
                 let text = complaint.chars().take(MAX_COMPLAINT_CHARS).collect();
                 Err((StatusCode::BAD_REQUEST, "not_a_review", text))
             }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ecr_injector::admission::handler::Verdict;
+use ecr_injector::admission::outcome::Verdict;
 use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::pull_secret::gauges::PullSecretState;
 use ecr_injector::pull_secret::provisioner::{SecretSource, TokenSource};
@@ -353,12 +353,12 @@ fn reasons_of_admissions_are_those_of_the_pages() {
         (
             EVENTS,
             "skip-reasons",
-            words("src/admission/decide.rs", "Reason"),
+            words("src/admission/decide.rs", "SkipReason"),
         ),
         (
             METRICS,
             "identity-errors",
-            words("src/identity.rs", "Refusal"),
+            words("src/identity/mod.rs", "Refusal"),
         ),
         (
             METRICS,
@@ -459,9 +459,12 @@ fn literals(code: &str) -> Vec<String> {
 
 #[test]
 fn warnings_and_denials_are_those_of_the_tables() {
-    let (decide, webhook) = (read("src/admission/decide.rs"), read("src/webhook.rs"));
+    let (decide, outcome) = (
+        read("src/admission/decide.rs"),
+        read("src/admission/outcome.rs"),
+    );
     let mut written = BTreeSet::new();
-    for text in [&decide, &webhook] {
+    for text in [&decide, &outcome] {
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         for call in code.split("warning(").skip(1) {
             let statement = &call[..call
@@ -479,7 +482,7 @@ fn warnings_and_denials_are_those_of_the_tables() {
     }
     assert_eq!(first_words(EVENTS, "warning"), written, "{EVENTS}");
 
-    let denials = literals(&webhook);
+    let denials = literals(&outcome);
     let denials = denials
         .into_iter()
         .filter(|text| text.starts_with("ecr-injector: "));
@@ -500,7 +503,7 @@ fn warnings_and_denials_are_those_of_the_tables() {
     }
     assert_eq!(
         first_words(EVENTS, "identity error"),
-        words("src/identity.rs", "Refusal")
+        words("src/identity/mod.rs", "Refusal")
     );
 }
 

@@ -76,7 +76,7 @@ fn facts<'a>(settings: &'a NamespaceSettings, secret: SecretFacts<'a>) -> Facts<
     }
 }
 
-/// The verdict where the namespace is opted in and has no pull secret.
+/// Returns the decision where the namespace is opted in and has no pull secret.
 fn cold_verdict(request: &Value, rules: &Rules) -> Decision {
     verdict(request, rules, &facts(&settings(), SecretFacts::Absent))
 }
@@ -107,7 +107,7 @@ fn image(host: &str) -> String {
 }
 
 #[test]
-fn a_cold_namespace_is_ensured_first() {
+fn namespace_without_credentials_is_ensured_first() {
     let object = pod(&["nginx", &image(IRELAND), &image(IRELAND)]);
     let Decision::InjectAfterEnsuring(injection, missing) =
         cold_verdict(&json!({ "object": object }), &rules())
@@ -122,7 +122,7 @@ fn a_cold_namespace_is_ensured_first() {
 }
 
 #[test]
-fn a_warm_namespace_is_answered_from_memory_and_a_due_one_too() {
+fn namespace_with_credentials_is_answered_from_memory() {
     for (age, due) in [(1, false), (5, true), (11, true)] {
         let state = state(age);
         let settings = settings();
@@ -166,7 +166,7 @@ fn only_the_missing_registries_are_ensured() {
 }
 
 #[test]
-fn a_dry_run_ensures_nothing_and_still_injects() {
+fn dry_run_ensures_nothing_and_still_injects() {
     let request = json!({"dryRun": true, "object": pod(&[&image(IRELAND)])});
     assert!(
         matches!(cold_verdict(&request, &rules()), Decision::Inject(i) if i.reference == ReferenceState::NoList)
@@ -174,7 +174,7 @@ fn a_dry_run_ensures_nothing_and_still_injects() {
 }
 
 #[test]
-fn requests_that_are_not_ours_are_left_alone_and_say_why() {
+fn other_requests_are_skipped_with_a_reason() {
     let ecr = pod(&[&image(IRELAND)]);
     let annotated = |key: &str, value: &str| {
         let mut pod = ecr.clone();
@@ -186,37 +186,37 @@ fn requests_that_are_not_ours_are_left_alone_and_say_why() {
     for (request, reason) in [
         (
             json!({"object": pod(&["nginx", "example.com/a"])}),
-            Reason::NoRegistry,
+            SkipReason::NoRegistry,
         ),
         (
             json!({"object": ecr, "namespace": "kube-system"}),
-            Reason::NotOptedIn,
+            SkipReason::NotOptedIn,
         ),
         (
             json!({"object": ecr, "namespace": "../x"}),
-            Reason::NotOptedIn,
+            SkipReason::NotOptedIn,
         ),
         (
             json!({"object": ecr, "operation": "DELETE"}),
-            Reason::OtherOperation,
+            SkipReason::OtherOperation,
         ),
         (
             json!({"object": annotated("kubernetes.io/config.mirror", "x")}),
-            Reason::Mirror,
+            SkipReason::Mirror,
         ),
         (
             json!({"object": annotated("ecr-injector.dev/inject", "disabled")}),
-            Reason::Disabled,
+            SkipReason::Disabled,
         ),
         (
             json!({"object": deleting, "operation": "UPDATE", "oldObject": pod(&[])}),
-            Reason::Deleting,
+            SkipReason::Deleting,
         ),
         (
             json!({"object": ecr, "operation": "UPDATE", "oldObject": ecr}),
-            Reason::SameImages,
+            SkipReason::SameImages,
         ),
-        (json!({"object": null}), Reason::NotAPod),
+        (json!({"object": null}), SkipReason::NotAPod),
     ] {
         assert_eq!(
             cold_verdict(&request, &rules()),
@@ -230,12 +230,12 @@ fn requests_that_are_not_ours_are_left_alone_and_say_why() {
     };
     assert_eq!(
         verdict(&json!({ "object": ecr }), &rules(), &plain),
-        Decision::Skip(Reason::NotOptedIn)
+        Decision::Skip(SkipReason::NotOptedIn)
     );
 }
 
 #[test]
-fn a_foreign_secret_leaves_the_pod_unpatched_with_a_warning_that_fits() {
+fn foreign_secret_leaves_the_pod_unpatched_with_a_warning() {
     for why in [Foreign::Label, Foreign::Type, Foreign::Immutable] {
         let settings = settings();
         let facts = facts(&settings, SecretFacts::Foreign(why));
@@ -244,8 +244,8 @@ fn a_foreign_secret_leaves_the_pod_unpatched_with_a_warning_that_fits() {
             &rules(),
             &facts,
         );
-        assert_eq!(decision, Decision::Skip(Reason::Foreign(why)));
-        let warning = warning_for(Reason::Foreign(why), &rules()).expect("a warning");
+        assert_eq!(decision, Decision::Skip(SkipReason::Foreign(why)));
+        let warning = warning_for(SkipReason::Foreign(why), &rules()).expect("a warning");
         assert!(
             warning.chars().count() <= 120 && !warning.ends_with('…'),
             "{warning}"
@@ -254,7 +254,7 @@ fn a_foreign_secret_leaves_the_pod_unpatched_with_a_warning_that_fits() {
 }
 
 #[test]
-fn an_update_never_patches_and_warns_only_a_pod_without_the_reference() {
+fn update_never_patches_and_warns_without_the_reference() {
     let mut object = pod(&[&image(OREGON)]);
     let old = pod(&[&image(IRELAND)]);
     let request = json!({"object": object, "oldObject": old, "operation": "UPDATE"});
@@ -274,7 +274,7 @@ fn an_update_never_patches_and_warns_only_a_pod_without_the_reference() {
 }
 
 #[test]
-fn an_update_of_the_ephemeral_containers_is_ensured() {
+fn update_of_ephemeral_containers_is_ensured() {
     let mut object = pod(&["nginx"]);
     object["spec"]["ephemeralContainers"] = json!([{"name": "debug", "image": image(IRELAND)}]);
     let request = json!({"object": object, "oldObject": pod(&["nginx"]), "operation": "UPDATE",
@@ -308,21 +308,21 @@ fn allow_limits_accounts_and_regions() {
         .insert(Region::parse("us-west-2").expect("valid"));
     assert_eq!(
         cold_verdict(&both, &rules),
-        Decision::Skip(Reason::NotAllowed)
+        Decision::Skip(SkipReason::NotAllowed)
     );
 }
 
 #[test]
-fn a_registry_that_no_identity_may_mint_for_is_never_served_by_another() {
-    let said = NamespaceSettings {
+fn registry_without_an_identity_gets_no_other_identity() {
+    let settings = NamespaceSettings {
         role: Some("arn:aws:iam::123456789012:role/admin".into()),
         ..NamespaceSettings::default()
     };
     let state = state(1);
     for secret in [SecretFacts::Absent, SecretFacts::Ours(&state)] {
-        let facts = facts(&said, secret);
+        let facts = facts(&settings, secret);
         let request = json!({"object": pod(&[&image(IRELAND)])});
-        let reason = Reason::NoIdentity(Refusal::NotAllowed);
+        let reason = SkipReason::NoIdentity(Refusal::NotAllowed);
         assert_eq!(verdict(&request, &rules(), &facts), Decision::Skip(reason));
         let warning = warning_for(reason, &rules()).expect("a warning");
         assert!(!warning.ends_with('…'), "{warning}");
@@ -357,7 +357,7 @@ fn host_without_a_token_has_its_reason() {
     assert!(refused.to_string().contains("namespaceRoles.allow"));
     let account = AccountId::parse("210987654321").expect("valid");
     rules.allow.accounts.insert(account);
-    // What the configuration alone decides comes first.
+    // Reasons that follow from the configuration alone come first.
     for settings in [&settings(), &annotated] {
         let not_allowed = Some(Suspension::NotAllowed);
         assert_eq!(reason(&rules, IRELAND, settings), not_allowed);
@@ -464,7 +464,7 @@ fn pod_wants_what_its_admission_would_have_wanted() {
 }
 
 #[test]
-fn registries_beyond_the_limit_are_not_served_and_the_user_is_told() {
+fn registries_beyond_the_limit_get_a_warning_only() {
     let images: Vec<String> = (0..20)
         .map(|n| format!("{n:012}.dkr.ecr.eu-west-1.amazonaws.com/a"))
         .collect();

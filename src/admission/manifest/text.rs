@@ -1,26 +1,27 @@
-//! Manifests as text: YAML and JSON in, YAML out, both as `kubectl` understands them.
+//! Manifests as text: reads YAML and JSON, and writes YAML, as `kubectl` does.
 //!
-//! Kubernetes reads YAML 1.1 (`yes` is a boolean, `0644` is 420), so what is read here is read that way, and what is
-//! written has quotes wherever any reader could take a text for something else. Order stays, comments do not.
+//! Kubernetes reads YAML 1.1 (`yes` is a boolean, `0644` is 420), and so does this parser. The writer
+//! quotes a text wherever a parser could read it as another type. The order of fields stays; comments
+//! are lost.
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Number, Value};
 use serde_saphyr::{DoubleQuoted, Spanned, UserMessageFormatter};
 use thiserror::Error;
 
-/// Integers up to this are exact as floats.
+/// The greatest integer up to which all integers are exact as floats.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Why a text is not a manifest.
+/// The reason why a text is not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TextError {
-    /// Neither UTF-8 nor UTF-16 with its byte order mark.
+    /// The text is neither UTF-8 nor UTF-16 with its byte order mark.
     #[error("line {line}: not UTF-8 text")]
     Encoding {
         /// The line, from 1.
         line: usize,
     },
-    /// Not YAML, or not JSON.
+    /// The text is neither YAML nor JSON.
     #[error("document {document}, line {line}, column {column}: {message}")]
     Syntax {
         /// The document in the file, from 1.
@@ -29,19 +30,19 @@ pub enum TextError {
         line: usize,
         /// The column, from 1.
         column: usize,
-        /// What is wrong there.
+        /// The parser's message.
         message: String,
     },
-    /// A document that can't be an object.
+    /// The document is not an object.
     #[error(
         "document {document}, line {line}: expected an object with apiVersion and kind, got {got}"
     )]
     NotAnObject {
         /// The document in the file, from 1.
         document: usize,
-        /// Its first line in the file, from 1.
+        /// The document's first line in the file, from 1.
         line: usize,
-        /// What it is.
+        /// The type of the document.
         got: &'static str,
     },
 }
@@ -52,8 +53,8 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Value>, TextError> {
     if !text.trim_start().starts_with('{') {
         return read_yaml(&text);
     }
-    // JSON documents may stand one after the other, and its strings have escapes that YAML lacks. But YAML may begin
-    // with a brace too, so the error that got further is the one to tell.
+    // A JSON file may have several documents in a row, and JSON has escapes that YAML lacks. But YAML
+    // may begin with a brace too, so the error of the parser that got further is returned.
     read_json(&text).or_else(|json| {
         read_yaml(&text).map_err(|yaml| {
             if position(&yaml) < position(&json) {
@@ -67,24 +68,24 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Value>, TextError> {
 
 /// Writes an object as a YAML document.
 pub fn to_yaml(value: &Value) -> Result<String, serde_saphyr::SerializeError> {
-    // Folding would turn every long argument of a container into lines that differ from what was written.
+    // Folding would break long arguments of containers into lines that differ from the input.
     let options = serde_saphyr::ser_options! { folded_wrap_chars: usize::MAX };
-    serde_saphyr::to_string_with_options(&Written(value), options)
+    serde_saphyr::to_string_with_options(&YamlValue(value), options)
 }
 
-/// A value on its way out.
-struct Written<'a>(&'a Value);
+/// Serializes a value as YAML that `kubectl` reads back unchanged.
+struct YamlValue<'a>(&'a Value);
 
-impl Serialize for Written<'_> {
+impl Serialize for YamlValue<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
-            // kubectl's reader takes a tab at the start of a block for indentation, and refuses it.
+            // kubectl's parser reads a tab at the start of a block as indentation, and rejects it.
             Value::String(text) if text.trim_start_matches([' ', '\n']).starts_with('\t') => {
                 DoubleQuoted(text).serialize(serializer)
             }
-            Value::Array(items) => serializer.collect_seq(items.iter().map(Written)),
+            Value::Array(items) => serializer.collect_seq(items.iter().map(YamlValue)),
             Value::Object(fields) => {
-                serializer.collect_map(fields.iter().map(|(name, value)| (name, Written(value))))
+                serializer.collect_map(fields.iter().map(|(name, value)| (name, YamlValue(value))))
             }
             scalar => scalar.serialize(serializer),
         }
@@ -92,7 +93,7 @@ impl Serialize for Written<'_> {
 }
 
 fn decode(bytes: &[u8]) -> Result<String, TextError> {
-    // What PowerShell writes by default.
+    // PowerShell writes UTF-16 by default.
     let utf16 = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let (pairs, rest) = bytes.as_chunks();
         let units: Vec<u16> = pairs.iter().copied().map(unit).collect();
@@ -133,8 +134,8 @@ fn read_json(text: &str) -> Result<Vec<Value>, TextError> {
 }
 
 fn read_yaml(text: &str) -> Result<Vec<Value>, TextError> {
-    // The parser's own limits are for strangers' input; a dump of a whole cluster exceeds them. Aliases stay limited,
-    // and depth is what it is in JSON.
+    // The parser's default limits are for untrusted input; a dump of a whole cluster exceeds them.
+    // Aliases stay limited, and the depth is that of JSON.
     let budget = serde_saphyr::budget! {
         max_events: usize::MAX,
         max_nodes: usize::MAX,
@@ -196,7 +197,8 @@ fn without_position(message: &str, position: &str) -> String {
     message.strip_suffix(position).unwrap_or(message).to_owned()
 }
 
-/// The number, from 1, of the document that has a line: each `---` begins one, and so does what stands before the first.
+/// Returns the number, from 1, of the document that has a line: each `---` begins one, and so does any
+/// text before the first.
 fn document_at(text: &str, line: usize) -> usize {
     let mut documents = 0;
     for line in text.lines().take(line) {
@@ -212,7 +214,8 @@ fn document_at(text: &str, line: usize) -> usize {
     documents.max(1)
 }
 
-/// `1e3` and the like are floats in YAML; Kubernetes writes whole ones as integers before it looks at their type.
+/// Converts whole floats to integers: `1e3` and the like are floats in YAML, and Kubernetes converts
+/// whole ones before it checks their type.
 fn shorten_numbers(value: &mut Value) {
     match value {
         Value::Number(number) if number.is_f64() => {

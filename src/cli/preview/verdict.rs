@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::{
-        decide::{Decision, Facts, Injection, Reason, decide, demand, warning_for},
+        decide::{Decision, Facts, Injection, SkipReason, decide, demand, warning_for},
         manifest::Object,
         patch,
         pod::{Pod, ReferenceState},
@@ -55,7 +55,7 @@ impl Verdict {
             name: object.name.to_owned(),
             own_namespace: object.namespace.map(str::to_owned),
             namespace: object.namespace.unwrap_or(default.as_str()).to_owned(),
-            place: object.place.clone(),
+            place: object.path.clone(),
             patch: Patch::default(),
             outcome: Outcome::PassedThrough,
             notes: vec![],
@@ -127,7 +127,7 @@ impl Verdict {
         let name = &rules.secret_name;
         let secret = match reference {
             ReferenceState::Present => format!("{name}, in {list} already"),
-            ReferenceState::Listed => format!("{name}, appended to {list}"),
+            ReferenceState::Missing => format!("{name}, appended to {list}"),
             ReferenceState::NoList => format!("{name}, as {list}"),
         };
         self.notes.push(("secret", secret));
@@ -137,36 +137,38 @@ impl Verdict {
         self.outcome = Outcome::Injected;
     }
 
-    fn why(&self, reason: Reason, domains: &BTreeSet<String>) -> String {
+    fn why(&self, reason: SkipReason, domains: &BTreeSet<String>) -> String {
         let namespace = &self.namespace;
         match reason {
-            Reason::NoRegistry if domains.is_empty() => "it has no image".into(),
-            Reason::NoRegistry => {
+            SkipReason::NoRegistry if domains.is_empty() => "it has no image".into(),
+            SkipReason::NoRegistry => {
                 let domains: Vec<_> = domains.iter().map(String::as_str).collect();
                 format!(
                     "no image is in a private ECR registry, only in {}",
                     domains.join(", ")
                 )
             }
-            Reason::NotOptedIn if Namespace::parse(namespace).is_none() => {
+            SkipReason::NotOptedIn if Namespace::parse(namespace).is_none() => {
                 format!("{namespace:?} can't be the name of a namespace")
             }
-            Reason::NotOptedIn => {
+            SkipReason::NotOptedIn => {
                 format!(
                     "the configuration excludes namespace {namespace} (optIn.excludeNamespaces)"
                 )
             }
-            Reason::NoIdentity(refusal) => refusal.to_string(),
-            Reason::NotAllowed => "the configuration allows none of its registries (allow)".into(),
-            Reason::Disabled => "it is annotated ecr-injector.dev/inject: disabled".into(),
-            Reason::Mirror => "a mirror Pod must not reference Secrets".into(),
+            SkipReason::NoIdentity(refusal) => refusal.to_string(),
+            SkipReason::NotAllowed => {
+                "the configuration allows none of its registries (allow)".into()
+            }
+            SkipReason::Disabled => "it is annotated ecr-injector.dev/inject: disabled".into(),
+            SkipReason::Mirror => "a mirror Pod must not reference Secrets".into(),
             // No cluster was asked, so none of these can be known.
-            Reason::NotAPod
-            | Reason::OtherOperation
-            | Reason::Deleting
-            | Reason::SameImages
-            | Reason::Foreign(_)
-            | Reason::Overloaded => reason.as_str().into(),
+            SkipReason::NotAPod
+            | SkipReason::OtherOperation
+            | SkipReason::Deleting
+            | SkipReason::SameImages
+            | SkipReason::Foreign(_)
+            | SkipReason::Overloaded => reason.as_str().into(),
         }
     }
 

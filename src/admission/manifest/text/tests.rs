@@ -17,8 +17,8 @@ fn error(text: &str) -> String {
 }
 
 #[test]
-fn reads_scalars_as_kubectl_does() {
-    // The right side is what sigs.k8s.io/yaml makes of the left one.
+fn scalars_are_read_as_kubectl_reads_them() {
+    // The right side is the output of sigs.k8s.io/yaml for the left side.
     for (text, expected) in [
         ("yes", json!(true)),
         ("on", json!(true)),
@@ -56,7 +56,7 @@ fn reads_scalars_as_kubectl_does() {
 }
 
 #[test]
-fn documents_are_kept_apart_and_empty_ones_left_out() {
+fn documents_stay_separate_and_empty_ones_are_left_out() {
     let count = |text: &str| read(text.as_bytes()).map(|documents| documents.len());
     assert_eq!(count(""), Ok(0));
     assert_eq!(count("---"), Ok(0));
@@ -69,7 +69,7 @@ fn documents_are_kept_apart_and_empty_ones_left_out() {
 }
 
 #[test]
-fn what_editors_on_windows_write_is_read() {
+fn files_from_editors_on_windows_are_read() {
     let expected = json!({"a": "x\ny\n"});
     assert_eq!(one("\u{feff}a: |\r\n  x\r\n  y\r\n"), expected);
     let utf16 = |unit: fn(u16) -> [u8; 2]| -> Vec<u8> {
@@ -87,7 +87,7 @@ fn what_editors_on_windows_write_is_read() {
 }
 
 #[test]
-fn an_error_tells_document_and_position() {
+fn error_has_document_and_position() {
     for (text, expected) in [
         (
             "a: 1\n---\nb: [1, 2\nc: 3\n",
@@ -122,7 +122,7 @@ fn an_error_tells_document_and_position() {
 }
 
 #[test]
-fn long_comments_deep_nesting_and_many_documents_are_no_error() {
+fn long_comments_deep_nesting_and_many_documents_are_valid() {
     let comment = "  # why\n".repeat(100);
     assert_eq!(
         one(&format!("a:\n{comment}  b: 1\n")),
@@ -143,7 +143,7 @@ fn long_comments_deep_nesting_and_many_documents_are_no_error() {
 }
 
 #[test]
-fn an_alias_bomb_is_an_error() {
+fn alias_bomb_is_an_error() {
     let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for at in 1..12 {
         let before = format!("*a{}, ", at - 1).repeat(10);
@@ -154,7 +154,7 @@ fn an_alias_bomb_is_an_error() {
 }
 
 #[test]
-fn a_text_is_quoted_where_a_reader_could_take_it_for_something_else() {
+fn text_is_quoted_where_a_parser_could_misread_it() {
     for text in [
         "yes",
         "No",
@@ -207,7 +207,7 @@ fn a_text_is_quoted_where_a_reader_could_take_it_for_something_else() {
 }
 
 #[test]
-fn a_text_that_begins_with_a_tab_is_no_block() {
+fn text_that_begins_with_a_tab_is_no_block() {
     let value = json!({"a": "\tall: x\n", "b": "x\n\ty\n"});
     assert_eq!(
         to_yaml(&value).expect("YAML"),
@@ -216,7 +216,7 @@ fn a_text_that_begins_with_a_tab_is_no_block() {
 }
 
 #[test]
-fn a_long_line_stays_one_line() {
+fn long_line_stays_one_line() {
     let value = json!({"args": ["word ".repeat(100).trim()]});
     assert_eq!(to_yaml(&value).expect("YAML").lines().count(), 2);
 }
@@ -246,7 +246,7 @@ fn any_value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn what_is_written_reads_back_the_same(value in any_value(), other in any_value()) {
+    fn written_yaml_reads_back_the_same(value in any_value(), other in any_value()) {
         let documents = vec![json!({ "a": value }), json!({ "b": other })];
         let mut text = String::new();
         for document in &documents {

@@ -1,0 +1,153 @@
+//! The log line of an admission, which is also the attributes of its span.
+
+use std::{borrow::Cow, fmt::Write as _, time::Duration};
+
+use super::{outcome::Outcome, pod::Pod, review::Request};
+use crate::{
+    registry::Host,
+    telemetry::{log::line, otel::Span},
+};
+
+/// The maximum length of a name from the request, in bytes: no object has a longer one, but a client
+/// may send one.
+const MAX_LOGGED_BYTES: usize = 253;
+/// The maximum length of an error, in bytes.
+const MAX_LOGGED_ERROR_BYTES: usize = 600;
+/// The maximum number of registries; the line has the number of further ones.
+const MAX_LOGGED_HOSTS: usize = 16;
+
+/// Logs an admission and sets the attributes of its span, unless neither is recorded.
+pub(super) fn record(request: &Request<'_>, outcome: &Outcome, elapsed: Duration, span: &mut Span) {
+    let is_logged = match &outcome.error {
+        None => tracing::enabled!(tracing::Level::INFO),
+        Some(_) => tracing::enabled!(tracing::Level::WARN),
+    };
+    if is_logged || span.is_recording() {
+        let line = AccessLogLine::new(request, outcome, elapsed);
+        if is_logged {
+            line.log();
+        }
+        line.set_on(span);
+    }
+}
+
+/// The log line of an admission. The line has nothing of the Pod's spec and no credential, and each
+/// text of the request is cut and escaped, so that no client can fill a disk or forge a line.
+struct AccessLogLine<'a> {
+    uid: Cow<'a, str>,
+    namespace: Cow<'a, str>,
+    pod: Cow<'a, str>,
+    owner_kind: Cow<'a, str>,
+    owner: Cow<'a, str>,
+    operation: &'static str,
+    dry_run: bool,
+    decision: &'static str,
+    reason: &'static str,
+    registries: String,
+    token_source: &'static str,
+    secret_outcome: &'static str,
+    elapsed_ms: f64,
+    error: Option<String>,
+}
+
+impl<'a> AccessLogLine<'a> {
+    fn new(request: &'a Request<'_>, outcome: &Outcome, elapsed: Duration) -> Self {
+        let name = |name: &'a str| line(name, MAX_LOGGED_BYTES);
+        let pod = request.object.as_ref();
+        let (owner_kind, owner) = pod.map_or(("", ""), Pod::owner);
+        let micros = u32::try_from(elapsed.as_micros()).unwrap_or(u32::MAX);
+        Self {
+            uid: name(request.uid()),
+            namespace: name(&request.namespace.0),
+            pod: name(pod.map_or("", |pod| pod.name())),
+            owner_kind: name(owner_kind),
+            owner: name(owner),
+            operation: request.operation.as_str(),
+            dry_run: request.dry_run,
+            decision: outcome.verdict.as_str(),
+            reason: outcome.reason,
+            registries: joined(&outcome.hosts),
+            token_source: outcome.tokens.as_str(),
+            secret_outcome: outcome.secret.as_str(),
+            elapsed_ms: f64::from(micros) / 1000.0,
+            error: outcome
+                .error
+                .as_ref()
+                .map(|error| line(&error.to_string(), MAX_LOGGED_ERROR_BYTES).into_owned()),
+        }
+    }
+
+    /// Sets the fields as attributes of a span.
+    fn set_on(self, span: &mut Span) {
+        if !span.is_recording() {
+            return;
+        }
+        for (key, value) in [
+            ("uid", self.uid),
+            ("namespace", self.namespace),
+            ("pod", self.pod),
+            ("owner_kind", self.owner_kind),
+            ("owner", self.owner),
+            ("operation", self.operation.into()),
+            ("decision", self.decision.into()),
+            ("reason", self.reason.into()),
+            ("registries", self.registries.into()),
+            ("token_source", self.token_source.into()),
+            ("secret_outcome", self.secret_outcome.into()),
+        ] {
+            span.set(key, value.into_owned());
+        }
+        span.set("dry_run", self.dry_run);
+        span.set("elapsed_ms", self.elapsed_ms);
+        if let Some(error) = self.error {
+            span.fail(error);
+        }
+    }
+
+    /// Logs the line. A macro, because the two events share all fields but the error, and differ in
+    /// level and message.
+    fn log(&self) {
+        macro_rules! log {
+            ($level:ident, $($more:tt)+) => {
+                tracing::$level!(
+                    uid = &*self.uid,
+                    namespace = &*self.namespace,
+                    pod = &*self.pod,
+                    owner_kind = &*self.owner_kind,
+                    owner = &*self.owner,
+                    operation = self.operation,
+                    dry_run = self.dry_run,
+                    decision = self.decision,
+                    reason = self.reason,
+                    registries = self.registries,
+                    token_source = self.token_source,
+                    secret_outcome = self.secret_outcome,
+                    elapsed_ms = self.elapsed_ms,
+                    $($more)+
+                )
+            };
+        }
+        match &self.error {
+            None => log!(info, "admission"),
+            Some(error) => log!(warn, error, "admission without a ready pull secret"),
+        }
+    }
+}
+
+/// Joins hosts with commas, and counts those beyond [`MAX_LOGGED_HOSTS`].
+fn joined(hosts: &[Host]) -> String {
+    let shown = &hosts[..hosts.len().min(MAX_LOGGED_HOSTS)];
+    let length = shown.iter().map(|host| host.as_str().len() + 1).sum();
+    let mut list = String::with_capacity(length);
+    for host in shown {
+        let comma = if list.is_empty() { "" } else { "," };
+        list.push_str(comma);
+        list.push_str(host.as_str());
+    }
+    let more = hosts.len() - shown.len();
+    if more > 0 {
+        // Writing to a String can't fail.
+        let _ = write!(list, ",and {more} more");
+    }
+    list
+}

@@ -1,0 +1,201 @@
+//! The outcome of an admission: the response, and the values of its log line and metrics.
+
+use super::{
+    decide::{Injection, SkipReason, warning_for},
+    patch,
+    pod::ReferenceState,
+    review::{Operation, Request, Response, warning},
+};
+use crate::{
+    identity::Refusal,
+    pull_secret::provisioner::{PullSecretError, SecretSource, TokenSource},
+    registry::Host,
+    rules::{OnFailure, Rules},
+};
+
+/// The HTTP status of a denial under `onFailure: deny`: the controller tries again later.
+const STATUS_NOT_READY: u16 = 503;
+/// The HTTP status of a denial because of overload.
+const STATUS_OVERLOADED: u16 = 429;
+
+/// The outcome of an admission.
+pub(super) struct Outcome {
+    pub(super) response: Response,
+    pub(super) verdict: Verdict,
+    pub(super) reason: &'static str,
+    pub(super) hosts: Vec<Host>,
+    pub(super) tokens: TokenSource,
+    pub(super) secret: SecretSource,
+    /// The reason why registries of the Pod get no credential.
+    pub(super) refusal: Option<Refusal>,
+    pub(super) error: Option<PullSecretError>,
+}
+
+/// The verdict on a request, as a label and a log field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The Pod gets the reference, and the pull secret has every credential that the Pod needs.
+    Inject,
+    /// The Pod gets the reference, and the pull secret lacks a credential.
+    InjectUnready,
+    /// Nothing is changed.
+    Skip,
+    /// The Pod is denied.
+    Deny,
+}
+
+impl Verdict {
+    /// All verdicts.
+    pub const ALL: [Self; 4] = [Self::Inject, Self::InjectUnready, Self::Skip, Self::Deny];
+
+    /// Returns the verdict as a metric's label and a log field.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inject => "inject",
+            Self::InjectUnready => "inject_unready",
+            Self::Skip => "skip",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+impl Outcome {
+    /// Leaves the object unchanged.
+    pub(super) fn skip(reason: SkipReason, rules: &Rules) -> Self {
+        let response = Response {
+            warnings: warning_for(reason, rules).into_iter().collect(),
+            ..Response::default()
+        };
+        Self {
+            response,
+            verdict: Verdict::Skip,
+            reason: reason.as_str(),
+            hosts: vec![],
+            tokens: TokenSource::None,
+            secret: match reason {
+                SkipReason::Foreign(_) => SecretSource::Foreign,
+                _ => SecretSource::None,
+            },
+            refusal: match reason {
+                SkipReason::NoIdentity(refusal) => Some(refusal),
+                _ => None,
+            },
+            error: None,
+        }
+    }
+
+    /// Admits the Pod without a pull secret because of overload, or denies the Pod under
+    /// `onFailure: deny`.
+    pub(super) fn overloaded(request: &Request<'_>, rules: &Rules) -> Self {
+        let skipped = Self::skip(SkipReason::Overloaded, rules);
+        if !denies(request, rules) {
+            return skipped;
+        }
+        let message = "ecr-injector: overloaded: too many Pods are being created; try again";
+        Self {
+            response: Response {
+                denial: Some((STATUS_OVERLOADED, message.to_owned())),
+                ..Response::default()
+            },
+            verdict: Verdict::Deny,
+            ..skipped
+        }
+    }
+
+    /// Adds the reference to the Pod.
+    pub(super) fn inject(injection: Injection, reason: &'static str, rules: &Rules) -> Self {
+        let Injection {
+            reference,
+            hosts,
+            warnings,
+            refusal,
+            ..
+        } = injection;
+        let response = Response {
+            patch: patch::append(&rules.secret_name, reference),
+            warnings,
+            denial: None,
+        };
+        Self {
+            response,
+            verdict: Verdict::Inject,
+            reason,
+            hosts: hosts.into_iter().collect(),
+            tokens: TokenSource::None,
+            secret: SecretSource::None,
+            refusal,
+            error: None,
+        }
+    }
+
+    /// Admits the Pod with a warning because the pull secret lacks credentials for `missing`
+    /// registries, or denies the Pod under `onFailure: deny`.
+    pub(super) fn not_ready(
+        request: &Request<'_>,
+        mut injection: Injection,
+        missing: usize,
+        error: PullSecretError,
+        rules: &Rules,
+    ) -> Self {
+        let label = error.as_str();
+        if denies(request, rules) {
+            let message = format!(
+                "ecr-injector: pull secret {} is not ready: {}",
+                rules.secret_name,
+                error.public_text()
+            );
+            return Self {
+                response: Response {
+                    denial: Some((STATUS_NOT_READY, message)),
+                    ..Response::default()
+                },
+                verdict: Verdict::Deny,
+                reason: label,
+                hosts: injection.hosts.into_iter().collect(),
+                tokens: TokenSource::None,
+                secret: SecretSource::None,
+                refusal: None,
+                error: Some(error),
+            };
+        }
+        let registries = if missing == 1 {
+            "registry"
+        } else {
+            "registries"
+        };
+        injection.warnings.push(match &error {
+            // No retry makes room.
+            PullSecretError::Full { hosts, limit } => warning(&format!(
+                "no room in the pull secret for {} of this Pod's ECR registries \
+                 (limits.registriesPerSecret: {limit})",
+                hosts.len()
+            )),
+            PullSecretError::Refused { .. } => warning(&format!(
+                "the API server rejected Secret {} ({label}); see the Events of this namespace",
+                rules.secret_name
+            )),
+            _ => warning(&format!(
+                "no credential yet for {missing} ECR {registries} ({label}); image pulls may \
+                 fail until then"
+            )),
+        });
+        // The list of a stored Pod can't change; the decision has `Present` for it.
+        debug_assert!(
+            request.operation == Operation::Create
+                || injection.reference == ReferenceState::Present,
+            "an UPDATE is never patched"
+        );
+        Self {
+            error: Some(error),
+            verdict: Verdict::InjectUnready,
+            ..Self::inject(injection, label, rules)
+        }
+    }
+}
+
+/// Returns whether a Pod is denied if its pull secret isn't ready. An UPDATE never is: that would block
+/// a running Pod.
+fn denies(request: &Request<'_>, rules: &Rules) -> bool {
+    rules.on_failure == OnFailure::Deny && request.operation == Operation::Create
+}
