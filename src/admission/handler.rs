@@ -84,8 +84,8 @@ impl Webhook {
         trace: &mut Trace,
     ) -> Result<Vec<u8>, ReviewError> {
         let request = self.parse(body, trace)?;
-        let deciding = trace.place.enter(&self.metrics.phases, Phase::Decide);
-        // One snapshot of the rules for the whole admission.
+        let deciding = trace.parent.enter(&self.metrics.phases, Phase::Decide);
+        // The rules of this admission from here to its end.
         let rules = self.rules.get();
         let outcome = match demand(&request, &rules) {
             Ok(demand) => {
@@ -93,7 +93,7 @@ impl Webhook {
                     request: &request,
                     rules: &rules,
                     deadline,
-                    place: &trace.place,
+                    place: &trace.parent,
                 };
                 self.answer(admission, demand, deciding).await
             }
@@ -125,7 +125,7 @@ impl Webhook {
     }
 
     fn parse<'a>(&self, body: &'a [u8], trace: &Trace) -> Result<Request<'a>, ReviewError> {
-        let _parsing = trace.place.enter(&self.metrics.phases, Phase::Parse);
+        let _parsing = trace.parent.enter(&self.metrics.phases, Phase::Parse);
         Request::parse(body)
     }
 

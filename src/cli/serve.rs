@@ -415,7 +415,8 @@ fn follow_log_filter(context: &Context, log: log::Filter, flag: String) {
         }
         // The file's was checked with the rest of it, the flag's at the start.
         if let Err(error) = log.set(filter) {
-            tracing::warn!(filter, %error, "invalid log filter; keeping the current one");
+            let error = anyhow::Error::from(error);
+            tracing::warn!(filter, error = %format_args!("{error:#}"), "invalid log filter; keeping the current one");
         }
         filter.clone_into(&mut last);
     };

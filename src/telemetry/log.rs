@@ -1,4 +1,5 @@
-//! Logs: to standard output, as text for people or JSON for machines; beside a command's own output, to standard error.
+//! Logs: to standard output, as text for people or JSON for machines; to standard error for
+//! commands whose own output is on standard output.
 
 use std::{
     borrow::Cow,
@@ -18,22 +19,24 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-/// The crates, by the start of their names, that write whole requests and replies at levels finer than INFO, tokens
-/// included. Those levels are never written, whatever the filter asks for.
+/// Crates, by the start of their names, that log whole requests and replies, tokens included, at
+/// levels finer than INFO. Those levels are never written, whatever the filter asks for.
 const CAPPED: [&str; 2] = ["aws_", "hyper"];
 
-/// Where the SDK logs with all their causes the errors that sources of credentials end with: what a credential process
-/// printed is among those. Nothing of it is written; what failed is in our own log, in our own words.
+/// Targets under which the SDK logs the errors of sources of credentials with all their causes,
+/// which may hold the output of a credential process. None of those lines is written;
+/// ecr-injector logs the failure itself.
 const SILENCED: [&str; 2] = [
     "aws_config::profile::credentials",
     "aws_config::web_identity_token",
 ];
 
-/// Where kube's client logs the whole of an answer that it can't read, Secrets among them. What it says elsewhere, such as of
-/// a CA bundle, is no secret.
-const UNREAD_ANSWERS: &str = "kube_client::client";
+/// Target under which kube's client logs the whole of a response that the client can't parse,
+/// Secrets among them. The lines of its other targets, such as those about a CA bundle, hold no
+/// secret.
+const UNPARSED_RESPONSES: &str = "kube_client::client";
 
-/// How logs are written.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Format {
     /// A line for people; coloured on a terminal.
@@ -43,28 +46,28 @@ pub enum Format {
     Json,
 }
 
-/// What is logged, to be changed while it is; clones share it.
+/// The log filter, which can change while the process runs; clones share the filter.
 ///
-/// What the filter leaves out costs as little as ever: whether a line is written is worked out once for each place that
-/// writes, and again only when the filter changes. A line that is written takes a lock for reading, which is nothing beside
+/// A line that the filter drops stays cheap: each call site caches whether its line is written,
+/// until the filter changes. A line that is written takes a read lock, which costs nothing beside
 /// the line.
 #[derive(Debug, Clone)]
 pub struct Filter(reload::Handle<EnvFilter, Registry>);
 
-/// Why a filter is not in force.
+/// The reason why a filter is not in use.
 #[derive(Debug, Error)]
 pub enum FilterError {
-    /// It isn't one. The last one stays.
-    #[error("not a filter in the form of RUST_LOG: {0}")]
+    /// The text is not a filter. The last filter stays in use.
+    #[error("not a filter in the form of RUST_LOG")]
     Parse(#[from] ParseError),
-    /// Nobody logs by it: another subscriber was first.
+    /// No subscriber uses the filter: another subscriber was installed first.
     #[error("logs are not written by this process's own rules")]
     Gone,
 }
 
 impl Filter {
-    /// From now on this is logged, in the form of `RUST_LOG`. What is never written still isn't, whatever the filter asks
-    /// for.
+    /// Replaces the filter, in the form of `RUST_LOG`. Lines that are never written stay unwritten,
+    /// whatever the filter asks for.
     pub fn set(&self, filter: &str) -> Result<(), FilterError> {
         let parsed = filter.parse::<EnvFilter>()?;
         self.0.reload(parsed).map_err(|_| FilterError::Gone)?;
@@ -80,7 +83,8 @@ pub fn start(format: Format, filter: &str) -> Result<Filter, ParseError> {
     start_to(format, filter, stdout, is_coloured)
 }
 
-/// Starts logging as text to a writer that ends on standard error: standard output is the command's own.
+/// Starts logging as text to a writer that ends on standard error: standard output is the
+/// command's own.
 pub fn start_beside_output<W>(filter: &str, writer: W) -> Result<Filter, ParseError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -101,7 +105,7 @@ where
 {
     let (subscriber, filter) = filtered(filter)?;
     let layer = fmt::layer().with_writer(writer);
-    // Where a subscriber is set already (a test's), its owner's choice stands.
+    // A subscriber that is set already, such as that of a test, stays.
     let _ = match format {
         Format::Text => subscriber.with(layer.with_ansi(is_coloured)).try_init(),
         Format::Json => subscriber.with(layer.json().flatten_event(true)).try_init(),
@@ -109,7 +113,7 @@ where
     Ok(filter)
 }
 
-/// Everything that a filter and the caps let through.
+/// Returns a subscriber for the lines that the filter and the caps let through.
 fn filtered(
     filter: &str,
 ) -> Result<
@@ -126,19 +130,21 @@ fn filtered(
     Ok((subscriber, Filter(handle)))
 }
 
-/// A directive of the filter can't cap: a more specific one of the user's would win over it.
+/// Returns whether a line may be written. A directive of the filter can't do that: a more specific
+/// directive of the user would override it.
 fn is_safe(metadata: &Metadata<'_>) -> bool {
     let is_among = |starts: &[&str]| -> bool {
         starts
             .iter()
             .any(|start| metadata.target().starts_with(start))
     };
-    let is_silenced = is_among(&SILENCED) || metadata.target() == UNREAD_ANSWERS;
+    let is_silenced = is_among(&SILENCED) || metadata.target() == UNPARSED_RESPONSES;
     !is_silenced && (*metadata.level() <= Level::INFO || !is_among(&CAPPED))
 }
 
-/// What others said, as far as it may stand in a log line: at most so many bytes, and nothing that could begin another
-/// line, or show it otherwise than it is written. Costs nothing where there is nothing to change.
+/// Returns text of others in a form that is safe in a log line: at most `limit` bytes, and no
+/// character that could begin another line or change how the line is displayed. Does not allocate
+/// if nothing has to change.
 #[must_use]
 pub fn line(text: &str, limit: usize) -> Cow<'_, str> {
     let text = &text[..text.floor_char_boundary(limit)];
@@ -149,13 +155,14 @@ pub fn line(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(shown).collect())
 }
 
-/// Controls, separators of lines, and what changes the direction of writing.
+/// Returns whether a character is a control, a line separator or a mark that changes the direction
+/// of writing.
 fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// What one thread of a test logs.
+/// Captures the log of one thread of a test.
 #[cfg(test)]
 pub(crate) mod captured {
     use std::{
@@ -166,18 +173,18 @@ pub(crate) mod captured {
     use tracing::subscriber::{DefaultGuard, set_default};
     use tracing_subscriber::fmt::MakeWriter;
 
-    /// What was logged while the guard of [`Log::start`] lived; clones share it.
+    /// The lines that were logged while the guard of [`Log::start`] lived; clones share them.
     #[derive(Clone, Default)]
     pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
     impl Log {
-        /// From now on, on this thread.
+        /// Starts to capture on this thread.
         pub(crate) fn start(&self) -> DefaultGuard {
             let subscriber = tracing_subscriber::fmt().with_writer(self.clone());
             set_default(subscriber.with_ansi(false).finish())
         }
 
-        /// How often a text was logged.
+        /// Returns how often a text was logged.
         pub(crate) fn count(&self, text: &str) -> usize {
             let log = self.0.lock().expect("a lock");
             String::from_utf8_lossy(&log).matches(text).count()
@@ -211,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_said_stays_on_its_line_and_is_not_long() {
+    fn foreign_text_stays_on_its_line_and_is_bounded() {
         assert!(matches!(line("web-7f", 6), Cow::Borrowed("web-7f")));
         assert!(matches!(line("web-7f", 3), Cow::Borrowed("web")));
         assert_eq!(line("h\u{e9}", 2), "h");
@@ -220,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn no_filter_brings_what_libraries_write_of_requests_and_replies() {
+    fn no_filter_shows_requests_and_replies_of_libraries() {
         for filter in [
             "trace",
             "aws_smithy_runtime=trace",
@@ -233,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_is_set_later_is_in_force_at_once_and_keeps_the_caps() {
+    fn replaced_filter_applies_at_once_and_keeps_the_caps() {
         let (subscriber, filter) = filtered("warn").expect("a filter");
         with_default(subscriber, || {
             let debugs = || enabled!(target: "ecr_injector::admission::handler", Level::DEBUG);
@@ -241,7 +248,7 @@ mod tests {
             filter.set("ecr_injector=debug").expect("a filter");
             assert!(debugs());
             assert!(matches!(filter.set("a=b=c"), Err(FilterError::Parse(_))));
-            assert!(debugs(), "the last one stays");
+            assert!(debugs(), "the last filter stays");
             for text in ["trace", "aws_smithy_runtime=trace", "info,hyper_util=trace"] {
                 filter.set(text).expect("a filter");
                 holds_its_caps(text);
@@ -252,7 +259,7 @@ mod tests {
         assert!(matches!(filter.set("info"), Err(FilterError::Gone)));
     }
 
-    /// Under the subscriber of this thread.
+    /// Checks the caps under the subscriber of this thread.
     fn holds_its_caps(filter: &str) {
         for level in [Level::DEBUG, Level::TRACE] {
             let is_written = match level {
@@ -275,7 +282,7 @@ mod tests {
             enabled!(target: "aws_config::web_identity_token", Level::WARN),
             enabled!(target: "kube_client::client", Level::ERROR),
         ] {
-            assert!(!is_written, "{filter}: what nobody may read");
+            assert!(!is_written, "{filter}: a silenced target");
         }
         let ours = enabled!(target: "ecr_injector::admission::handler", Level::TRACE);
         assert_eq!(ours, filter == "trace", "{filter}");

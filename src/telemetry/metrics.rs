@@ -1,6 +1,7 @@
-//! The registry of Prometheus metrics, with the metrics of the process itself; each room registers its own. Every label has
-//! a closed set of values or, as identities have, a bounded number: no host, namespace or message is a label.
-//! `docs/reference/metrics.md` says what each metric means, and what to do about it.
+//! The registry of Prometheus metrics, with the metrics of the process itself; each room registers
+//! its own. Every label has a closed set of values or, as identities have, a bounded number: no
+//! host, namespace or message is a label. `docs/reference/metrics.md` explains each metric, and
+//! what to do about it.
 
 mod family;
 mod process;

@@ -1,4 +1,4 @@
-//! How the process can be observed: its log, its metrics and its traces.
+//! Logs, metrics and traces.
 
 pub mod log;
 pub mod metrics;

@@ -42,7 +42,8 @@ impl Counters {
     }
 }
 
-/// A gauge that may have no value, and is then absent from the text: 0 would be a value like others.
+/// A gauge that may have no value, and is then absent from the text: 0 would be a value like
+/// others.
 #[derive(Debug, Clone, Default)]
 pub struct OptionalGauge(Arc<Mutex<Option<i64>>>);
 

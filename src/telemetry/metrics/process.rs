@@ -1,4 +1,4 @@
-//! What the kernel knows of this process, under the names that every Prometheus client has for it.
+//! The metrics of the process itself, under the names that every Prometheus client uses.
 
 use std::fmt;
 
@@ -10,8 +10,9 @@ use prometheus_client::{
 
 use super::registry::FamilyDescriptor;
 
-/// What is shown: the family's name without what its type appends, its help, and whether it only grows.
-const FIGURES: [(&str, &str, bool); 7] = [
+/// The families: the name without the suffix of its type, the help text, and whether it is a
+/// counter.
+const FAMILIES: [(&str, &str, bool); 7] = [
     (
         "process_cpu_seconds",
         "CPU time spent, user and system together, in seconds",
@@ -33,29 +34,29 @@ const FIGURES: [(&str, &str, bool); 7] = [
     ),
 ];
 
-/// Reads `/proc/self` at each scrape; where there is none, it shows nothing.
+/// Reads `/proc/self` at each scrape; without a `/proc`, there are no series.
 #[derive(Debug)]
 pub(super) struct Process;
 
 impl Process {
     pub(super) fn families() -> impl Iterator<Item = FamilyDescriptor> {
-        FIGURES
+        FAMILIES
             .into_iter()
-            .map(|(name, _, grows)| FamilyDescriptor {
-                name: format!("{name}{}", if grows { "_total" } else { "" }),
-                kind: if grows { "counter" } else { "gauge" },
+            .map(|(name, _, is_counter)| FamilyDescriptor {
+                name: format!("{name}{}", if is_counter { "_total" } else { "" }),
+                kind: if is_counter { "counter" } else { "gauge" },
             })
     }
 }
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(values) = figures() else {
+        let Some(values) = values() else {
             return Ok(());
         };
-        for ((name, help, grows), value) in FIGURES.into_iter().zip(values) {
+        for ((name, help, is_counter), value) in FAMILIES.into_iter().zip(values) {
             let Some(value) = value else { continue };
-            if grows {
+            if is_counter {
                 let metric = ConstCounter::new(value);
                 let family = encoder.encode_descriptor(name, help, None, metric.metric_type())?;
                 metric.encode(family)?;
@@ -69,13 +70,13 @@ impl Collector for Process {
     }
 }
 
-/// The values, in the order of [`FIGURES`].
+/// Returns the values, in the order of [`FAMILIES`].
 #[cfg(target_os = "linux")]
 #[expect(
     clippy::cast_precision_loss,
     reason = "no process has so many bytes or ticks that a double could not count them"
 )]
-fn figures() -> Option<[Option<f64>; 7]> {
+fn values() -> Option<[Option<f64>; 7]> {
     use procfs::{
         boot_time_secs, page_size,
         process::{LimitValue, Process},
@@ -102,7 +103,7 @@ fn figures() -> Option<[Option<f64>; 7]> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn figures() -> Option<[Option<f64>; 7]> {
+fn values() -> Option<[Option<f64>; 7]> {
     None
 }
 
@@ -114,7 +115,7 @@ mod tests {
     use crate::process::clock::{Clock as _, SystemClock};
 
     #[test]
-    fn the_kernels_figures_are_those_of_this_process() {
+    fn process_metrics_are_those_of_this_process() {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
         let mut text = String::new();

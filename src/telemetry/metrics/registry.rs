@@ -1,5 +1,5 @@
-//! The registry of all families. It also remembers every family that was registered: a family that has no series yet is in
-//! no scrape, and `docs/reference/metrics.md` has to name that family all the same.
+//! The registry of all families. The registry also remembers the name of every family: a family
+//! without a series is in no scrape, and `docs/reference/metrics.md` has to name that family, too.
 
 use std::{
     fmt,
@@ -86,8 +86,8 @@ impl Registry {
         metric
     }
 
-    /// Registers counters with one label. The `initial` values have their series from the start: an alert on an event that
-    /// never happened needs a zero to start from.
+    /// Registers counters with one label. The `initial` values have their series from the start: an
+    /// alert on an event that never happened needs a zero to start from.
     pub fn counters(
         &mut self,
         name: &str,
@@ -113,8 +113,8 @@ impl Registry {
         self.others.register_collector(Box::new(collector));
     }
 
-    /// Calls `measure` each time that [`Self::to_text`] is called, one call at a time. The measure may not call `to_text`
-    /// itself, and lives as long as the registry.
+    /// Calls `measure` each time that [`Self::to_text`] is called, one call at a time. The measure
+    /// may not call `to_text` itself, and lives as long as the registry.
     pub fn before_each_scrape(&self, measure: Measure) {
         self.measures().push(measure);
     }
