@@ -1,4 +1,4 @@
-//! The rules that admissions and refreshes go by, as the configuration states them.
+//! The rules of admissions and refreshes, as the configuration states them.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -12,32 +12,33 @@ use crate::{
     token::TokenKey,
 };
 
-/// The most hosts that a pull secret ever has, whatever the configuration says: with tokens of 4 KB it stays below the
-/// megabyte that a Secret may have. One that claims more is not of our writing.
+/// The most hosts that a pull secret ever has, whatever the configuration: with tokens of 4 KB it
+/// stays below the megabyte that a Secret may have. A pull secret that claims more was written by
+/// somebody else.
 pub const MAX_HOSTS: usize = 128;
 
-/// What the configuration says about decisions.
+/// The rules by which tokens are given to namespaces.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// The pull secret's name in every namespace.
+    /// The name of the pull secret in every namespace.
     pub secret_name: String,
-    /// Namespaces that are left alone, whatever their labels say.
+    /// The namespaces that are skipped, whatever their labels.
     pub excluded: BTreeSet<Namespace>,
-    /// Other names of ECR registries.
+    /// The aliases of ECR registries.
     pub aliases: Aliases,
-    /// Which registries we mint for.
+    /// The registries for which tokens are minted.
     pub allow: Allow,
-    /// Who mints.
+    /// The identities that mint tokens.
     pub identities: Identities,
-    /// The most registries of one Pod that we serve.
+    /// The most registries of one Pod that get credentials.
     pub registries_per_pod: usize,
     /// The most registries in one pull secret.
     pub registries_per_secret: usize,
-    /// What becomes of a Pod whose pull secret could not be made.
+    /// The verdict on a Pod whose pull secret could not be made in time.
     pub on_failure: OnFailure,
 }
 
-/// Which registries we mint for; an empty set allows all.
+/// The registries for which tokens are minted; an empty set allows all.
 #[derive(Debug, Clone, Default)]
 pub struct Allow {
     /// The accounts.
@@ -46,17 +47,19 @@ pub struct Allow {
     pub regions: BTreeSet<Region>,
 }
 
-/// What becomes of a Pod whose pull secret could not be made in time.
+/// The verdict on a Pod whose pull secret could not be made in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnFailure {
-    /// It is admitted with the reference and a warning; its pulls succeed once the Secret is there.
+    /// The Pod is admitted with the reference and a warning; its pulls succeed once the Secret is
+    /// there.
     #[default]
     Admit,
-    /// It is refused; its controller tries again.
+    /// The Pod is rejected; its controller tries again.
     Deny,
 }
 
-/// Why the rules give a host of a pull secret no token. Its credential is kept until it expires, and is not renewed.
+/// The reason why the rules give a host of a pull secret no token. The host's credential is kept
+/// until it expires, and is not renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Suspension {
     /// The configuration's allow list has neither the registry's account nor its region.
@@ -70,35 +73,37 @@ pub enum Suspension {
     NotEcr,
 }
 
-/// What becomes of a credential that the rules no longer allow.
+/// The handling of a credential that the rules no longer allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Revocation {
-    /// It stays until it expires, and is not renewed.
+    /// The credential stays until it expires, and is not renewed.
     #[default]
     OnExpiry,
-    /// It is taken out of the pull secret at once.
+    /// The credential is removed from the pull secret at once.
     Immediately,
 }
 
-/// What the configuration says about refreshing.
+/// The policy of the refresh.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Which registries, and who mints.
+    /// The rules by which tokens are given.
     pub rules: Arc<Rules>,
     /// The hosts that each opted-in namespace's pull secret has before any Pod asks.
     pub prewarm: Vec<Host>,
     /// How long after its last admission a host is forgotten; `None`: never.
     pub forget_after: Option<SignedDuration>,
-    /// What becomes of credentials that the rules no longer allow.
+    /// The handling of credentials that the rules no longer allow.
     pub revocation: Revocation,
-    /// Whether the pull secret of a namespace that was opted out is deleted once all its credentials have expired.
+    /// Whether the pull secret of a namespace that was opted out is deleted once all its
+    /// credentials have expired.
     pub removes: bool,
-    /// How many pull secrets may be written a second; as many reads may leave beside them.
+    /// How many pull secrets may be written a second; as many reads may be made beside the writes.
     pub writes_per_second: u32,
 }
 
 impl Allow {
-    /// Whether we may mint for a registry. The public gallery has no account; that it is served at all is what permits it.
+    /// Returns whether tokens may be minted for a registry. The public gallery has no account: it
+    /// is permitted wherever the configuration serves it.
     #[must_use]
     pub fn permits(&self, registry: &Registry) -> bool {
         if registry.endpoint().service == Service::Public {
@@ -123,8 +128,8 @@ impl Suspension {
 }
 
 impl Rules {
-    /// Returns the host to write and the token that it takes, for a host in the pull secret of a namespace, or why the
-    /// rules give it no token.
+    /// Returns the host to write and the key of its token, for a host in the pull secret of a
+    /// namespace, or why the rules give the host no token.
     pub fn key_or_reason(
         &self,
         host: &str,
