@@ -32,7 +32,7 @@ use crate::{
         readiness::{self, Readiness},
         signals::Signals,
     },
-    refresh::WORK_TIMEOUT,
+    refresh::RECONCILE_TIMEOUT,
     telemetry::log,
     tls,
 };
@@ -286,7 +286,7 @@ async fn read_state_key(context: &Context) {
 
 /// A deadline for the work for one namespace, from now on.
 pub(super) fn deadline() -> Instant {
-    Instant::now() + WORK_TIMEOUT
+    Instant::now() + RECONCILE_TIMEOUT
 }
 
 impl SyncedCluster {

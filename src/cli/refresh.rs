@@ -108,7 +108,7 @@ impl RefreshArgs {
         let rows = synced.each_seen(self.names(synced), async |namespace: &Namespace| {
             let before = context.secrets.get(namespace);
             let swept = reconciler
-                .bring_up_to_date(namespace, &sweep, &synced.term)
+                .reconcile_once(namespace, &sweep, &synced.term)
                 .await;
             let after = context.secrets.get(namespace);
             let settings = context.namespaces.peek(namespace);
@@ -261,8 +261,8 @@ impl Seen<'_> {
                 }
                 (result, Some(message))
             }
-            Some(Action::Look) => ("would-verify", None),
-            Some(Action::Remove) => ("would-remove", None),
+            Some(Action::Read) => ("would-verify", None),
+            Some(Action::Delete) => ("would-remove", None),
         };
         let row = Row {
             message,

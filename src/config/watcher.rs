@@ -108,7 +108,9 @@ impl ConfigWatcher {
         metrics.reload(Reload::Applied);
         metrics.applied(clock.now());
         metrics.reload_successful.set(1);
-        metrics.restart_required.set(i64::from(!needs_restart.is_empty()));
+        metrics
+            .restart_required
+            .set(i64::from(!needs_restart.is_empty()));
         let path = self.path.display();
         let generation = metrics.generation.get();
         tracing::info!(%path, generation, "reloaded the configuration");

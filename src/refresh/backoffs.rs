@@ -1,8 +1,8 @@
-//! How long each namespace is left alone: after failures, and after work that time alone does not explain.
+//! Backs off from namespaces: after failures, and after work that time alone does not explain.
 //!
-//! Whoever may edit a pull secret, a label or a Pod can make work. So each write and each read that time alone does not
-//! explain is charged to its namespace, whatever the reason, and from the third within a while on the namespace pauses for
-//! longer and longer.
+//! Whoever may edit a pull secret, a label or a Pod can make work. So each write and each read that
+//! time alone does not explain is charged to its namespace, whatever the reason, and from the third
+//! within [`WINDOW`] on the namespace backs off for longer and longer.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,21 +13,21 @@ use tokio::time::Instant;
 
 use crate::{cluster::namespace::Namespace, process::backoff::Backoff};
 
-/// Charges within this time count, in which the longest pause fits [`CONTENDED_FROM`] times: else they would look like
-/// peace…
+/// The time for which a charge counts: the longest pause fits in [`CONTENDED_FROM`] times, since
+/// contention would otherwise seem to end during the pauses.
 const WINDOW: Duration = Duration::from_mins(16);
-/// …and so many of them are contention.
+/// So many charges within [`WINDOW`] are contention.
 const CONTENDED_FROM: usize = 3;
 /// The first pause in contention, as failures in a row: 16 s.
 const CONTENDED_FAILURES: u32 = 5;
-/// How often charges that were long ago are looked for.
+/// How often old charges are forgotten.
 const PRUNE_EVERY: Duration = Duration::from_mins(1);
 
-/// The namespaces that are left alone for a while.
+/// The namespaces that back off.
 #[derive(Debug, Default)]
 pub(super) struct Backoffs {
     failed: HashMap<Namespace, Failed>,
-    /// When there was work that time alone does not explain.
+    /// The times of work that time alone does not explain.
     charges: HashMap<Namespace, VecDeque<Instant>>,
     pruned: Option<Instant>,
 }
@@ -38,29 +38,29 @@ struct Failed {
     until: Instant,
 }
 
-/// A namespace makes work again and again.
+/// The contention of a namespace that makes work again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Contention {
-    /// How often it did lately.
+    /// The number of charges within [`WINDOW`].
     pub(super) times: usize,
-    /// How long it is left alone.
+    /// The length of the backoff.
     pub(super) pause: Duration,
 }
 
 impl Backoffs {
-    /// Returns until when a namespace is left alone, if it is.
+    /// Returns until when a namespace backs off, if it does.
     pub(super) fn until(&self, namespace: &Namespace) -> Option<Instant> {
         self.failed.get(namespace).map(|failed| failed.until)
     }
 
-    /// Counts a failure; returns how many in a row there were.
+    /// Counts a failure, and returns how many there were in a row.
     pub(super) fn failed(&mut self, namespace: &Namespace, now: Instant) -> u32 {
-        self.leave_alone(namespace, 1, now);
+        self.back_off(namespace, 1, now);
         self.failures(namespace)
     }
 
-    /// Charges a namespace for work that time alone does not explain. What is tried again after a failure was charged before,
-    /// and has its own pause.
+    /// Charges a namespace for work that time alone does not explain. A retry after a failure was
+    /// charged before, and has a pause of its own.
     pub(super) fn charge(&mut self, namespace: &Namespace, now: Instant) -> Option<Contention> {
         let charges = self.charges.entry(namespace.clone()).or_default();
         if self.failed.contains_key(namespace) && !is_contended(charges) {
@@ -77,11 +77,12 @@ impl Backoffs {
         if !is_contended(charges) {
             return None;
         }
-        let pause = self.leave_alone(namespace, CONTENDED_FAILURES, now);
+        let pause = self.back_off(namespace, CONTENDED_FAILURES, now);
         Some(Contention { times, pause })
     }
 
-    /// Notes that nothing is left to do for a namespace; returns whether that ends its backoff, which in contention it doesn't.
+    /// Notes that nothing is left to do for a namespace. Returns whether that ends the backoff: in
+    /// contention, the backoff goes on.
     pub(super) fn succeeded(&mut self, namespace: &Namespace) -> bool {
         let is_over = !self.charges.get(namespace).is_some_and(is_contended);
         if is_over {
@@ -90,21 +91,22 @@ impl Backoffs {
         is_over
     }
 
-    /// Forgets the failures of a namespace for which there is nothing to do any more.
+    /// Forgets the failures of a namespace for which there is no longer anything to do.
     pub(super) fn forget(&mut self, namespace: &Namespace) {
         if !self.charges.get(namespace).is_some_and(is_contended) {
             self.failed.remove(namespace);
         }
     }
 
-    /// Ends all backoffs: what failed by another configuration may succeed now. Contention goes on by its own rules.
+    /// Ends all backoffs but those of contention: what failed by the former configuration may
+    /// succeed now.
     pub(super) fn clear(&mut self) {
         let charges = &self.charges;
         self.failed
             .retain(|namespace, _| charges.get(namespace).is_some_and(is_contended));
     }
 
-    /// Forgets charges that were long ago.
+    /// Forgets charges that no longer count.
     pub(super) fn prune(&mut self, now: Instant) {
         if self
             .pruned
@@ -123,7 +125,7 @@ impl Backoffs {
         failed.map_or(0, |failed| failed.backoff.failures())
     }
 
-    fn leave_alone(&mut self, namespace: &Namespace, at_least: u32, now: Instant) -> Duration {
+    fn back_off(&mut self, namespace: &Namespace, at_least: u32, now: Instant) -> Duration {
         let failed = self.failed.entry(namespace.clone()).or_insert(Failed {
             backoff: Backoff::default(),
             until: now,
@@ -166,7 +168,7 @@ mod tests {
         assert!(next.pause > contention.pause);
         backoffs.clear();
         assert!(backoffs.until(&team()).is_some(), "contention goes on");
-        // Each but the last is too long ago.
+        // Only the last of these charges still counts.
         assert_eq!(backoffs.charge(&team(), after(19)), None);
         backoffs.prune(after(36));
         assert!(backoffs.succeeded(&team()) && backoffs.until(&team()).is_none());

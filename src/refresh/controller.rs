@@ -1,122 +1,109 @@
-//! The leader's loop: whose turn it is, what comes of it, and what has changed meanwhile.
+//! The leader's loop: gives each namespace its turn, and requeues the namespace by the result.
 //!
-//! One task owns all of it. Calls run beside it, at most [`MAX_UNDER_WAY`] at a time, each with a deadline; a namespace has
-//! at most one. A write never waits for AWS: a namespace whose token isn't there is set aside until it is.
+//! The path of one namespace follows this file from top to bottom: [`Controller::enqueue`] plans
+//! what is to be done and queues the namespace for then, [`Controller::start`] gathers the tokens
+//! and spawns the call, [`Controller::finish`] reports the result and requeues the namespace.
+//!
+//! One task owns all state. Calls run beside it, at most [`MAX_IN_FLIGHT`] at a time, each with a
+//! deadline; a namespace has at most one. A write never waits for AWS: a namespace whose token is
+//! missing is set aside until the token is there.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::FutureExt as _;
 use jiff::{SignedDuration, Timestamp};
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
     task::JoinSet,
     time::{Instant, sleep_until},
 };
 
 use super::{
-    WORK_TIMEOUT,
     backoffs::Backoffs,
-    mint_queue::{MintStatus, Overdue},
-    minter::{Minted, Minter, is_new},
-    plan::{Action, DesiredState, Plan, Priority, due_since},
-    queue::{Due, WorkQueue},
-    rate_limiter::RateLimiter,
-    reconciler::{Facts, Reconciler},
+    clock_skew::ClockSkew,
+    context::RECONCILE_TIMEOUT,
+    mint_queue::MintStatus,
+    minter::{Minter, TokenEvent},
+    plan::{Action, ActionKind, DesiredState, Plan, Priority},
+    queue::Due,
+    rate_limiter::RateLimitedQueue,
+    reconciler::{Call, CallOutcome, Facts, GatheredTokens, Reconciler},
     reporter::Reporter,
 };
 use crate::{
-    cluster::{lease::Leadership, namespace::Namespace},
+    cluster::{changes::Changes, lease::Leadership, namespace::Namespace},
     process::current::Follower,
-    pull_secret::{
-        Damage, DesiredCredential, Observed,
-        writer::{PullSecretError, WriteOutcome},
-    },
-    registry::{Host, Service},
+    pull_secret::{Observed, writer::PullSecretError},
     rules::Policy,
-    token::{Token, TokenKey, cache::MintError},
 };
 
-/// Calls to the API server under way at the same time.
-const MAX_UNDER_WAY: usize = 16;
+/// Calls to the API server in flight at the same time.
+const MAX_IN_FLIGHT: usize = 16;
 /// The longest sleep: after a suspend or a step of the clock it takes no longer to notice.
 const MAX_SLEEP: Duration = Duration::from_secs(10);
-/// The clocks differ by more than this only if the machine slept or its clock was set.
-const CLOCK_STEP: Duration = Duration::from_secs(30);
-/// Namespaces that are started before the loop looks at what has come in meanwhile.
-const AT_ONCE: usize = 256;
-/// How often the backlog is counted.
-const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// Namespaces that are started before the loop handles what has come in meanwhile.
+const MAX_STARTS: usize = 256;
+/// How often the backlog is measured.
+const BACKLOG_PERIOD: Duration = Duration::from_secs(1);
 
-/// One term's work.
-pub(super) struct Controller {
+impl Reconciler {
+    /// Keeps everything fresh until the term is over and the calls in flight then have ended. Both
+    /// watches have to be synced: a namespace that isn't known yet seems to be opted out.
+    pub async fn lead(&self, term: Leadership) {
+        let changes = self.changes();
+        changes.listen();
+        let _guard = ListenGuard(changes);
+        Controller::new(self.clone(), term).run().await;
+    }
+}
+
+/// Stops listening to the changes when it is dropped.
+struct ListenGuard<'a>(&'a Changes);
+
+impl Drop for ListenGuard<'_> {
+    fn drop(&mut self) {
+        self.0.ignore();
+    }
+}
+
+/// The state of one term.
+struct Controller {
     reconciler: Reconciler,
     /// The configuration by which everything is planned until the next one comes.
     policy: Arc<Policy>,
     policies: Follower<Policy>,
     term: Leadership,
     reporter: Reporter,
-    writes: WorkQueue,
-    reads: WorkQueue,
-    write_limit: RateLimiter,
-    read_limit: RateLimiter,
+    writes: RateLimitedQueue,
+    reads: RateLimitedQueue,
     minter: Minter,
     backoffs: Backoffs,
-    under_way: HashSet<Namespace>,
-    /// The namespaces that were charged for a read or a token: what is written because of that is not charged again.
+    in_flight: HashSet<Namespace>,
+    /// The namespaces that were charged for a read or a token: the write that follows is not
+    /// charged again.
     charged: HashSet<Namespace>,
     opted_in: HashSet<Namespace>,
-    tasks: JoinSet<(Namespace, Done)>,
-    /// Tells of each token that comes into the cache.
-    landings: broadcast::Receiver<TokenKey>,
-    clocks: (Instant, Timestamp),
-    counted: Option<Instant>,
-}
-
-/// What came of a call.
-enum Done {
-    Wrote(
-        Box<DesiredState>,
-        Priority,
-        Result<WriteOutcome, PullSecretError>,
-    ),
-    Looked(Result<(), PullSecretError>),
-    Removed(Result<bool, PullSecretError>),
-    Crashed,
-}
-
-/// The kinds of work, to tell whether one led to the same again.
-#[derive(PartialEq, Eq)]
-enum Kind {
-    Write,
-    Look,
-    Remove,
+    calls: JoinSet<(Namespace, CallOutcome)>,
+    clock_skew: ClockSkew,
+    backlog_measured: Option<Instant>,
 }
 
 impl Controller {
-    pub(super) fn new(reconciler: Reconciler, term: Leadership) -> Self {
+    fn new(reconciler: Reconciler, term: Leadership) -> Self {
         let now = Instant::now();
-        let parts = reconciler.parts();
-        let (policies, policy) = (parts.policy.follow(), parts.policy.get());
+        let context = reconciler.context();
+        let (policies, policy) = (context.policy.follow(), context.policy.get());
         Self {
-            reporter: Reporter::new(parts.metrics.clone(), parts.events.clone()),
-            writes: WorkQueue::default(),
-            reads: WorkQueue::default(),
-            write_limit: RateLimiter::new(policy.writes_per_second, now),
-            read_limit: RateLimiter::new(policy.writes_per_second, now),
-            minter: Minter::new(parts.tokens.clone()),
+            reporter: Reporter::new(context.metrics.clone(), context.events.clone()),
+            writes: RateLimitedQueue::new(policy.writes_per_second, now),
+            reads: RateLimitedQueue::new(policy.writes_per_second, now),
+            minter: Minter::new(context.tokens.clone()),
             backoffs: Backoffs::default(),
-            under_way: HashSet::new(),
+            in_flight: HashSet::new(),
             charged: HashSet::new(),
-            opted_in: parts.namespaces.names().into_iter().collect(),
-            tasks: JoinSet::new(),
-            landings: parts.tokens.landings(),
-            clocks: (now, parts.clock.now()),
-            counted: None,
+            opted_in: context.namespaces.names().into_iter().collect(),
+            calls: JoinSet::new(),
+            clock_skew: ClockSkew::new(now, context.clock.now()),
+            backlog_measured: None,
             policy,
             policies,
             term,
@@ -125,38 +112,67 @@ impl Controller {
     }
 
     fn now(&self) -> Timestamp {
-        self.reconciler.parts().clock.now()
+        self.reconciler.context().clock.now()
     }
 
-    /// Works until the term is over; then waits for what is under way.
-    pub(super) async fn run(mut self) {
+    /// Runs until the term is over; then waits for the calls in flight.
+    async fn run(mut self) {
         self.enqueue_all();
-        let news = self.reconciler.changes().clone();
+        let changes = self.reconciler.changes().clone();
         while self.term.holds() {
             self.tick();
             self.start_due_work().await;
             let wake = self.next_wake();
             tokio::select! {
-                // What is under way ends before the news of it is read, which are among the changes.
+                // A call ends before the changes that it made are read.
                 biased;
                 () = self.term.lost() => break,
-                Some(done) = self.tasks.join_next() => self.finished_all(done.ok()),
-                Some((key, minted)) = self.minter.next() => self.minted(&key, minted),
-                changed = news.next() => {
-                    for namespace in changed {
-                        self.changed(&namespace);
+                Some(done) = self.calls.join_next() => self.finish_all(done.ok()),
+                event = self.minter.next() => self.update_tokens(event).await,
+                namespaces = changes.next() => {
+                    for namespace in namespaces {
+                        self.update_opt_in(&namespace);
+                        self.enqueue(&namespace);
                     }
                 }
                 policy = self.policies.next() => self.reconfigure(policy),
-                landed = self.landings.recv() => self.landed_elsewhere(landed).await,
                 () = sleep_until(wake) => {}
             }
         }
-        // The fence lets nothing more out, so this is the wait for answers.
-        while let Some(done) = self.tasks.join_next().await {
-            self.finished_all(done.ok());
+        // The fence stops every further write, so only answers are waited for here.
+        while let Some(done) = self.calls.join_next().await {
+            self.finish_all(done.ok());
         }
         self.reporter.backlog(0, 0, Duration::ZERO);
+    }
+
+    /// Replaces the configuration. The term goes on: calls in flight end, and are planned by the
+    /// new configuration then.
+    fn reconfigure(&mut self, policy: Arc<Policy>) {
+        tracing::info!("configuration changed; rescheduling all namespaces");
+        let now = Instant::now();
+        self.writes.set_rate(policy.writes_per_second, now);
+        self.reads.set_rate(policy.writes_per_second, now);
+        self.policy = policy;
+        self.backoffs.clear();
+        self.enqueue_all();
+    }
+
+    /// Updates whether a namespace is opted in, and reports a change of that.
+    fn update_opt_in(&mut self, namespace: &Namespace) {
+        let settings = self.reconciler.context().namespaces.settings(namespace);
+        if settings.is_some() {
+            if self.opted_in.insert(namespace.clone()) {
+                self.reporter.opted_in(namespace);
+            }
+        } else if self.opted_in.remove(namespace) {
+            let entry = self.reconciler.facts(namespace).entry;
+            if entry.is_some_and(|entry| entry.is_there()) {
+                self.reporter.opted_out(namespace);
+            } else {
+                self.reporter.forget(namespace);
+            }
+        }
     }
 
     fn enqueue_all(&mut self) {
@@ -166,89 +182,59 @@ impl Controller {
         self.reporter.planned_all(self.opted_in.len());
     }
 
-    /// From now on another configuration counts. The term goes on: what is under way ends, and is planned by it then.
-    fn reconfigure(&mut self, policy: Arc<Policy>) {
-        tracing::info!("configuration changed; rescheduling all namespaces");
-        let now = Instant::now();
-        self.write_limit.change(policy.writes_per_second, now);
-        self.read_limit.change(policy.writes_per_second, now);
-        self.policy = policy;
-        self.backoffs.clear();
-        self.enqueue_all();
-    }
-
-    /// The watches saw something.
-    fn changed(&mut self, namespace: &Namespace) {
-        self.see_whether_opted_in(namespace);
-        self.enqueue(namespace);
-    }
-
-    fn see_whether_opted_in(&mut self, namespace: &Namespace) {
-        let settings = self.reconciler.parts().namespaces.settings(namespace);
-        if settings.is_some() {
-            if self.opted_in.insert(namespace.clone()) {
-                self.reporter.opted_in(namespace);
-            }
-        } else if self.opted_in.remove(namespace) {
-            let is_there = self.reconciler.facts(namespace).entry;
-            if is_there.is_some_and(|entry| entry.is_there()) {
-                self.reporter.opted_out(namespace);
-            } else {
-                self.reporter.forget(namespace);
-            }
-        }
-    }
-
-    /// Plans a namespace, and queues it for when there is something to do. While a call is under way for it, that waits.
+    /// Plans a namespace, and queues it for when there is something to do. A namespace whose call
+    /// is in flight is planned when the call ends.
     fn enqueue(&mut self, namespace: &Namespace) {
-        if self.under_way.contains(namespace) {
+        if self.in_flight.contains(namespace) {
             return;
         }
         let now = self.now();
         let facts = self.reconciler.facts(namespace);
-        let planned = Reconciler::plan(namespace, &facts, &self.policy, now);
-        self.schedule(namespace, &facts, planned.as_ref(), now);
+        let plan = facts.plan(namespace, &self.policy, now);
+        self.schedule(namespace, &facts, plan.as_ref(), now);
     }
 
+    /// Queues a namespace for the time of its plan, or of the end of its backoff.
     fn schedule(
         &mut self,
         namespace: &Namespace,
         facts: &Facts,
-        planned: Option<&Plan>,
+        plan: Option<&Plan>,
         now: Timestamp,
     ) {
-        let Some(planned) = planned else {
+        let Some(plan) = plan else {
             return self.unschedule(namespace, facts);
         };
-        if let Action::Write(desired) = &planned.action {
+        if let Action::Write(desired) = &plan.action {
             self.reporter.suspended(namespace, &desired.suspended);
         }
-        if planned.at > now {
+        if plan.at > now {
             self.minter.queue.leave(namespace);
         }
         let mut due = Due {
-            priority: planned.priority,
-            at: planned.at,
-            ends: planned.ends,
+            priority: plan.priority,
+            at: plan.at,
+            ends: plan.ends,
         };
         if let Some(until) = self.backoffs.until(namespace)
             && !self.charged.contains(namespace)
         {
-            // Not before those that have not failed, and no turn is kept for it.
+            // Not before namespaces that have not failed, and without a reserved turn.
             due.priority = due.priority.max(Priority::Changed);
             due.ends = None;
             let left = until.saturating_duration_since(Instant::now());
             let left = SignedDuration::try_from(left).unwrap_or_default();
             due.at = due.at.max(now.saturating_add(left).unwrap_or(now));
         }
-        let (one, other) = match planned.action {
-            Action::Look => (&mut self.reads, &mut self.writes),
-            Action::Write(_) | Action::Remove => (&mut self.writes, &mut self.reads),
+        let (queue, other) = match plan.action.kind() {
+            ActionKind::Read => (&mut self.reads, &mut self.writes),
+            ActionKind::Write | ActionKind::Delete => (&mut self.writes, &mut self.reads),
         };
         other.remove(namespace);
-        one.set(namespace, due);
+        queue.set(namespace, due);
     }
 
+    /// Takes a namespace out of all queues: there is nothing to do until something changes.
     fn unschedule(&mut self, namespace: &Namespace, facts: &Facts) {
         if let Some(Observed::Foreign(why)) = facts.observed()
             && facts.settings.is_some()
@@ -267,153 +253,90 @@ impl Controller {
         }
     }
 
-    /// Starts as much of what is due as may be under way, at its pace.
+    /// Starts what is due, as far as the number of calls in flight and the rate limits allow.
     async fn start_due_work(&mut self) {
-        for _ in 0..AT_ONCE {
-            if self.under_way.len() >= MAX_UNDER_WAY || !self.term.holds() {
+        for _ in 0..MAX_STARTS {
+            if self.in_flight.len() >= MAX_IN_FLIGHT || !self.term.holds() {
                 return;
             }
             let (now, instant) = (self.now(), Instant::now());
-            let write = (self.write_limit.next() <= instant)
-                .then(|| self.writes.pop(now))
-                .flatten();
-            let popped = match write {
-                Some(namespace) => Some(namespace),
-                None if self.read_limit.next() <= instant => self.reads.pop(now),
-                None => None,
+            let write = self.writes.pop(now, instant);
+            let Some(namespace) = write.or_else(|| self.reads.pop(now, instant)) else {
+                return;
             };
-            let Some(namespace) = popped else { return };
             self.start(&namespace, now).await;
         }
     }
 
-    /// Starts what is planned for a namespace, by what is known now.
+    /// Plans a namespace whose turn it is by the facts of now, gathers the tokens, and spawns the
+    /// call.
     async fn start(&mut self, namespace: &Namespace, now: Timestamp) {
         let facts = self.reconciler.facts(namespace);
-        let planned = Reconciler::plan(namespace, &facts, &self.policy, now);
-        let Some(planned) = planned.filter(|planned| planned.at <= now) else {
+        let plan = facts.plan(namespace, &self.policy, now);
+        let Some(plan) = plan.filter(|plan| plan.at <= now) else {
             return self.enqueue(namespace);
         };
-        let (reconciler, name) = (self.reconciler.clone(), namespace.clone());
-        let (term, deadline) = (self.term.clone(), Instant::now() + WORK_TIMEOUT);
-        let is_by_time = match &planned.action {
-            Action::Write(desired) => desired.is_by_time,
-            Action::Look => planned.priority == Priority::Check,
-            Action::Remove => true,
-        };
-        let (call, is_write): (BoxFuture<'static, Done>, bool) = match planned.action {
-            Action::Look => {
-                let call =
-                    async move { Done::Looked(reconciler.look(&name, &facts, deadline).await) };
-                (call.boxed(), false)
-            }
-            Action::Remove => {
-                let call =
-                    async move { Done::Removed(reconciler.remove(&name, &term, deadline).await) };
-                (call.boxed(), true)
-            }
+        let (kind, is_by_time) = (plan.action.kind(), plan.is_by_time());
+        let call = match plan.action {
+            Action::Read => Call::Read,
+            Action::Delete => Call::Delete,
             Action::Write(desired) => {
-                let wanted = self.gather(namespace, &facts, &desired, now).await;
-                let Some(wanted) = wanted else { return };
-                let (priority, limit) = (planned.priority, self.policy.rules.registries_per_secret);
-                let call = async move {
-                    let within = (&term, deadline);
-                    let written = reconciler
-                        .write(&name, &facts, &desired, &wanted, limit, within)
-                        .await;
-                    Done::Wrote(desired, priority, written)
-                };
-                (call.boxed(), true)
+                let gathered = self
+                    .reconciler
+                    .gather_tokens(namespace, &facts, &desired, now)
+                    .await;
+                if self.has_to_wait(namespace, &gathered) {
+                    return self.wait(namespace, &facts, &desired, gathered, now);
+                }
+                self.minter.queue.leave(namespace);
+                let limit = self.policy.rules.registries_per_secret;
+                Call::Write(desired, plan.priority, gathered.credentials, limit)
             }
         };
-        let instant = Instant::now();
-        if is_write {
-            self.write_limit.take(instant);
-            self.writes.served(namespace);
-        } else {
-            self.read_limit.take(instant);
-            self.reads.served(namespace);
+        let queue = match kind {
+            ActionKind::Read => &mut self.reads,
+            ActionKind::Write | ActionKind::Delete => &mut self.writes,
+        };
+        queue.served(namespace, Instant::now());
+        if !self.charged.remove(namespace) && !is_by_time {
+            self.charge(namespace, kind == ActionKind::Read);
         }
-        let is_charged = self.charged.remove(namespace);
-        if !is_by_time
-            && !is_charged
-            && let Some(contention) = self.backoffs.charge(namespace, instant)
-        {
-            let is_edited = !is_write;
-            let (times, pause) = (contention.times, contention.pause);
-            self.reporter.contended(namespace, times, pause, is_edited);
-        }
-        self.under_way.insert(namespace.clone());
-        let namespace = namespace.clone();
-        self.tasks.spawn(async move {
-            let done = AssertUnwindSafe(call).catch_unwind().await;
-            (namespace, done.unwrap_or(Done::Crashed))
-        });
+        self.spawn(namespace, facts, call);
     }
 
-    /// Gathers the tokens for a write. `None` if nothing would be better by it: then the namespace waits for those that it
-    /// lacks.
-    async fn gather(
+    /// Returns whether a namespace waits for missing tokens before it is written: a write that
+    /// would improve nothing, or that a token on its way would soon repeat.
+    fn has_to_wait(&mut self, namespace: &Namespace, gathered: &GatheredTokens) -> bool {
+        let mut may_come = false;
+        for key in &gathered.missing {
+            match self.minter.queue.status(key) {
+                MintStatus::Failing(error) => self.reporter.waits(namespace, error),
+                MintStatus::Minting | MintStatus::Unknown => may_come = true,
+            }
+        }
+        let is_complete = gathered.missing.is_empty();
+        !gathered.is_urgent && (may_come || !(is_complete || gathered.improves))
+    }
+
+    /// Sets a namespace aside until its missing tokens are there or another host is due.
+    fn wait(
         &mut self,
         namespace: &Namespace,
         facts: &Facts,
         desired: &DesiredState,
+        gathered: GatheredTokens,
         now: Timestamp,
-    ) -> Option<BTreeMap<Host, DesiredCredential>> {
-        let state = facts.state();
-        let mut wanted = BTreeMap::new();
-        let mut lacking = BTreeSet::new();
-        let mut overdue = Overdue::default();
-        let mut improves = desired.must_write;
-        let mut is_urgent = false;
-        let mut has_any = false;
-        for (host, key) in &desired.keys {
-            let token = self.minter.usable(key).await;
-            has_any |= token.is_some();
-            let identity = key.identity.hash();
-            if desired.due.contains(host) {
-                let entry = state.and_then(|state| state.hosts.get(host));
-                if !token.as_ref().is_some_and(|token| is_new(token, now)) {
-                    lacking.insert(key.clone());
-                    let since = entry.and_then(|entry| due_since(entry, namespace, now));
-                    overdue.renewal = overdue.renewal.into_iter().chain(since).min();
-                    if since.is_none() {
-                        overdue
-                            .wishes
-                            .push(entry.map_or(now, |entry| entry.demand.since));
-                    }
-                }
-                let good = entry.and_then(|entry| entry.good(now));
-                let same = good.filter(|had| had.identity == identity);
-                improves |= token.as_ref().is_some_and(|token| {
-                    same.is_none_or(|had| had.lifetime.expires_at < token.lifetime().expires_at)
-                });
-                // Better an older token at once than a new one later.
-                is_urgent |= token.is_some() && good.is_none();
-            }
-            wanted.insert(host.clone(), DesiredCredential { identity, token });
-        }
-        // What somebody changed may still open registries, and nothing at all opens none but the public ones.
-        let may_open = lacking
-            .iter()
-            .any(|key| key.endpoint.service == Service::Private);
-        improves &= desired.repairs != Some(Damage::Changed) || has_any || !may_open;
-        let waits = self.has_hope(namespace, &lacking);
-        if is_urgent || (!waits && (lacking.is_empty() || improves)) {
-            self.minter.queue.leave(namespace);
-            return Some(wanted);
-        }
-        if !desired.is_by_time && !self.minter.queue.is_waiting(namespace, &lacking) {
-            // In contention the write waits for the pause's end, too.
-            if let Some(contention) = self.backoffs.charge(namespace, Instant::now()) {
-                let (times, pause) = (contention.times, contention.pause);
-                self.reporter.contended(namespace, times, pause, false);
+    ) {
+        let missing = &gathered.missing;
+        if !desired.is_by_time && !self.minter.queue.is_waiting(namespace, missing) {
+            // In contention the write waits for the end of the pause, too.
+            if self.charge(namespace, false) {
                 self.charged.remove(namespace);
             } else {
                 self.charged.insert(namespace.clone());
             }
         }
-        if let Some(at) = desired.next_without(&lacking, namespace, state, now) {
+        if let Some(at) = desired.next_without(missing, namespace, facts.state(), now) {
             let due = Due {
                 priority: Priority::Due,
                 at,
@@ -421,133 +344,83 @@ impl Controller {
             };
             self.writes.set(namespace, due);
         }
-        self.minter.queue.wait(namespace, &lacking, overdue);
-        self.minter.start(Instant::now());
-        None
-    }
-
-    /// Whether one of these tokens isn't known to fail.
-    fn has_hope(&mut self, namespace: &Namespace, lacking: &BTreeSet<TokenKey>) -> bool {
-        let mut has_hope = false;
-        for key in lacking {
-            match self.minter.queue.status(key) {
-                MintStatus::Failing(error) => self.reporter.waits(namespace, error),
-                MintStatus::Minting | MintStatus::Unknown => has_hope = true,
-            }
-        }
-        has_hope
-    }
-
-    fn minted(&mut self, key: &TokenKey, minted: Result<Arc<Token>, MintError>) {
-        let now = self.now();
-        match self.minter.minted(key, minted, now) {
-            Minted::Landed(waiting, failures) => self.landed(key, waiting, failures),
-            Minted::Failed(error, asking, pause) => {
-                self.reporter.no_token(key, &error, pause);
-                for namespace in asking {
-                    self.enqueue(&namespace);
-                }
-            }
-        }
+        self.minter.queue.wait(namespace, missing, gathered.overdue);
         self.minter.start(Instant::now());
     }
 
-    fn landed(&mut self, key: &TokenKey, waiting: HashSet<Namespace>, failures: u32) {
-        if failures > 0 {
-            Reporter::token_again(key, failures, waiting.len());
+    /// Charges a namespace for work that time alone does not explain. Returns whether that is
+    /// contention.
+    fn charge(&mut self, namespace: &Namespace, is_edited: bool) -> bool {
+        let contention = self.backoffs.charge(namespace, Instant::now());
+        if let Some(contention) = contention {
+            self.reporter.contended(namespace, contention, is_edited);
         }
-        for namespace in waiting {
-            self.enqueue(&namespace);
-        }
+        contention.is_some()
     }
 
-    /// A token has come into the cache: an admission may have got what we wait for.
-    async fn landed_elsewhere(&mut self, landed: Result<TokenKey, RecvError>) {
-        let now = self.now();
-        let keys = match landed {
-            Ok(key) => vec![key],
-            // More came in than the channel holds: all that are waited for.
-            Err(RecvError::Lagged(_)) => self.minter.queue.wanting(),
-            Err(RecvError::Closed) => vec![],
-        };
-        for key in keys {
-            if let Some((waiting, failures)) = self.minter.adopt(&key, now).await {
-                self.landed(&key, waiting, failures);
-            }
-        }
+    fn spawn(&mut self, namespace: &Namespace, facts: Facts, call: Call) {
+        let (reconciler, term) = (self.reconciler.clone(), self.term.clone());
+        let deadline = Instant::now() + RECONCILE_TIMEOUT;
+        self.in_flight.insert(namespace.clone());
+        let namespace = namespace.clone();
+        self.calls.spawn(async move {
+            let call = reconciler.execute(&namespace, &facts, call, (&term, deadline));
+            let outcome = AssertUnwindSafe(call).catch_unwind().await;
+            (
+                namespace,
+                outcome.unwrap_or(CallOutcome::Failed(PullSecretError::Crashed)),
+            )
+        });
     }
 
-    fn finished_all(&mut self, first: Option<(Namespace, Done)>) {
+    fn finish_all(&mut self, first: Option<(Namespace, CallOutcome)>) {
         let mut next = first;
-        while let Some((namespace, done)) = next {
-            self.finished(&namespace, done);
-            next = self.tasks.try_join_next().and_then(Result::ok);
+        while let Some((namespace, outcome)) = next {
+            self.finish(&namespace, &outcome);
+            next = self.calls.try_join_next().and_then(Result::ok);
         }
     }
 
-    fn finished(&mut self, namespace: &Namespace, done: Done) {
-        self.under_way.remove(namespace);
-        let mut was_due = 0;
-        let kind = match done {
-            Done::Looked(Ok(())) => {
+    /// Reports the outcome of a call, and requeues the namespace by what is known now.
+    fn finish(&mut self, namespace: &Namespace, outcome: &CallOutcome) {
+        self.in_flight.remove(namespace);
+        let mut failures = 0;
+        match outcome {
+            CallOutcome::Read => {
                 self.charged.insert(namespace.clone());
-                Some(Kind::Look)
             }
-            // Another writer was first, and its version is planned for now.
-            Done::Wrote(_, _, Ok(WriteOutcome::Moved)) => None,
-            Done::Wrote(desired, priority, Ok(outcome)) => {
-                if let WriteOutcome::Written(left_out) = outcome {
-                    was_due = desired.due.len();
-                    self.reporter.wrote(namespace, &desired, priority);
-                    Reporter::left_out(namespace, &left_out);
-                }
-                Some(Kind::Write)
-            }
-            Done::Removed(Ok(is_gone)) => {
-                if is_gone {
-                    self.reporter.removed(namespace);
-                }
-                Some(Kind::Remove)
-            }
-            Done::Wrote(_, _, Err(error))
-            | Done::Looked(Err(error))
-            | Done::Removed(Err(error)) => {
-                self.failed(namespace, &error);
-                None
-            }
-            Done::Crashed => {
-                self.failed(namespace, &PullSecretError::Crashed);
-                None
-            }
-        };
-        // Our own call's news among others: it is planned for here, once.
+            CallOutcome::Failed(PullSecretError::NotLeading)
+            | CallOutcome::Wrote(..)
+            | CallOutcome::Deleted(_) => {}
+            CallOutcome::Failed(_) => failures = self.backoffs.failed(namespace, Instant::now()),
+        }
+        self.reporter.finished(namespace, outcome, failures);
+        // The change that the call made needs no turn of its own: the namespace is planned here.
         if self.reconciler.changes().take(namespace) {
-            self.see_whether_opted_in(namespace);
+            self.update_opt_in(namespace);
         }
         let now = self.now();
         let facts = self.reconciler.facts(namespace);
-        let planned = Reconciler::plan(namespace, &facts, &self.policy, now);
-        let due = planned.as_ref().filter(|plan| plan.at <= now);
-        let is_due = due.map_or(0, |plan| match &plan.action {
-            Action::Write(desired) => desired.due.len(),
-            _ => 0,
-        });
-        // Of what was due a part is done, and the rest may have to wait.
-        let is_a_part = (1..was_due).contains(&is_due);
-        if let Some(kind) = kind.filter(|_| !is_a_part) {
-            self.succeeded(namespace, &kind, due);
+        let plan = facts.plan(namespace, &self.policy, now);
+        let due = plan.as_ref().filter(|plan| plan.at <= now);
+        if let Some((kind, written)) = outcome.succeeded() {
+            let left = due.map_or(0, |plan| plan.action.due_hosts());
+            // A write of a part of what was due is no failure: the rest may have to wait.
+            if !(1..written).contains(&left) {
+                self.update_backoff(namespace, kind, due);
+            }
         }
-        let is_to_be_written = due.is_some_and(|plan| kind_of(&plan.action) == Kind::Write);
-        if !is_to_be_written {
+        if due.is_none_or(|plan| plan.action.kind() != ActionKind::Write) {
             self.charged.remove(namespace);
         }
-        self.schedule(namespace, &facts, planned.as_ref(), now);
+        self.schedule(namespace, &facts, plan.as_ref(), now);
     }
 
-    /// What succeeded and yet is to be done again at once would be done for ever.
-    fn succeeded(&mut self, namespace: &Namespace, kind: &Kind, due: Option<&Plan>) {
+    /// Ends the backoff of a namespace for which nothing is left to do. A call that succeeded and
+    /// is due again at once counts as a failure: it would be repeated for ever.
+    fn update_backoff(&mut self, namespace: &Namespace, kind: ActionKind, due: Option<&Plan>) {
         match due {
-            Some(planned) if kind_of(&planned.action) == *kind => {
+            Some(plan) if plan.action.kind() == kind => {
                 self.backoffs.failed(namespace, Instant::now());
             }
             Some(_) => {}
@@ -559,69 +432,53 @@ impl Controller {
         }
     }
 
-    fn failed(&mut self, namespace: &Namespace, error: &PullSecretError) {
-        if matches!(error, PullSecretError::NotLeading) {
-            return;
+    /// Plans the namespaces for which a token was minted, adopted or refused.
+    async fn update_tokens(&mut self, event: TokenEvent) {
+        for outcome in self.minter.handle(event, self.now()).await {
+            self.reporter.minted(&outcome);
+            for namespace in outcome.namespaces {
+                self.enqueue(&namespace);
+            }
         }
-        let times = self.backoffs.failed(namespace, Instant::now());
-        self.reporter.failed(namespace, error, times);
+        self.minter.start(Instant::now());
     }
 
-    /// What time brings: tokens to be tried again, clocks that went apart, figures.
+    /// Does what time brings: detects a step of the clock, retries tokens, measures the backlog.
     fn tick(&mut self) {
         let (instant, now) = (Instant::now(), self.now());
-        let by_clock = now.duration_since(self.clocks.1);
-        let by_time = SignedDuration::try_from(instant.duration_since(self.clocks.0));
-        let apart = by_clock - by_time.unwrap_or(by_clock);
-        if apart.unsigned_abs() > CLOCK_STEP {
+        if let Some(skew) = self.clock_skew.check(instant, now) {
             tracing::info!(
-                skew_seconds = apart.as_secs(),
+                skew_seconds = skew.as_secs(),
                 "the clock was set or the machine slept; rescheduling all namespaces"
             );
             self.minter.queue.clear_backoffs(instant);
             self.enqueue_all();
         }
-        self.clocks = (instant, now);
         self.minter.start(instant);
-        if self.counted.is_some_and(|at| at.elapsed() < COUNT_EVERY) {
+        let measured = self.backlog_measured;
+        if measured.is_some_and(|at| at.elapsed() < BACKLOG_PERIOD) {
             return;
         }
-        self.counted = Some(instant);
+        self.backlog_measured = Some(instant);
         self.backoffs.prune(instant);
         let (due, since) = self.writes.backlog(now);
         let waiting = &self.minter.queue;
         let oldest = since.into_iter().chain(waiting.overdue_since(now)).min();
-        let overdue = oldest.map(|since| now.duration_since(since));
-        let overdue = overdue.and_then(|overdue| Duration::try_from(overdue).ok());
-        let overdue = overdue.unwrap_or_default();
-        self.reporter.backlog(due, waiting.waiting(), overdue);
+        let overdue = oldest.and_then(|since| Duration::try_from(now.duration_since(since)).ok());
+        self.reporter
+            .backlog(due, waiting.waiting_count(), overdue.unwrap_or_default());
     }
 
-    fn next_wake(&mut self) -> Instant {
-        let (instant, now) = (Instant::now(), self.now());
+    fn next_wake(&self) -> Instant {
+        let (now, instant) = (self.now(), Instant::now());
         let mut wake = instant + MAX_SLEEP;
-        if self.under_way.len() < MAX_UNDER_WAY {
-            for (queue, limit) in [
-                (&self.writes, &self.write_limit),
-                (&self.reads, &self.read_limit),
-            ] {
-                if let Some(at) = queue.next_at() {
-                    let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
-                    wake = wake.min((instant + left.min(MAX_SLEEP)).max(limit.next()));
-                }
+        if self.in_flight.len() < MAX_IN_FLIGHT {
+            for queue in [&self.writes, &self.reads] {
+                let next = queue.next_turn((now, instant), MAX_SLEEP);
+                wake = wake.min(next.unwrap_or(wake));
             }
         }
-        self.minter
-            .queue
-            .next_retry()
-            .map_or(wake, |at| wake.min(at))
-    }
-}
-
-fn kind_of(action: &Action) -> Kind {
-    match action {
-        Action::Write(_) => Kind::Write,
-        Action::Look => Kind::Look,
-        Action::Remove => Kind::Remove,
+        let retry = self.minter.queue.next_retry();
+        wake.min(retry.unwrap_or(wake))
     }
 }

@@ -1,11 +1,13 @@
-//! Finds the registries that Pending Pods want and that no admission has told of: the Pods are the truth.
+//! Discovers the registries that Pending Pods want without a recorded admission.
 //!
-//! An admission's want can be lost: the API server took no write, the replica ended before its retry, etcd was restored
-//! from a backup. The leader lists the Pending Pods from time to time then, if the configuration asks for it, and hands
-//! what they want to whoever provides credentials.
+//! The record of an admission can be lost: the API server took no write, the replica ended before
+//! its retry, etcd was restored from a backup. If the configuration asks for it, the leader lists
+//! the Pending Pods from time to time, and passes the hosts that they want to the sink, which
+//! provides credentials.
 //!
-//! Anybody may write Pods, so a page is read as bytes with a limit, and each Pod in it by itself: one that can't be read is
-//! skipped, and only what is used is read.
+//! Anybody may write Pods, so a page is read as bytes with a limit, and each Pod in a page is
+//! parsed separately: a Pod that can't be parsed is skipped, and only the fields that are used are
+//! read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,24 +37,26 @@ use crate::{
     rules::Rules,
 };
 
-/// The time from one round to the next, give or take [`JITTER`]: a Pod that can't pull is tried again by its kubelet after
+/// The time from one round to the next, give or take [`JITTER`]: the kubelet retries a pull after
 /// some minutes anyway.
 const PERIOD: Duration = Duration::from_mins(1);
 /// How much longer or shorter a period may be, in thousandths.
 const JITTER: u64 = 100;
-/// Pods in a page. With a field selector a page costs the API server a whole scan until it is full, so small pages cost more.
+/// Pods in a page. With a field selector, the API server scans all Pods until a page is full, so
+/// small pages cost more.
 const PAGE: u32 = 500;
-/// The most Pods that a round looks at: twenty pages, which take some seconds. The next round goes on from there.
+/// The most Pods that a round lists: twenty pages, which take some seconds. The next round
+/// continues from there.
 const MAX_PODS: usize = 10_000;
-/// The largest page that is read. 500 usual Pods take some 5 MB; one may have a few megabytes, and what is larger than this
-/// is asked for again in smaller pages.
+/// The largest page that is read. 500 usual Pods take some 5 MB; one may have a few megabytes. A
+/// larger page is requested again in smaller ones.
 const MAX_PAGE_BYTES: usize = 16 * 1024 * 1024;
 /// The longest error that is read.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 /// How long a page may take, its body included.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Takes the hosts that Pods of an opted-in namespace want.
+/// Receives the hosts that Pods of an opted-in namespace want.
 pub type Sink = Arc<dyn Fn(&Namespace, BTreeSet<Host>) + Send + Sync>;
 
 /// Lists Pending Pods for as long as this replica leads.
@@ -67,11 +71,11 @@ pub struct Discoverer {
     max_pods: usize,
 }
 
-/// Where the next round begins, if the last one did not come to the end.
+/// The position where the next round begins, if the last one did not list all Pods.
 #[derive(Debug, Default)]
 pub struct Cursor(Option<String>);
 
-/// Why a round did not come to its end.
+/// The reason why a round failed.
 #[derive(Debug, Error)]
 enum RoundError {
     #[error("{0}")]
@@ -105,7 +109,7 @@ impl RoundError {
     }
 }
 
-/// A page of Pods, each still as it came.
+/// A page of Pods, none of them parsed.
 #[derive(Deserialize)]
 struct Page<'a> {
     #[serde(default)]
@@ -132,7 +136,7 @@ struct LocationMetadata<'a> {
     namespace: Text<'a>,
 }
 
-/// The message of a refusal.
+/// The message of an error that the API server returned.
 #[derive(Deserialize)]
 struct Status {
     message: Option<String>,
@@ -145,7 +149,8 @@ impl fmt::Debug for Discoverer {
 }
 
 impl Discoverer {
-    /// Lists by the client, whose calls have to be without a retry of its own, and hands what it finds to the sink.
+    /// Returns a discoverer that lists through the client, which must not retry, and passes the
+    /// hosts that it finds to the sink.
     #[must_use]
     pub fn new(
         client: Client,
@@ -165,7 +170,7 @@ impl Discoverer {
         }
     }
 
-    /// Sets how many Pods a page has, and how many a round looks at.
+    /// Sets how many Pods a page has, and how many a round lists.
     #[must_use]
     pub fn with_sizes(self, page_size: u32, max_pods: usize) -> Self {
         Self {
@@ -175,16 +180,17 @@ impl Discoverer {
         }
     }
 
-    /// Runs a round at once and then one a minute, while the configuration asks for it and until the term is over.
+    /// Runs a round at once and then one a minute, while the configuration asks for discovery and
+    /// until the term is over.
     pub async fn lead(&self, term: Leadership) {
-        // Subscribed to before the first look, so that no change is missed.
+        // Subscribed before the configuration is read, so that no change is missed.
         let mut changes = self.live.follow();
         let mut cursor = Cursor::default();
-        let mut complaint = None;
+        let mut last_warned = None;
         let mut next = Instant::now();
         while term.holds() {
             if self.live.config().refresh.discovery == Discovery::None {
-                (cursor, complaint, next) = (Cursor::default(), None, Instant::now());
+                (cursor, last_warned, next) = (Cursor::default(), None, Instant::now());
                 tokio::select! {
                     _ = changes.next() => continue,
                     () = term.lost() => return,
@@ -197,9 +203,9 @@ impl Discoverer {
             }
             let round = async {
                 let result = self.list(&term, &mut cursor).await;
-                // One that the end of the term cut short says nothing about the cluster.
+                // A round that the end of the term cut short is no result.
                 if term.holds() {
-                    self.report(&result, &mut complaint);
+                    self.report(&result, &mut last_warned);
                 }
             };
             tokio::select! {
@@ -210,13 +216,13 @@ impl Discoverer {
         }
     }
 
-    /// Runs one round from where the cursor stands, and tells how it ended.
+    /// Runs one round from the cursor on, and returns how the round ended.
     pub async fn round(&self, term: &Leadership, cursor: &mut Cursor) -> DiscoveryRun {
         let result = self.list(term, cursor).await;
         self.report(&result, &mut None)
     }
 
-    /// Hands on what was found, also where a later page failed.
+    /// Lists the Pods of one round, and passes the hosts to the sink, also if a later page failed.
     async fn list(
         &self,
         term: &Leadership,
@@ -270,7 +276,7 @@ impl Discoverer {
                     page_size = limit / 2;
                     continue;
                 }
-                // From the beginning, which can't be too old.
+                // Begins again without a continue token.
                 Err(RoundError::Expired(_)) if cursor.0.take().is_some() => continue,
                 Err(error) => return Err(error),
             };
@@ -313,20 +319,20 @@ impl Discoverer {
         })
     }
 
-    /// Counts a round, and logs what is wrong once: again when it is something else, or came back.
+    /// Counts a round, and logs a failure once: again if it is another one, or after a success.
     fn report(
         &self,
         result: &Result<DiscoveryRun, RoundError>,
-        complaint: &mut Option<DiscoveryRun>,
+        last_warned: &mut Option<DiscoveryRun>,
     ) -> DiscoveryRun {
         let outcome = match result {
             Ok(outcome) => *outcome,
             Err(error) => error.outcome(),
         };
         self.metrics.discovery_run(outcome);
-        let is_known = complaint.replace(outcome) == Some(outcome);
+        let is_known = last_warned.replace(outcome) == Some(outcome);
         match result {
-            Ok(DiscoveryRun::Complete) => *complaint = None,
+            Ok(DiscoveryRun::Complete) => *last_warned = None,
             _ if is_known => {}
             Ok(_) => tracing::warn!(
                 pods = self.max_pods,
@@ -347,7 +353,7 @@ impl Discoverer {
     }
 }
 
-/// What the Pods of a round want, and how many there were.
+/// The hosts that the Pods of a round want, and how many Pods there were.
 #[derive(Debug, Default)]
 struct Wanted {
     hosts: BTreeMap<Namespace, BTreeSet<Host>>,
@@ -368,7 +374,7 @@ impl Wanted {
         else {
             return;
         };
-        // Nothing can be created there any more.
+        // Nothing can be created in a namespace that is terminating.
         if settings.is_terminating {
             return;
         }
@@ -377,11 +383,11 @@ impl Wanted {
             return;
         };
         let wanted = hosts_wanted_by(&pod, rules, &namespace, &settings);
-        self.take(&namespace, wanted, rules);
+        self.insert(&namespace, wanted, rules);
     }
 
-    /// Takes as many hosts of a namespace as its pull secret can have.
-    fn take(&mut self, namespace: &Namespace, wanted: BTreeSet<Host>, rules: &Rules) {
+    /// Adds as many hosts of a namespace as its pull secret can have.
+    fn insert(&mut self, namespace: &Namespace, wanted: BTreeSet<Host>, rules: &Rules) {
         if wanted.is_empty() {
             return;
         }
@@ -403,8 +409,8 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, RoundError> {
     }
 }
 
-/// Returns a period that is up to a tenth longer or shorter, so that rounds don't stay in step with what else runs once a
-/// minute.
+/// Returns a period that is up to a tenth longer or shorter, so that rounds don't stay in step with
+/// other tasks that run once a minute.
 fn jittered(period: Duration, random: u64) -> Duration {
     let share = 1000 - JITTER + random % (2 * JITTER + 1);
     period * u32::try_from(share).unwrap_or(1000) / 1000

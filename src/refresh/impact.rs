@@ -1,31 +1,31 @@
-//! Tells what a configuration would suspend among the credentials that a cluster has. Pure.
+//! Finds the credentials of a cluster that a configuration would suspend. Pure.
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::rules::{Rules, Suspension};
 use crate::{
     cluster::namespace::{Namespace, NamespaceSettings},
     registry::Host,
+    rules::{Rules, Suspension},
 };
 
-/// Fewer namespaces than these are an admin's everyday change, whatever share of the cluster they are.
+/// A change that affects fewer namespaces is an everyday one, whatever their share of the cluster.
 const WIDESPREAD_FROM: usize = 10;
 
-/// What a configuration would suspend.
+/// The hosts that a configuration would suspend.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Impact {
     /// The namespaces whose pull secrets name hosts.
     pub namespaces: usize,
     /// The hosts in all of them.
     pub hosts: usize,
-    /// What would be suspended, in the order of the namespaces.
+    /// The suspended hosts, ordered by namespace.
     pub suspended: Vec<Suspended>,
 }
 
 /// A host of a pull secret that would not be renewed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspended {
-    /// The pull secret's namespace.
+    /// The namespace of the pull secret.
     pub namespace: Namespace,
     /// The host.
     pub host: Host,
@@ -33,12 +33,12 @@ pub struct Suspended {
     pub cause: Cause,
 }
 
-/// Why a host would not be renewed.
+/// The reason why a host would not be renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// Its namespace is in `optIn.excludeNamespaces`.
+    /// The namespace is in `optIn.excludeNamespaces`.
     Excluded,
-    /// The rules give it no token.
+    /// The rules give the host no token.
     Rules(Suspension),
 }
 
@@ -63,8 +63,8 @@ impl fmt::Display for Cause {
 }
 
 impl Impact {
-    /// Returns what the rules would suspend, given the opted-in namespaces, their settings and the hosts that their pull
-    /// secrets name.
+    /// Returns the hosts that the rules would suspend, given the opted-in namespaces, their
+    /// settings and the hosts that their pull secrets name.
     #[must_use]
     pub fn new(rules: &Rules, pull_secrets: &[(Namespace, NamespaceSettings, Vec<Host>)]) -> Self {
         let mut impact = Self::default();
@@ -98,15 +98,15 @@ impl Impact {
         namespaces.collect::<BTreeSet<_>>().len()
     }
 
-    /// Whether so much would be suspended that a mistake is likelier than a wish: hosts in more than half of the
-    /// namespaces, and in ten at least.
+    /// Returns whether the configuration is likely a mistake: it would suspend hosts in more than
+    /// half of the namespaces, and in ten at least.
     #[must_use]
     pub fn is_widespread(&self) -> bool {
         is_widespread(self.affected_namespaces(), self.namespaces)
     }
 }
 
-/// Whether so many namespaces of all are more than an admin's everyday change.
+/// Returns whether a change to so many of all namespaces is likely a mistake.
 #[must_use]
 pub fn is_widespread(affected: usize, all: usize) -> bool {
     affected >= WIDESPREAD_FROM && affected > all / 2

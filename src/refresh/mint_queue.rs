@@ -1,8 +1,9 @@
-//! Which tokens are to be minted, are being minted, or can't be had, and which namespaces wait for them: an outage costs some
-//! calls a token, however many namespaces wait for it, and holds up nobody else.
+//! Queues the tokens that are missing, and remembers which namespaces wait for each: an outage
+//! costs some calls a token, however many namespaces wait for that token, and holds up no other.
 //!
-//! Turns follow the same rule as those of the namespaces: what has failed the least, and of that what the namespace wants
-//! that was served the longest ago. A region that doesn't answer holds up no other. What nobody waits for leaves the queue.
+//! Turns follow the rule of the namespaces' queue: the token that has failed the least, and of
+//! those the one for the namespace that was served the longest ago. A region that doesn't answer
+//! holds up no other. A token that no namespace waits for leaves the queue.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -19,26 +20,26 @@ use crate::{
     token::{TokenKey, cache::MintError},
 };
 
-/// A host for which nobody could ever mint counts as overdue for so long after it was first wanted.
-const HOPELESS_AFTER: SignedDuration = SignedDuration::from_hours(24);
+/// A host that never had a credential counts as overdue for so long after it was first wanted.
+const OVERDUE_FOR: SignedDuration = SignedDuration::from_hours(24);
 
-/// The tokens that are not simply there.
+/// The tokens that are missing, and the namespaces that wait for them.
 #[derive(Debug, Default)]
 pub(super) struct MintQueue {
     wanted: HashMap<TokenKey, Wanted>,
     waits: HashMap<Namespace, Wait>,
-    /// What is to be minted and isn't yet, by region.
+    /// The tokens that wait for their turn, by region.
     queued: BTreeMap<Region, BTreeMap<Rank, BTreeMap<u64, TokenKey>>>,
-    /// How many of each region's are being minted.
+    /// How many tokens of each region are being minted.
     minting: BTreeMap<Region, usize>,
-    /// When which is to be tried again.
+    /// The tokens that failed, by the time of the next try.
     retries: BTreeSet<(Instant, TokenKey)>,
     /// When each namespace was served last, in turns.
     served: HashMap<Namespace, u64>,
     turns: u64,
 }
 
-/// Failed the least first; of those wanted by who was served the longest ago.
+/// The order of tokens: by failures, then by the last turn of the namespace that asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     failures: u32,
@@ -54,19 +55,29 @@ struct Wait {
 /// Since when the credentials that a namespace waits for are overdue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Overdue {
-    /// The first of those that it had once.
-    pub(super) renewal: Option<Timestamp>,
-    /// Those that it never had: when each was first wanted.
-    pub(super) wishes: Vec<Timestamp>,
+    /// The first of those that the namespace once had.
+    renewal: Option<Timestamp>,
+    /// Those that the namespace never had: when each was first wanted.
+    first_wanted: Vec<Timestamp>,
 }
 
 impl Overdue {
-    /// Returns since when the first is overdue that counts at `now`: what nobody could mint for within a day is most likely a
-    /// mistake in an image's name.
+    /// Adds a credential whose renewal was due at `since`.
+    pub(super) fn add_renewal(&mut self, since: Timestamp) {
+        self.renewal = self.renewal.into_iter().chain([since]).min();
+    }
+
+    /// Adds a credential that never was there and was first wanted at `since`.
+    pub(super) fn add_first(&mut self, since: Timestamp) {
+        self.first_wanted.push(since);
+    }
+
+    /// Returns since when the first credential that counts at `now` is overdue. A host without a
+    /// credential for a day doesn't count: most likely, the image's name has a mistake.
     fn since(&self, now: Timestamp) -> Option<Timestamp> {
-        let is_hopeful = |since: &&Timestamp| now.duration_since(**since) <= HOPELESS_AFTER;
-        let wishes = self.wishes.iter().filter(is_hopeful).copied();
-        self.renewal.into_iter().chain(wishes).min()
+        let counts = |since: &&Timestamp| now.duration_since(**since) <= OVERDUE_FOR;
+        let first_wanted = self.first_wanted.iter().filter(counts).copied();
+        self.renewal.into_iter().chain(first_wanted).min()
     }
 }
 
@@ -74,36 +85,36 @@ impl Overdue {
 struct Wanted {
     stage: Stage,
     backoff: Backoff,
-    /// Why it couldn't be had the last time, if ever.
+    /// The error of the last try.
     error: Option<MintError>,
-    /// The namespaces that asked during the first try, and don't know how it ends.
+    /// The namespaces that asked during the first try, and don't know its result.
     asking: HashSet<Namespace>,
-    /// The namespaces that know that it can't be had, and wait.
+    /// The namespaces that know that minting fails, and wait.
     waiting: HashSet<Namespace>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Stage {
-    /// With when it was asked for, in turns.
+    /// With the turn in which the token was asked for.
     Queued(Rank, u64),
     Minting,
-    /// Not to be tried again before then.
+    /// Failed; the next try is not before then.
     Pausing(Instant),
 }
 
-/// What is known of a token that is wanted.
+/// The status of a token.
 #[derive(Debug)]
 pub(super) enum MintStatus<'a> {
-    /// Nobody has asked for it.
+    /// No namespace has asked for the token.
     Unknown,
-    /// It is on its way.
+    /// The first try is queued or in progress.
     Minting,
-    /// It couldn't be had, by this error, and nobody need wait for the next try's end.
+    /// The last try ended with this error, and no write has to wait for the next.
     Failing(&'a MintError),
 }
 
 impl MintQueue {
-    /// Returns what is known of a token.
+    /// Returns the status of a token.
     pub(super) fn status(&self, key: &TokenKey) -> MintStatus<'_> {
         match self.wanted.get(key) {
             None => MintStatus::Unknown,
@@ -114,14 +125,15 @@ impl MintQueue {
         }
     }
 
-    /// Has a namespace wait for these tokens, and for no others any more. Those that nobody asked for yet are queued.
+    /// Has a namespace wait for these tokens, and no longer for others. Tokens that no namespace
+    /// asked for yet are queued.
     pub(super) fn wait(
         &mut self,
         namespace: &Namespace,
-        lacking: &BTreeSet<TokenKey>,
+        missing: &BTreeSet<TokenKey>,
         overdue: Overdue,
     ) {
-        for key in lacking {
+        for key in missing {
             if !self.wanted.contains_key(key) {
                 let stage = self.enqueue(key, 0, namespace);
                 let wanted = Wanted {
@@ -142,12 +154,12 @@ impl MintQueue {
             }
         }
         let wait = Wait {
-            keys: lacking.clone(),
+            keys: missing.clone(),
             overdue,
         };
         let before = self.waits.insert(namespace.clone(), wait);
         let before = before.into_iter().flat_map(|wait| wait.keys);
-        for key in before.filter(|key| !lacking.contains(key)) {
+        for key in before.filter(|key| !missing.contains(key)) {
             self.abandon(namespace, &key);
         }
     }
@@ -158,7 +170,7 @@ impl MintQueue {
         wait.is_some_and(|wait| keys.is_subset(&wait.keys))
     }
 
-    /// Has a namespace wait no more.
+    /// Has a namespace no longer wait.
     pub(super) fn leave(&mut self, namespace: &Namespace) {
         let wait = self.waits.remove(namespace);
         for key in wait.into_iter().flat_map(|wait| wait.keys) {
@@ -166,7 +178,7 @@ impl MintQueue {
         }
     }
 
-    /// Forgets a namespace that is no more.
+    /// Forgets a namespace that no longer exists, with its last turn.
     pub(super) fn forget(&mut self, namespace: &Namespace) {
         self.leave(namespace);
         self.served.remove(namespace);
@@ -212,12 +224,12 @@ impl MintQueue {
         }
     }
 
-    /// Takes the token whose turn it is: of the region that has the fewest under way. There are few regions: those that
-    /// nobody has heard of are bounded where tokens are minted.
-    pub(super) fn take_first(&mut self) -> Option<TokenKey> {
-        let under_way = |region: &Region| self.minting.get(region).copied().unwrap_or_default();
-        // Of equals the first and the last by turns: a crowd that doesn't answer makes nobody who comes later wait for all of
-        // it, and a crowd that comes later nobody who was first.
+    /// Takes the token whose turn it is: of the region with the fewest tokens being minted. There
+    /// are few regions: unknown ones are bounded where tokens are minted.
+    pub(super) fn pop(&mut self) -> Option<TokenKey> {
+        let in_flight = |region: &Region| self.minting.get(region).copied().unwrap_or_default();
+        // Of equals the first and the last in alternation: a crowd of tokens that time out delays
+        // no later one by all of the crowd, and a later crowd delays none that was first.
         let is_last_first = self.turns.is_multiple_of(2);
         let regions = self.queued.iter();
         let firsts = regions.filter_map(|(region, queued)| {
@@ -230,14 +242,14 @@ impl MintQueue {
             Some((region, *rank, *asked, key))
         });
         let (_, rank, asked, key) =
-            firsts.min_by_key(|(region, rank, asked, _)| (under_way(region), *rank, *asked))?;
+            firsts.min_by_key(|(region, rank, asked, _)| (in_flight(region), *rank, *asked))?;
         let key = key.clone();
         self.dequeue(&key, rank, asked);
         *self.minting.entry(key.region.clone()).or_default() += 1;
         self.turns += 1;
         if let Some(wanted) = self.wanted.get_mut(&key) {
             wanted.stage = Stage::Minting;
-            // Whoever asked has had its turn.
+            // The namespace that asked has had its turn.
             let askers = wanted.asking.iter().chain(&wanted.waiting).take(1);
             self.served
                 .extend(askers.map(|it| (it.clone(), self.turns)));
@@ -245,8 +257,8 @@ impl MintQueue {
         Some(key)
     }
 
-    /// Notes that one that was taken is minted no more, whatever came of it.
-    pub(super) fn minted(&mut self, key: &TokenKey) {
+    /// Notes that minting a token has ended, whatever the result.
+    pub(super) fn release(&mut self, key: &TokenKey) {
         if let Some(count) = self.minting.get_mut(&key.region) {
             *count = count.saturating_sub(1);
             if *count == 0 {
@@ -255,8 +267,9 @@ impl MintQueue {
         }
     }
 
-    /// Notes that a token is there. Returns all who waited for it, and how often it had failed.
-    pub(super) fn landed(&mut self, key: &TokenKey) -> (HashSet<Namespace>, u32) {
+    /// Notes that a token is there. Returns all namespaces that waited for the token, and how often
+    /// minting had failed.
+    pub(super) fn available(&mut self, key: &TokenKey) -> (HashSet<Namespace>, u32) {
         let Some(mut wanted) = self.wanted.remove(key) else {
             return Default::default();
         };
@@ -279,7 +292,8 @@ impl MintQueue {
         (wanted.waiting, wanted.backoff.failures())
     }
 
-    /// Notes that a token can't be had. Returns those who don't know it yet, and how long it is left alone.
+    /// Notes that minting a token failed. Returns the namespaces that don't know that yet, and the
+    /// time until the next try.
     pub(super) fn failed(
         &mut self,
         key: &TokenKey,
@@ -289,7 +303,7 @@ impl MintQueue {
         let Some(wanted) = self.wanted.get_mut(key) else {
             return Default::default();
         };
-        // Each token by itself: in an outage, many are not to be tried again in the same moment.
+        // Each token has its own jitter, so that not all are retried at once after an outage.
         let jitter = format!("{} {:?}", key.identity, key.region);
         let pause = wanted.backoff.next(&jitter);
         wanted.stage = Stage::Pausing(now + pause);
@@ -300,7 +314,7 @@ impl MintQueue {
         (asking, pause)
     }
 
-    /// Queues those whose pause is over and that somebody waits for; forgets the others.
+    /// Queues the tokens whose pause is over and that a namespace waits for; forgets the others.
     pub(super) fn retry(&mut self, now: Instant) {
         while self.retries.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, key)) = self.retries.pop_first() else {
@@ -326,7 +340,7 @@ impl MintQueue {
         self.retries.first().map(|(at, _)| *at)
     }
 
-    /// Ends all pauses: what was true before a sleep may not be now.
+    /// Ends all pauses: minting may succeed after the machine slept.
     pub(super) fn clear_backoffs(&mut self, now: Instant) {
         let retries = std::mem::take(&mut self.retries);
         for (_, key) in retries {
@@ -337,24 +351,25 @@ impl MintQueue {
         }
     }
 
-    /// Returns whether somebody waits for a token that isn't being minted: an admission may get it sooner.
-    pub(super) fn is_wanting(&self, key: &TokenKey) -> bool {
+    /// Returns whether a namespace waits for a token that isn't being minted: an admission may mint
+    /// the token sooner.
+    pub(super) fn is_wanted(&self, key: &TokenKey) -> bool {
         let wanted = self.wanted.get(key);
         wanted.is_some_and(|wanted| !matches!(wanted.stage, Stage::Minting))
     }
 
-    /// Returns every token that somebody waits for and that isn't being minted.
-    pub(super) fn wanting(&self) -> Vec<TokenKey> {
+    /// Returns every token that a namespace waits for and that isn't being minted.
+    pub(super) fn wanted_keys(&self) -> Vec<TokenKey> {
         let keys = self.wanted.keys();
-        keys.filter(|key| self.is_wanting(key)).cloned().collect()
+        keys.filter(|key| self.is_wanted(key)).cloned().collect()
     }
 
     /// Returns how many namespaces wait.
-    pub(super) fn waiting(&self) -> usize {
+    pub(super) fn waiting_count(&self) -> usize {
         self.waits.len()
     }
 
-    /// Returns since when the first of those is overdue who wait, as far as they count at `now`.
+    /// Returns since when the first credential that a namespace waits for is overdue at `now`.
     pub(super) fn overdue_since(&self, now: Timestamp) -> Option<Timestamp> {
         let waits = self.waits.values();
         waits.filter_map(|wait| wait.overdue.since(now)).min()

@@ -1,9 +1,13 @@
-//! Gets the tokens that are missing: so many at a time, each in its turn.
+//! Mints the tokens that are missing: so many at a time, each in its turn.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    task::JoinSet,
+    time::Instant,
+};
 
 use super::{mint_queue::MintQueue, plan::TOGETHER_FROM_PERCENT};
 use crate::{
@@ -14,44 +18,54 @@ use crate::{
     },
 };
 
-/// Tokens that are minted at the same time, half of what the cache mints at a time: a crowd of roles that nobody answers for
-/// leaves room for the others, and for admissions.
+/// Tokens that are minted at the same time, half of what the cache mints at a time: a crowd of
+/// roles for which AWS doesn't answer leaves room for the others, and for admissions.
 const MAX_MINTS: usize = 16;
 
-/// Mints what the queue says.
+/// Mints the tokens of its queue.
 pub(super) struct Minter {
     tokens: TokenCache,
     pub(super) queue: MintQueue,
     minting: JoinSet<(TokenKey, Result<Arc<Token>, MintError>)>,
+    /// Receives each token that comes into the cache.
+    cached: broadcast::Receiver<TokenKey>,
 }
 
-/// What came of minting one token.
-pub(super) enum Minted {
-    /// It is there: who waited for it, and how often it had failed before.
-    Landed(HashSet<Namespace>, u32),
-    /// It can't be had: why, who doesn't know that yet, and how long it is left alone.
-    Failed(MintError, HashSet<Namespace>, Duration),
+/// Something that changes which tokens are there.
+pub(super) enum TokenEvent {
+    /// A token was minted here, or could not be.
+    Minted(TokenKey, Result<Arc<Token>, MintError>),
+    /// A token came into the cache: an admission may have minted one that namespaces wait for.
+    Cached(TokenKey),
+    /// More tokens came into the cache than the channel holds.
+    CachedMany,
+}
+
+/// The outcome for one token that namespaces waited for.
+pub(super) struct MintOutcome {
+    pub(super) key: TokenKey,
+    /// If the token is there: all that waited for it. If not: those that don't know that yet.
+    pub(super) namespaces: HashSet<Namespace>,
+    /// How often minting had failed before; or the error, and the time until the next try.
+    pub(super) result: Result<u32, (MintError, Duration)>,
 }
 
 impl Minter {
+    /// Returns a minter with nothing to mint.
     pub(super) fn new(tokens: TokenCache) -> Self {
         Self {
+            cached: tokens.landings(),
             tokens,
             queue: MintQueue::default(),
             minting: JoinSet::new(),
         }
     }
 
-    /// Returns a token that is in memory and can be used.
-    pub(super) async fn usable(&self, key: &TokenKey) -> Option<Arc<Token>> {
-        self.tokens.usable(key).await
-    }
-
-    /// Begins to mint what is queued and may be tried now, as much as may be at a time: admissions mint beside us.
+    /// Begins to mint what is queued and may be tried now, up to [`MAX_MINTS`].
     pub(super) fn start(&mut self, now: Instant) {
         self.queue.retry(now);
         while self.minting.len() < MAX_MINTS
-            && let Some(key) = self.queue.take_first()
+            && let Some(key) = self.queue.pop()
         {
             let tokens = self.tokens.clone();
             self.minting.spawn(async move {
@@ -61,47 +75,78 @@ impl Minter {
         }
     }
 
-    /// Waits for the next token that is minted, or isn't; `None` if none is under way.
-    pub(super) async fn next(&mut self) -> Option<(TokenKey, Result<Arc<Token>, MintError>)> {
-        self.minting.join_next().await?.ok()
+    /// Waits for the next event.
+    pub(super) async fn next(&mut self) -> TokenEvent {
+        loop {
+            tokio::select! {
+                biased;
+                Some(done) = self.minting.join_next() => {
+                    if let Ok((key, minted)) = done {
+                        return TokenEvent::Minted(key, minted);
+                    }
+                }
+                cached = self.cached.recv() => match cached {
+                    Ok(key) => return TokenEvent::Cached(key),
+                    // Never closed: `self.tokens` keeps the sender alive.
+                    Err(RecvError::Lagged(_) | RecvError::Closed) => return TokenEvent::CachedMany,
+                },
+            }
+        }
     }
 
-    /// Takes what came of minting a token.
-    pub(super) fn minted(
+    /// Updates the queue by an event, and returns the outcome for each token that namespaces waited
+    /// for.
+    pub(super) async fn handle(&mut self, event: TokenEvent, now: Timestamp) -> Vec<MintOutcome> {
+        let keys = match event {
+            TokenEvent::Minted(key, minted) => return vec![self.finish(key, minted, now)],
+            TokenEvent::Cached(key) => vec![key],
+            TokenEvent::CachedMany => self.queue.wanted_keys(),
+        };
+        let mut outcomes = Vec::new();
+        for key in keys {
+            outcomes.extend(self.adopt(key, now).await);
+        }
+        outcomes
+    }
+
+    fn finish(
         &mut self,
-        key: &TokenKey,
+        key: TokenKey,
         minted: Result<Arc<Token>, MintError>,
         now: Timestamp,
-    ) -> Minted {
-        self.queue.minted(key);
-        let useless = || {
-            let call = Call::GetAuthorizationToken;
-            MintError::Unusable(call, MalformedReply::Expired)
-        };
-        let minted = minted.and_then(|token| is_new(&token, now).then_some(()).ok_or_else(useless));
+    ) -> MintOutcome {
+        self.queue.release(&key);
+        let expired = || MintError::Unusable(Call::GetAuthorizationToken, MalformedReply::Expired);
+        let minted = minted.and_then(|token| is_new(&token, now).then_some(()).ok_or_else(expired));
         match minted {
-            Ok(()) => {
-                let (waiting, failures) = self.queue.landed(key);
-                Minted::Landed(waiting, failures)
-            }
+            Ok(()) => self.available(key),
             Err(error) => {
-                let (asking, pause) = self.queue.failed(key, error.clone(), Instant::now());
-                Minted::Failed(error, asking, pause)
+                let (namespaces, pause) = self.queue.failed(&key, error.clone(), Instant::now());
+                MintOutcome {
+                    key,
+                    namespaces,
+                    result: Err((error, pause)),
+                }
             }
         }
     }
 
-    /// Takes a token that an admission got meanwhile, if somebody waits for it: who did, and how often it had failed.
-    pub(super) async fn adopt(
-        &mut self,
-        key: &TokenKey,
-        now: Timestamp,
-    ) -> Option<(HashSet<Namespace>, u32)> {
-        if !self.queue.is_wanting(key) {
+    /// Adopts a token that an admission minted, if namespaces wait for that token.
+    async fn adopt(&mut self, key: TokenKey, now: Timestamp) -> Option<MintOutcome> {
+        if !self.queue.is_wanted(&key) {
             return None;
         }
-        let token = self.tokens.usable(key).await?;
-        is_new(&token, now).then(|| self.queue.landed(key))
+        let token = self.tokens.usable(&key).await?;
+        is_new(&token, now).then(|| self.available(key))
+    }
+
+    fn available(&mut self, key: TokenKey) -> MintOutcome {
+        let (namespaces, failures) = self.queue.available(&key);
+        MintOutcome {
+            key,
+            namespaces,
+            result: Ok(failures),
+        }
     }
 }
 

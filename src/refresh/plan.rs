@@ -1,7 +1,9 @@
-//! The leader's plan for one namespace: what is to be done for its pull secret, and when. Pure: the time is an argument.
+//! Plans what is to be done for the pull secret of one namespace, and when. Pure: the time is an
+//! argument.
 //!
-//! The plan follows from the namespace's settings, what is known of the pull secret, and the configuration, so a leader that
-//! dies loses nothing. Only opted-in namespaces are ever written to.
+//! The plan follows from the namespace's settings, what is known of the pull secret, and the
+//! configuration, so a leader that dies loses nothing. Only opted-in namespaces are ever written
+//! to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,83 +21,131 @@ use crate::{
     token::{Freshness, Lifetime, MAX_LIFE, MIN_LEFT, TokenKey},
 };
 
-/// A credential is due once this share of its life is gone, in millionths: when the token cache mints a new one.
+/// A credential is due once this share of its life is gone, in millionths: when the token cache
+/// mints a new one.
 const DUE_FROM: u64 = 250_000;
-/// Whatever has used so much of its life is renewed together with what is due, in per cent: hosts whose tokens were minted
-/// seconds apart would otherwise cost a write each.
+/// Credentials that have used so much of their life, in per cent, are renewed together with those
+/// that are due: hosts whose tokens were minted seconds apart would otherwise cost a write each.
 pub const TOGETHER_FROM_PERCENT: i64 = 24;
-/// Due times are spread over so many millionths after that, so that ten thousand writes don't fall into one moment.
+/// Due times are spread over so many millionths after that, so that ten thousand writes don't fall
+/// into one moment.
 const SPREAD: u64 = 50_000;
-/// A public entry counts as expired once less than [`MIN_LEFT`] is left, so it is looked at so much after that moment.
+/// A public entry counts as expired once less than [`MIN_LEFT`] is left; it is planned so much
+/// after that moment.
 const DROP_AFTER: SignedDuration = SignedDuration::from_secs(1);
 
-/// How urgent work is: the lower sorts first.
+/// The urgency of a plan: the lower sorts first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// A Pod waits for a credential that nobody could mint.
+    /// A Pod waits for a credential that could not be minted.
     Pending,
     /// Somebody changed something.
     Changed,
     /// A credential is to be renewed.
     Due,
-    /// Something is to be read, and nothing says that it is wrong.
+    /// Something is to be read, without a sign that it is wrong.
     Check,
 }
 
 impl Priority {
-    /// How many there are.
+    /// The number of priorities.
     pub const COUNT: usize = 4;
 }
 
-/// What is to be done for a namespace, and when.
+/// The plan for a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// How urgent it is.
+    /// The urgency.
     pub priority: Priority,
-    /// Not before then.
+    /// The time before which nothing is to be done.
     pub at: Timestamp,
-    /// When the first of its good credentials ends; `None` if it has none that is proven.
+    /// When the first good credential of the namespace ends; `None` if none is proven.
     pub ends: Option<Timestamp>,
-    /// What.
+    /// The action.
     pub action: Action,
 }
 
-/// What is to be done.
+/// An action on the pull secret of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Read the pull secret: less is known of it than is needed.
-    Look,
-    /// Bring the pull secret to this.
+    /// Read the pull secret: less is known of it than a write needs.
+    Read,
+    /// Bring the pull secret to this state.
     Write(Box<DesiredState>),
-    /// Delete the pull secret of a namespace that is opted in no more, after asking whether it is.
-    Remove,
+    /// Delete the pull secret of a namespace that is no longer opted in, after asking the API
+    /// server whether that is so.
+    Delete,
 }
 
-/// What a pull secret is to be.
+/// The kind of an action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActionKind {
+    /// Of [`Action::Read`].
+    Read,
+    /// Of [`Action::Write`].
+    Write,
+    /// Of [`Action::Delete`].
+    Delete,
+}
+
+/// The desired state of a pull secret.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DesiredState {
     /// The hosts that are to have a credential, and the token of each.
     pub keys: BTreeMap<Host, TokenKey>,
-    /// Those whose credentials are to be renewed by now.
+    /// The hosts whose credentials are due.
     pub due: BTreeSet<Host>,
-    /// The hosts that nobody has wanted for long and that have no credential left.
+    /// The hosts that no Pod has wanted for long and that have no credential left.
     pub forgotten: BTreeSet<Host>,
     /// The hosts that the rules no longer allow, and why.
     pub suspended: BTreeMap<Host, Suspension>,
     /// The hosts whose credential is to be taken out at once.
     pub revoked: BTreeSet<Host>,
-    /// What the pull secret had before it was deleted or changed, and what it claims.
+    /// The state before the pull secret was deleted or changed, with what it claims.
     pub remembered: Option<State>,
     /// Whether there is something to write even if no token is new.
     pub must_write: bool,
-    /// What is repaired by it, if anything.
+    /// The damage that the write repairs, if any.
     pub repairs: Option<Damage>,
-    /// Whether time alone made it due: nobody asked for it.
+    /// Whether time alone made the write due, without a change or an admission.
     pub is_by_time: bool,
 }
 
-/// Plans what is to be done for a namespace, given its settings (if it is opted in) and what is known of its pull secret.
-/// `None`: nothing, until something changes.
+impl Plan {
+    /// Returns whether time alone explains the plan.
+    #[must_use]
+    pub fn is_by_time(&self) -> bool {
+        match &self.action {
+            Action::Read => self.priority == Priority::Check,
+            Action::Write(desired) => desired.is_by_time,
+            Action::Delete => true,
+        }
+    }
+}
+
+impl Action {
+    /// Returns the kind of the action.
+    #[must_use]
+    pub fn kind(&self) -> ActionKind {
+        match self {
+            Self::Read => ActionKind::Read,
+            Self::Write(_) => ActionKind::Write,
+            Self::Delete => ActionKind::Delete,
+        }
+    }
+
+    /// Returns how many hosts a write renews of those that are due.
+    #[must_use]
+    pub fn due_hosts(&self) -> usize {
+        match self {
+            Self::Write(desired) => desired.due.len(),
+            Self::Read | Self::Delete => 0,
+        }
+    }
+}
+
+/// Plans what is to be done for a namespace, given its settings (if it is opted in) and what is
+/// known of its pull secret. `None`: nothing, until something changes.
 #[must_use]
 pub fn plan(
     namespace: &Namespace,
@@ -108,47 +158,47 @@ pub fn plan(
         return None;
     }
     let Some(settings) = settings else {
-        return plan_removal(observed?, policy, now);
+        return plan_deletion(observed?, policy, now);
     };
     if settings.is_terminating {
         return None;
     }
-    let subject = Subject {
+    let planner = Planner {
         namespace,
         settings,
         policy,
         now,
     };
     match observed {
-        None => subject.creation(None),
-        Some(Observed::Deleted(state)) => subject.creation(state.as_ref()),
+        None => planner.creation(None),
+        Some(Observed::Deleted(state)) => planner.creation(state.as_ref()),
         Some(Observed::Foreign(_)) => None,
-        Some(Observed::Managed(state)) => Some(subject.renewal(state)),
+        Some(Observed::Managed(state)) => Some(planner.renewal(state)),
         Some(Observed::Unverified {
             since: Unverified::Tampered,
             claims,
             before,
             is_proven,
-        }) => Some(subject.repair(claims.as_ref(), *is_proven, before.as_deref())),
+        }) => Some(planner.repair(claims.as_ref(), *is_proven, before.as_deref())),
         Some(Observed::Unverified {
             since: Unverified::Listed,
             claims: Some(state),
             is_proven: true,
             before,
         }) if !is_reverted(state, before.as_deref()) => {
-            // What can't wait for a read is done at once: a write reads the Secret anyway.
-            let planned = subject.renewal(state);
-            Some(if planned.at <= now {
-                planned
+            // A renewal that is due doesn't wait for a read: a write reads the Secret anyway.
+            let renewal = planner.renewal(state);
+            Some(if renewal.at <= now {
+                renewal
             } else {
-                subject.look(Priority::Check)
+                planner.read(Priority::Check)
             })
         }
         Some(Observed::Unverified {
             since: Unverified::Listed,
             ..
-        }) => Some(subject.look(Priority::Check)),
-        Some(Observed::Unverified { .. }) => Some(subject.look(Priority::Changed)),
+        }) => Some(planner.read(Priority::Check)),
+        Some(Observed::Unverified { .. }) => Some(planner.read(Priority::Changed)),
     }
 }
 
@@ -157,12 +207,13 @@ fn is_reverted(state: &State, before: Option<&State>) -> bool {
     before.is_some_and(|before| before.revision > state.revision)
 }
 
-/// Plans the deletion of a pull secret whose namespace is not opted in as far as is known. Its dates are anybody's: they
-/// decide only when it is deleted, and none may be later than a token can live.
-fn plan_removal(observed: &Observed, policy: &Policy, now: Timestamp) -> Option<Plan> {
+/// Plans the deletion of a pull secret whose namespace is not opted in as far as is known. Anybody
+/// may have written its dates: they decide only when the pull secret is deleted, and none may be
+/// later than a token can live.
+fn plan_deletion(observed: &Observed, policy: &Policy, now: Timestamp) -> Option<Plan> {
     let claims = observed.claims().filter(|_| policy.removes)?;
     let latest = now.checked_add(MAX_LIFE).unwrap_or(now);
-    // Dates that can't be true count as expired: they would put it off again whenever its time comes.
+    // Dates that can't be true count as expired: they would postpone the deletion again and again.
     let end = claims
         .hosts
         .iter()
@@ -174,25 +225,25 @@ fn plan_removal(observed: &Observed, policy: &Policy, now: Timestamp) -> Option<
         priority: Priority::Check,
         at: end.unwrap_or(now).max(now),
         ends: None,
-        action: Action::Remove,
+        action: Action::Delete,
     })
 }
 
-/// What every plan of one namespace goes by.
-struct Subject<'a> {
+/// The arguments of every plan of one namespace.
+struct Planner<'a> {
     namespace: &'a Namespace,
     settings: &'a NamespaceSettings,
     policy: &'a Policy,
     now: Timestamp,
 }
 
-impl Subject<'_> {
-    fn look(&self, priority: Priority) -> Plan {
+impl Planner<'_> {
+    fn read(&self, priority: Priority) -> Plan {
         Plan {
             priority,
             at: self.now,
             ends: None,
-            action: Action::Look,
+            action: Action::Read,
         }
     }
 
@@ -205,24 +256,25 @@ impl Subject<'_> {
         }
     }
 
-    /// Plans a pull secret that isn't there: with what it had, and with `prewarm`.
-    fn creation(&self, had: Option<&State>) -> Option<Plan> {
-        let mut desired = self.desired(had);
+    /// Plans the creation of a pull secret: with the hosts that it had, and those of `prewarm`.
+    fn creation(&self, lost: Option<&State>) -> Option<Plan> {
+        let mut desired = self.desired(lost);
         if desired.keys.is_empty() {
             return None;
         }
         desired.due = desired.keys.keys().cloned().collect();
         desired.must_write = true;
         desired.is_by_time = false;
-        if let Some(had) = had {
+        if let Some(lost) = lost {
             desired.repairs = Some(Damage::Deleted);
-            desired.remembered = Some(had.clone());
+            desired.remembered = Some(lost.clone());
         }
         Some(self.changed(desired))
     }
 
-    /// Plans the repair of a pull secret that somebody else wrote: what is known to be true stays wanted, and what it merely
-    /// claims is a wish, within the rules and as many as there is room for.
+    /// Plans the repair of a pull secret that somebody else wrote: hosts that are known to be true
+    /// stay wanted, and hosts that the pull secret merely claims are requests, within the rules and
+    /// the limit.
     fn repair(&self, claims: Option<&State>, is_proven: bool, before: Option<&State>) -> Plan {
         let mut known = before.cloned().unwrap_or_default();
         for (host, entry) in claims.iter().flat_map(|state| state.hosts.iter()) {
@@ -239,7 +291,7 @@ impl Subject<'_> {
                     Demand::new(self.now)
                 }
             };
-            // Its data can be trusted where an older state of ours was put back, and then it says what it has.
+            // A proven claim is an older state that somebody restored: its credentials are true.
             let credential = entry.credential.filter(|_| is_proven);
             known
                 .hosts
@@ -264,7 +316,7 @@ impl Subject<'_> {
             let good = entry.good(self.now);
             let end = good.map(|good| good.lifetime.expires_at);
             let Some(key) = desired.keys.get(host) else {
-                // Kept until it ends, and forgotten once nobody has wanted it for long.
+                // Kept until it ends, and forgotten once no Pod has wanted the host for long.
                 let unwanted = self.forgotten_at(host, entry.demand);
                 let gone = unwanted.map(|at| end.map_or(at, |end| end.max(at)));
                 at = at.min(gone.unwrap_or(Timestamp::MAX));
@@ -274,14 +326,14 @@ impl Subject<'_> {
             };
             ends = ends.into_iter().chain(end).min();
             match entry.credential {
-                Some(had) if had.identity == key.identity.hash() => {
-                    at = at.min(due_by(&had.lifetime, share, self.now));
+                Some(existing) if existing.identity == key.identity.hash() => {
+                    at = at.min(due_by(&existing.lifetime, share, self.now));
                 }
                 Some(_) => {
                     at = at.min(self.now);
                     priority = priority.min(Priority::Changed);
                 }
-                // The public gallery's images pull without.
+                // Images of the public gallery pull without a credential.
                 None if is_public(host) => at = at.min(self.now),
                 None => {
                     at = at.min(self.now);
@@ -306,14 +358,14 @@ impl Subject<'_> {
         found.map(|(_, key)| key)
     }
 
-    /// When a host is forgotten unless somebody wants it before; `None`: never.
+    /// Returns when a host is forgotten unless a Pod wants it before; `None`: never.
     fn forgotten_at(&self, host: &Host, demand: Demand) -> Option<Timestamp> {
         let after = self.policy.forget_after?;
         let is_named = self.policy.prewarm.contains(host);
         (!is_named).then(|| demand.last.saturating_add(after).unwrap_or(Timestamp::MAX))
     }
 
-    /// What a pull secret with this state is to be, and which of its credentials are due now.
+    /// Returns the desired state of a pull secret with this state.
     fn desired(&self, state: Option<&State>) -> DesiredState {
         let mut desired = DesiredState {
             is_by_time: true,
@@ -344,19 +396,19 @@ impl Subject<'_> {
         for (host, key) in &desired.keys {
             let entry = state.and_then(|state| state.hosts.get(host));
             let credential = entry.and_then(|entry| entry.credential);
-            let same = credential.filter(|had| had.identity == key.identity.hash());
-            let is_due = same.is_none_or(|had| {
-                had.lifetime.has_used(TOGETHER_FROM_PERCENT, self.now)
-                    || had.lifetime.freshness(self.now) == Freshness::Expired
+            let same = credential.filter(|it| it.identity == key.identity.hash());
+            let is_due = same.is_none_or(|existing| {
+                existing.lifetime.has_used(TOGETHER_FROM_PERCENT, self.now)
+                    || existing.lifetime.freshness(self.now) == Freshness::Expired
             });
             if is_due {
                 desired.due.insert(host.clone());
                 desired.is_by_time &= same.is_some();
             }
-            // A new host is named even if no token can be had.
+            // A new host is named even without a token.
             desired.must_write |= entry.is_none();
         }
-        // An expired public entry is taken out, allowed or not.
+        // An expired public entry is removed, allowed or not.
         let mut hosts = state.iter().flat_map(|state| state.hosts.iter());
         desired.must_write |= hosts.any(|(host, entry)| {
             is_public(host) && entry.credential.is_some() && entry.good(self.now).is_none()
@@ -365,11 +417,11 @@ impl Subject<'_> {
         desired
     }
 
-    /// Adds the hosts that are to be there before any Pod asks, as far as there is room. What is there stays although the limit
-    /// may have been higher once.
+    /// Adds the hosts of `prewarm`, as far as there is room. Hosts that are there stay although the
+    /// limit may have been higher once.
     fn prewarm(&self, state: Option<&State>, desired: &mut DesiredState) {
-        let had = state.map_or(0, |state| state.hosts.len() - desired.forgotten.len());
-        let mut room = self.policy.rules.registries_per_secret.saturating_sub(had);
+        let kept = state.map_or(0, |state| state.hosts.len() - desired.forgotten.len());
+        let mut room = self.policy.rules.registries_per_secret.saturating_sub(kept);
         for host in &self.policy.prewarm {
             let is_there = state.is_some_and(|state| state.hosts.contains_key(host));
             if is_there || room == 0 {
@@ -384,17 +436,17 @@ impl Subject<'_> {
 }
 
 impl DesiredState {
-    /// Returns when there is something to do though these tokens can't be had: another host is due, or a public entry has to be
-    /// taken out.
+    /// Returns when there is something to do without the missing tokens: another host is due, or a
+    /// public entry has to be removed.
     #[must_use]
     pub fn next_without(
         &self,
-        lacking: &BTreeSet<TokenKey>,
+        missing: &BTreeSet<TokenKey>,
         namespace: &Namespace,
         state: Option<&State>,
         now: Timestamp,
     ) -> Option<Timestamp> {
-        let others = self.keys.iter().filter(|(_, key)| !lacking.contains(key));
+        let others = self.keys.iter().filter(|(_, key)| !missing.contains(key));
         let lifetime = |host: &Host| Some(state?.hosts.get(host)?.credential?.lifetime);
         let due = others
             .filter_map(|(host, _)| lifetime(host))
@@ -409,33 +461,33 @@ impl DesiredState {
     }
 }
 
-/// Returns when the credential of a host was due, if it ever had one.
+/// Returns when the credential of a host was due, if the host ever had one.
 #[must_use]
 pub fn due_since(entry: &HostState, namespace: &Namespace, now: Timestamp) -> Option<Timestamp> {
-    let had = entry.credential?;
-    Some(due_by(&had.lifetime, share(namespace), now).min(now))
+    let credential = entry.credential?;
+    Some(due_by(&credential.lifetime, share(namespace), now).min(now))
 }
 
-/// Returns when a public entry that ends then is to be taken out.
+/// Returns when a public entry that ends then is to be removed.
 fn dropped_at(expires_at: Timestamp) -> Timestamp {
     let at = expires_at.checked_sub(MIN_LEFT - DROP_AFTER);
     at.unwrap_or(expires_at)
 }
 
-/// At which share of a life a namespace's credentials are due, in millionths: the same namespace always at the same share,
-/// other namespaces at others.
+/// Returns the share of a life at which a namespace's credentials are due, in millionths. Every
+/// namespace has a share of its own, which stays the same.
 fn share(namespace: &Namespace) -> i64 {
     i64::try_from(DUE_FROM + spread(namespace.as_str(), SPREAD)).unwrap_or_default()
 }
 
 fn due_by(life: &Lifetime, share: i64, now: Timestamp) -> Timestamp {
     let seconds = life.expires_at.duration_since(life.minted_at).as_secs();
-    // In millionths of a second: whole seconds would be steps, and ten thousand namespaces would come in waves.
+    // In microseconds: with whole seconds, ten thousand namespaces would come in waves.
     let due = life
         .minted_at
         .checked_add(SignedDuration::from_micros(seconds.saturating_mul(share)))
         .unwrap_or(now);
-    // One that has expired was due long ago; dates that can't be true say nothing.
+    // An expired credential was due long ago; dates that can't be true are ignored.
     if due > now && life.freshness(now) == Freshness::Expired {
         now
     } else {

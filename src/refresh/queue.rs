@@ -1,7 +1,9 @@
-//! Whose turn it is: the namespaces by when there is something to do for them. Pure: the time is an argument.
+//! Orders the namespaces by when there is something to do for them, and by whose turn it is. Pure:
+//! the time is an argument.
 //!
-//! No urgency that a tenant can claim comes first for ever. Within a priority the namespace that was served the longest ago
-//! comes first, and of every few turns one goes to the credential that ends first, whatever its priority.
+//! No urgency that a tenant can claim comes first for ever. Within a priority the namespace that
+//! was served the longest ago comes first, and one of [`TURNS_PER_ENDING`] turns goes to the
+//! credential that ends first, whatever its priority.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,7 +12,7 @@ use jiff::Timestamp;
 use super::plan::Priority;
 use crate::cluster::namespace::Namespace;
 
-/// Of so many turns one goes to the credential that ends first.
+/// One of so many turns goes to the credential that ends first.
 const TURNS_PER_ENDING: u64 = 4;
 
 /// The namespaces for which there is something to do, now or later.
@@ -18,27 +20,29 @@ const TURNS_PER_ENDING: u64 = 4;
 pub struct WorkQueue {
     slots: HashMap<Namespace, Slot>,
     later: BTreeSet<(Timestamp, Namespace)>,
-    /// By priority, and there by turn.
+    /// The namespaces that are due, by priority and turn.
     ready: [BTreeSet<(Turn, Namespace)>; Priority::COUNT],
-    /// Those that are ready and have a good credential, by when it ends.
+    /// The namespaces that are due and have a good credential, by when the credential ends.
     ending: BTreeSet<(Timestamp, Namespace)>,
-    /// When each namespace was served last, in turns.
+    /// The last turn of each namespace.
     served: HashMap<Namespace, u64>,
     turns: u64,
 }
 
-/// What is queued for a namespace.
+/// When, and how urgently, a namespace is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
-    /// How urgent it is.
+    /// The urgency.
     pub priority: Priority,
-    /// Not before then.
+    /// The time from which on the namespace is due.
     pub at: Timestamp,
-    /// When the first of its good credentials ends: then it may take an ending's turn.
+    /// When the first good credential of the namespace ends. `None`: the namespace takes no turn
+    /// that goes to the credential that ends first.
     pub ends: Option<Timestamp>,
 }
 
-/// Served the longest ago first; of those what ends first, and then what was due first.
+/// The order within a priority: by the last turn, then by the end of the credential, then by when
+/// the namespace was due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     served: u64,
@@ -49,13 +53,13 @@ struct Turn {
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     due: Due,
-    /// When it was served last, as it was when it was queued.
+    /// The last turn at the time when the namespace was queued.
     served: u64,
     is_ready: bool,
 }
 
 impl Slot {
-    /// Its place among those that are ready. Not kept: there is a slot for every namespace.
+    /// Returns the turn of the slot. Not a field: there is a slot for every namespace.
     fn turn(&self) -> Turn {
         Turn {
             served: self.served,
@@ -101,7 +105,7 @@ impl WorkQueue {
         }
     }
 
-    /// Takes a namespace out of the queue for good: it is no more.
+    /// Forgets a namespace that no longer exists, with its last turn.
     pub fn forget(&mut self, namespace: &Namespace) {
         self.remove(namespace);
         self.served.remove(namespace);
@@ -144,7 +148,7 @@ impl WorkQueue {
         }
     }
 
-    /// Returns when the next one is due; `None` if none is queued.
+    /// Returns when the next namespace is due; `None` if none is queued.
     #[must_use]
     pub fn next_at(&self) -> Option<Timestamp> {
         let ready = self.ready.iter().find_map(BTreeSet::first);
@@ -153,7 +157,8 @@ impl WorkQueue {
             .or(self.later.first().map(|(at, _)| *at))
     }
 
-    /// Returns how many are due at `now`, and since when the one that waits the longest is.
+    /// Returns how many namespaces are due at `now`, and since when the one that waits the longest
+    /// is.
     pub fn backlog(&mut self, now: Timestamp) -> (usize, Option<Timestamp>) {
         self.wake(now);
         let ready = self.ready.iter().flatten();

@@ -1,13 +1,18 @@
-//! Does what is planned for one namespace, by one call to the API server.
+//! Reconciles one namespace: reads the facts, gathers the tokens, and makes the planned call.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    ReconcilerContext,
-    plan::{DesiredState, Plan, plan},
+    context::ReconcilerContext,
+    mint_queue::Overdue,
+    minter::is_new,
+    plan::{ActionKind, DesiredState, Plan, Priority, due_since, plan},
 };
 use crate::{
     cluster::{
@@ -17,23 +22,81 @@ use crate::{
         namespaces::Look,
     },
     pull_secret::{
-        DesiredCredential, Existing, Observed,
+        Damage, DesiredCredential, Existing, Observed,
         state::State,
         store::Entry,
         writer::{Planned, PullSecretError, WriteOutcome},
     },
-    registry::Host,
+    registry::{Host, Service},
     rules::Policy,
+    token::TokenKey,
 };
 
-/// Reconciles one namespace at a time; clones share the parts.
+/// Reconciles one namespace at a time; clones share the context.
 #[derive(Clone)]
 pub struct Reconciler(Arc<ReconcilerContext>);
 
-/// What is known of a namespace at one moment: a plan and its write go by the same.
+/// A namespace and its pull secret, as known at one moment: a plan and its call use the same facts.
 pub(super) struct Facts {
     pub(super) settings: Option<NamespaceSettings>,
     pub(super) entry: Option<Arc<Entry>>,
+}
+
+/// The tokens for one write, as far as they are in memory.
+pub(super) struct GatheredTokens {
+    /// The credential of each host.
+    pub(super) credentials: BTreeMap<Host, DesiredCredential>,
+    /// The tokens that are due and not in memory.
+    pub(super) missing: BTreeSet<TokenKey>,
+    /// Since when the credentials of the missing tokens are overdue.
+    pub(super) overdue: Overdue,
+    /// Whether a write without the missing tokens makes the pull secret better.
+    pub(super) improves: bool,
+    /// Whether a host that has no good credential gets one: an older token now is better than a new
+    /// one later.
+    pub(super) is_urgent: bool,
+}
+
+/// A planned call to the API server.
+pub(super) enum Call {
+    /// Read the whole pull secret.
+    Read,
+    /// Write the pull secret: the desired state, its priority, the credentials, and the most hosts
+    /// that it may have.
+    Write(
+        Box<DesiredState>,
+        Priority,
+        BTreeMap<Host, DesiredCredential>,
+        usize,
+    ),
+    /// Delete the pull secret.
+    Delete,
+}
+
+/// The outcome of a call.
+pub(super) enum CallOutcome {
+    Read,
+    Wrote(Box<DesiredState>, Priority, WriteOutcome),
+    /// With whether the pull secret is gone.
+    Deleted(bool),
+    Failed(PullSecretError),
+}
+
+impl CallOutcome {
+    /// Returns the kind of a call that succeeded, and how many hosts it wrote of those that were
+    /// due.
+    pub(super) fn succeeded(&self) -> Option<(ActionKind, usize)> {
+        match self {
+            Self::Read => Some((ActionKind::Read, 0)),
+            Self::Deleted(_) => Some((ActionKind::Delete, 0)),
+            Self::Wrote(desired, _, WriteOutcome::Written(_)) => {
+                Some((ActionKind::Write, desired.due.len()))
+            }
+            Self::Wrote(_, _, WriteOutcome::Unchanged) => Some((ActionKind::Write, 0)),
+            // Another writer was first: the namespace is planned by that writer's version.
+            Self::Wrote(_, _, WriteOutcome::Moved) | Self::Failed(_) => None,
+        }
+    }
 }
 
 impl Facts {
@@ -42,20 +105,31 @@ impl Facts {
         self.entry.as_deref().map(Entry::observed)
     }
 
-    /// Returns the state that the pull secret has, as far as it is proven.
+    /// Returns the state of the pull secret, as far as it is proven.
     pub(super) fn state(&self) -> Option<&State> {
         self.observed().and_then(Observed::proven)
+    }
+
+    /// Plans what is to be done by these facts.
+    pub(super) fn plan(
+        &self,
+        namespace: &Namespace,
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Option<Plan> {
+        let settings = self.settings.as_ref();
+        plan(namespace, settings, self.observed(), policy, now)
     }
 }
 
 impl Reconciler {
-    /// Makes one of its parts.
+    /// Returns a reconciler that works with this context.
     #[must_use]
-    pub fn new(parts: ReconcilerContext) -> Self {
-        Self(Arc::new(parts))
+    pub fn new(context: ReconcilerContext) -> Self {
+        Self(Arc::new(context))
     }
 
-    pub(super) fn parts(&self) -> &ReconcilerContext {
+    pub(super) fn context(&self) -> &ReconcilerContext {
         &self.0
     }
 
@@ -80,18 +154,86 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn plan(
+    /// Gathers the tokens for a write that are in memory. Mints none.
+    pub(super) async fn gather_tokens(
+        &self,
         namespace: &Namespace,
         facts: &Facts,
-        policy: &Policy,
+        desired: &DesiredState,
         now: Timestamp,
-    ) -> Option<Plan> {
-        let settings = facts.settings.as_ref();
-        plan(namespace, settings, facts.observed(), policy, now)
+    ) -> GatheredTokens {
+        let state = facts.state();
+        let mut gathered = GatheredTokens {
+            credentials: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            overdue: Overdue::default(),
+            improves: desired.must_write,
+            is_urgent: false,
+        };
+        for (host, key) in &desired.keys {
+            let token = self.0.tokens.usable(key).await;
+            let identity = key.identity.hash();
+            if desired.due.contains(host) {
+                let entry = state.and_then(|state| state.hosts.get(host));
+                if !token.as_ref().is_some_and(|token| is_new(token, now)) {
+                    gathered.missing.insert(key.clone());
+                    match entry.and_then(|entry| due_since(entry, namespace, now)) {
+                        Some(since) => gathered.overdue.add_renewal(since),
+                        None => gathered
+                            .overdue
+                            .add_first(entry.map_or(now, |entry| entry.demand.since)),
+                    }
+                }
+                let good = entry.and_then(|entry| entry.good(now));
+                let same = good.filter(|existing| existing.identity == identity);
+                gathered.improves |= token.as_ref().is_some_and(|token| {
+                    let expires_at = token.lifetime().expires_at;
+                    same.is_none_or(|existing| existing.lifetime.expires_at < expires_at)
+                });
+                gathered.is_urgent |= token.is_some() && good.is_none();
+            }
+            let credential = DesiredCredential { identity, token };
+            gathered.credentials.insert(host.clone(), credential);
+        }
+        // What somebody changed may still open registries, and a pull secret without any token
+        // opens none but the public ones.
+        let has_any = gathered.credentials.values().any(|it| it.token.is_some());
+        let mut missing = gathered.missing.iter();
+        let may_open = missing.any(|key| key.endpoint.service == Service::Private);
+        gathered.improves &= desired.repairs != Some(Damage::Changed) || has_any || !may_open;
+        gathered
+    }
+
+    /// Makes a planned call.
+    pub(super) async fn execute(
+        &self,
+        namespace: &Namespace,
+        facts: &Facts,
+        call: Call,
+        (fence, deadline): (&Leadership, Instant),
+    ) -> CallOutcome {
+        let outcome = match call {
+            Call::Read => {
+                let read = self.read(namespace, facts, deadline).await;
+                read.map(|()| CallOutcome::Read)
+            }
+            Call::Delete => {
+                let deleted = self.delete(namespace, fence, deadline).await;
+                deleted.map(CallOutcome::Deleted)
+            }
+            Call::Write(desired, priority, credentials, limit) => {
+                let within = (fence, deadline);
+                let written = self
+                    .write(namespace, facts, &desired, &credentials, limit, within)
+                    .await;
+                written.map(|outcome| CallOutcome::Wrote(desired, priority, outcome))
+            }
+        };
+        outcome.unwrap_or_else(CallOutcome::Failed)
     }
 
     /// Reads the whole pull secret.
-    pub(super) async fn look(
+    pub(super) async fn read(
         &self,
         namespace: &Namespace,
         facts: &Facts,
@@ -103,13 +245,13 @@ impl Reconciler {
         self.0.writer.look(namespace, settings, deadline).await
     }
 
-    /// Brings the pull secret to what is planned, with the tokens that there are.
+    /// Brings the pull secret to the desired state, with the credentials that there are.
     pub(super) async fn write(
         &self,
         namespace: &Namespace,
         facts: &Facts,
         desired: &DesiredState,
-        wanted: &BTreeMap<Host, DesiredCredential>,
+        credentials: &BTreeMap<Host, DesiredCredential>,
         limit: usize,
         (fence, deadline): (&Leadership, Instant),
     ) -> Result<WriteOutcome, PullSecretError> {
@@ -118,7 +260,7 @@ impl Reconciler {
         };
         let planned = Planned {
             basis: facts.entry.as_deref(),
-            wanted,
+            wanted: credentials,
             forgotten: &desired.forgotten,
             revoked: &desired.revoked,
             remembered: desired.remembered.as_ref(),
@@ -131,21 +273,21 @@ impl Reconciler {
             .await
     }
 
-    /// Deletes the pull secret of a namespace that the API server says is opted in no more, once all its credentials have
-    /// expired. Returns whether it is gone.
-    pub(super) async fn remove(
+    /// Deletes the pull secret of a namespace that is no longer opted in according to the API
+    /// server, once all its credentials have expired. Returns whether the pull secret is gone.
+    pub(super) async fn delete(
         &self,
         namespace: &Namespace,
         fence: &Leadership,
         deadline: Instant,
     ) -> Result<bool, PullSecretError> {
-        let asked = self.0.namespaces.ask(namespace, deadline).await;
-        let asked = asked.map_err(|error| PullSecretError::Api {
+        let read = self.0.namespaces.read(namespace, deadline).await;
+        let read = read.map_err(|error| PullSecretError::Api {
             verb: "delete",
             message: format!("reading the namespace failed: {error}"),
         })?;
-        match asked {
-            // The watch will say so too.
+        match read {
+            // The watch will report that too.
             Look::OptedIn(_) => Ok(false),
             Look::Absent => {
                 self.0.secrets.forget_namespace(namespace);

@@ -1,4 +1,4 @@
-//! Reports what comes of the work: to the log, to the metrics, and to the namespaces' people.
+//! Reports results: to the log, to the metrics, and as Events in the namespaces.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -6,29 +6,32 @@ use std::{
     time::Duration,
 };
 
+use super::{
+    backoffs::Contention,
+    impact::is_widespread,
+    metrics::RefreshMetrics,
+    minter::MintOutcome,
+    plan::{DesiredState, Priority},
+    reconciler::CallOutcome,
+};
 use crate::{
     cluster::namespace::Namespace,
     pull_secret::{
         Foreign,
         events::{Events, PullSecretEvent},
-        writer::PullSecretError,
-    },
-    refresh::{
-        impact::is_widespread,
-        metrics::RefreshMetrics,
-        plan::{DesiredState, Priority},
+        writer::{PullSecretError, WriteOutcome},
     },
     registry::Host,
     rules::Suspension,
     token::{TokenKey, cache::MintError},
 };
 
-/// Reports what comes of the work.
+/// Reports results.
 pub(super) struct Reporter {
     metrics: Arc<RefreshMetrics>,
     events: Option<Events>,
-    /// The namespaces whose people were told of a failure, and are to be told of its end.
-    complained: HashSet<Namespace>,
+    /// The namespaces with an Event about a failure, for which one about its end is due.
+    failing: HashSet<Namespace>,
     /// The namespaces with suspended hosts, and how many.
     suspended: HashMap<Namespace, usize>,
 }
@@ -38,24 +41,40 @@ impl Reporter {
         Self {
             metrics,
             events,
-            complained: HashSet::new(),
+            failing: HashSet::new(),
             suspended: HashMap::new(),
         }
     }
 
-    fn publish(&self, namespace: &Namespace, happening: &PullSecretEvent) {
+    fn publish(&self, namespace: &Namespace, event: &PullSecretEvent) {
         if let Some(events) = &self.events {
-            events.publish(namespace, happening);
+            events.publish(namespace, event);
         }
     }
 
-    fn complain(&mut self, namespace: &Namespace, happening: &PullSecretEvent) {
-        self.complained.insert(namespace.clone());
-        self.publish(namespace, happening);
+    fn publish_failure(&mut self, namespace: &Namespace, event: &PullSecretEvent) {
+        self.failing.insert(namespace.clone());
+        self.publish(namespace, event);
     }
 
-    /// A pull secret was written.
-    pub(super) fn wrote(&self, namespace: &Namespace, desired: &DesiredState, priority: Priority) {
+    /// Reports the outcome of a call. `failures`: the number of failed calls in a row.
+    pub(super) fn finished(&mut self, namespace: &Namespace, outcome: &CallOutcome, failures: u32) {
+        match outcome {
+            CallOutcome::Wrote(desired, priority, WriteOutcome::Written(left_out)) => {
+                self.wrote(namespace, desired, *priority);
+                Self::left_out(namespace, left_out);
+            }
+            CallOutcome::Deleted(true) => self.deleted(namespace),
+            CallOutcome::Failed(PullSecretError::NotLeading)
+            | CallOutcome::Read
+            | CallOutcome::Wrote(..)
+            | CallOutcome::Deleted(false) => {}
+            CallOutcome::Failed(error) => self.failed(namespace, error, failures),
+        }
+    }
+
+    /// Reports that a pull secret was written.
+    fn wrote(&self, namespace: &Namespace, desired: &DesiredState, priority: Priority) {
         let reason = match (desired.repairs, priority) {
             (Some(_), _) => "repaired",
             (None, Priority::Pending) => "pending",
@@ -72,52 +91,53 @@ impl Reporter {
         }
     }
 
-    /// There was no room for some hosts.
-    pub(super) fn left_out(namespace: &Namespace, hosts: &[Host]) {
+    /// Reports the hosts for which the pull secret had no room.
+    fn left_out(namespace: &Namespace, hosts: &[Host]) {
         if !hosts.is_empty() {
             tracing::debug!(%namespace, registries = hosts.len(), "the pull secret has no room for more registries");
         }
     }
 
-    /// A pull secret has all that it should have.
+    /// Reports that a pull secret has its desired state, if a failure was reported before.
     pub(super) fn recovered(&mut self, namespace: &Namespace) {
-        if self.complained.remove(namespace) {
+        if self.failing.remove(namespace) {
             tracing::info!(%namespace, "refreshed the pull secret after failures");
             self.publish(namespace, &PullSecretEvent::Refreshed);
         }
     }
 
-    /// A namespace is gone, or opted in no more: nobody waits to be told.
+    /// Forgets a namespace that is gone or no longer opted in.
     pub(super) fn forget(&mut self, namespace: &Namespace) {
-        self.complained.remove(namespace);
+        self.failing.remove(namespace);
         self.suspended.remove(namespace);
     }
 
-    /// A namespace was opted in.
+    /// Reports that a namespace was opted in.
     pub(super) fn opted_in(&self, namespace: &Namespace) {
         tracing::info!(%namespace, "namespace opted in");
         self.publish(namespace, &PullSecretEvent::OptedIn);
     }
 
-    /// A namespace is opted in no more.
+    /// Reports that a namespace is no longer opted in.
     pub(super) fn opted_out(&mut self, namespace: &Namespace) {
         tracing::info!(%namespace, "namespace opted out: its pull secret is no longer refreshed");
         self.forget(namespace);
         self.publish(namespace, &PullSecretEvent::OptedOut);
     }
 
-    /// A pull secret was deleted.
-    pub(super) fn removed(&self, namespace: &Namespace) {
+    /// Reports that a pull secret was deleted.
+    fn deleted(&self, namespace: &Namespace) {
         self.metrics.refreshed("removed");
         tracing::info!(%namespace, "deleted the expired pull secret of an opted-out namespace");
     }
 
-    /// A Secret of the pull secret's name is not ours.
+    /// Reports a Secret of the pull secret's name that ecr-injector did not create.
     pub(super) fn foreign(&self, namespace: &Namespace, why: Foreign) {
         self.publish(namespace, &PullSecretEvent::Foreign { why });
     }
 
-    /// The rules allow these hosts of a namespace no more, or all of them again.
+    /// Reports the hosts of a namespace that the rules no longer allow, or that all are allowed
+    /// again.
     pub(super) fn suspended(&mut self, namespace: &Namespace, hosts: &BTreeMap<Host, Suspension>) {
         let known = self.suspended.get(namespace).copied().unwrap_or_default();
         if known == hosts.len() {
@@ -135,7 +155,8 @@ impl Reporter {
         self.publish(namespace, &PullSecretEvent::Suspended { host, more, why });
     }
 
-    /// All was planned by another configuration: a mistake in it is most likely where it suspends what most namespaces use.
+    /// Reports that all namespaces were planned. A configuration that suspends hosts in most
+    /// namespaces is likely a mistake.
     pub(super) fn planned_all(&self, namespaces: usize) {
         let suspended = self.suspended.len();
         let is_mass = is_widespread(suspended, namespaces);
@@ -151,42 +172,48 @@ impl Reporter {
         }
     }
 
-    /// Somebody else makes work for a namespace again and again.
+    /// Reports that somebody else makes work for a namespace again and again.
     pub(super) fn contended(
         &mut self,
         namespace: &Namespace,
-        times: usize,
-        pause: Duration,
+        contention: Contention,
         is_edited: bool,
     ) {
         self.metrics.refresh_failed("contested");
-        tracing::warn!(%namespace, changes = times, backoff = ?pause, "namespace changes repeatedly; backing off");
+        tracing::warn!(%namespace, changes = contention.times, backoff = ?contention.pause, "namespace changes repeatedly; backing off");
         if is_edited {
-            self.complain(namespace, &PullSecretEvent::Contended);
+            self.publish_failure(namespace, &PullSecretEvent::Contended);
         }
     }
 
-    /// A namespace waits for a token that can't be had.
+    /// Reports that a namespace waits for a token that AWS refuses.
     pub(super) fn waits(&mut self, namespace: &Namespace, error: &MintError) {
         if let MintError::Refused(_, reply) | MintError::SessionExpired(_, reply) = error {
             let code = reply.clone();
-            self.complain(namespace, &PullSecretEvent::Refused { code });
+            self.publish_failure(namespace, &PullSecretEvent::Refused { code });
         }
     }
 
-    /// A token couldn't be minted.
-    pub(super) fn no_token(&self, key: &TokenKey, error: &MintError, pause: Duration) {
+    /// Reports the outcome for a token that namespaces waited for: that minting failed, or that it
+    /// succeeded after failures.
+    pub(super) fn minted(&self, outcome: &MintOutcome) {
+        let (key, waiting) = (&outcome.key, outcome.namespaces.len());
+        match &outcome.result {
+            Ok(0) => {}
+            Ok(failures) => {
+                tracing::info!(identity = %key.identity, region = %key.region, failures, waiting, "minted a token after failures");
+            }
+            Err((error, pause)) => self.mint_failed(key, error, *pause),
+        }
+    }
+
+    fn mint_failed(&self, key: &TokenKey, error: &MintError, pause: Duration) {
         self.metrics.refresh_failed(error.as_str());
         tracing::warn!(identity = %key.identity, region = %key.region, %error, backoff = ?pause, "minting a token failed; retrying");
     }
 
-    /// A token that couldn't be minted for a while was.
-    pub(super) fn token_again(key: &TokenKey, failures: u32, waiting: usize) {
-        tracing::info!(identity = %key.identity, region = %key.region, failures, waiting, "minted a token after failures");
-    }
-
-    /// A call to the API server for a namespace failed, so many times in a row.
-    pub(super) fn failed(&mut self, namespace: &Namespace, error: &PullSecretError, times: u32) {
+    /// Reports that a call to the API server failed, so many times in a row.
+    fn failed(&mut self, namespace: &Namespace, error: &PullSecretError, times: u32) {
         self.metrics.refresh_failed(error.as_str());
         if times <= 1 {
             tracing::warn!(%namespace, %error, "refreshing the pull secret failed; retrying");
@@ -196,15 +223,16 @@ impl Reporter {
         match error {
             PullSecretError::Foreign(why) => self.foreign(namespace, *why),
             PullSecretError::Refused { message, .. } => {
-                if let Some(happening) = PullSecretEvent::of_refusal(message) {
-                    self.complain(namespace, &happening);
+                if let Some(event) = PullSecretEvent::of_refusal(message) {
+                    self.publish_failure(namespace, &event);
                 }
             }
             _ => {}
         }
     }
 
-    /// How many are due, how many wait, and for how long.
+    /// Reports how many namespaces are due, how many wait for tokens, and for how long the first is
+    /// overdue.
     pub(super) fn backlog(&self, due: usize, waiting: usize, overdue: Duration) {
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.metrics.queue_depth.set(count(due));

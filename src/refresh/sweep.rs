@@ -1,4 +1,5 @@
-//! One sweep by hand: the leader's plans, each done once, without a loop and without a second try.
+//! Sweeps the namespaces once and by hand: carries out the leader's plans without a loop and
+//! without a retry.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +11,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    WORK_TIMEOUT,
+    context::RECONCILE_TIMEOUT,
     minter::is_new,
     plan::{Action, DesiredState, Plan},
     reconciler::{Facts, Reconciler},
@@ -25,33 +26,35 @@ use crate::{
     token::{Token, TokenKey, cache::MintError},
 };
 
-/// Plans that are done for one namespace one after another: a read, a write, and what another writer makes of it.
+/// The most plans that are carried out for one namespace: a read, a write, and repeats after other
+/// writers' changes.
 const MAX_PASSES: usize = 6;
 
-/// What one sweep does to the namespaces.
+/// The options of one sweep, and the tokens that failed in it.
 #[derive(Debug, Default)]
 pub struct Sweep {
-    /// Also what isn't due yet is renewed.
+    /// Whether credentials that are not due yet are renewed too.
     pub renews_all: bool,
-    /// Hosts that the rules no longer allow are taken out, with credentials that are still good.
+    /// Whether hosts that the rules no longer allow are removed, with credentials that are still
+    /// good.
     pub prunes: bool,
-    /// Tokens that couldn't be had: one try is enough for all namespaces.
+    /// The tokens that could not be minted: one try is enough for all namespaces.
     failed: Mutex<HashMap<TokenKey, MintError>>,
 }
 
-/// What one sweep did for a namespace.
+/// The outcome of one sweep for a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SweepOutcome {
-    /// Whether its pull secret was written or deleted.
+    /// Whether the pull secret was written or deleted.
     pub written: bool,
-    /// What went wrong, if anything did.
+    /// The error, if there was one.
     pub error: Option<String>,
-    /// What is left to be done, now or later.
+    /// The plan for what is left to be done, now or later.
     pub plan: Option<Plan>,
 }
 
 impl Sweep {
-    /// A sweep.
+    /// Returns a sweep with these options.
     #[must_use]
     pub fn new(renews_all: bool, prunes: bool) -> Self {
         Self {
@@ -61,7 +64,8 @@ impl Sweep {
         }
     }
 
-    /// Turns a plan into this sweep's: all credentials instead of those that are due, and nothing that isn't allowed.
+    /// Widens a plan by the options of the sweep: to all credentials, and to the removal of hosts
+    /// that are not allowed.
     fn widen(&self, mut plan: Plan, is_renewed: bool, now: Timestamp) -> Plan {
         if let Action::Write(desired) = &mut plan.action {
             if self.renews_all && !is_renewed {
@@ -80,20 +84,22 @@ impl Sweep {
 }
 
 impl Reconciler {
-    /// Brings one namespace up to date, as far as that goes now. Once the term is over nothing more is begun.
-    pub async fn bring_up_to_date(
+    /// Reconciles one namespace, as far as that is possible now. No call is begun after the end of
+    /// the term.
+    pub async fn reconcile_once(
         &self,
         namespace: &Namespace,
         sweep: &Sweep,
         term: &Leadership,
     ) -> SweepOutcome {
         let mut swept = SweepOutcome::default();
-        let deadline = Instant::now() + WORK_TIMEOUT;
+        let deadline = Instant::now() + RECONCILE_TIMEOUT;
         for _ in 0..MAX_PASSES {
-            let now = self.parts().clock.now();
+            let now = self.context().clock.now();
             let facts = self.facts(namespace);
-            let policy = self.parts().policy.get();
-            let planned = Self::plan(namespace, &facts, &policy, now)
+            let policy = self.context().policy.get();
+            let planned = facts
+                .plan(namespace, &policy, now)
                 .map(|plan| sweep.widen(plan, swept.written, now));
             swept.plan.clone_from(&planned);
             let Some(planned) = planned.filter(|plan| plan.at <= now) else {
@@ -105,21 +111,21 @@ impl Reconciler {
             let limit = policy.rules.registries_per_secret;
             let within = (term, deadline);
             let done = match planned.action {
-                Action::Look => self.look(namespace, &facts, deadline).await.map(|()| false),
-                Action::Remove => {
-                    let removed = self.remove(namespace, term, deadline).await;
-                    removed.inspect(|is_gone| swept.written |= is_gone)
+                Action::Read => self.read(namespace, &facts, deadline).await.map(|()| false),
+                Action::Delete => {
+                    let deleted = self.delete(namespace, term, deadline).await;
+                    deleted.inspect(|is_gone| swept.written |= is_gone)
                 }
                 Action::Write(desired) => {
-                    let (wanted, failed) = sweep.tokens(self, &desired, &facts, now).await;
+                    let (credentials, failed) = sweep.tokens(self, &desired, &facts, now).await;
                     if let Some(error) = &failed {
                         swept.error = Some(error.to_string());
                     }
-                    if !is_worth_it(&desired, &wanted) {
+                    if !improves(&desired, &credentials) {
                         return swept;
                     }
                     let written = self
-                        .write(namespace, &facts, &desired, &wanted, limit, within)
+                        .write(namespace, &facts, &desired, &credentials, limit, within)
                         .await;
                     written.map(|outcome| match outcome {
                         WriteOutcome::Written(_) => {
@@ -133,49 +139,50 @@ impl Reconciler {
             };
             match done {
                 Ok(false) => {}
-                Ok(true) => return self.planned(namespace, swept),
+                Ok(true) => return self.with_plan(namespace, swept),
                 Err(error) => {
                     swept.error = Some(error.to_string());
                     return swept;
                 }
             }
         }
-        self.planned(namespace, swept)
+        self.with_plan(namespace, swept)
     }
 
-    /// Returns what a sweep would do for a namespace first, after reading what isn't known. Nothing is written.
+    /// Returns the first plan of a sweep for a namespace, after a read of what isn't known. Nothing
+    /// is written.
     pub async fn preview(
         &self,
         namespace: &Namespace,
         sweep: &Sweep,
     ) -> Result<Option<Plan>, PullSecretError> {
-        let deadline = Instant::now() + WORK_TIMEOUT;
+        let deadline = Instant::now() + RECONCILE_TIMEOUT;
         let is_unread = |facts: &Facts| {
             let entry = facts.entry.as_ref();
             facts.settings.is_some() && entry.is_some_and(|entry| entry.is_unread())
         };
         let facts = self.facts(namespace);
         let facts = if is_unread(&facts) {
-            self.look(namespace, &facts, deadline).await?;
+            self.read(namespace, &facts, deadline).await?;
             self.facts(namespace)
         } else {
             facts
         };
-        let now = self.parts().clock.now();
-        let plan = Self::plan(namespace, &facts, &self.parts().policy.get(), now);
+        let now = self.context().clock.now();
+        let plan = facts.plan(namespace, &self.context().policy.get(), now);
         Ok(plan.map(|plan| sweep.widen(plan, false, now)))
     }
 
-    /// The same with what is left to be done by what is known now.
-    fn planned(&self, namespace: &Namespace, swept: SweepOutcome) -> SweepOutcome {
-        let (now, facts) = (self.parts().clock.now(), self.facts(namespace));
-        let plan = Self::plan(namespace, &facts, &self.parts().policy.get(), now);
+    /// Adds the plan for what is left to be done by what is known now.
+    fn with_plan(&self, namespace: &Namespace, swept: SweepOutcome) -> SweepOutcome {
+        let (now, facts) = (self.context().clock.now(), self.facts(namespace));
+        let plan = facts.plan(namespace, &self.context().policy.get(), now);
         SweepOutcome { plan, ..swept }
     }
 }
 
 impl Sweep {
-    /// Returns the tokens for a write, and why the first that is missing is.
+    /// Returns the credentials for a write, and the error of the first that is missing.
     async fn tokens(
         &self,
         reconciler: &Reconciler,
@@ -187,12 +194,12 @@ impl Sweep {
             let token = if desired.due.contains(host) {
                 self.token(reconciler, key, now).await
             } else {
-                Ok(reconciler.parts().tokens.usable(key).await)
+                Ok(reconciler.context().tokens.usable(key).await)
             };
             (host, key, token)
         });
         let mut failed = None;
-        let mut wanted = BTreeMap::new();
+        let mut credentials = BTreeMap::new();
         for (host, key, token) in join_all(tokens).await {
             let state = facts.state();
             let is_good =
@@ -204,9 +211,9 @@ impl Sweep {
                 None
             });
             let identity = key.identity.hash();
-            wanted.insert(host.clone(), DesiredCredential { identity, token });
+            credentials.insert(host.clone(), DesiredCredential { identity, token });
         }
-        (wanted, failed)
+        (credentials, failed)
     }
 
     async fn token(
@@ -215,7 +222,7 @@ impl Sweep {
         key: &TokenKey,
         now: Timestamp,
     ) -> Result<Option<Arc<Token>>, MintError> {
-        let tokens = &reconciler.parts().tokens;
+        let tokens = &reconciler.context().tokens;
         let usable = tokens.usable(key).await;
         if let Some(token) = usable.as_ref().filter(|token| is_new(token, now)) {
             return Ok(Some(token.clone()));
@@ -234,11 +241,11 @@ impl Sweep {
     }
 }
 
-/// Returns whether a write makes anything better: what somebody changed may still open registries, and nothing at all opens
-/// none.
-fn is_worth_it(desired: &DesiredState, wanted: &BTreeMap<Host, DesiredCredential>) -> bool {
-    let has_any = wanted.values().any(|it| it.token.is_some());
-    let due = || desired.due.iter().filter_map(|host| wanted.get(host));
-    let has_news = due().any(|it| it.token.is_some());
-    has_news || desired.must_write && (desired.repairs != Some(Damage::Changed) || has_any)
+/// Returns whether a write improves the pull secret: what somebody changed may still open
+/// registries, and a pull secret without any token opens none.
+fn improves(desired: &DesiredState, credentials: &BTreeMap<Host, DesiredCredential>) -> bool {
+    let has_any = credentials.values().any(|it| it.token.is_some());
+    let due = || desired.due.iter().filter_map(|host| credentials.get(host));
+    let has_new = due().any(|it| it.token.is_some());
+    has_new || desired.must_write && (desired.repairs != Some(Damage::Changed) || has_any)
 }

@@ -568,7 +568,7 @@ impl NamespaceSource for SimCluster {
         self.inner().settings.get(namespace).cloned()
     }
 
-    fn ask<'a>(
+    fn read<'a>(
         &'a self,
         namespace: &'a Namespace,
         _: Instant,
@@ -790,7 +790,7 @@ impl Sim {
     pub async fn sweep(&self, sweep: &Sweep, term: &Leadership) -> Vec<(Namespace, SweepOutcome)> {
         let reconciler = self.reconciler();
         let one = async |name: Namespace| {
-            let swept = reconciler.bring_up_to_date(&name, sweep, term).await;
+            let swept = reconciler.reconcile_once(&name, sweep, term).await;
             (name, swept)
         };
         let names = stream::iter(reconciler.names());

@@ -344,13 +344,13 @@ fn preview_tells_what_is_due_from_what_is_not() {
     let lacks = seen(None, None, Some(&settings));
     let opted_out = seen(Some(&secret), Some(&secret), None);
     for (seen, plan, expected) in [
-        (has, plan(NOW, Action::Look), "would-verify"),
-        (has, plan(later(3), Action::Look), "fresh"),
+        (has, plan(NOW, Action::Read), "would-verify"),
+        (has, plan(later(3), Action::Read), "fresh"),
         (has, write(NOW, &[IRELAND], &[]), "would-renew"),
         (has, write(later(3), &[IRELAND], &[]), "fresh"),
         (lacks, write(NOW, &[IRELAND], &[]), "would-create"),
-        (opted_out, plan(NOW, Action::Remove), "would-remove"),
-        (opted_out, plan(later(3), Action::Remove), "opted-out"),
+        (opted_out, plan(NOW, Action::Delete), "would-remove"),
+        (opted_out, plan(later(3), Action::Delete), "opted-out"),
     ] {
         let row = seen.would(&team(), Some(&plan)).expect("a row");
         assert_eq!((row.result, row.due_at), (expected, Some(plan.at)));

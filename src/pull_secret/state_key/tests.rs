@@ -77,10 +77,7 @@ async fn refusal_is_told_once_and_without_the_key() {
 async fn foreign_or_malformed_secret_is_told_once() {
     for (content, what) in [
         (Content::Foreign, "Secret here/x lacks the label"),
-        (
-            Content::Malformed("why"),
-            "holds no valid state key: why",
-        ),
+        (Content::Malformed("why"), "holds no valid state key: why"),
     ] {
         let (secret, quotes) = quoted();
         see(&secret, content);

@@ -1,4 +1,4 @@
-//! Rounds over an API server in memory that serves pages as they are given.
+//! Unit tests of `discovery`, over an API server in memory that serves given pages.
 
 use std::{
     convert::Infallible,
@@ -21,7 +21,7 @@ const IRELAND: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 /// A status and a body.
 type Answer = (u16, String);
 
-/// Answers by the query of each request, which it keeps.
+/// Answers by the query of each request, and records the query.
 #[derive(Clone)]
 struct Server {
     queries: Arc<Mutex<Vec<String>>>,
@@ -158,13 +158,13 @@ async fn round_ends_with_what_went_wrong() {
             DiscoveryRun::Complete,
         ),
     ] {
-        let said = answer.1.clone();
+        let body = answer.1.clone();
         let server = Server::new(move |_| answer.clone());
         let live = Live::new(pods_config("pods"), None);
         let metrics = Metrics::default();
         let discoverer = counted_discoverer(&server, live, &metrics);
         let outcome = round(&discoverer, &mut Cursor::default()).await;
-        assert_eq!(outcome, expected, "{said}");
+        assert_eq!(outcome, expected, "{body}");
         let text = metrics.registry.to_text();
         let series = format!(
             "ecr_injector_discovery_runs_total{{outcome=\"{}\"}} 1",
@@ -236,7 +236,7 @@ async fn page_that_never_comes_ends_the_round() {
 }
 
 #[test]
-fn namespace_has_no_more_hosts_than_its_secret_can_hold() {
+fn hosts_of_a_namespace_are_limited_to_its_secret() {
     let mut config = pods_config("pods");
     config.rules.registries_per_secret = 2;
     let opted_in = Namespace::parse("team").expect("valid");
@@ -246,10 +246,10 @@ fn namespace_has_no_more_hosts_than_its_secret_can_hold() {
         hosts.extend(Host::parse(&host));
     }
     let mut wanted = Wanted::default();
-    wanted.take(&opted_in, hosts.clone(), &config.rules);
-    wanted.take(&opted_in, hosts, &config.rules);
+    wanted.insert(&opted_in, hosts.clone(), &config.rules);
+    wanted.insert(&opted_in, hosts, &config.rules);
     assert_eq!(wanted.hosts[&opted_in].len(), 2);
-    wanted.take(&opted_in, BTreeSet::new(), &config.rules);
+    wanted.insert(&opted_in, BTreeSet::new(), &config.rules);
     assert_eq!(wanted.hosts.len(), 1);
 }
 

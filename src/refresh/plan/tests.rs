@@ -1,4 +1,4 @@
-//! Plans from facts that are made up.
+//! Unit tests of `plan`, with made-up facts.
 
 use std::sync::Arc;
 
@@ -127,7 +127,7 @@ fn names(keys: &BTreeMap<Host, TokenKey>) -> BTreeSet<Host> {
 }
 
 #[test]
-fn credential_is_due_between_a_quarter_and_three_tenths_of_its_life() {
+fn credential_is_due_after_25_to_30_percent_of_its_life() {
     let plan = some(&managed([(IRELAND, entry(Some(hours(1))))]), &policy(""));
     let after = plan.at.duration_since(NOW);
     assert!(
@@ -159,7 +159,7 @@ fn due_times_of_many_namespaces_are_spread() {
 }
 
 #[test]
-fn what_is_nearly_due_is_renewed_with_what_is_due() {
+fn nearly_due_credential_is_renewed_with_due_ones() {
     // Of twelve hours 24 % are two hours and 53 minutes.
     let minutes = SignedDuration::from_mins;
     for (age, is_due) in [(172, false), (173, true)] {
@@ -203,7 +203,7 @@ fn expired_public_entry_is_taken_out_without_a_token() {
 
 #[test]
 fn suspended_public_entry_is_taken_out_when_it_is_over() {
-    // Public images pull without it again then, as before publicEcr was set.
+    // Public images then pull without a credential again, as before publicEcr was set.
     let policy = policy("");
     let plan = some(&managed([(PUBLIC, entry(Some(hours(5))))]), &policy);
     assert_eq!(plan.at, NOW + hours(7) - MIN_LEFT + DROP_AFTER);
@@ -214,14 +214,14 @@ fn suspended_public_entry_is_taken_out_when_it_is_over() {
     let plan = some(&over, &policy);
     assert_eq!(plan.at, NOW);
     assert!(self::desired(plan).must_write);
-    // Once it is out there is nothing to do.
+    // After its removal there is nothing to do.
     let plan = some(&managed([(PUBLIC, entry(None))]), &policy);
     assert!(plan.at > NOW && !self::desired(plan).must_write);
-    // Nor does a token that another host lacks hold it up.
+    // A token that another host lacks doesn't delay the removal.
     let both = managed([(PUBLIC, entry(Some(hours(5)))), (IRELAND, entry(None))]);
     let desired = self::desired(some(&both, &policy));
-    let lacking = desired.keys.values().cloned().collect();
-    let next = desired.next_without(&lacking, &name("team"), both.proven(), NOW);
+    let missing = desired.keys.values().cloned().collect();
+    let next = desired.next_without(&missing, &name("team"), both.proven(), NOW);
     assert_eq!(next, Some(NOW + hours(7) - MIN_LEFT + DROP_AFTER));
 }
 
@@ -300,13 +300,13 @@ fn revocation_takes_out_suspended_credentials_at_once() {
     assert_eq!(desired.revoked, hosts(&[IRELAND]));
     assert!(desired.must_write && desired.forgotten.is_empty());
     assert!(desired.suspended.contains_key(&host(IRELAND)));
-    // Once it is out there is nothing to do.
+    // After its removal there is nothing to do.
     let plan = some(&managed([(IRELAND, entry(None))]), &policy);
     assert!(plan.at > NOW && !self::desired(plan).must_write);
 }
 
 #[test]
-fn host_unwanted_for_long_is_forgotten_once_its_credential_is_over() {
+fn unwanted_host_is_forgotten_once_its_credential_is_over() {
     let kept = hosts(&[]);
     let gone = hosts(&[IRELAND]);
     for (ago, age, forgotten) in [
@@ -320,7 +320,7 @@ fn host_unwanted_for_long_is_forgotten_once_its_credential_is_over() {
         assert_eq!(&desired.forgotten, forgotten, "{ago} {age:?}");
         let is_gone = !forgotten.is_empty();
         assert_eq!(desired.must_write, is_gone, "{ago} {age:?}");
-        // Not even while its credential is good a new one is minted for it.
+        // No new token is minted, not even while the credential is good.
         assert_eq!(desired.keys.is_empty(), ago == 30, "{ago} {age:?}");
     }
     let observed = managed([(IRELAND, unwanted(40, Some(hours(4))))]);
@@ -367,14 +367,14 @@ fn namespace_is_prewarmed_before_any_pod() {
     assert_eq!(names(&created.keys), hosts(&[IRELAND]));
     assert!(created.must_write && created.repairs.is_none());
     assert_eq!(planned(None, &self::policy("")), None);
-    // And beside what is there.
+    // A host of prewarm is added to those that are there.
     let observed = managed([(VIRGINIA, entry(Some(hours(1))))]);
     let plan = some(&observed, &policy);
     assert_eq!(plan.at, NOW);
     let added = desired(plan);
     assert_eq!(added.due, hosts(&[IRELAND]));
     assert!(added.must_write && !added.is_by_time);
-    // One that isn't allowed is none.
+    // A host that isn't allowed is not prewarmed.
     let policy = Policy {
         prewarm: vec![host(IRELAND)],
         ..allows_nothing()
@@ -403,7 +403,7 @@ fn deleted_or_changed_secret_is_repaired_with_the_hosts_it_had() {
     }
     let nothing = Observed::Deleted(None);
     assert_eq!(planned(Some(&nothing), &policy("")), None);
-    // With nothing that is allowed none is made.
+    // Without any allowed host, no pull secret is made.
     let deleted = Observed::Deleted(Some(had));
     assert_eq!(planned(Some(&deleted), &allows_nothing()), None);
 }
@@ -423,7 +423,7 @@ fn suspended_hosts_of_a_lost_secret_are_remembered() {
 }
 
 #[test]
-fn unproven_claims_are_wishes_within_rules_and_limit() {
+fn unproven_claims_are_requests_within_rules_and_limit() {
     let claims = state([
         (IRELAND, unwanted(400, Some(hours(1)))),
         (VIRGINIA, entry(Some(hours(1)))),
@@ -435,21 +435,21 @@ fn unproven_claims_are_wishes_within_rules_and_limit() {
         before: before.map(Box::new),
         since: Unverified::Tampered,
     };
-    let wishes = desired(some(&forged(None), &policy("")));
-    assert_eq!(names(&wishes.keys), hosts(&[IRELAND, VIRGINIA]));
+    let requests = desired(some(&forged(None), &policy("")));
+    assert_eq!(names(&requests.keys), hosts(&[IRELAND, VIRGINIA]));
     assert!(
-        wishes.suspended.is_empty(),
-        "what is not allowed is no wish"
+        requests.suspended.is_empty(),
+        "a host that is not allowed is no request"
     );
-    let remembered = wishes.remembered.expect("wishes");
-    // Its dates are nothing.
-    for (_, wish) in remembered.hosts.iter() {
-        assert_eq!(wish, &entry(None));
+    let remembered = requests.remembered.expect("requests");
+    // The claimed dates are ignored.
+    for (_, request) in remembered.hosts.iter() {
+        assert_eq!(request, &entry(None));
     }
     let one = "limits: {registriesPerPod: 1, registriesPerSecret: 1}";
-    let wishes = desired(some(&forged(None), &policy(one)));
-    assert_eq!(names(&wishes.keys), hosts(&[IRELAND]));
-    // What is known to be true is there first, and keeps its demand.
+    let requests = desired(some(&forged(None), &policy(one)));
+    assert_eq!(names(&requests.keys), hosts(&[IRELAND]));
+    // Hosts that are known to be true come first, and keep their demand.
     let before = state([(OREGON, unwanted(3, Some(hours(1))))]);
     let repair = desired(some(&forged(Some(before.clone())), &policy(one)));
     assert_eq!(names(&repair.keys), hosts(&[OREGON]));
@@ -459,7 +459,7 @@ fn unproven_claims_are_wishes_within_rules_and_limit() {
 }
 
 #[test]
-fn older_state_put_back_is_repaired_by_both() {
+fn restored_older_state_is_repaired_by_both() {
     let claims = state([(IRELAND, unwanted(9, Some(hours(5))))]);
     let before = state([(IRELAND, entry(None)), (VIRGINIA, entry(Some(hours(1))))]);
     let reverted = Observed::Unverified {
@@ -485,37 +485,37 @@ fn listed_and_proven_state_is_written_when_due_and_else_read() {
         before: before.map(Box::new),
         since: Unverified::Listed,
     };
-    let look = (Priority::Check, Action::Look);
+    let read = (Priority::Check, Action::Read);
     for (age, is_proven, is_write) in [(4, true, true), (1, true, false), (4, false, false)] {
         let plan = some(&listed(age, is_proven, None), &policy(""));
         assert!(plan.at <= NOW);
         let is_written = matches!(plan.action, Action::Write(_));
         assert_eq!(is_written, is_write, "{age} {is_proven}");
         if !is_write {
-            assert_eq!((plan.priority, plan.action), look);
+            assert_eq!((plan.priority, plan.action), read);
         }
     }
-    // After a restore of the cluster: what was lost is to be known before it is written.
+    // After a restore of the cluster, the pull secret is read before it is written.
     let newer = State {
         revision: 5,
         ..state([(VIRGINIA, entry(Some(hours(1))))])
     };
     let plan = some(&listed(4, true, Some(newer)), &policy(""));
-    assert_eq!((plan.priority, plan.action), look);
+    assert_eq!((plan.priority, plan.action), read);
 }
 
 #[test]
 fn change_is_read_before_anything_is_written() {
     for (age, is_proven) in [(None, false), (Some(hours(4)), false), (None, true)] {
-        let news = Observed::Unverified {
+        let changed = Observed::Unverified {
             claims: Some(state([(IRELAND, entry(age))])),
             is_proven,
             before: None,
             since: Unverified::Changed,
         };
-        let plan = some(&news, &policy(""));
+        let plan = some(&changed, &policy(""));
         let planned = (plan.priority, plan.at, plan.action);
-        assert_eq!(planned, (Priority::Changed, NOW, Action::Look));
+        assert_eq!(planned, (Priority::Changed, NOW, Action::Read));
     }
 }
 
@@ -535,7 +535,7 @@ fn foreign_excluded_and_terminating_are_left_alone() {
         let planned = plan(&name("infra"), Some(&settings()), observed, &policy, NOW);
         assert_eq!(planned, None);
     }
-    // Nor is an excluded one's removed.
+    // The pull secret of an excluded namespace is not deleted either.
     let removing = Policy {
         removes: true,
         ..policy
@@ -575,7 +575,7 @@ fn opted_out_namespace_is_never_written_to() {
         let planned = plan(&name("team"), None, Some(observed), &removing, NOW);
         let action = planned.map(|plan| plan.action);
         let is_there = observed.claims().is_some();
-        assert_eq!(action, is_there.then_some(Action::Remove), "{observed:?}");
+        assert_eq!(action, is_there.then_some(Action::Delete), "{observed:?}");
     }
     assert_eq!(plan(&name("team"), None, None, &removing, NOW), None);
 }
@@ -589,7 +589,7 @@ fn opted_out_secret_is_removed_after_its_last_expiry() {
     let removal = |observed: &Observed| {
         let plan = plan(&name("team"), None, Some(observed), &removing, NOW);
         let plan = plan.expect("a plan");
-        assert_eq!((plan.action, plan.ends), (Action::Remove, None));
+        assert_eq!((plan.action, plan.ends), (Action::Delete, None));
         plan.at
     };
     let two = managed([
@@ -600,20 +600,20 @@ fn opted_out_secret_is_removed_after_its_last_expiry() {
     assert_eq!(removal(&two), NOW + hours(11));
     assert_eq!(removal(&managed([(IRELAND, entry(Some(hours(15))))])), NOW);
     assert_eq!(removal(&managed([])), NOW);
-    // By a clock that is ahead by minutes; no token lives longer.
+    // With a clock that is ahead by minutes: no token lives longer.
     let ahead = managed([(IRELAND, entry(Some(-SignedDuration::from_mins(9))))]);
     assert_eq!(removal(&ahead), NOW + hours(12));
 }
 
 #[test]
-fn forged_expiry_does_not_put_off_a_removal_for_ever() {
+fn forged_expiry_does_not_postpone_a_deletion_for_ever() {
     let removing = Policy {
         removes: true,
         ..policy("")
     };
     let forged = managed([(IRELAND, entry(Some(-days(4000))))]);
     let mut now = NOW;
-    // As the leader does: when its time comes, it is planned again.
+    // Like the leader, plans again at the planned time.
     for _ in 0..3 {
         let plan = plan(&name("team"), None, Some(&forged), &removing, now);
         let at = plan.expect("a plan").at;
@@ -666,12 +666,12 @@ fn write_is_by_time_only_if_time_alone_made_it_due() {
 }
 
 #[test]
-fn next_without_lacking_tokens_is_when_another_host_is_due() {
+fn next_without_missing_tokens_is_when_another_host_is_due() {
     let policy = policy("publicEcr: true");
     let team = name("team");
-    let next = |observed: &Observed, lacking: &[&str]| {
+    let next = |observed: &Observed, missing: &[&str]| {
         let desired = desired(some(observed, &policy));
-        let keys = lacking.iter().map(|text| desired.keys[&host(text)].clone());
+        let keys = missing.iter().map(|text| desired.keys[&host(text)].clone());
         let state = observed.proven();
         desired.next_without(&keys.collect(), &team, state, NOW)
     };
@@ -684,7 +684,7 @@ fn next_without_lacking_tokens_is_when_another_host_is_due() {
     assert!(virginia > NOW);
     assert_eq!(next(&observed, &[IRELAND, OREGON]), Some(virginia));
     assert_eq!(next(&observed, &[IRELAND, OREGON, VIRGINIA]), None);
-    // A public entry is to be taken out when it is over, token or not.
+    // A public entry is to be removed when it expires, with or without a token.
     let observed = managed([(PUBLIC, entry(Some(hours(5))))]);
     let dropped = NOW + hours(7) - MIN_LEFT + DROP_AFTER;
     assert_eq!(next(&observed, &[PUBLIC]), Some(dropped));

@@ -225,7 +225,7 @@ impl NamespaceSource for KnownNamespaces {
         is_in.then(|| settings(namespace))
     }
 
-    fn ask<'a>(
+    fn read<'a>(
         &'a self,
         namespace: &'a Namespace,
         _: Instant,
