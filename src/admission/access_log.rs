@@ -8,8 +8,8 @@ use crate::{
     telemetry::{log::line, otel::Span},
 };
 
-/// The maximum length of a name from the request, in bytes: no object has a longer one, but a client
-/// may send one.
+/// The maximum length of a name from the request, in bytes: no object has a longer one, but a
+/// client may send one.
 const MAX_LOGGED_BYTES: usize = 253;
 /// The maximum length of an error, in bytes.
 const MAX_LOGGED_ERROR_BYTES: usize = 600;

@@ -40,8 +40,8 @@ pub enum Decision {
 /// The change to a Pod, and to the pull secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Injection {
-    /// The state of the reference in the Pod; [`ReferenceState::Present`] for a stored Pod, whose list
-    /// can't change.
+    /// The state of the reference in the Pod; [`ReferenceState::Present`] for a stored Pod, whose
+    /// list can't change.
     pub reference: ReferenceState,
     /// The hosts of the Pod's images.
     pub hosts: BTreeSet<Host>,
@@ -236,7 +236,8 @@ fn unnoted(
         .collect()
 }
 
-/// Returns the warning for a Pod that is skipped, if there is something that its user can do about it.
+/// Returns the warning for a Pod that is skipped, if there is something that its user can do about
+/// it.
 #[must_use]
 pub fn warning_for(reason: SkipReason, rules: &Rules) -> Option<String> {
     match reason {
@@ -255,8 +256,8 @@ pub fn warning_for(reason: SkipReason, rules: &Rules) -> Option<String> {
     }
 }
 
-/// Returns the hosts for which an admission of this Pod would have needed a credential: none unless the
-/// Pod has the reference, which every injected Pod has.
+/// Returns the hosts for which an admission of this Pod would have needed a credential: none unless
+/// the Pod has the reference, which every injected Pod has.
 #[must_use]
 pub fn hosts_wanted_by(
     pod: &Pod<'_>,

@@ -1,5 +1,5 @@
-//! Handles admissions, from the bytes of a review to those of its answer. Here the pure decision meets
-//! the clock, the cluster and AWS.
+//! Handles admissions, from the bytes of a review to those of its answer. Here the pure decision
+//! meets the clock, the cluster and AWS.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     access_log,
-    decide::{Decision, Demand, Facts, SkipReason, decide, demand},
+    decide::{Decision, Demand, Facts, Injection, SkipReason, decide, demand},
     metrics::AdmissionMetrics,
     outcome::Outcome,
     review::{Request, ReviewError},
@@ -106,8 +106,8 @@ impl Webhook {
         Ok(outcome.response.to_json(&request))
     }
 
-    /// Answers a review at once because too many others are in flight: Pods that need no pull secret are
-    /// admitted as usual, others without one, or denied under `onFailure: deny`.
+    /// Answers a review at once because too many others are in flight: Pods that need no pull
+    /// secret are admitted as usual, others without one, or denied under `onFailure: deny`.
     pub fn reject_overloaded(
         &self,
         body: &[u8],
@@ -148,7 +148,8 @@ impl Webhook {
             && entry.as_ref().is_some_and(|entry| entry.is_unread())
             && !request.dry_run
         {
-            // The Secret most likely has the credentials already; after a restart AWS may be unavailable.
+            // The Secret most likely has the credentials already; after a restart AWS may be
+            // unavailable.
             let provisioner = &self.provisioner;
             provisioner.look_once(&namespace, settings, deadline).await;
             entry = self.secrets.get(&namespace);
@@ -171,55 +172,44 @@ impl Webhook {
         match decision {
             Decision::Skip(reason) => Outcome::skip(reason, rules),
             Decision::Inject(injection) => {
-                if injection.due {
-                    self.metrics.due.inc();
-                }
-                if !request.dry_run && !injection.unnoted.is_empty() {
-                    let limit = rules.registries_per_secret;
-                    self.provisioner
-                        .note_demand(&namespace, &settings, &injection.unnoted, limit);
-                }
-                let (reason, secret) = if request.dry_run {
-                    ("dry_run", SecretSource::DryRun)
-                } else {
-                    ("cached", SecretSource::Known)
-                };
-                Outcome {
-                    secret,
-                    ..Outcome::inject(injection, reason, rules)
-                }
+                self.inject(request, &namespace, &settings, injection, rules)
             }
             Decision::InjectAfterEnsuring(injection, missing) => {
-                let Provisioned {
-                    tokens,
-                    secret,
-                    result,
-                } = self
+                let count = missing.len();
+                let provisioned = self
                     .provisioner
-                    .provision(
-                        &namespace,
-                        &settings,
-                        missing.clone(),
-                        rules,
-                        deadline,
-                        place,
-                    )
+                    .provision(&namespace, &settings, missing, rules, deadline, place)
                     .await;
-                let outcome = match result {
-                    Ok(()) => Outcome::inject(injection, "provisioned", rules),
-                    Err(PullSecretError::Foreign(why)) => {
-                        Outcome::skip(SkipReason::Foreign(why), rules)
-                    }
-                    Err(error) => {
-                        Outcome::not_ready(request, injection, missing.len(), error, rules)
-                    }
-                };
-                Outcome {
-                    tokens,
-                    secret,
-                    ..outcome
-                }
+                provisioned_outcome(request, injection, count, provisioned, rules)
             }
+        }
+    }
+
+    /// Adds the reference to a Pod whose pull secret has every credential, and records its demand.
+    fn inject(
+        &self,
+        request: &Request<'_>,
+        namespace: &Namespace,
+        settings: &NamespaceSettings,
+        injection: Injection,
+        rules: &Rules,
+    ) -> Outcome {
+        if injection.due {
+            self.metrics.due.inc();
+        }
+        let (reason, secret) = if request.dry_run {
+            ("dry_run", SecretSource::DryRun)
+        } else {
+            if !injection.unnoted.is_empty() {
+                let limit = rules.registries_per_secret;
+                self.provisioner
+                    .note_demand(namespace, settings, &injection.unnoted, limit);
+            }
+            ("cached", SecretSource::Known)
+        };
+        Outcome {
+            secret,
+            ..Outcome::inject(injection, reason, rules)
         }
     }
 
@@ -262,8 +252,28 @@ struct Admission<'a> {
     place: &'a SpanParent,
 }
 
-/// Returns the Event for a refused role, if the namespace's annotation has one: its owners can change
-/// that role alone.
+/// Returns the outcome of a Pod whose pull secret lacked credentials for `missing` registries.
+fn provisioned_outcome(
+    request: &Request<'_>,
+    injection: Injection,
+    missing: usize,
+    provisioned: Provisioned,
+    rules: &Rules,
+) -> Outcome {
+    let outcome = match provisioned.result {
+        Ok(()) => Outcome::inject(injection, "provisioned", rules),
+        Err(PullSecretError::Foreign(why)) => Outcome::skip(SkipReason::Foreign(why), rules),
+        Err(error) => Outcome::not_ready(request, injection, missing, error, rules),
+    };
+    Outcome {
+        tokens: provisioned.tokens,
+        secret: provisioned.secret,
+        ..outcome
+    }
+}
+
+/// Returns the Event for a refused role, if the namespace's annotation has one: its owners can
+/// change that role alone.
 fn role_refused(settings: Option<&NamespaceSettings>, refusal: Refusal) -> Option<PullSecretEvent> {
     let role = settings?.role.as_deref()?.to_owned();
     let why = refusal.to_string();

@@ -1,7 +1,7 @@
 //! Manifests: finds the Pods and Pod templates in objects.
 //!
-//! A workload has a template, from which its controller makes Pods; a List has Pods or workloads. Other
-//! objects have no Pod. Nothing here is known about images.
+//! A workload has a template, from which its controller makes Pods; a List has Pods or workloads.
+//! Other objects have no Pod. Nothing here is known about images.
 
 pub mod text;
 
@@ -50,8 +50,8 @@ pub fn objects(document: &Value) -> Vec<Object<'_>> {
     found
 }
 
-/// Collects the objects of a value. The items of a typed list as the API server writes it have no kind
-/// of their own: theirs is the list's.
+/// Collects the objects of a value. The items of a typed list as the API server writes it have no
+/// kind of their own: theirs is the list's.
 fn collect<'a>(
     value: &'a Value,
     path: PointerBuf,

@@ -1,4 +1,4 @@
-//! Admissions: reads an AdmissionReview, decides, and answers with a patch.
+//! Admissions: reads an `AdmissionReview`, decides, and answers with a patch.
 
 mod access_log;
 pub mod decide;

@@ -194,8 +194,8 @@ impl Outcome {
     }
 }
 
-/// Returns whether a Pod is denied if its pull secret isn't ready. An UPDATE never is: that would block
-/// a running Pod.
+/// Returns whether a Pod is denied if its pull secret isn't ready. An UPDATE never is: that would
+/// block a running Pod.
 fn denies(request: &Request<'_>, rules: &Rules) -> bool {
     rules.on_failure == OnFailure::Deny && request.operation == Operation::Create
 }

@@ -1,8 +1,8 @@
 //! The partial, borrowed view of a Pod: the few fields that an admission decision reads.
 //!
 //! The deserializer skips every other field, and since the answer is a patch, nothing of the Pod is
-//! lost. Strings borrow from the request's body wherever JSON has them without an escape. Lists keep
-//! only the elements that matter: a body of eight megabytes has room for millions of others.
+//! lost. Strings borrow from the request's body wherever JSON has them without an escape. Lists
+//! keep only the elements that matter: a body of eight megabytes has room for millions of others.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -17,11 +17,12 @@ use crate::registry::image::ImageReference;
 pub const INJECT_ANNOTATION: &str = "ecr-injector.dev/inject";
 /// The value of [`INJECT_ANNOTATION`] that opts out.
 pub const INJECT_DISABLED: &str = "disabled";
-/// The annotation that the kubelet sets on the mirror of a static Pod, which may not reference Secrets.
+/// The annotation that the kubelet sets on the mirror of a static Pod, which may not reference
+/// Secrets.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-/// A string that borrows where it can. A bare `Option<Cow<str>>` would always copy: serde only borrows
-/// into a `Cow` in a field with `borrow`.
+/// A string that borrows where it can. A bare `Option<Cow<str>>` would always copy: serde only
+/// borrows into a `Cow` in a field with `borrow`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
@@ -228,8 +229,8 @@ pub enum ReferenceState {
 }
 
 impl<'a> Pod<'a> {
-    /// Returns every image of the Pod as written, in the order containers, init containers, ephemeral
-    /// containers, image volumes.
+    /// Returns every image of the Pod as written, in the order containers, init containers,
+    /// ephemeral containers, image volumes.
     pub fn images(&self) -> impl Iterator<Item = &str> {
         self.spec.iter().flat_map(Spec::images)
     }

@@ -14,8 +14,8 @@ use crate::admission::pod::{Pod, Text};
 /// The one version of the review that the webhook accepts.
 pub const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
-/// The maximum length of a warning, in characters; the API server truncates at 256 and may drop warnings
-/// beyond 4,096 in all.
+/// The maximum length of a warning, in characters; the API server truncates at 256 and may drop
+/// warnings beyond 4,096 in all.
 pub const MAX_WARNING_CHARS: usize = 120;
 
 /// A request of the API server.
@@ -147,8 +147,8 @@ struct WireUid<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Parses a review. A review whose uid can be read is always `Ok`, even if its object is no Pod at
-    /// all: the caller can then allow the object rather than fail the review.
+    /// Parses a review. A review whose uid can be read is always `Ok`, even if its object is no Pod
+    /// at all: the caller can then allow the object rather than fail the review.
     pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
         match serde_json::from_slice::<Review<'a, WireRequest<'a>>>(body) {
             Ok(review) => Self::from_wire(review),

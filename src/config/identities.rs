@@ -103,7 +103,7 @@ pub(super) enum FileDefaultIdentity {
     None,
 }
 
-/// The options of AssumeRole, which both a rule and `namespaceRoles` have.
+/// The options of `AssumeRole`, which both a rule and `namespaceRoles` have.
 #[derive(Default)]
 struct FileAssumeRoleOptions {
     external_id: Option<String>,

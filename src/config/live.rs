@@ -13,8 +13,8 @@ use crate::{
 
 /// The current configuration, which clones share.
 ///
-/// Each consumer reads one part alone, and takes one snapshot of the part per decision. So no decision
-/// mixes two configurations, although the parts are replaced one after another.
+/// Each consumer reads one part alone, and takes one snapshot of the part per decision. So no
+/// decision mixes two configurations, although the parts are replaced one after another.
 #[derive(Debug, Clone)]
 pub struct Live {
     config: Current<Config>,
@@ -55,12 +55,12 @@ impl Live {
         self.config.follow()
     }
 
-    /// Replaces the configuration, except for the fields that can't change while the process runs, and
-    /// returns those of them that the new configuration would change.
+    /// Replaces the configuration, except for the fields that can't change while the process runs,
+    /// and returns those of them that the new configuration would change.
     ///
-    /// The watches select by the Secret's name and the label from their start, and the guard, RBAC and
-    /// the registration contain the same name and label: a new name is a new set of Secrets, and a
-    /// change has to be made in all four.
+    /// The watches select by the Secret's name and the label from their start, and the guard, RBAC
+    /// and the registration contain the same name and label: a new name is a new set of Secrets,
+    /// and a change has to be made in all four.
     #[must_use]
     pub fn replace(&self, config: Config) -> Vec<&'static str> {
         let mut config = config.excluding(self.own_namespace.clone());

@@ -1,7 +1,7 @@
 //! The configuration: the file's format, its checks, and its reload while the process runs.
 //!
-//! A file is read as a whole, checked as a whole, and resolved into the rules that other rooms take.
-//! Every field has a default, so an empty file is valid.
+//! A file is read as a whole, checked as a whole, and resolved into the rules that other rooms
+//! take. Every field has a default, so an empty file is valid.
 
 mod error;
 mod file;

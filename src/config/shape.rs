@@ -1,5 +1,5 @@
-//! Checks the shape of a file, the names and types of its fields, and reports every error rather than
-//! the first alone.
+//! Checks the shape of a file, the names and types of its fields, and reports every error rather
+//! than the first alone.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -23,7 +23,8 @@ pub(super) fn to_file(mut value: Value) -> Result<File, Vec<FieldError>> {
     let mut found: Vec<FieldError> = Vec::new();
     let mut removed = RemovedEntries::default();
     loop {
-        // The parser stops at the first error, so the value is parsed again without the wrong field.
+        // The parser stops at the first error, so the value is parsed again without the wrong
+        // field.
         let error = match serde_path_to_error::deserialize::<_, File>(value.clone()) {
             Ok(file) if found.is_empty() => return Ok(file),
             Ok(_) => return Err(found),

@@ -1,8 +1,8 @@
 //! Watches the configuration file while the process runs, and applies each change.
 //!
 //! The watcher reads the file every few seconds and compares the text: a kubelet changes a mounted
-//! `ConfigMap` by swapping a symlink, and the file system notifies of that only a watch on the right
-//! folder. A new text is applied once two reads in a row returned it.
+//! `ConfigMap` by swapping a symlink, and the file system notifies of that only a watch on the
+//! right folder. A new text is applied once two reads in a row returned it.
 
 use std::{
     error::Error as _,
@@ -58,8 +58,8 @@ impl ConfigWatcher {
         Ok((config, watcher))
     }
 
-    /// Applies each valid change of the file until the future is dropped. An invalid file is rejected
-    /// as a whole with the reason, and the last valid configuration stays.
+    /// Applies each valid change of the file until the future is dropped. An invalid file is
+    /// rejected as a whole with the reason, and the last valid configuration stays.
     pub async fn follow(
         mut self,
         live: Live,
@@ -196,8 +196,8 @@ mod tests {
             two_periods_later().await;
         }
 
-        /// Returns the generation, the numbers of applied and rejected files, whether the last reload
-        /// succeeded, and whether a restart is required.
+        /// Returns the generation, the numbers of applied and rejected files, whether the last
+        /// reload succeeded, and whether a restart is required.
         fn counted(&self) -> [i64; 5] {
             let text = self.metrics.registry.to_text();
             [

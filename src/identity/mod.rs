@@ -1,11 +1,11 @@
 //! Identities: the AWS principals that mint tokens, chosen by registry and namespace.
 //!
-//! A token carries every permission of its principal, so the identity is the border between tenants:
-//! the identity is part of every token's key, and its hash is recorded beside every credential in a
-//! pull secret. The configuration and one annotation of the namespace choose the identity, in this
-//! order: the first rule that matches; the role in the annotation, within the patterns that the
-//! configuration allows; the ambient identity. Nothing falls through: a namespace whose role is refused
-//! gets no token at all.
+//! A token carries every permission of its principal, so the identity is the border between
+//! tenants: the identity is part of every token's key, and its hash is recorded beside every
+//! credential in a pull secret. The configuration and one annotation of the namespace choose the
+//! identity, in this order: the first rule that matches; the role in the annotation, within the
+//! patterns that the configuration allows; the ambient identity. Nothing falls through: a namespace
+//! whose role is refused gets no token at all.
 
 pub mod pattern;
 
@@ -39,12 +39,12 @@ pub enum Identity {
     Role(Arc<Role>),
 }
 
-/// A role and the options of AssumeRole.
+/// A role and the options of `AssumeRole`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Role {
     /// The role.
     pub arn: RoleArn,
-    /// The options of AssumeRole, with every placeholder replaced.
+    /// The options of `AssumeRole`, with every placeholder replaced.
     pub options: AssumeRoleOptions,
     hash: IdentityHash,
 }
@@ -92,7 +92,7 @@ pub struct Rule {
 pub struct NamespaceRoles {
     /// Patterns of ARNs; empty: none.
     pub allow: Vec<Pattern>,
-    /// The options of AssumeRole.
+    /// The options of `AssumeRole`.
     pub options: AssumeRoleOptions,
 }
 
@@ -105,12 +105,12 @@ pub struct RoleTemplate {
     without_placeholder: Option<Result<Arc<Role>, Refusal>>,
 }
 
-/// The options of AssumeRole. In the configuration the texts may contain [`NAMESPACE`].
+/// The options of `AssumeRole`. In the configuration the texts may contain [`NAMESPACE`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AssumeRoleOptions {
     /// The external id that the role's trust policy may require.
     pub external_id: Option<String>,
-    /// The session's name, as in CloudTrail; in a [`Role`], one that STS accepts.
+    /// The session's name, as in `CloudTrail`; in a [`Role`], one that STS accepts.
     pub session_name: String,
     /// The session tags, which policies can refer to.
     pub tags: BTreeMap<String, String>,
@@ -202,11 +202,11 @@ impl Identities {
             .enumerate()
             .find(|(_, rule)| rule.covers(registry, namespace));
         // A role to assume, or the reason why there is none; `None` is the ambient identity.
-        let (role, reason) = match (first, settings.role.as_deref()) {
+        let (assumed, reason) = match (first, settings.role.as_deref()) {
             (Some((at, rule)), _) => {
                 let template = rule.assume_role.as_ref();
-                let role = template.map(|template| template.resolve(namespace));
-                (role, ChoiceReason::Rule(at))
+                let assumed = template.map(|template| template.resolve(namespace));
+                (assumed, ChoiceReason::Rule(at))
             }
             (None, Some(text)) => (
                 Some(self.namespace_roles.role(text, namespace)),
@@ -217,9 +217,9 @@ impl Identities {
             }
             (None, None) => (None, ChoiceReason::Default),
         };
-        let identity = match role {
+        let identity = match assumed {
             None => Ok(Identity::Ambient),
-            Some(role) => role.and_then(|role| {
+            Some(assumed) => assumed.and_then(|role| {
                 let (of_role, of_registry) = (role.arn.partition, registry.partition());
                 if of_role == of_registry {
                     Ok(Identity::Role(role))
@@ -343,8 +343,8 @@ impl Default for AssumeRoleOptions {
 
 /// The name of a session where the configuration has none.
 pub const DEFAULT_SESSION_NAME: &str = "ecr-injector";
-/// The duration of a session where the configuration has none: one hour, the most that AWS allows when
-/// the ambient identity is a role itself (role chaining).
+/// The duration of a session where the configuration has none: one hour, the most that AWS allows
+/// when the ambient identity is a role itself (role chaining).
 pub const DEFAULT_DURATION_SECONDS: u32 = 3600;
 
 /// Converts a text into a session's name that STS accepts: 2 to 64 letters, digits and `_+=,.@-`.
@@ -398,8 +398,8 @@ impl RoleArn {
 }
 
 impl Identity {
-    /// Returns the identity's hash: of the principal and its permissions, not of the duration or the
-    /// STS region of its sessions.
+    /// Returns the identity's hash: of the principal and its permissions, not of the duration or
+    /// the STS region of its sessions.
     #[must_use]
     pub fn hash(&self) -> IdentityHash {
         match self {

@@ -1,9 +1,9 @@
 //! Patterns of namespaces and role ARNs, with `*` as wildcard.
 //!
 //! A pattern is anchored: a pattern matches the whole text or not at all. `*` matches any run of
-//! characters within one part, also an empty one; `:` and `/` separate the parts, so that no `*` ever
-//! reaches from an account into a path, or from a path into a name. `{namespace}` matches the name of
-//! the namespace. Every other character matches itself.
+//! characters within one part, also an empty one; `:` and `/` separate the parts, so that no `*`
+//! ever reaches from an account into a path, or from a path into a name. `{namespace}` matches the
+//! name of the namespace. Every other character matches itself.
 
 use std::fmt;
 
@@ -22,8 +22,8 @@ const UNSUPPORTED: [char; 7] = ['?', '[', ']', '\\', '(', ')', '|'];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: String,
-    /// The length of the prefix before the first wildcard or placeholder, which rules out most texts
-    /// quickly.
+    /// The length of the prefix before the first wildcard or placeholder, which rules out most
+    /// texts quickly.
     literal_prefix: usize,
 }
 
@@ -91,8 +91,8 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Matches the pieces between the `*`s from left to right, each at its first occurrence; the first is a
-/// prefix, the last a suffix. Linear except for the search of a piece.
+/// Matches the pieces between the `*`s from left to right, each at its first occurrence; the first
+/// is a prefix, the last a suffix. Linear except for the search of a piece.
 fn matches_part(pattern: &str, part: &str) -> bool {
     let Some((prefix, rest)) = pattern.split_once('*') else {
         return pattern == part;

@@ -72,8 +72,8 @@ impl Aliases {
         self.public
     }
 
-    /// Resolves a host of an image reference to the host in the pull secret and the registry that mints
-    /// its token, or returns `None` if the host is neither an alias nor an ECR registry.
+    /// Resolves a host of an image reference to the host in the pull secret and the registry that
+    /// mints its token, or returns `None` if the host is neither an alias nor an ECR registry.
     #[must_use]
     pub fn resolve(&self, host: &str) -> Option<(Host, Registry)> {
         if let Some((alias, registry)) = self.registries.get_key_value(host) {

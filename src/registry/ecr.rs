@@ -1,9 +1,9 @@
 //! ECR registries, parsed from their host names.
 //!
 //! A host is ECR only if the whole of it has one of AWS's own forms. The forms are those that the
-//! kubelet's ECR credential provider (`cloud-provider-aws`) and `amazon-ecr-credential-helper` accept,
-//! except for the mixes of dotted and dual-stack forms that AWS does not serve. Nothing that leaves
-//! this process is ever built from a host that was not parsed here.
+//! kubelet's ECR credential provider (`cloud-provider-aws`) and `amazon-ecr-credential-helper`
+//! accept, except for the mixes of dotted and dual-stack forms that AWS does not serve. Nothing
+//! that leaves this process is ever built from a host that was not parsed here.
 
 use std::{fmt, sync::Arc};
 
@@ -79,7 +79,8 @@ const SUFFIXES: [(&str, bool, &[Partition]); 9] = [
 ];
 
 impl Registry {
-    /// Parses the host of a private registry; any text but the whole of one of AWS's forms is `None`.
+    /// Parses the host of a private registry; any text but the whole of one of AWS's forms is
+    /// `None`.
     #[must_use]
     pub fn parse(host: &str) -> Option<Self> {
         let (account, rest) = host.split_once('.')?;

@@ -7,7 +7,8 @@ use std::{borrow::Borrow, fmt, sync::Arc};
 pub struct Host(pub(super) Arc<str>);
 
 impl Host {
-    /// Parses a lower-case DNS name of at least two labels and at most 253 bytes, or returns `None`.
+    /// Parses a lower-case DNS name of at least two labels and at most 253 bytes, or returns
+    /// `None`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let label = |label: &str| {

@@ -1,8 +1,8 @@
 //! Image references, in the grammar of `distribution/reference`.
 //!
-//! Only this file knows where the host ends and the path begins. The parser follows the kubelet's own
-//! (`reference.ParseNormalizedNamed`), so that ecr-injector finds a registry exactly when the kubelet
-//! would pull from that registry.
+//! Only this file knows where the host ends and the path begins. The parser follows the kubelet's
+//! own (`reference.ParseNormalizedNamed`), so that ecr-injector finds a registry exactly when the
+//! kubelet would pull from that registry.
 
 use thiserror::Error;
 
@@ -48,7 +48,8 @@ pub enum ImageError {
 }
 
 impl<'a> ImageReference<'a> {
-    /// Parses `[domain/]path[:tag][@digest]`; a name without a domain is Docker Hub's, as in Kubernetes.
+    /// Parses `[domain/]path[:tag][@digest]`; a name without a domain is Docker Hub's, as in
+    /// Kubernetes.
     pub fn parse(text: &'a str) -> Result<Self, ImageError> {
         if text.len() == 64 && text.bytes().all(is_lower_hex) {
             return Err(ImageError::Identifier);
@@ -95,8 +96,8 @@ impl<'a> ImageReference<'a> {
         })
     }
 
-    /// Returns the registry's host with its port, if there is one, as written; `docker.io` if the name
-    /// has no host.
+    /// Returns the registry's host with its port, if there is one, as written; `docker.io` if the
+    /// name has no host.
     #[must_use]
     pub fn domain(&self) -> &'a str {
         self.domain
@@ -121,8 +122,8 @@ impl<'a> ImageReference<'a> {
     }
 }
 
-/// Splits off the first segment if it is a domain: if it has a '.' or ':', is `localhost`, or has an
-/// upper-case letter.
+/// Splits off the first segment if it is a domain: if it has a '.' or ':', is `localhost`, or has
+/// an upper-case letter.
 fn split_domain(named: &str) -> (Option<&str>, &str) {
     match named.split_once('/') {
         Some((first, rest))
@@ -170,8 +171,8 @@ fn is_port(port: &str) -> bool {
     !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Returns whether each component is of lower-case letters and digits, joined by one '.', one or two
-/// '_', or any number of '-'.
+/// Returns whether each component is of lower-case letters and digits, joined by one '.', one or
+/// two '_', or any number of '-'.
 fn is_path(path: &str) -> bool {
     path.split('/').all(|component| {
         let mut separator = 0..0;
@@ -204,8 +205,8 @@ fn is_tag(tag: &str) -> bool {
         && bytes.all(|b| word(b) || b == b'.' || b == b'-')
 }
 
-/// Returns whether a text is `algorithm:hex`; the algorithm is words joined by one of `+ . - _`. A known
-/// algorithm fixes the length (sha256: 64).
+/// Returns whether a text is `algorithm:hex`; the algorithm is words joined by one of `+ . - _`. A
+/// known algorithm fixes the length (sha256: 64).
 fn is_digest(digest: &str) -> bool {
     let Some((algorithm, hex)) = digest.split_once(':') else {
         return false;
@@ -320,8 +321,8 @@ mod tests {
         assert_eq!(ImageReference::parse(&tag), Err(ImageError::Tag));
     }
 
-    /// A second parser, written to be obviously correct rather than fast: applies the production rules
-    /// of the grammar to every split.
+    /// A second parser, written to be obviously correct rather than fast: applies the production
+    /// rules of the grammar to every split.
     mod naive {
         fn one_of(c: char, set: &str) -> bool {
             set.contains(c)

@@ -41,8 +41,8 @@ pub(super) const PARTITIONS: [(&str, Partition); 8] = [
 
 /// The regions of every partition, sorted. Source: the partition table in `aws-sdk-ecr` 1.138.0
 /// (`src/endpoint_lib.rs`, generated from botocore's `partitions.json` of 2026), without its
-/// pseudo-regions such as `aws-global`. A region that is newer than this table still works: the first
-/// token from its endpoint proves that the region exists.
+/// pseudo-regions such as `aws-global`. A region that is newer than this table still works: the
+/// first token from its endpoint proves that the region exists.
 pub(super) const REGIONS: [&str; 46] = [
     "af-south-1",
     "ap-east-1",
@@ -115,9 +115,9 @@ impl Partition {
             .unwrap_or_default()
     }
 
-    /// Returns the partition of a region by the prefixes in the SDK's partition table, or `None` if the
-    /// text does not have the form of a region's name. An unknown region of that form counts as a new
-    /// commercial one.
+    /// Returns the partition of a region by the prefixes in the SDK's partition table, or `None` if
+    /// the text does not have the form of a region's name. An unknown region of that form counts as
+    /// a new commercial one.
     pub(super) fn of_region(region: &str) -> Option<Self> {
         const PREFIXES: [(&str, Partition); 7] = [
             ("cn-", Partition::AwsCn),
@@ -159,8 +159,8 @@ impl Region {
         Partition::of_region(&self.0).unwrap_or(Partition::Aws)
     }
 
-    /// Returns whether AWS has a region of this name, as far as this release knows. A name of the right
-    /// form that is not in the table may belong to a newer region, or to none.
+    /// Returns whether AWS has a region of this name, as far as this release knows. A name of the
+    /// right form that is not in the table may belong to a newer region, or to none.
     #[must_use]
     pub fn is_known(&self) -> bool {
         REGIONS.binary_search(&&*self.0).is_ok()

@@ -493,7 +493,7 @@ fn warnings_and_denials_are_those_of_the_tables() {
     );
 
     let identity =
-        read("src/identity.rs").replace("{ROLE_ANNOTATION}", "ecr-injector.dev/role-arn");
+        read("src/identity/mod.rs").replace("{ROLE_ANNOTATION}", "ecr-injector.dev/role-arn");
     for row in rows(EVENTS, "identity error") {
         let text = &quoted(&row[1])[0];
         assert!(

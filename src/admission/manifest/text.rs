@@ -1,8 +1,8 @@
 //! Manifests as text: reads YAML and JSON, and writes YAML, as `kubectl` does.
 //!
-//! Kubernetes reads YAML 1.1 (`yes` is a boolean, `0644` is 420), and so does this parser. The writer
-//! quotes a text wherever a parser could read it as another type. The order of fields stays; comments
-//! are lost.
+//! Kubernetes reads YAML 1.1 (`yes` is a boolean, `0644` is 420), and so does this parser. The
+//! writer quotes a text wherever a parser could read it as another type. The order of fields stays;
+//! comments are lost.
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Number, Value};
@@ -53,8 +53,8 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Value>, TextError> {
     if !text.trim_start().starts_with('{') {
         return read_yaml(&text);
     }
-    // A JSON file may have several documents in a row, and JSON has escapes that YAML lacks. But YAML
-    // may begin with a brace too, so the error of the parser that got further is returned.
+    // A JSON file may have several documents in a row, and JSON has escapes that YAML lacks. But
+    // YAML may begin with a brace too, so the error of the parser that got further is returned.
     read_json(&text).or_else(|json| {
         read_yaml(&text).map_err(|yaml| {
             if position(&yaml) < position(&json) {
@@ -197,8 +197,8 @@ fn without_position(message: &str, position: &str) -> String {
     message.strip_suffix(position).unwrap_or(message).to_owned()
 }
 
-/// Returns the number, from 1, of the document that has a line: each `---` begins one, and so does any
-/// text before the first.
+/// Returns the number, from 1, of the document that has a line: each `---` begins one, and so does
+/// any text before the first.
 fn document_at(text: &str, line: usize) -> usize {
     let mut documents = 0;
     for line in text.lines().take(line) {
@@ -214,8 +214,8 @@ fn document_at(text: &str, line: usize) -> usize {
     documents.max(1)
 }
 
-/// Converts whole floats to integers: `1e3` and the like are floats in YAML, and Kubernetes converts
-/// whole ones before it checks their type.
+/// Converts whole floats to integers: `1e3` and the like are floats in YAML, and Kubernetes
+/// converts whole ones before it checks their type.
 fn shorten_numbers(value: &mut Value) {
     match value {
         Value::Number(number) if number.is_f64() => {
