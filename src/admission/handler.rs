@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     cluster::{
+        event_recorder::EventRecorder,
         namespace::{Namespace, NamespaceSettings},
         namespaces::Namespaces,
     },
@@ -21,7 +22,7 @@ use crate::{
     process::{clock::Clock, current::Current},
     pull_secret::{
         SecretFacts,
-        events::{Events, PullSecretEvent},
+        events::PullSecretEvent,
         provisioner::{Provisioned, Provisioner, PullSecretError, SecretSource},
         store::PullSecrets,
     },
@@ -40,7 +41,7 @@ pub struct Webhook {
     provisioner: Provisioner,
     clock: Arc<dyn Clock>,
     metrics: Arc<AdmissionMetrics>,
-    events: Option<Events>,
+    events: Option<EventRecorder>,
 }
 
 impl Webhook {
@@ -67,7 +68,7 @@ impl Webhook {
 
     /// Publishes Events about pull secrets in their namespaces.
     #[must_use]
-    pub fn with_events(self, events: Events) -> Self {
+    pub fn with_events(self, events: EventRecorder) -> Self {
         Self {
             events: Some(events),
             ..self

@@ -10,7 +10,12 @@ use super::{AwsArgs, metrics::Metrics};
 use crate::{
     aws::AwsEnvironment,
     cluster::{
-        Cluster, changes::Changes, namespace::Namespace, namespaces::Namespaces, watch::Lists,
+        Cluster,
+        changes::Changes,
+        event_recorder::{EventRecorder, EventRecorderOptions, REPORTER},
+        namespace::Namespace,
+        namespaces::Namespaces,
+        watch::Lists,
     },
     config::{
         Config, ConfigError,
@@ -22,7 +27,7 @@ use crate::{
         readiness::{self, Condition, Readiness},
     },
     pull_secret::{
-        events::{self, Events},
+        events,
         seal::StateKeys,
         state_key::{self, KeySecret},
         store::PullSecrets,
@@ -267,20 +272,20 @@ impl Context {
     }
 
     /// Who tells the namespaces' people.
-    pub(super) fn events(&self) -> Events {
-        Events::new(events::EventRecorderOptions {
+    pub(super) fn events(&self) -> EventRecorder {
+        EventRecorder::new(EventRecorderOptions {
             client: self.cluster.client.clone(),
-            secret_name: self.secret_name(),
+            regarding: events::regarding(&self.secret_name()),
             instance: instance(),
             clock: self.clock.clone(),
-            metrics: self.metrics.pull_secret.clone(),
+            metrics: self.metrics.cluster.clone(),
             tasks: self.tasks.clone(),
             stop: self.stop.clone(),
         })
     }
 
     /// Who keeps pull secrets fresh.
-    pub(super) fn reconciler(&self, events: Option<Events>) -> Reconciler {
+    pub(super) fn reconciler(&self, events: Option<EventRecorder>) -> Reconciler {
         Reconciler::new(refresh::ReconcilerContext {
             namespaces: Arc::new(self.namespaces.clone()),
             secrets: self.secrets.clone(),
@@ -297,5 +302,5 @@ impl Context {
 
 /// Which of the replicas this is, for people: the Pod's name.
 pub(super) fn instance() -> String {
-    std::env::var("HOSTNAME").unwrap_or_else(|_| events::REPORTER.to_owned())
+    std::env::var("HOSTNAME").unwrap_or_else(|_| REPORTER.to_owned())
 }

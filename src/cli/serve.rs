@@ -28,6 +28,7 @@ use super::{
 use crate::{
     admission::handler::Webhook,
     cluster::{
+        event_recorder::EventRecorder,
         lease::{Elector, Leadership, Settings},
         namespace::Namespace,
     },
@@ -38,7 +39,6 @@ use crate::{
         signals::Signals,
     },
     pull_secret::{
-        events::Events,
         gauges, guard,
         provisioner::{Provisioner, ProvisionerOptions},
         state_key::KeySecret,
@@ -361,7 +361,7 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
     (is_missing && is_all).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
-fn provisioner(context: &Context, events: Events) -> Provisioner {
+fn provisioner(context: &Context, events: EventRecorder) -> Provisioner {
     Provisioner::new(ProvisionerOptions {
         writer: context.writer(&context.cluster.client),
         namespaces: context.namespaces.clone(),
@@ -393,7 +393,7 @@ fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
     )
 }
 
-fn webhook(context: &Context, provisioner: Provisioner, events: Events) -> Webhook {
+fn webhook(context: &Context, provisioner: Provisioner, events: EventRecorder) -> Webhook {
     Webhook::new(
         context.live.rules.clone(),
         context.namespaces.clone(),

@@ -11,6 +11,8 @@ pub struct ClusterMetrics {
     pub namespaces: Gauge,
     /// 1 while this replica is the leader.
     pub leader: Gauge,
+    /// Events that were not published because the queue was full.
+    pub events_dropped: Counter,
     lease_transitions: Counters,
     /// Calls to the Kubernetes API server.
     pub api_calls: ApiCalls,
@@ -29,6 +31,11 @@ impl ClusterMetrics {
                 "leader",
                 "1 while this replica is the leader, 0 otherwise",
                 Gauge::default(),
+            ),
+            events_dropped: registry.register(
+                "events_dropped",
+                "Kubernetes Events that were dropped because the queue was full",
+                Counter::default(),
             ),
             lease_transitions: registry.counters(
                 "lease_transitions",

@@ -1,6 +1,8 @@
 //! How we reach the API server: its client, with no retry and no wait that we did not ask for.
 
 pub mod changes;
+pub mod event;
+pub mod event_recorder;
 pub mod lease;
 pub mod metrics;
 pub mod namespace;

@@ -20,8 +20,6 @@ pub struct PullSecretMetrics {
     pub tampered: Counter,
     /// Pull secrets that the watch knows.
     pub pull_secrets: Gauge,
-    /// Events that were not published because the queue was full.
-    pub events_dropped: Counter,
     earliest_expiry: OptionalGauge,
     identity_expiries: Family<[(&'static str, String); 2], Gauge>,
     by_state: Family<Labels<1>, Gauge>,
@@ -50,11 +48,6 @@ impl PullSecretMetrics {
                 "pull_secrets",
                 "Pull secrets known from the watch",
                 Gauge::default(),
-            ),
-            events_dropped: registry.register(
-                "events_dropped",
-                "Kubernetes Events that were dropped because the queue was full",
-                Counter::default(),
             ),
             earliest_expiry: registry.register_with_unit(
                 "earliest_expiry",

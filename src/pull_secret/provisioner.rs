@@ -23,14 +23,12 @@ use super::{
 pub use crate::pull_secret::writer::PullSecretError;
 use crate::{
     cluster::{
+        event_recorder::EventRecorder,
         namespace::{Namespace, NamespaceSettings},
         namespaces::Namespaces,
     },
     process::backoff::Backoff,
-    pull_secret::{
-        events::{Events, PullSecretEvent},
-        metrics::PullSecretMetrics,
-    },
+    pull_secret::{events::PullSecretEvent, metrics::PullSecretMetrics},
     registry::{Host, Service},
     rules::Rules,
     telemetry::{otel::SpanParent, phases::Phase},
@@ -196,7 +194,7 @@ pub struct ProvisionerOptions {
     /// What is counted.
     pub metrics: Arc<PullSecretMetrics>,
     /// Tells the namespaces' people, if anything is to.
-    pub events: Option<Events>,
+    pub events: Option<EventRecorder>,
     /// Who waits for the work at shutdown.
     pub tasks: TaskTracker,
     /// Ends the tries that nobody waits for.
@@ -594,9 +592,9 @@ impl Pending {
             tracing::warn!(%namespace, %error, "pull secret lacks registries that its Pods need; retrying");
         }
         if let (PullSecretError::Refused { message, .. }, Some(events)) = (error, &parts.events)
-            && let Some(happening) = PullSecretEvent::of_refusal(message)
+            && let Some(event) = PullSecretEvent::from_refusal(message)
         {
-            events.publish(namespace, &happening);
+            events.publish(namespace, &event);
         }
     }
 

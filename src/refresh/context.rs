@@ -8,13 +8,13 @@ use tokio::time::Instant;
 use crate::{
     cluster::{
         changes::Changes,
+        event_recorder::EventRecorder,
         lease::Leadership,
         namespace::{Namespace, NamespaceSettings},
         namespaces::{Look, Namespaces, ReadError},
     },
     process::{clock::Clock, current::Current},
     pull_secret::{
-        events::Events,
         store::PullSecrets,
         writer::{Fence, Writer},
     },
@@ -44,7 +44,7 @@ pub struct ReconcilerContext {
     /// The metrics.
     pub metrics: Arc<super::metrics::RefreshMetrics>,
     /// The recorder of Events; `None`: no Events are published.
-    pub events: Option<Events>,
+    pub events: Option<EventRecorder>,
 }
 
 /// The namespaces of a cluster, or of a test's stand-in for one.

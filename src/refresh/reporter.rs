@@ -15,10 +15,10 @@ use super::{
     reconciler::CallOutcome,
 };
 use crate::{
-    cluster::namespace::Namespace,
+    cluster::{event_recorder::EventRecorder, namespace::Namespace},
     pull_secret::{
         Foreign,
-        events::{Events, PullSecretEvent},
+        events::PullSecretEvent,
         writer::{PullSecretError, WriteOutcome},
     },
     registry::Host,
@@ -29,7 +29,7 @@ use crate::{
 /// Reports results.
 pub(super) struct Reporter {
     metrics: Arc<RefreshMetrics>,
-    events: Option<Events>,
+    events: Option<EventRecorder>,
     /// The namespaces with an Event about a failure, for which one about its end is due.
     failing: HashSet<Namespace>,
     /// The namespaces with suspended hosts, and how many.
@@ -37,7 +37,7 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn new(metrics: Arc<RefreshMetrics>, events: Option<Events>) -> Self {
+    pub(super) fn new(metrics: Arc<RefreshMetrics>, events: Option<EventRecorder>) -> Self {
         Self {
             metrics,
             events,
@@ -223,7 +223,7 @@ impl Reporter {
         match error {
             PullSecretError::Foreign(why) => self.foreign(namespace, *why),
             PullSecretError::Refused { message, .. } => {
-                if let Some(event) = PullSecretEvent::of_refusal(message) {
+                if let Some(event) = PullSecretEvent::from_refusal(message) {
                     self.publish_failure(namespace, &event);
                 }
             }

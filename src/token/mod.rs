@@ -2,7 +2,7 @@
 
 pub mod cache;
 pub mod ecr;
-mod error;
+pub mod error;
 mod flights;
 pub mod metrics;
 mod reason;

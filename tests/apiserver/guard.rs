@@ -16,10 +16,11 @@ use crate::support::{
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ecr_injector::cli::metrics::Metrics;
+use ecr_injector::cluster::event_recorder::{EventRecorder, EventRecorderOptions};
 use ecr_injector::cluster::lease::{Elector, Settings};
 use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::process::clock::SystemClock;
-use ecr_injector::pull_secret::events::{EventRecorderOptions, Events, PullSecretEvent};
+use ecr_injector::pull_secret::events::{self, PullSecretEvent};
 use ecr_injector::pull_secret::guard::{Verdict, test_guard};
 use ecr_injector::pull_secret::{Damage, Foreign};
 use serde_json::{Value, json};
@@ -771,17 +772,17 @@ async fn publishes_events_that_the_api_server_accepts() {
     // Also where nobody is opted in any more.
     let namespace = Namespace::parse(&cluster.plain().await).unwrap();
     let tasks = TaskTracker::new();
-    let events = Events::new(EventRecorderOptions {
+    let recorder = EventRecorder::new(EventRecorderOptions {
         client: us.0.clone(),
-        secret_name: PULL_SECRET.to_owned(),
+        regarding: events::regarding(PULL_SECRET),
         instance: "x".repeat(200),
         clock: Arc::new(SystemClock),
-        metrics: Metrics::default().pull_secret,
+        metrics: Metrics::default().cluster,
         tasks: tasks.clone(),
         stop: CancellationToken::new(),
     });
     let long = "word ".repeat(1000);
-    let happenings = [
+    let published = [
         PullSecretEvent::Refreshed,
         PullSecretEvent::Refused {
             code: long.as_str().into(),
@@ -814,15 +815,15 @@ async fn publishes_events_that_the_api_server_accepts() {
             why: long,
         },
     ];
-    for happening in &happenings {
-        events.publish(&namespace, happening);
+    for event in &published {
+        recorder.publish(&namespace, event);
     }
-    drop(events);
+    drop(recorder);
     tasks.close();
     timeout(SOON, tasks.wait()).await.unwrap();
     let list = admin.get(&events_in(namespace.as_str())).await.allowed();
     let written = list["items"].as_array().unwrap();
-    assert_eq!(written.len(), happenings.len());
+    assert_eq!(written.len(), published.len());
     for event in written {
         assert_eq!(event["reportingController"], OURS);
         assert_eq!(event["regarding"]["name"], PULL_SECRET);
@@ -832,7 +833,7 @@ async fn publishes_events_that_the_api_server_accepts() {
         "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.kind%3DSecret,involvedObject.name%3D{PULL_SECRET}"
     );
     let found = admin.get(&core).await.allowed();
-    assert_eq!(found["items"].as_array().unwrap().len(), happenings.len());
+    assert_eq!(found["items"].as_array().unwrap().len(), published.len());
 }
 
 #[tokio::test]

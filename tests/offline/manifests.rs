@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use ecr_injector::cluster::event_recorder::REPORTER;
 use ecr_injector::config::Config;
-use ecr_injector::pull_secret::events::REPORTER;
 use ecr_injector::pull_secret::state_key::DEFAULT_NAME;
 use ecr_injector::pull_secret::state_key::plan::SECRET_TYPE;
 use ecr_injector::registry::Partition;

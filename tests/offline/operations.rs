@@ -405,7 +405,7 @@ fn calls_to_the_api_server_are_those_of_the_page() {
 #[test]
 fn event_reasons_are_those_of_the_table() {
     let text = read("src/pull_secret/events.rs");
-    let text = &text[text.find("fn look(").unwrap()..];
+    let text = &text[text.find("fn to_record(").unwrap()..];
     let body = &text[..text.find("\n    }").unwrap()];
     // A reason is a word that another follows, the action.
     let is_word = |text: &str| text.starts_with(char::is_uppercase) && !text.contains(' ');
@@ -416,7 +416,7 @@ fn event_reasons_are_those_of_the_table() {
     let reasons: BTreeMap<String, &str> = pairs
         .map(|it| {
             let before = it[0].trim_end();
-            let is_normal = before.ends_with("normal(") || before.ends_with("false,");
+            let is_normal = before.ends_with("normal(");
             (
                 it[1].to_owned(),
                 if is_normal { "Normal" } else { "Warning" },

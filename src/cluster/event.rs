@@ -1,0 +1,111 @@
+//! The text of one Kubernetes Event: reason, action, note, and the key that deduplicates it.
+
+use std::fmt::Write as _;
+
+use super::namespace::Namespace;
+
+/// The longest note in bytes; the API server refuses a longer one.
+const MAX_NOTE: usize = 1024;
+/// The part of a note that may quote a foreign text, in bytes.
+const MAX_QUOTE: usize = 400;
+/// The longest word that is quoted, in bytes: a longer one is no word of a message, but perhaps a token.
+const MAX_WORD: usize = 160;
+
+/// The type of an Event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventType {
+    /// Nothing has to be done.
+    Normal,
+    /// Somebody may have to act.
+    Warning,
+}
+
+impl EventType {
+    /// Returns the value of an Event's `type`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
+
+/// The content of an Event, without the namespace and the object that it regards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRecord {
+    /// The type.
+    pub event_type: EventType,
+    /// The reason, a word in upper camel case.
+    pub reason: &'static str,
+    /// The action, a word in upper camel case.
+    pub action: &'static str,
+    /// The note, at most 1 KiB.
+    pub note: String,
+    /// Distinguishes Events of one reason: those with equal keys are duplicates.
+    pub dedup_key: String,
+}
+
+impl EventRecord {
+    /// Creates a Normal Event, which duplicates every other of its reason.
+    #[must_use]
+    pub fn normal(reason: &'static str, action: &'static str, note: &str) -> Self {
+        Self {
+            event_type: EventType::Normal,
+            ..Self::warning(reason, action, String::new(), note)
+        }
+    }
+
+    /// Creates a Warning.
+    #[must_use]
+    pub fn warning(
+        reason: &'static str,
+        action: &'static str,
+        dedup_key: String,
+        note: &str,
+    ) -> Self {
+        Self {
+            event_type: EventType::Warning,
+            reason,
+            action,
+            note: clip(note, MAX_NOTE),
+            dedup_key,
+        }
+    }
+}
+
+/// Converts a domain's event to the text of a Kubernetes Event.
+pub trait ToEventRecord {
+    /// Returns the Event's text; `name` is the name of the object that the Event regards.
+    fn to_record(&self, name: &str, namespace: &Namespace) -> EventRecord;
+}
+
+/// Quotes a foreign text for a note: one line, not long, and no word that could be a token.
+#[must_use]
+pub fn quote(text: &str) -> String {
+    let mut quoted = String::new();
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {
+        if word.is_empty() {
+            continue;
+        }
+        let separator = if quoted.is_empty() { "" } else { " " };
+        let word = if word.len() > MAX_WORD { "…" } else { word };
+        // Writing to a String can't fail.
+        let _ = write!(quoted, "{separator}{word}");
+        if quoted.len() > MAX_QUOTE {
+            break;
+        }
+    }
+    clip(&quoted, MAX_QUOTE)
+}
+
+/// Returns at most `limit` bytes of a text, with a mark where the text was cut.
+#[must_use]
+pub fn clip(text: &str, limit: usize) -> String {
+    if text.len() <= limit {
+        return text.to_owned();
+    }
+    let mark = "…";
+    let end = text.floor_char_boundary(limit - mark.len());
+    text[..end].to_owned() + mark
+}
