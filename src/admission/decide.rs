@@ -228,7 +228,7 @@ fn unnoted(
 ) -> BTreeMap<Host, TokenKey> {
     let is_unnoted = |host: &Host| {
         let entry = state.hosts.get(host);
-        entry.is_some_and(|entry| !entry.demand.is_noted(now))
+        entry.is_some_and(|entry| !entry.demand.is_recent(now))
     };
     let unnoted = keys.iter().filter(|(host, _)| is_unnoted(host));
     unnoted

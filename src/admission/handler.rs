@@ -152,7 +152,9 @@ impl Webhook {
             // The Secret most likely has the credentials already; after a restart AWS may be
             // unavailable.
             let provisioner = &self.provisioner;
-            provisioner.look_once(&namespace, settings, deadline).await;
+            provisioner
+                .read_if_unread(&namespace, settings, deadline)
+                .await;
             entry = self.secrets.get(&namespace);
         }
         let secret = entry
@@ -204,7 +206,7 @@ impl Webhook {
             if !injection.unnoted.is_empty() {
                 let limit = rules.registries_per_secret;
                 self.provisioner
-                    .note_demand(namespace, settings, &injection.unnoted, limit);
+                    .record_demand(namespace, settings, &injection.unnoted, limit);
             }
             ("cached", SecretSource::Known)
         };

@@ -106,7 +106,7 @@ impl CleanupArgs {
                     .peek(namespace)
                     .unwrap_or_default();
                 let looked = writer
-                    .look(namespace, &settings, one_shot::deadline())
+                    .observe(namespace, &settings, one_shot::deadline())
                     .await;
                 let after = synced.context.secrets.get(namespace);
                 match (looked, after.as_deref().map(Entry::observed)) {

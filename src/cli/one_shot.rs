@@ -280,7 +280,7 @@ async fn read_state_key(context: &Context) {
     let missing = rights::missing(&context.cluster.client, &rights).await;
     if missing.is_ok_and(|missing| missing.is_empty()) {
         context.watch_state_key();
-        let _ = timeout(KEY_TIMEOUT, context.state_key_secret.looked_at()).await;
+        let _ = timeout(KEY_TIMEOUT, context.state_key_secret.wait_until_observed()).await;
     }
 }
 

@@ -382,7 +382,7 @@ fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
         };
         let hosts = hosts.iter();
         let keys = hosts.filter_map(|host| rules.key_for(host.as_str(), namespace, &settings));
-        provisioner.want(namespace, keys.collect(), &rules);
+        provisioner.retain_demand(namespace, keys.collect(), &rules);
     };
     Discoverer::new(
         context.cluster.refresher.clone(),
@@ -462,7 +462,7 @@ fn test_guard(context: &Context, synced: [Condition; 2]) {
     let (name, metrics) = (context.secret_name(), context.metrics.pull_secret.clone());
     context.spawn(async move {
         readiness::all_held(&synced).await;
-        guard::test_guard(client, &name, own.as_ref(), guard::PATIENCE, &metrics).await;
+        guard::test_guard(client, &name, own.as_ref(), guard::TEST_TIMEOUT, &metrics).await;
     });
 }
 
@@ -485,7 +485,7 @@ impl Duties {
         tokio::join!(
             self.reconciler.lead(term.clone()),
             keep,
-            self.state_key.keep(&term),
+            self.state_key.maintain(&term),
             self.discoverer.lead(term.clone()),
         );
     }

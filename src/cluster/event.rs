@@ -8,7 +8,8 @@ use super::namespace::Namespace;
 const MAX_NOTE: usize = 1024;
 /// The part of a note that may quote a foreign text, in bytes.
 const MAX_QUOTE: usize = 400;
-/// The longest word that is quoted, in bytes: a longer one is no word of a message, but perhaps a token.
+/// The longest word that is quoted, in bytes: a longer one is no word of a message, but perhaps a
+/// token.
 const MAX_WORD: usize = 160;
 
 /// The type of an Event.

@@ -1,12 +1,12 @@
 //! Publishes Kubernetes Events without blocking.
 //!
-//! [`EventRecorder::publish`] puts an Event into a bounded queue, which one task empties at a limited
-//! rate; an Event that finds the queue full is counted and dropped. Nothing depends on an Event, so
-//! one that the API server refuses is only a line in the log.
+//! [`EventRecorder::publish`] puts an Event into a bounded queue, which one task empties at a
+//! limited rate; an Event that finds the queue full is counted and dropped. Nothing depends on an
+//! Event, so one that the API server refuses is only a line in the log.
 //!
-//! `kube`'s recorder is not used: within some minutes it turns a second Event of the same reason into
-//! a mere count of the first, whose note is kept and the second's lost; here the notes are what
-//! matters (another code of AWS, another cause). That recorder also needs the right to patch.
+//! `kube`'s recorder is not used: within some minutes it turns a second Event of the same reason
+//! into a mere count of the first, and the second note is lost; here the notes are what matters
+//! (another code of AWS, another cause). That recorder also needs the right to patch.
 
 use std::{
     collections::{HashSet, VecDeque},

@@ -22,7 +22,8 @@ pub fn regarding(secret_name: &str) -> ObjectReference {
     }
 }
 
-/// An event in the life of a pull secret. Each has a fixed text, which quotes foreign texts in part.
+/// An event in the life of a pull secret. Each has a fixed text, which quotes foreign texts in
+/// part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PullSecretEvent {
     /// Has every credential again, after failures.

@@ -1,5 +1,5 @@
-//! What the pull secrets are worth: measured at each scrape, on every replica, from what its own watches know. So an alert
-//! works also when nobody leads, which is when it is needed.
+//! The gauges of the pull secrets: measured at each scrape, on every replica, from its own
+//! watches. So an alert also works when no replica leads, which is when the alert is needed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,9 +8,8 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{
-    Observed, Unverified, is_public, metrics::PullSecretMetrics, state::State, store::PullSecrets,
-};
+use super::metrics::PullSecretMetrics;
+use super::{Observed, Unverified, is_public, state::State, store::PullSecrets};
 use crate::{
     cluster::{
         namespace::{Namespace, NamespaceSettings},
@@ -24,16 +23,18 @@ use crate::{
     token::Freshness,
 };
 
-/// The most series by identity and region: those that expire first. Rules may give each namespace an identity of its own,
-/// and whoever may edit a pull secret can invent some.
+/// The most series by identity and region: those that expire first. Rules may give each namespace
+/// an identity of its own, and whoever may edit a pull secret can invent some.
 const MAX_IDENTITIES: usize = 100;
-/// Scrapes that follow each other faster show the same. Anybody who reaches the port may scrape, and with ten thousand
-/// pull secrets to measure takes some milliseconds.
-const PAUSE: SignedDuration = SignedDuration::from_secs(1);
-/// The region of a host that isn't an ECR registry, such as an alias that the configuration has no more.
+/// The least time between two measurements; scrapes in between show the last one. Anybody who
+/// reaches the port may scrape, and measuring ten thousand pull secrets takes some milliseconds.
+const MIN_INTERVAL: SignedDuration = SignedDuration::from_secs(1);
+/// The region of a host that isn't an ECR registry, such as an alias that the configuration no
+/// longer has.
 const UNKNOWN_REGION: &str = "unknown";
 
-/// What a pull secret is worth. Of several hosts the worst counts, and of the first five the later is the worse.
+/// The state of a pull secret. Of several hosts the worst counts, and of the first five the later
+/// is the worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PullSecretState {
     /// Each credential is fresh.
@@ -44,17 +45,17 @@ pub enum PullSecretState {
     Suspended,
     /// A host has no credential yet.
     Pending,
-    /// A credential is expired, or too near to it to be used.
+    /// A credential has expired, or is too near to its expiry to be used.
     Expired,
-    /// It has no host.
+    /// There is no host.
     Empty,
-    /// It isn't ours.
+    /// The Secret isn't ours.
     Foreign,
-    /// Nobody read it yet, and its state can't be read.
+    /// The Secret was not read yet, and its annotation can't be parsed.
     Unverified,
-    /// It was read, and somebody else had changed it.
+    /// The Secret was read, and another client had changed it.
     Tampered,
-    /// Its namespace is not opted in: it is not refreshed.
+    /// The namespace is not opted in, so the Secret is not refreshed.
     OptedOut,
 }
 
@@ -90,9 +91,9 @@ impl PullSecretState {
         }
     }
 
-    /// Returns what a pull secret is worth; `None` if there is none.
+    /// Returns the state of a pull secret; `None` if the Secret does not exist.
     #[must_use]
-    pub fn of(subject: &Subject<'_>, rules: &Rules, now: Timestamp) -> Option<Self> {
+    pub fn new(subject: &Subject<'_>, rules: &Rules, now: Timestamp) -> Option<Self> {
         Some(match subject.observed {
             Observed::Deleted(_) => return None,
             Observed::Foreign(_) => Self::Foreign,
@@ -101,29 +102,30 @@ impl PullSecretState {
                 since: Unverified::Tampered,
                 ..
             } => Self::Tampered,
-            // At its word where nobody read it yet: a replica that doesn't lead reads none but those that admissions need, and
-            // the leader all.
+            // An unread Secret is taken at its word: a replica that doesn't lead reads only those
+            // that admissions need, and the leader reads all.
             observed => {
                 let claims = observed.claims();
-                claims.map_or(Self::Unverified, |state| subject.worth(state, rules, now))
+                claims.map_or(Self::Unverified, |state| subject.state(state, rules, now))
             }
         })
     }
 }
 
-/// One pull secret to measure.
+/// A pull secret to measure.
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
-    /// Where it is.
+    /// Its namespace.
     pub namespace: &'a Namespace,
-    /// What is known of it.
+    /// Its observed content.
     pub observed: &'a Observed,
-    /// The settings of a namespace whose pull secret has to be good: opted in, not excluded, not being deleted.
+    /// The settings of a namespace whose pull secret has to be fresh: opted in, not excluded, not
+    /// being deleted.
     pub settings: Option<&'a NamespaceSettings>,
 }
 
 impl Subject<'_> {
-    fn worth(&self, state: &State, rules: &Rules, now: Timestamp) -> PullSecretState {
+    fn state(&self, state: &State, rules: &Rules, now: Timestamp) -> PullSecretState {
         let is_allowed = |host: &Host| {
             self.settings.is_some_and(|settings| {
                 rules
@@ -132,29 +134,30 @@ impl Subject<'_> {
             })
         };
         let hosts = state.hosts.iter();
-        let worths = hosts.map(|(host, entry)| match entry.credential {
+        let states = hosts.map(|(host, entry)| match entry.credential {
             _ if !is_allowed(host) => PullSecretState::Suspended,
             Some(credential) => match credential.lifetime.freshness(now) {
                 Freshness::Fresh => PullSecretState::Fresh,
                 Freshness::Due => PullSecretState::Due,
                 Freshness::Expired => PullSecretState::Expired,
             },
-            // Its images pull without one.
+            // The images of a public host pull without a credential.
             None if is_public(host) => PullSecretState::Fresh,
             None => PullSecretState::Pending,
         });
-        worths.max().unwrap_or(PullSecretState::Empty)
+        states.max().unwrap_or(PullSecretState::Empty)
     }
 }
 
-/// What all pull secrets are worth at one moment.
+/// The states and expiry times of all pull secrets at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// How many are worth what; together all that are there.
-    pub by_worth: BTreeMap<PullSecretState, i64>,
-    /// The seconds until the first credential expires of opted-in namespaces; negative if it has.
+    /// The number of pull secrets in each state; together all that exist.
+    pub by_state: BTreeMap<PullSecretState, i64>,
+    /// The seconds until the first credential of an opted-in namespace expires; negative if one
+    /// has.
     pub expires_in: Option<i64>,
-    /// The same by identity and region, the first before the others.
+    /// The seconds by identity and region, the least first.
     pub identities: Vec<(IdentityHash, String, i64)>,
 }
 
@@ -165,17 +168,17 @@ pub fn measure<'a>(
     rules: &Rules,
     now: Timestamp,
 ) -> Summary {
-    let mut by_worth = BTreeMap::new();
-    // There are few hosts, so their regions are looked for in the end.
+    let mut by_state = BTreeMap::new();
+    // There are few hosts, so their regions are resolved in the end.
     let mut first: HashMap<(IdentityHash, &Host), Timestamp> = HashMap::new();
     for subject in subjects {
-        let Some(worth) = PullSecretState::of(&subject, rules, now) else {
+        let Some(state) = PullSecretState::new(&subject, rules, now) else {
             continue;
         };
-        *by_worth.entry(worth).or_default() += 1;
-        let counts = subject.settings.is_some() && worth != PullSecretState::Tampered;
-        let state = subject.observed.claims().filter(|_| counts);
-        for (host, entry) in state.iter().flat_map(|state| state.hosts.iter()) {
+        *by_state.entry(state).or_default() += 1;
+        let counts = subject.settings.is_some() && state != PullSecretState::Tampered;
+        let claims = subject.observed.claims().filter(|_| counts);
+        for (host, entry) in claims.iter().flat_map(|state| state.hosts.iter()) {
             if let Some(credential) = entry.credential {
                 let life = credential.lifetime;
                 let first = first.entry((credential.identity, host));
@@ -202,13 +205,13 @@ pub fn measure<'a>(
     identities.sort_by_key(|(.., seconds)| *seconds);
     identities.truncate(MAX_IDENTITIES);
     Summary {
-        by_worth,
+        by_state,
         expires_in,
         identities,
     }
 }
 
-/// Has every scrape of the metrics measure what is known then.
+/// Registers the measurement that runs before each scrape of the metrics.
 pub fn measure_at_each_scrape(
     registry: &Registry,
     metrics: Arc<PullSecretMetrics>,
@@ -221,7 +224,7 @@ pub fn measure_at_each_scrape(
     registry.before_each_scrape(Box::new(move || {
         let now = clock.now();
         let mut measured = measured.lock().unwrap_or_else(PoisonError::into_inner);
-        if measured.is_some_and(|at| now.duration_since(at).abs() < PAUSE) {
+        if measured.is_some_and(|at| now.duration_since(at).abs() < MIN_INTERVAL) {
             return;
         }
         *measured = Some(now);
@@ -246,9 +249,9 @@ pub fn measure_at_each_scrape(
 
 impl Summary {
     fn show(&self, metrics: &PullSecretMetrics) {
-        for worth in PullSecretState::ALL {
-            let count = self.by_worth.get(&worth).copied().unwrap_or_default();
-            metrics.in_state(worth.as_str(), count);
+        for state in PullSecretState::ALL {
+            let count = self.by_state.get(&state).copied().unwrap_or_default();
+            metrics.in_state(state.as_str(), count);
         }
         metrics.expires_in(self.expires_in);
         let identities = self.identities.iter();

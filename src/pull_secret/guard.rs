@@ -1,7 +1,7 @@
-//! Whether the guard guards: at start we try a write that it has to refuse, and say so if it doesn't.
+//! Tests at each start whether the guard is enforced, by a write that the guard has to reject.
 //!
-//! A guard that was forgotten, or that names another account, is not missed by anything that works. The write is a dry run,
-//! so nothing is stored even where there is no guard.
+//! Nothing that works depends on the guard, so nobody misses one that was forgotten or that names
+//! another account. The write is a dry run, so nothing is stored even where there is no guard.
 
 use std::time::Duration;
 
@@ -19,42 +19,44 @@ use crate::cluster::{
     ownership::{MANAGED_BY, MANAGED_BY_LABEL},
 };
 
-/// How the names of the guard's policies end.
+/// The suffix of the names of the guard's policies.
 pub const POLICIES: &str = ".ecr-injector.dev";
-/// How long it is tried again until the guard refuses: right after an installation it may not be in force yet.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the test is repeated until the guard rejects the write: right after an installation the
+/// guard may not be in force yet.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_secs(3);
 /// How long one call to the API server may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Where it is tried when we don't run in a namespace: one that every cluster has.
-const ANYWHERE: &str = "default";
-/// Not the manager of our writes: as that one's, an apply that names no data would take away what a pull secret has.
-const TESTER: &str = "ecr-injector-guard-test";
+/// The namespace of the test outside of a cluster: one that every cluster has.
+const DEFAULT_NAMESPACE: &str = "default";
+/// The field manager of the test. Not that of our writes: under that name, an apply without data
+/// would remove the data of a pull secret.
+const TEST_FIELD_MANAGER: &str = "ecr-injector-guard-test";
 
-/// What came of it.
+/// The result of the test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The guard refused.
+    /// The guard rejected the write.
     Guarded,
     /// The write would have been stored.
     Unguarded,
-    /// It came to neither: why.
+    /// Neither, for this reason.
     Untested(String),
 }
 
-/// Tries a write that the guard has to refuse, until it does or patience is over; then logs what came of it and sets
-/// [`PullSecretMetrics::guard`]. It is tried in our own namespace, if there is one.
+/// Repeats a write that the guard has to reject, until the guard does or the time is over; then
+/// logs the result and sets [`PullSecretMetrics::guard`]. The write is to our own namespace, if there is one.
 pub async fn test_guard(
     client: Client,
     secret_name: &str,
     own_namespace: Option<&Namespace>,
-    patience: Duration,
+    limit: Duration,
     metrics: &PullSecretMetrics,
 ) -> Verdict {
-    let namespace = own_namespace.map_or(ANYWHERE, Namespace::as_str);
+    let namespace = own_namespace.map_or(DEFAULT_NAMESPACE, Namespace::as_str);
     let secrets = Api::namespaced(client, namespace);
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + limit;
     let verdict = loop {
         let verdict = try_once(&secrets, secret_name, metrics).await;
         if verdict == Verdict::Guarded || Instant::now() + PAUSE > deadline {
@@ -91,9 +93,9 @@ pub async fn test_guard(
 }
 
 async fn try_once(secrets: &Api<Secret>, name: &str, metrics: &PullSecretMetrics) -> Verdict {
-    let params = PatchParams::apply(TESTER).force().dry_run();
+    let params = PatchParams::apply(TEST_FIELD_MANAGER).force().dry_run();
     let patch = Patch::Apply(forbidden(name));
-    // Metadata alone come back: of a pull secret that is there nobody has to send the data.
+    // Only metadata come back: the data of an existing pull secret need not be sent.
     let call = secrets.patch_metadata(name, &params, &patch);
     let (outcome, verdict) = match timeout(CALL_TIMEOUT, call).await {
         Ok(Ok(_)) => ("ok", Verdict::Unguarded),
@@ -117,9 +119,10 @@ async fn try_once(secrets: &Api<Secret>, name: &str, metrics: &PullSecretMetrics
     verdict
 }
 
-/// What the guard refuses wherever it is tried, and nothing else does. Where there is no such Secret yet, one without a type
-/// would be made, which is `Opaque`; where there is one, whosever it is, the annotation would be new on it, and its type is
-/// left as it is: to change that is refused by the API server itself.
+/// Returns a write that the guard rejects in every namespace, and nothing else does. Where there is
+/// no such Secret yet, the write would create one without a type, which is `Opaque`; where there is
+/// one, whoever owns it, the write would add an annotation and leave the type, because the API
+/// server itself refuses to change a type.
 fn forbidden(name: &str) -> Value {
     json!({
         "apiVersion": "v1",
@@ -132,8 +135,9 @@ fn forbidden(name: &str) -> Value {
     })
 }
 
-/// Whether it is a policy of the guard that refused: `ValidatingAdmissionPolicy 'NAME' with binding 'NAME' denied request: …`.
-/// Others refuse too, in other words or in another policy's name, and that tells nothing of the guard.
+/// Returns whether a policy of the guard rejected the call:
+/// `ValidatingAdmissionPolicy 'NAME' with binding 'NAME' denied request: …`. Others reject calls
+/// too, in other words or in another policy's name, which shows nothing about the guard.
 pub(super) fn is_by_guard(message: &str) -> bool {
     let policy = message.split_once("ValidatingAdmissionPolicy '");
     policy
@@ -171,7 +175,7 @@ mod tests {
         log: Log,
     }
 
-    /// What comes of these answers, the last of them again and again.
+    /// Runs the test against these answers, the last of them again and again.
     async fn tried(own_namespace: &str, answers: &[(u16, &'static str)]) -> Tried {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let answers = Arc::new(Mutex::new(VecDeque::from(answers.to_vec())));
@@ -215,7 +219,14 @@ mod tests {
         let verdict = {
             let _guard = log.start();
             let own_namespace = own_namespace.as_ref();
-            test_guard(client, "ecr-pull-secret", own_namespace, PATIENCE, &metrics).await
+            test_guard(
+                client,
+                "ecr-pull-secret",
+                own_namespace,
+                TEST_TIMEOUT,
+                &metrics,
+            )
+            .await
         };
         let requests = std::mem::take(&mut *requests.lock().expect("a lock"));
         Tried {
@@ -228,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_tried_is_a_dry_run_of_a_secret_of_another_type_with_a_strange_annotation() {
+    async fn test_write_is_a_dry_run_of_an_untyped_annotated_secret() {
         for (own, namespace) in [("here", "here"), ("", "default")] {
             let tried = tried(own, &[(422, DENIAL)]).await;
             let (request, body) = &tried.requests[0];
@@ -256,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_by_the_guard_is_told_and_ends_it() {
+    async fn rejection_by_the_guard_ends_the_test() {
         let tried = tried("here", &[(422, DENIAL)]).await;
         assert_eq!((tried.verdict, tried.gauge), (Verdict::Guarded, 1));
         assert_eq!((tried.requests.len(), tried.took), (1, Duration::ZERO));
@@ -265,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_guard_that_comes_into_force_in_half_a_minute_is_no_matter() {
+    async fn guard_may_take_half_a_minute_to_come_into_force() {
         let missing = (403, "User \"us\" cannot patch resource \"secrets\"");
         let tried = tried("here", &[missing, HANGS, PASSES, PASSES, (422, DENIAL)]).await;
         assert_eq!((tried.verdict, tried.gauge), (Verdict::Guarded, 1));
@@ -274,16 +285,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_guard_that_is_not_there_is_told_once_with_what_to_do() {
+    async fn missing_guard_is_logged_once_with_what_to_do() {
         let tried = tried("here", &[PASSES]).await;
         assert_eq!((tried.verdict, tried.gauge), (Verdict::Unguarded, 0));
-        assert_eq!((tried.requests.len(), tried.took), (11, PATIENCE));
+        assert_eq!((tried.requests.len(), tried.took), (11, TEST_TIMEOUT));
         assert_eq!(tried.log.count("WARN"), 1);
         assert_eq!(tried.log.count("deploy/guard.yaml"), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whatever_else_answers_tells_nothing_of_the_guard() {
+    async fn other_answers_show_nothing_about_the_guard() {
         for answer in [
             HANGS,
             (403, "User \"us\" cannot patch resource \"secrets\""),

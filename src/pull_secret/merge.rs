@@ -1,7 +1,7 @@
-//! Merges what a pull secret has with what it is to have.
+//! Merges the content of a pull secret with the changes of a writer.
 //!
-//! Whatever is there stays unless the merge names it: a host that nobody named is nobody's to remove. Each step below is
-//! one rule; their order is the order in which a later rule may overrule an earlier one.
+//! Everything in the Secret stays unless the merge names it: no writer removes a host that it did
+//! not name. Each step below is one rule; a later step may overrule an earlier one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,43 +19,46 @@ use crate::{
     token::{Freshness, Token},
 };
 
-/// Who merges, and so what a token of another identity may replace.
+/// The writer that merges, which decides what a token of another identity may replace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MergeMode {
-    /// An admission adds. A credential that is still good is not replaced by another identity's: that change is the
-    /// leader's, because replicas may read different configurations for a while. What is wanted is wanted now.
+    /// An admission adds. A credential that is still good is not replaced by another identity's:
+    /// that change is the leader's, because replicas may read different configurations for a while.
+    /// The demand is of now.
     Add,
-    /// The leader reconciles: the identities are those that the configuration says now. What is wanted was noted before.
+    /// The leader reconciles: the identities are those of the current configuration. The demand was
+    /// recorded before.
     Reconcile,
 }
 
-/// What a merge changes.
+/// The changes of a merge.
 #[derive(Debug, Clone, Copy)]
 pub struct Changes<'a> {
-    /// Who merges.
+    /// The writer.
     pub mode: MergeMode,
-    /// The hosts that are to be there, each with a token if there is one.
+    /// The hosts to have, each with a token if there is one.
     pub wanted: &'a BTreeMap<Host, DesiredCredential>,
-    /// The hosts that are to be forgotten; one with a credential that is still good stays until that ends.
+    /// The hosts to forget; one whose credential is still good stays until that expires.
     pub forgotten: &'a BTreeSet<Host>,
-    /// The hosts whose credential is to be taken out at once.
+    /// The hosts whose credential is removed at once.
     pub revoked: &'a BTreeSet<Host>,
-    /// The state before somebody else wrote or deleted the Secret: what it had is wanted still.
+    /// The state before another client wrote or deleted the Secret: its hosts are still wanted.
     pub remembered: Option<&'a State>,
-    /// How many hosts there may be; what is there already stays though there are more.
+    /// The most hosts; those that are there already stay even if there are more.
     pub limit: usize,
 }
 
-/// What comes of a merge.
+/// The result of a merge.
 #[derive(Debug)]
 pub struct Merged {
-    /// What is to be written; `None` if nothing would change.
+    /// The Secret to write; `None` if nothing would change.
     pub secret: Option<PullSecret>,
     /// The hosts for which the limit leaves no room.
     pub left_out: Vec<Host>,
 }
 
-/// Merges what is there with the changes at `now`. What is there and not known to be ours counts as nothing.
+/// Merges the existing Secret with the changes at `now`. A Secret whose state is not known to be
+/// ours counts as empty.
 #[must_use]
 pub fn merge(existing: Option<&Existing>, changes: Changes<'_>, now: Timestamp) -> Merged {
     let had = existing.and_then(|existing| Some((existing, existing.state.as_ref()?)));
@@ -67,19 +70,19 @@ pub fn merge(existing: Option<&Existing>, changes: Changes<'_>, now: Timestamp) 
     if let Some((existing, state)) = had {
         merging.carry_over(state, existing, changes);
     }
-    merging.recall(changes);
+    merging.restore_demand(changes);
     let before: BTreeSet<Host> = merging.hosts.keys().cloned().collect();
-    merging.want(changes);
-    // A limit that is lower than it was takes nothing away that is there.
+    merging.apply_wanted(changes);
+    // A limit that was lowered removes no host that is there.
     let limit = changes.limit.max(before.len()).min(MAX_HOSTS);
-    merging.make_room(limit, changes.wanted);
-    let left_out = merging.leave_out(limit, &before);
+    merging.evict_unused(limit, changes.wanted);
+    let left_out = merging.enforce_limit(limit, &before);
     let Merging {
         mut hosts, auths, ..
     } = merging;
     let data = encode(&auths);
     hosts.shrink();
-    let digest = DataDigest::of(data.expose_secret().as_bytes());
+    let digest = DataDigest::new(data.expose_secret().as_bytes());
     let is_unchanged = had.is_some_and(|(_, state)| state.hosts == hosts && state.digest == digest);
     let state = State {
         hosts,
@@ -92,7 +95,7 @@ pub fn merge(existing: Option<&Existing>, changes: Changes<'_>, now: Timestamp) 
     }
 }
 
-/// A merge under way.
+/// A merge in progress.
 struct Merging {
     hosts: Hosts,
     auths: BTreeMap<Host, SecretString>,
@@ -100,7 +103,7 @@ struct Merging {
 }
 
 impl Merging {
-    /// Takes over what is there. A credential leaves only when it has expired, or when somebody asks.
+    /// Takes over the existing hosts. A credential is removed only if it has expired or is revoked.
     fn carry_over(&mut self, state: &State, existing: &Existing, changes: Changes<'_>) {
         for (host, entry) in state.hosts.iter() {
             let is_good = entry.good(self.now).is_some();
@@ -109,11 +112,11 @@ impl Merging {
                 continue;
             }
             let auth = existing.auths.get(host);
-            // Where a public entry matches, the kubelet doesn't pull anonymously any more.
-            let is_left =
+            // Where an entry of a public host matches, the kubelet no longer pulls anonymously.
+            let is_unwanted =
                 changes.mode == MergeMode::Reconcile && !changes.wanted.contains_key(host);
-            let leaves = is_revoked || !is_good && (is_public(host) || is_left);
-            let credential = entry.credential.filter(|_| auth.is_some() && !leaves);
+            let is_removed = is_revoked || !is_good && (is_public(host) || is_unwanted);
+            let credential = entry.credential.filter(|_| auth.is_some() && !is_removed);
             if credential.is_some() {
                 self.auths
                     .extend(auth.map(|auth| (host.clone(), auth.clone())));
@@ -126,8 +129,9 @@ impl Merging {
         }
     }
 
-    /// Wants what the Secret had before somebody else wrote it, but for what is to be forgotten.
-    fn recall(&mut self, changes: Changes<'_>) {
+    /// Restores the demand that the Secret had before another client wrote it, but for the hosts to
+    /// forget.
+    fn restore_demand(&mut self, changes: Changes<'_>) {
         let remembered = changes.remembered.iter();
         for (host, entry) in remembered.flat_map(|state| state.hosts.iter()) {
             match self.hosts.get_mut(host) {
@@ -144,15 +148,16 @@ impl Merging {
         }
     }
 
-    /// Notes who is wanted, and gives each the token that there is for it, if that is better than what it has.
-    fn want(&mut self, changes: Changes<'_>) {
+    /// Records the demand for each wanted host, and sets its token if that is better than the
+    /// existing credential.
+    fn apply_wanted(&mut self, changes: Changes<'_>) {
         for (host, desired) in changes.wanted {
             let had = self.hosts.get(host);
             let mut entry = had.cloned().unwrap_or(HostState {
                 demand: Demand::new(self.now),
                 credential: None,
             });
-            if changes.mode == MergeMode::Add && !entry.demand.is_noted(self.now) {
+            if changes.mode == MergeMode::Add && !entry.demand.is_recent(self.now) {
                 entry.demand.last = Demand::new(self.now).last;
             }
             if let Some(token) = &desired.token
@@ -168,9 +173,9 @@ impl Merging {
         }
     }
 
-    /// Forgets hosts that nobody wants now and that have no good credential, as many as have to go: first those that never
-    /// had one, of the others those whose demand is the longest ago.
-    fn make_room(&mut self, limit: usize, wanted: &BTreeMap<Host, DesiredCredential>) {
+    /// Forgets unwanted hosts without a good credential, as many as exceed the limit: first those
+    /// that never had one, then those whose demand is the longest ago.
+    fn evict_unused(&mut self, limit: usize, wanted: &BTreeMap<Host, DesiredCredential>) {
         let excess = self.hosts.len().saturating_sub(limit);
         if excess == 0 {
             return;
@@ -187,8 +192,8 @@ impl Merging {
         }
     }
 
-    /// Takes out again what is new and doesn't fit: the last of them.
-    fn leave_out(&mut self, limit: usize, before: &BTreeSet<Host>) -> Vec<Host> {
+    /// Removes the new hosts that exceed the limit, the last of them, and returns them.
+    fn enforce_limit(&mut self, limit: usize, before: &BTreeSet<Host>) -> Vec<Host> {
         let excess = self.hosts.len().saturating_sub(limit);
         let new = self.hosts.keys().filter(|host| !before.contains(*host));
         let mut new: Vec<Host> = new.cloned().collect();
@@ -205,8 +210,8 @@ impl Merging {
     }
 }
 
-/// Returns whether a token is better than the credential that is good now: a shorter life never replaces a longer one of the
-/// same identity.
+/// Returns whether a token is better than the credential that is good now: a shorter life never
+/// replaces a longer one of the same identity.
 fn replaces(
     token: &Token,
     desired: &DesiredCredential,
@@ -222,8 +227,8 @@ fn replaces(
     }
 }
 
-/// Returns whether every credential that a merge with this state would carry over is replaced by a token of `wanted`, so that
-/// nothing of the data has to be read.
+/// Returns whether every credential that a merge with this state would carry over is replaced by a
+/// token of `wanted`, so that the data need not be read.
 #[must_use]
 pub fn replaces_all(
     state: &State,
@@ -242,7 +247,8 @@ pub fn replaces_all(
     })
 }
 
-/// Encodes the docker config: a bare host per auth. A `https://` key would serve the kubelet and break other readers.
+/// Encodes the docker config: a bare host per auth. A `https://` key would serve the kubelet and
+/// break other readers.
 fn encode(auths: &BTreeMap<Host, SecretString>) -> SecretString {
     #[derive(Serialize)]
     struct Auth<'a> {

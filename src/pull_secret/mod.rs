@@ -1,9 +1,11 @@
-//! The pull secret: what the one Secret that we own in a namespace holds.
+//! The pull secret: the one Secret that ecr-injector owns in a namespace.
 //!
-//! Its data is a docker config, one `auth` per host. Beside it, in an annotation that a metadata watch can see, stands
-//! the state: for each host who wants it and, apart from that, whose credential it has and from when to when that is
-//! good. A seal proves that the state is ours; without a good one its hosts are wishes at most.
+//! Its data is a docker config, one `auth` per host. Beside the data, in an annotation that a
+//! metadata watch can see, is the state: for each host its demand and, apart from that, the
+//! credential's identity and lifetime. A seal proves that the state is ours; without a good seal
+//! the state's hosts count as demand at most.
 
+pub mod error;
 pub mod events;
 pub mod gauges;
 pub mod guard;
@@ -48,57 +50,57 @@ pub const STATE_ANNOTATION: &str = "ecr-injector.dev/state";
 /// The annotation with the soonest expiry of all hosts, RFC 3339, for people.
 pub const EXPIRES_AT_ANNOTATION: &str = "ecr-injector.dev/expires-at";
 
-/// Why a Secret of our name is not ours to write.
+/// The reason why a Secret of our name is not ours to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Foreign {
-    /// It lacks [`MANAGED_BY_LABEL`].
+    /// The Secret lacks [`MANAGED_BY_LABEL`].
     #[error("it lacks the label {MANAGED_BY_LABEL}={MANAGED_BY}")]
     Label,
-    /// Its type is another, and a type can't be changed.
+    /// The Secret has another type, and a type can't be changed.
     #[error("its type is not {TYPE}")]
     Type,
-    /// It was made immutable.
+    /// The Secret is immutable.
     #[error("it is immutable")]
     Immutable,
 }
 
-/// What is known about a namespace's pull secret.
+/// The facts about a namespace's pull secret that a decision needs.
 #[derive(Debug, Clone, Copy)]
 pub enum SecretFacts<'a> {
-    /// There is none, as far as we know.
+    /// No such Secret is known.
     Absent,
-    /// Somebody wrote it and we have not looked at it yet.
+    /// Another client wrote the Secret, and this replica has not read it yet.
     Unverified,
-    /// There is one, and it isn't ours.
+    /// The Secret isn't ours.
     Foreign(Foreign),
-    /// Ours, as we know it.
+    /// The Secret is ours and has this state.
     Ours(&'a State),
 }
 
-/// What has been observed of a namespace's pull secret.
+/// The observed content of a namespace's pull secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Observed {
     /// Written by one of our replicas, and intact.
     Managed(State),
-    /// Read whole or seen by its label: not ours.
+    /// Not ours, by its label or after a read of the whole Secret.
     Foreign(Foreign),
-    /// Ours by its label, and no more is known for sure.
+    /// Ours by its label; nothing else is certain.
     Unverified {
-        /// What its annotation says.
+        /// The content of its annotation.
         claims: Option<State>,
         /// Whether the claims carry a good seal.
         is_proven: bool,
-        /// The last state that was known to be true.
+        /// The last state that was known to be ours.
         before: Option<Box<State>>,
-        /// How it came to be unverified.
+        /// How the Secret came to be unverified.
         since: Unverified,
     },
-    /// Deleted by somebody; what it had.
+    /// Deleted; the last state.
     Deleted(Option<State>),
 }
 
 impl Observed {
-    /// Returns the last state that was known to be true.
+    /// Returns the last state that was known to be ours.
     #[must_use]
     pub fn before(&self) -> Option<&State> {
         match self {
@@ -109,15 +111,16 @@ impl Observed {
         }
     }
 
-    /// Returns what it would be made again with: the newest state that is known to be one of ours. Where an older one was put
-    /// back, that is the one before.
+    /// Returns the state to recreate the Secret with: the newest that is known to be ours. Where an
+    /// older state replaced a newer one, that is the newer one.
     #[must_use]
     pub fn remembered(&self) -> Option<&State> {
         let states = self.proven().into_iter().chain(self.before());
         states.max_by_key(|state| state.revision)
     }
 
-    /// Returns the state of a Secret that is there, if that carries a good seal; its data may have been changed since.
+    /// Returns the state of an existing Secret, if the state carries a good seal; the data may have
+    /// been changed since.
     #[must_use]
     pub fn proven(&self) -> Option<&State> {
         match self {
@@ -131,7 +134,7 @@ impl Observed {
         }
     }
 
-    /// Returns what a Secret that is there says it has, true or not.
+    /// Returns the state that an existing Secret claims to have, true or not.
     #[must_use]
     pub fn claims(&self) -> Option<&State> {
         match self {
@@ -141,7 +144,7 @@ impl Observed {
         }
     }
 
-    /// Returns the revision of the newest state that is known to be one of ours.
+    /// Returns the revision of the newest state that is known to be ours.
     #[must_use]
     pub fn revision(&self) -> Option<u64> {
         self.remembered().map(|state| state.revision)
@@ -151,25 +154,26 @@ impl Observed {
 /// How a pull secret came to be unverified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unverified {
-    /// It was there when we began to watch.
+    /// The Secret existed when the watch began.
     Listed,
-    /// Somebody wrote it, and not one of our replicas as far as its metadata say.
+    /// The Secret was written, and not by one of our replicas as far as its metadata show.
     Changed,
-    /// It was read whole: its state is not proven, is older than one that we know, or does not fit its data.
+    /// The Secret was read whole: its state is not proven, is older than a known one, or does not
+    /// match its data.
     Tampered,
 }
 
-/// What somebody did to a pull secret that is repaired.
+/// The damage to a pull secret that is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Damage {
-    /// It is gone.
+    /// The Secret was deleted.
     Deleted,
-    /// Its data or its state are not what we had written.
+    /// The data or the state were changed by another client.
     Changed,
 }
 
 impl Damage {
-    /// As a metric's label and a log's field.
+    /// Returns the damage as a metric's label and a log's field.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -179,18 +183,19 @@ impl Damage {
     }
 }
 
-/// A pull secret as it was read: what a write must be merged with.
+/// A pull secret as it was read, to merge a write with.
 #[derive(Debug)]
 pub struct Existing {
-    /// With `resource_version`, the precondition of the write.
+    /// The UID; with `resource_version` the precondition of the write.
     pub uid: String,
     /// The version that was read.
     pub resource_version: String,
-    /// The state, if its seal is good and its digest is that of the data.
+    /// The state, if its seal is good and its digest matches the data.
     pub state: Option<State>,
-    /// What the annotation says, true or not.
+    /// The content of the annotation, true or not.
     pub claims: Option<State>,
-    /// The hosts that the annotation names or, if that can't be read, those that the data name: wishes at most.
+    /// The hosts that the annotation names or, if the annotation can't be read, those that the data
+    /// name: demand at most.
     pub claimed: Vec<Host>,
     auths: BTreeMap<Host, SecretString>,
 }
@@ -206,7 +211,8 @@ struct ReadAuth {
 }
 
 impl Existing {
-    /// Returns one that is known by its state alone. Its credentials are not: whoever merges with it has one for each host.
+    /// Creates a Secret of which the state alone is known. Its credentials are not: a merge must
+    /// have one for each host.
     #[must_use]
     pub fn known(uid: &str, version: u64, state: &State) -> Self {
         Self {
@@ -219,7 +225,8 @@ impl Existing {
         }
     }
 
-    /// Reads a Secret; `is_proven` says whether its state carries a good seal. One that is not ours is an error that says why.
+    /// Reads a Secret; `is_proven` checks the seal of its state. A Secret that is not ours is an
+    /// error with the reason.
     pub fn read(secret: &Secret, is_proven: impl FnOnce(&State) -> bool) -> Result<Self, Foreign> {
         if !is_managed(&secret.metadata) {
             return Err(Foreign::Label);
@@ -239,10 +246,11 @@ impl Existing {
             Some(state) => state.hosts.keys().cloned().collect(),
             None => hosts_in(bytes),
         };
-        // Keys beside ours belong to others: nothing that pulls images reads them, and an apply can't remove them.
+        // Other keys of the data belong to others: nothing that pulls images reads them, and an
+        // apply can't remove them.
         let intact = claims
             .as_ref()
-            .filter(|state| state.digest == DataDigest::of(bytes) && is_proven(state));
+            .filter(|state| state.digest == DataDigest::new(bytes) && is_proven(state));
         Ok(Self {
             uid: secret.metadata.uid.clone().unwrap_or_default(),
             resource_version: secret.metadata.resource_version.clone().unwrap_or_default(),
@@ -265,11 +273,11 @@ fn read_auths(bytes: &[u8]) -> BTreeMap<Host, SecretString> {
         .collect()
 }
 
-/// The hosts that a docker config names, whatever it has for them; of more than [`MAX_HOSTS`] the first.
+/// Returns the hosts that a docker config names, at most the first [`MAX_HOSTS`].
 fn hosts_in(bytes: &[u8]) -> Vec<Host> {
     #[allow(
         clippy::zero_sized_map_values,
-        reason = "a map is what it is read from"
+        reason = "serde reads the JSON object as a map"
     )]
     #[derive(Deserialize)]
     struct Named {
@@ -281,28 +289,29 @@ fn hosts_in(bytes: &[u8]) -> Vec<Host> {
     hosts.take(MAX_HOSTS).collect()
 }
 
-/// The state in the metadata's annotation, if it can be read.
+/// Returns the state in the metadata's annotation, if it can be read.
 #[must_use]
 pub fn state_of(metadata: &ObjectMeta) -> Option<State> {
     State::parse(metadata.annotations.as_ref()?.get(STATE_ANNOTATION)?).ok()
 }
 
-/// Whether a host's images also pull without a credential, so that an expired one does harm.
+/// Returns whether a host's images also pull without a credential, so that an expired one does
+/// harm.
 #[must_use]
 pub fn is_public(host: &Host) -> bool {
     Registry::parse_public(host.as_str()).is_some()
 }
 
-/// What a pull secret is to have for one host.
+/// The credential that a pull secret should have for one host.
 #[derive(Debug, Clone)]
 pub struct DesiredCredential {
-    /// Whose credential.
+    /// The identity that mints the token.
     pub identity: IdentityHash,
-    /// The token, or `None` where it couldn't be minted: the host is wanted all the same.
+    /// The token, or `None` where it couldn't be minted: the host is recorded all the same.
     pub token: Option<Arc<Token>>,
 }
 
-/// A pull secret as it is to be written.
+/// A pull secret to write.
 #[derive(Debug)]
 pub struct PullSecret {
     state: State,
@@ -310,13 +319,14 @@ pub struct PullSecret {
 }
 
 impl PullSecret {
-    /// Returns what is written beside the data.
+    /// Returns the state that is written beside the data.
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// Numbers the write and seals the state for its object by `seal`; `None` if it can't be sealed.
+    /// Sets the revision of the write and seals the state for its object by `seal`; `None` if the
+    /// state can't be sealed.
     #[must_use]
     pub fn sealed(
         mut self,
@@ -329,8 +339,8 @@ impl PullSecret {
         Some(self)
     }
 
-    /// Returns the object to apply. Without `existing` its precondition is that no such Secret is there; with it, that it is
-    /// still the same object in the same version.
+    /// Returns the object to apply. Without `existing` the precondition is that no such Secret
+    /// exists; with it, that the Secret is still the same object in the same version.
     #[must_use]
     pub fn to_object(
         &self,
@@ -351,7 +361,8 @@ impl PullSecret {
                     MANAGED_BY.to_owned(),
                 )])),
                 annotations: Some(annotations),
-                // "1" is no version that any object has: applying creates, or is a conflict if the object exists.
+                // No object has the version "1": applying creates the object, or is a conflict if
+                // the object exists.
                 resource_version: Some(
                     existing.map_or("1".to_owned(), |existing| existing.resource_version.clone()),
                 ),

@@ -1,8 +1,9 @@
-//! The proof that a state is ours: a message authentication code (HMAC-SHA-256) under a key that only this installation
-//! holds.
+//! The proof that a state is ours: a message authentication code (HMAC-SHA-256) under a key that
+//! only this installation holds.
 //!
-//! Whoever may write Secrets in a namespace can write any label, type, digest or date there. Without the key nobody can
-//! write a code that fits, so a state with a good code was written by one of our replicas, for this very Secret.
+//! Whoever may write Secrets in a namespace can write any label, type, digest or date there.
+//! Without the key nobody can write a valid code, so a state with a valid code was written by one
+//! of our replicas, for this very Secret.
 
 pub mod key;
 
@@ -18,22 +19,22 @@ use self::key::StateKey;
 use super::state::{Seal, State, Subject};
 use crate::cluster::namespace::Namespace;
 
-/// The keys of the moment; clones share them. Without any, nothing can be sealed and nothing is proven.
+/// The current keys; clones share them. Without any, nothing can be sealed and nothing is proven.
 #[derive(Clone, Default)]
 pub struct StateKeys(Arc<RwLock<Keys>>);
 
 #[derive(Default)]
 struct Keys {
-    /// Seals, and proves.
+    /// The key that seals and proves.
     current: Option<StateKey>,
-    /// Proves what was sealed before a rotation.
+    /// The key that proves seals from before a rotation.
     previous: Option<StateKey>,
 }
 
 impl StateKeys {
-    /// Keys that are known from the start.
+    /// Creates keys that are known from the start.
     #[must_use]
-    pub fn of(current: StateKey, previous: Option<StateKey>) -> Self {
+    pub fn new(current: StateKey, previous: Option<StateKey>) -> Self {
         let keys = Self::default();
         keys.replace(current, previous);
         keys
@@ -63,7 +64,8 @@ impl StateKeys {
         Some(Seal::new(mac.finalize().into_bytes().into()))
     }
 
-    /// Returns whether the state on a Secret was sealed for that very Secret, in the namespace of this UID.
+    /// Returns whether the state on a Secret was sealed for that very Secret, in the namespace of
+    /// this UID.
     #[must_use]
     pub fn prove(
         &self,
@@ -88,8 +90,8 @@ impl StateKeys {
             || created_at.is_some_and(|at| state.was_created_at(at)) && is_sealed_for("")
     }
 
-    /// Returns whether a seal was made for this message by the current key or the one before. The comparison takes the
-    /// same time wherever the two differ.
+    /// Returns whether a seal was made for this message by the current or the previous key. The
+    /// comparison takes constant time.
     #[must_use]
     pub fn verify(&self, message: &[u8], seal: &Seal) -> bool {
         let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -124,7 +126,7 @@ mod tests {
         // RFC 4231, test case 2, with its short key padded by zeros, which HMAC does itself.
         let mut bytes = [0; KEY_BYTES];
         bytes[..4].copy_from_slice(b"Jefe");
-        let keys = StateKeys::of(StateKey::new(bytes), None);
+        let keys = StateKeys::new(StateKey::new(bytes), None);
         let seal = keys.seal(b"what do ya want for nothing?").expect("a key");
         let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
         assert_eq!(seal.to_string(), expected);
@@ -133,17 +135,17 @@ mod tests {
 
     #[test]
     fn seal_proves_only_its_own_message_and_key() {
-        let keys = StateKeys::of(key(1), None);
+        let keys = StateKeys::new(key(1), None);
         let seal = keys.seal(b"a").expect("a key");
         assert!(keys.verify(b"a", &seal));
         assert!(!keys.verify(b"b", &seal));
         assert!(!keys.verify(b"a", &Seal::default()));
-        assert!(!StateKeys::of(key(2), None).verify(b"a", &seal));
+        assert!(!StateKeys::new(key(2), None).verify(b"a", &seal));
     }
 
     #[test]
     fn previous_key_proves_and_does_not_seal() {
-        let keys = StateKeys::of(key(1), None);
+        let keys = StateKeys::new(key(1), None);
         let old = keys.seal(b"a").expect("a key");
         keys.replace(key(2), Some(key(1)));
         assert!(keys.verify(b"a", &old));
@@ -161,7 +163,7 @@ mod tests {
 
     #[test]
     fn keys_are_never_printed() {
-        let keys = StateKeys::of(key(0xab), None);
+        let keys = StateKeys::new(key(0xab), None);
         let text = format!("{keys:?} {:?}", key(0xab));
         assert!(!text.contains("171") && !text.contains("ab, "), "{text}");
     }
@@ -169,7 +171,7 @@ mod tests {
     /// A state with two hosts, and the Secret that it is sealed for.
     fn sealed(secret_uid: &str, keys: &StateKeys) -> (State, ObjectMeta) {
         let mut state = State {
-            digest: DataDigest::of(b"data"),
+            digest: DataDigest::new(b"data"),
             revision: u64::try_from(NOW.as_millisecond()).expect("after 1970"),
             ..state([
                 (host(1), entry(NOW, Some((NOW, 12)))),
@@ -193,7 +195,7 @@ mod tests {
 
     #[test]
     fn state_proves_only_for_its_own_secret_and_namespace() {
-        let keys = StateKeys::of(key(1), None);
+        let keys = StateKeys::new(key(1), None);
         let (state, metadata) = sealed("secret-uid", &keys);
         let named = |name: &str| Namespace::parse(name).expect("valid");
         assert!(keys.prove(&team(), NAMESPACE_UID, &metadata, &state));
@@ -211,7 +213,7 @@ mod tests {
                 "{uid:?}"
             );
         }
-        let others = StateKeys::of(key(2), None);
+        let others = StateKeys::new(key(2), None);
         assert!(!others.prove(&team(), NAMESPACE_UID, &metadata, &state));
     }
 
@@ -219,7 +221,7 @@ mod tests {
 
     #[test]
     fn any_change_of_a_state_breaks_its_seal() {
-        let keys = StateKeys::of(key(1), None);
+        let keys = StateKeys::new(key(1), None);
         let (good, metadata) = sealed("secret-uid", &keys);
         let second = SignedDuration::from_secs(1);
         let edits: [Edit<'_>; 12] = [
@@ -241,7 +243,7 @@ mod tests {
                 credential(it).lifetime.expires_at += second;
             }),
             ("credential", &|it| first(it).credential = None),
-            ("digest", &|it| it.digest = DataDigest::of(b"other data")),
+            ("digest", &|it| it.digest = DataDigest::new(b"other data")),
             ("revision", &|it| it.revision += 1),
             ("seal", &|it| it.seal = Seal::default()),
         ];
@@ -264,7 +266,7 @@ mod tests {
 
     #[test]
     fn state_sealed_without_a_uid_proves_a_secret_created_then() {
-        let keys = StateKeys::of(key(1), None);
+        let keys = StateKeys::new(key(1), None);
         let (state, metadata) = sealed("", &keys);
         let minutes = |minutes| Some(NOW + SignedDuration::from_mins(minutes));
         for (created_at, is_proven) in [
@@ -289,7 +291,7 @@ mod tests {
 
     #[test]
     fn state_is_proven_by_the_key_before_a_rotation() {
-        let keys = StateKeys::of(key(1), None);
+        let keys = StateKeys::new(key(1), None);
         let (state, metadata) = sealed("secret-uid", &keys);
         for (current, previous, is_proven) in [
             (2, Some(1), true),

@@ -1,8 +1,8 @@
-//! The state on a pull secret: what a metadata watch can see of it.
+//! The state of a pull secret, in an annotation that a metadata watch can see.
 //!
-//! It keeps demand apart from supply: for each host when an admission last wanted it, and beside that the credential, if
-//! there is one. It is kept in memory for every pull secret of the cluster, so it is small: a list instead of a tree,
-//! digests as bytes.
+//! The state keeps demand apart from supply: for each host when an admission last wanted it, and
+//! beside that the credential, if there is one. The states of all pull secrets of the cluster are
+//! in memory, so they are small: a list instead of a tree, digests as bytes.
 
 use std::{fmt, fmt::Write as _};
 
@@ -18,67 +18,67 @@ use crate::{
     token::{Freshness, Lifetime},
 };
 
-/// The annotations that together may not exceed 256 KiB; a state larger than this was not written by us.
+/// The size of the largest state that we write. All annotations together may not exceed 256 KiB.
 pub(super) const MAX_STATE_BYTES: usize = 64 * 1024;
-/// How long after its writing a Secret may have been created whose state was sealed before the Secret had a UID: what two
-/// honest clocks may differ by, and the call's own time.
+/// The most time between the write of a state that was sealed before its Secret had a UID and the
+/// creation of that Secret: the difference of two honest clocks, and the duration of the call.
 const CREATION_SKEW: SignedDuration = SignedDuration::from_mins(10);
-/// How old the note of the last demand may be before a write renews it.
-const NOTED_EVERY: SignedDuration = SignedDuration::from_hours(24);
+/// How old the record of the last demand may be before a write renews it.
+const DEMAND_RECORD_AGE: SignedDuration = SignedDuration::from_hours(24);
 const STATE_VERSION: u32 = 2;
 
 /// The state on a pull secret.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
-    /// What is wanted of each host, and what it has.
+    /// The demand and the credential of each host.
     pub hosts: Hosts,
-    /// Tells whether somebody else wrote the data.
+    /// The digest of the data, which shows whether another client wrote them.
     pub digest: DataDigest,
-    /// Orders the writes: milliseconds since 1970 of the write, or one more than the write before.
+    /// The order of the writes: milliseconds since 1970, or one more than the write before.
     pub revision: u64,
-    /// Proves that one of our replicas wrote it.
+    /// The proof that one of our replicas wrote the state.
     pub seal: Seal,
 }
 
-/// The object that a state belongs to: what its seal binds it to.
+/// The object that a state belongs to; the seal binds the state to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subject<'a> {
     /// The namespace's name.
     pub namespace: &'a str,
-    /// The namespace's UID: a namespace that was deleted and made again is another.
+    /// The namespace's UID: a namespace that was deleted and recreated is another.
     pub namespace_uid: &'a str,
     /// The Secret's UID; empty while it is being created.
     pub secret_uid: &'a str,
 }
 
-/// What each host of a pull secret has, in the order of the hosts.
+/// The hosts of a pull secret with their states, in the order of the hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hosts(Vec<(Host, HostState)>);
 
-/// What is wanted of one host, and what the pull secret has for it.
+/// The demand and the supply of one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostState {
-    /// Who wants it.
+    /// The demand.
     pub demand: Demand,
-    /// What pulls from it; `None` if nobody could mint yet, or not any more.
+    /// The credential; `None` if none could be minted yet, or none any longer.
     pub credential: Option<Credential>,
 }
 
-/// Since when a host is wanted.
+/// The time for which a host has been wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
-    /// When it was named first.
+    /// The first demand.
     pub since: Timestamp,
-    /// When an admission last wanted it, at most a few days off: it is written with other changes.
+    /// The last demand of an admission, at most a few days old: it is written with other changes.
     pub last: Timestamp,
 }
 
 /// A credential for one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credential {
-    /// Whose it is.
+    /// The identity that minted it.
     pub identity: IdentityHash,
-    /// From when to when it is good.
+    /// The times of its minting and its expiry.
     pub lifetime: Lifetime,
 }
 
@@ -90,14 +90,14 @@ pub struct DataDigest([u8; 32]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seal([u8; 32]);
 
-/// Why a state annotation can't be read.
+/// The reason why a state annotation can't be read.
 #[derive(Debug, Error)]
 pub enum StateError {
     /// Larger than any that we write.
     #[error("larger than {MAX_STATE_BYTES} bytes")]
     TooLarge,
     /// Not JSON of the right form.
-    #[error("not the JSON that we write: {0}")]
+    #[error("not the JSON that we write")]
     Json(#[source] serde_json::Error),
     /// More hosts than we ever write.
     #[error("{0} hosts where at most {MAX_HOSTS} can be")]
@@ -170,19 +170,20 @@ impl From<&HostState> for WireHost {
 }
 
 impl State {
-    /// Returns a state in which these hosts are wanted since `now` and have nothing; `None` if there are none.
+    /// Returns a state in which these hosts are wanted since `now` and have no credential; `None`
+    /// if there are no hosts.
     #[must_use]
-    pub fn of_wishes<'a>(
+    pub fn from_wanted_hosts<'a>(
         hosts: impl IntoIterator<Item = &'a Host>,
         now: Timestamp,
     ) -> Option<Self> {
-        let wish = HostState {
+        let wanted = HostState {
             demand: Demand::new(now),
             credential: None,
         };
         let hosts: Hosts = hosts
             .into_iter()
-            .map(|host| (host.clone(), wish.clone()))
+            .map(|host| (host.clone(), wanted.clone()))
             .collect();
         (!hosts.is_empty()).then(|| Self {
             hosts,
@@ -239,8 +240,9 @@ impl State {
         serde_json::to_string(&wire).unwrap_or_default()
     }
 
-    /// Returns what the seal is made over: the object that the state belongs to, and all that it says. A name and a UID have
-    /// no line breaks, so no two states of two objects have the same text.
+    /// Returns the text that the seal is made over: the object that the state belongs to, and the
+    /// whole state. A name and a UID have no line breaks, so no two states of two objects have the
+    /// same text.
     #[must_use]
     pub fn sealed_text(&self, subject: Subject<'_>) -> String {
         let Subject {
@@ -254,8 +256,9 @@ impl State {
         text
     }
 
-    /// Returns whether the Secret may be the one that this state was created with: a state that is sealed before its Secret has
-    /// a UID is worth nothing on one that was created at another time.
+    /// Returns whether the Secret may be the one that this state was created with: a state that was
+    /// sealed before its Secret had a UID proves nothing on a Secret that was created at another
+    /// time.
     #[must_use]
     pub fn was_created_at(&self, created_at: Timestamp) -> bool {
         let written_at = i64::try_from(self.revision)
@@ -264,7 +267,8 @@ impl State {
         written_at.is_some_and(|at| created_at.duration_since(at).abs() <= CREATION_SKEW)
     }
 
-    /// Returns how fresh the credential of a host is at `now`; a host that is not there, or has none, counts as expired.
+    /// Returns the freshness of a host's credential at `now`; a host that is not there, or has
+    /// none, counts as expired.
     #[must_use]
     pub fn freshness(&self, host: &Host, now: Timestamp) -> Freshness {
         let entry = self.hosts.get(host);
@@ -278,7 +282,8 @@ impl State {
         credentials.map(|it| it.lifetime.expires_at).min()
     }
 
-    /// Returns whether all credentials have expired by `now`; dates that can't be true count as expired.
+    /// Returns whether all credentials have expired by `now`; dates that can't be true count as
+    /// expired.
     #[must_use]
     pub fn has_expired(&self, now: Timestamp) -> bool {
         let mut credentials = self.hosts.iter().filter_map(|(_, entry)| entry.credential);
@@ -287,14 +292,14 @@ impl State {
 }
 
 impl HostState {
-    /// Returns how fresh the credential is at `now`; none counts as expired.
+    /// Returns the freshness of the credential at `now`; none counts as expired.
     #[must_use]
     pub fn freshness(&self, now: Timestamp) -> Freshness {
         self.credential
             .map_or(Freshness::Expired, |it| it.lifetime.freshness(now))
     }
 
-    /// Returns the credential, if it can be used at `now`.
+    /// Returns the credential, if it is usable at `now`.
     #[must_use]
     pub fn good(&self, now: Timestamp) -> Option<Credential> {
         self.credential
@@ -303,7 +308,7 @@ impl HostState {
 }
 
 impl Demand {
-    /// A host that is wanted from `now` on.
+    /// Creates the demand for a host that is wanted from `now` on.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
         // To the second: the fraction would only make the annotation longer.
@@ -314,13 +319,15 @@ impl Demand {
         }
     }
 
-    /// Returns whether the last demand was noted so lately that one at `now` need not be.
+    /// Returns whether the record of the last demand is so recent that one at `now` need not be
+    /// written.
     #[must_use]
-    pub fn is_noted(self, now: Timestamp) -> bool {
-        now.duration_since(self.last) < NOTED_EVERY
+    pub fn is_recent(self, now: Timestamp) -> bool {
+        now.duration_since(self.last) < DEMAND_RECORD_AGE
     }
 
-    /// Returns the demand of two notes of the same host: wanted since the earlier, and last at the later.
+    /// Returns the demand of two records of the same host: since the earlier, and last at the
+    /// later.
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self {
@@ -331,80 +338,80 @@ impl Demand {
 }
 
 impl Hosts {
-    /// What a host has.
+    /// Returns the state of a host.
     #[must_use]
     pub fn get(&self, host: &Host) -> Option<&HostState> {
-        let at = self.place(host).ok()?;
+        let at = self.search(host).ok()?;
         self.0.get(at).map(|(_, entry)| entry)
     }
 
-    /// Whether a host is there.
+    /// Returns whether a host is there.
     #[must_use]
     pub fn contains_key(&self, host: &Host) -> bool {
-        self.place(host).is_ok()
+        self.search(host).is_ok()
     }
 
-    /// Sets what a host has.
+    /// Sets the state of a host.
     pub fn insert(&mut self, host: Host, entry: HostState) {
-        match self.place(&host) {
+        match self.search(&host) {
             Ok(at) => self.0[at].1 = entry,
             Err(at) => self.0.insert(at, (host, entry)),
         }
     }
 
-    /// Takes a host away.
+    /// Removes a host.
     pub fn remove(&mut self, host: &Host) {
-        if let Ok(at) = self.place(host) {
+        if let Ok(at) = self.search(host) {
             self.0.remove(at);
         }
     }
 
-    /// All of them.
+    /// Returns all hosts with their states.
     pub fn iter(&self) -> impl Iterator<Item = (&Host, &HostState)> {
         self.0.iter().map(|(host, entry)| (host, entry))
     }
 
-    /// The hosts.
+    /// Returns all hosts.
     pub fn keys(&self) -> impl Iterator<Item = &Host> {
         self.0.iter().map(|(host, _)| host)
     }
 
-    /// How many there are.
+    /// Returns the number of hosts.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no host.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns what a host has, to be changed.
+    /// Returns the state of a host, to change it.
     pub fn get_mut(&mut self, host: &Host) -> Option<&mut HostState> {
-        let at = self.place(host).ok()?;
+        let at = self.search(host).ok()?;
         self.0.get_mut(at).map(|(_, entry)| entry)
     }
 
-    /// Keeps those for which the predicate holds.
+    /// Keeps the hosts for which the predicate holds.
     pub fn retain(&mut self, mut keep: impl FnMut(&Host, &HostState) -> bool) {
         self.0.retain(|(host, entry)| keep(host, entry));
     }
 
-    /// Replaces each host by an equal one, which others may keep too.
+    /// Replaces each host by an equal one, which other states may share.
     pub fn share(&mut self, mut equal: impl FnMut(&Host) -> Host) {
         for (host, _) in &mut self.0 {
             *host = equal(host);
         }
     }
 
-    /// Gives back what growing took too much.
+    /// Frees the spare capacity.
     pub fn shrink(&mut self) {
         self.0.shrink_to_fit();
     }
 
-    fn place(&self, host: &Host) -> Result<usize, usize> {
+    fn search(&self, host: &Host) -> Result<usize, usize> {
         self.0.binary_search_by(|(known, _)| known.cmp(host))
     }
 }
@@ -421,9 +428,9 @@ impl FromIterator<(Host, HostState)> for Hosts {
 }
 
 impl DataDigest {
-    /// The digest of a pull secret's data.
+    /// Returns the digest of a pull secret's data.
     #[must_use]
-    pub fn of(data: &[u8]) -> Self {
+    pub fn new(data: &[u8]) -> Self {
         Self(Sha256::digest(data).into())
     }
 
@@ -452,13 +459,13 @@ pub(super) fn hex_bytes(text: &str) -> Option<[u8; 32]> {
 }
 
 impl Seal {
-    /// A code of these bytes.
+    /// Creates a seal of these bytes.
     #[must_use]
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Returns its bytes.
+    /// Returns the bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

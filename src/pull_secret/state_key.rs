@@ -1,8 +1,10 @@
-//! The key that seals states, shared by all replicas in a Secret of our own namespace.
+//! The Secret in our own namespace that shares the state key, which seals states, among all
+//! replicas.
 //!
-//! Every replica watches the Secret and uses what it holds. The leader alone writes it, except for the very first key,
-//! which is made by the replica that comes first: its write says that there must be no Secret yet, so of several one wins.
-//! A key that was known once stays in use whatever becomes of the Secret, and the leader writes it back.
+//! Every replica watches the Secret and uses its keys. Only the leader writes the Secret, except
+//! for the very first key, which the first replica creates: its write requires that there is no
+//! Secret yet, so of several replicas one wins. A key that was known once stays in use whatever
+//! becomes of the Secret, and the leader restores it.
 
 pub mod plan;
 
@@ -47,14 +49,15 @@ use crate::{
 
 /// The Secret's name, unless another is configured.
 pub const DEFAULT_NAME: &str = "ecr-injector-state-key";
-/// The precondition that there is no Secret yet: the API server creates one, or answers with a conflict.
+/// The precondition that there is no Secret yet: the API server creates one, or answers with a
+/// conflict.
 const NONE_YET: &str = "1";
-/// The longest sleep: a key whose year is over, or a clock that was set, is noticed by then.
+/// The longest sleep: a key that is a year old, or a clock that was set, is noticed by then.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
-/// The pause after a first key could not be made.
+/// The pause after the first key could not be created.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// The Secret; clones share it.
+/// The Secret that shares the state key; clones share the knowledge of it.
 #[derive(Clone)]
 pub struct KeySecret(Arc<Inner>);
 
@@ -68,7 +71,7 @@ struct Inner {
     seen: watch::Sender<Seen>,
 }
 
-/// What is known of the Secret.
+/// The last observation of the Secret.
 #[derive(Debug, Clone, Default)]
 struct Seen {
     content: Content,
@@ -78,7 +81,7 @@ struct Seen {
     uid: String,
 }
 
-/// The system has no random bytes.
+/// The error that the system has no random bytes.
 #[derive(Debug, Error)]
 #[error("the system provides no random bytes")]
 struct NoRandomBytes;
@@ -117,17 +120,17 @@ impl KeySecret {
         &self.0.name
     }
 
-    /// Returns where the Secret is, for people.
+    /// Returns the Secret's namespace and name, for people.
     #[must_use]
     pub fn path(&self) -> String {
         format!("{}/{}", self.0.namespace, self.0.name)
     }
 
-    /// Watches the Secret, and uses the keys that it holds, until the future is dropped.
+    /// Watches the Secret, and uses its keys, until the future is dropped.
     pub async fn watch(self) {
         let (api, name) = (self.0.api.clone(), &self.0.name);
         watch_one("the state key", api, name, |news| match news {
-            News::Is(WholeSecret(secret)) => self.0.learn(&secret),
+            News::Is(WholeSecret(secret)) => self.0.record_watched(&secret),
             News::Gone(last) => {
                 let number = last.map(|WholeSecret(last)| version(&last.metadata));
                 self.0.seen.send_modify(|seen| {
@@ -139,15 +142,15 @@ impl KeySecret {
         .await;
     }
 
-    /// Waits until it is known whether there is a key.
-    pub async fn looked_at(&self) {
-        let looked = |seen: &Seen| seen.content != Content::Unknown;
+    /// Waits until the Secret has been observed, or its absence.
+    pub async fn wait_until_observed(&self) {
+        let is_known = |seen: &Seen| seen.content != Content::Unknown;
         // An error would mean that the sender is gone, and `self` has it.
-        let _ = self.0.seen.subscribe().wait_for(looked).await;
+        let _ = self.0.seen.subscribe().wait_for(is_known).await;
     }
 
-    /// Waits for the first key, which it makes if nobody else has; then the condition holds. The condition isn't taken
-    /// back: a key that was known stays in use.
+    /// Waits for the first key, and creates it if no other replica has; then the condition holds.
+    /// The condition isn't taken back: a key that was known stays in use.
     pub async fn provide(self, condition: Condition) {
         let mut changes = self.0.seen.subscribe();
         let mut complaint = Complaint::default();
@@ -163,7 +166,7 @@ impl KeySecret {
                     wait = PAUSE;
                     match self.0.create(&seen).await {
                         Ok(()) => tracing::info!(secret = path, "created the state key"),
-                        // The watch brings the key of whoever was first.
+                        // The watch brings the key of the replica that was first.
                         Err(WriteError::Conflict | WriteError::NotLeading) => {}
                         Err(error) => complain(&mut complaint, &writing(&path, &error)),
                     }
@@ -185,9 +188,9 @@ impl KeySecret {
         }
     }
 
-    /// Does the leader's part until the term is over: restores the Secret, and rotates the key when it is old or somebody
-    /// asks.
-    pub async fn keep(&self, term: &Leadership) {
+    /// Does the leader's part until the term is over: restores the Secret, and rotates the key when
+    /// the key is old or a person requests it.
+    pub async fn maintain(&self, term: &Leadership) {
         let mut changes = self.0.seen.subscribe();
         let (mut backoff, mut complaint) = (WriteBackoff::default(), Complaint::default());
         loop {
@@ -198,7 +201,7 @@ impl KeySecret {
             }
             if let Some(step) = plan(&seen.content, seen.known.as_ref(), self.0.clock.now()) {
                 if backoff.is_over() {
-                    self.take(&step, &seen, term, &mut backoff, &mut complaint)
+                    self.execute(&step, &seen, term, &mut backoff, &mut complaint)
                         .await;
                 }
                 by = backoff.until().map_or(by, |until| until.min(by));
@@ -213,7 +216,7 @@ impl KeySecret {
         }
     }
 
-    async fn take(
+    async fn execute(
         &self,
         step: &Step,
         seen: &Seen,
@@ -222,7 +225,7 @@ impl KeySecret {
         complaint: &mut Complaint,
     ) {
         let path = self.path();
-        let written = match self.0.after(step) {
+        let written = match self.0.keys_after(step) {
             Ok(_) if !term.holds() => Err(WriteError::NotLeading),
             Ok(keys) => self.0.write(&keys, seen).await,
             Err(error) => Err(WriteError::Failed(error.to_string())),
@@ -234,7 +237,7 @@ impl KeySecret {
                 backoff.wrote();
                 complaint.settle();
             }
-            // The watch brings what is there now.
+            // The watch brings the current version.
             Err(WriteError::Conflict | WriteError::NotLeading) => backoff.failed(),
             Err(error) => {
                 complain(complaint, &writing(&path, &error));
@@ -245,23 +248,24 @@ impl KeySecret {
 }
 
 impl Inner {
-    /// Takes up what the watch brings. A version below the known one counts too: the cluster was restored.
-    fn learn(&self, secret: &Secret) {
-        self.seen.send_modify(|seen| self.take_up(secret, seen));
+    /// Records an observation of the watch. A version below the known one counts too: the cluster
+    /// was restored.
+    fn record_watched(&self, secret: &Secret) {
+        self.seen.send_modify(|seen| self.record(secret, seen));
     }
 
-    /// Takes up what an own write came to, unless the watch was faster.
-    fn learn_from_write(&self, secret: &Secret) {
+    /// Records the result of our own write, unless the watch was faster.
+    fn record_written(&self, secret: &Secret) {
         self.seen.send_if_modified(|seen| {
             let is_new = seen.number < version(&secret.metadata);
             if is_new {
-                self.take_up(secret, seen);
+                self.record(secret, seen);
             }
             is_new
         });
     }
 
-    fn take_up(&self, secret: &Secret, seen: &mut Seen) {
+    fn record(&self, secret: &Secret, seen: &mut Seen) {
         seen.content = read(secret, seen.known.as_ref());
         seen.number = version(&secret.metadata);
         seen.uid = secret.metadata.uid.clone().unwrap_or_default();
@@ -273,13 +277,13 @@ impl Inner {
     }
 
     async fn create(&self, seen: &Seen) -> Result<(), WriteError> {
-        let keys = self.after(&Step::Create);
+        let keys = self.keys_after(&Step::Create);
         let keys = keys.map_err(|error| WriteError::Failed(error.to_string()))?;
         self.write(&keys, seen).await
     }
 
     /// Returns the keys after a step.
-    fn after(&self, step: &Step) -> Result<SharedKeys, NoRandomBytes> {
+    fn keys_after(&self, step: &Step) -> Result<SharedKeys, NoRandomBytes> {
         let now = self.clock.now();
         Ok(match step {
             Step::Create => SharedKeys::new(random_key()?, now),
@@ -290,7 +294,8 @@ impl Inner {
         })
     }
 
-    /// Writes the keys over what was seen: over nothing only if there is still nothing, else only over that very version.
+    /// Writes the keys, on condition that the Secret is still as it was observed: absent, or in
+    /// that very version.
     async fn write(&self, keys: &SharedKeys, seen: &Seen) -> Result<(), WriteError> {
         let secret = self.manifest(keys, seen);
         let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -301,8 +306,8 @@ impl Inner {
         self.metrics
             .api_calls
             .count_call("apply", "secrets", outcome);
-        let WholeSecret(written) = written.map_err(|error| without(keys, error))?;
-        self.learn_from_write(&written);
+        let WholeSecret(written) = written.map_err(|error| redact(keys, error))?;
+        self.record_written(&written);
         Ok(())
     }
 
@@ -343,7 +348,7 @@ fn random_key() -> Result<StateKey, NoRandomBytes> {
 }
 
 /// Returns the error without the keys, which a policy or a proxy may have quoted.
-fn without(keys: &SharedKeys, error: WriteError) -> WriteError {
+fn redact(keys: &SharedKeys, error: WriteError) -> WriteError {
     let WriteError::Failed(mut message) = error else {
         return error;
     };
@@ -364,7 +369,7 @@ fn writing(path: &str, error: &WriteError) -> String {
     format!("writing the state key to Secret {path}: {error}")
 }
 
-/// Logs what is wrong once, not once for each time it is tried.
+/// Logs an error once, not at every attempt.
 fn complain(complaint: &mut Complaint, what: &str) {
     if complaint.is_news(&what) {
         tracing::warn!(error = %what, "keeping the state key failed; retrying");

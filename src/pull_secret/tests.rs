@@ -44,7 +44,7 @@ pub(super) fn other() -> IdentityHash {
 }
 
 pub(super) fn keys() -> StateKeys {
-    StateKeys::of(StateKey::new([7; KEY_BYTES]), None)
+    StateKeys::new(StateKey::new([7; KEY_BYTES]), None)
 }
 
 pub(super) fn token(password: &str, lives: i64, now: Timestamp) -> Arc<Token> {
@@ -53,7 +53,7 @@ pub(super) fn token(password: &str, lives: i64, now: Timestamp) -> Arc<Token> {
     Arc::new(token.expect("a token"))
 }
 
-/// What the ambient identity wants.
+/// Returns a credential that the ambient identity mints.
 pub(super) fn desired(token: Option<Arc<Token>>) -> DesiredCredential {
     DesiredCredential {
         identity: Identity::Ambient.hash(),
@@ -66,7 +66,8 @@ pub(super) fn fresh(password: &str, lives: i64) -> DesiredCredential {
     desired(Some(token(password, lives, NOW)))
 }
 
-/// What a host has: wanted since, and a credential of the ambient identity from when and for how many hours.
+/// Returns a host's state: its demand since a time, and a credential of the ambient identity from a
+/// time on for so many hours.
 pub(super) fn entry(since: Timestamp, credential: Option<(Timestamp, i64)>) -> HostState {
     HostState {
         demand: Demand::new(since),
@@ -271,7 +272,7 @@ fn secret_is_not_written_without_a_seal() {
 }
 
 #[test]
-fn data_that_somebody_else_wrote_prove_nothing() {
+fn data_of_another_client_prove_nothing() {
     let mut secret = Case::add([(host(1), fresh("pw", 12))]).create();
     set_data(&mut secret, r#"{"auths":{"evil.example":{"auth":"eA=="}}}"#);
     let tampered = existing(&secret);
@@ -289,7 +290,7 @@ fn consistent_forgery_without_our_seal_proves_nothing() {
     let mut secret = Case::add([(host(1), fresh("pw", 12))]).create();
     set_data(&mut secret, r#"{"auths":{}}"#);
     let forged = State {
-        digest: DataDigest::of(br#"{"auths":{}}"#),
+        digest: DataDigest::new(br#"{"auths":{}}"#),
         revision: u64::MAX,
         seal: proven_state(&Case::add([(host(1), fresh("pw", 12))]).create()).seal,
         ..state([(host(2), entry(NOW, None))])
@@ -319,7 +320,7 @@ fn key_beside_ours_is_ignored() {
 }
 
 #[test]
-fn secret_without_our_label_of_another_type_or_immutable_is_foreign() {
+fn unlabeled_immutable_or_other_typed_secret_is_foreign() {
     let ours = Case::add([(host(1), desired(None))]).create();
     let why = |secret: &Secret| Existing::read(secret, |_| true).map(|_| ());
     let mut unlabelled = ours.clone();

@@ -1,8 +1,8 @@
 //! Writes pull secrets: read, merge, seal, apply.
 //!
-//! Within one process the writes to a namespace take turns; between processes a write's precondition decides. An admission
-//! that loses reads and merges again. A leader that loses writes nothing: what it planned was planned for another version,
-//! and the namespace is planned again.
+//! Within one process the writes to a namespace are serialized by a lock; between processes a
+//! write's precondition decides. An admission that loses reads and merges again. A leader that
+//! loses writes nothing: its plan was made for another version, and the namespace is planned again.
 
 pub mod api;
 
@@ -12,12 +12,13 @@ use std::{
     time::Duration,
 };
 
-use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::api::{CallError, SecretApi};
+pub use super::error::PullSecretError;
 use super::{
-    DesiredCredential, Existing, Foreign, PullSecret,
+    DesiredCredential, Existing, PullSecret,
+    error::MAX_ATTEMPTS,
     merge::{Changes, MergeMode, Merged, merge, replaces_all},
     state::{State, Subject},
     store::{Entry, PullSecrets},
@@ -26,179 +27,76 @@ use crate::{
     cluster::namespace::{Namespace, NamespaceSettings},
     process::clock::Clock,
     registry::Host,
-    token::{Freshness, cache::MintError},
+    token::Freshness,
 };
 
-/// Writes that an admission tries before it gives up; each loss means that another replica won.
-const MAX_ATTEMPTS: u32 = 12;
-/// The pause after a lost write, times the attempt.
+/// The pause after a write that conflicted, times the attempt.
 const CONFLICT_PAUSE: Duration = Duration::from_millis(5);
 /// The pause after the guard refused: another API server may not have seen the opt-in label yet.
 const GUARD_PAUSE: Duration = Duration::from_millis(150);
 
-/// Why a pull secret does not have what a Pod needs.
-#[derive(Debug, Clone, Error)]
-pub enum PullSecretError {
-    /// No token. The Secret names the host as wanted.
-    #[error("{host}: {error}")]
-    Mint {
-        /// For which host.
-        host: Host,
-        /// Why.
-        error: MintError,
-    },
-    /// The Secret is somebody else's.
-    #[error("the Secret was not created by ecr-injector: {0}")]
-    Foreign(Foreign),
-    /// It has no room for these hosts; the others have their credentials.
-    #[error("the pull secret has no room for {}; limits.registriesPerSecret allows {limit} hosts", listed(.hosts))]
-    Full {
-        /// Those left out.
-        hosts: Vec<Host>,
-        /// How many may be.
-        limit: usize,
-    },
-    /// The API server refused: rights, quota, a policy, a namespace that is going away.
-    #[error("the API server refused to {verb} the pull secret: {message}")]
-    Refused {
-        /// What was tried.
-        verb: &'static str,
-        /// What the API server said.
-        message: String,
-    },
-    /// The API server failed, or couldn't be reached.
-    #[error("failed to {verb} the pull secret: {message}")]
-    Api {
-        /// What was tried.
-        verb: &'static str,
-        /// What went wrong.
-        message: String,
-    },
-    /// Every write lost against another.
-    #[error("{MAX_ATTEMPTS} writes in a row conflicted with another client's")]
-    Contended,
-    /// We are not the leader any more, and what we know may be old.
-    #[error("another replica leads now")]
-    NotLeading,
-    /// There is no key yet to seal the state with.
-    #[error(
-        "the state key is not known yet; the condition state-key on /readyz says what it waits for"
-    )]
-    NoKey,
-    /// The request's deadline came first; the work goes on.
-    #[error("not done before the request's deadline")]
-    Deadline,
-    /// The work died.
-    #[error("preparing the pull secret failed inside ecr-injector")]
-    Crashed,
-}
-
-fn listed(hosts: &[Host]) -> String {
-    match hosts {
-        [] => "more registries".to_owned(),
-        [one] => one.to_string(),
-        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
-    }
-}
-
-impl PullSecretError {
-    /// Returns the error as a metric's label.
-    #[must_use]
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Mint { error, .. } => error.as_str(),
-            Self::Foreign(_) => "foreign",
-            Self::Full { .. } => "too_many_hosts",
-            Self::Refused { .. } => "kube_api_rejected",
-            Self::Api { .. } => "kube_api_error",
-            Self::Contended => "conflict",
-            Self::NotLeading => "not_leading",
-            Self::NoKey => "no_state_key",
-            Self::Deadline => "deadline",
-            Self::Crashed => "internal_error",
-        }
-    }
-
-    /// Returns the error as a text for tenants: nothing of what AWS said but its code.
-    #[must_use]
-    pub fn public_text(&self) -> String {
-        match self {
-            Self::Mint { host, error } => format!("{host}: {}", error.public_text()),
-            other => other.to_string(),
-        }
-    }
-
-    fn of_call(verb: &'static str, error: CallError) -> Self {
-        match error {
-            CallError::Conflict => Self::Contended,
-            CallError::Guard(message) | CallError::Refused(message) => {
-                Self::Refused { verb, message }
-            }
-            CallError::Failed(message) | CallError::Timeout(message) => Self::Api { verb, message },
-        }
-    }
-}
-
-/// Says whether a write may still leave. Asked right before each: what a leader planned is not to be done by a replica
-/// that has lost the lease meanwhile.
+/// Decides whether a write may still be sent. Asked right before each: a plan of the leader must
+/// not be carried out by a replica that has lost the lease meanwhile.
 pub trait Fence: Send + Sync {
-    /// Whether it may.
+    /// Returns whether the write may be sent.
     fn holds(&self) -> bool;
 }
 
-/// What came of an admission's write.
+/// The outcome of an admission's write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Added {
-    /// The Secret has what was wanted now, but for the hosts for which there is no room.
+    /// The Secret now has all that was wanted, but for the hosts for which there is no room.
     Written(Vec<Host>),
-    /// It had already, but for the hosts for which there is no room.
+    /// The Secret already had all that was wanted, but for the hosts for which there is no room.
     Unchanged(Vec<Host>),
-    /// Somebody else changed the data or the state, so nothing in it can be trusted. It claims to have these hosts.
+    /// Another client changed the data or the state, so nothing in the Secret can be trusted. The
+    /// Secret claims to have these hosts.
     Tampered(Vec<Host>),
 }
 
-/// What came of a leader's write.
+/// The outcome of a leader's write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteOutcome {
     /// The Secret is as planned, but for the hosts for which there is no room.
     Written(Vec<Host>),
-    /// It was already.
+    /// The Secret already was as planned.
     Unchanged,
-    /// It is not the version that was planned for; the store knows more now.
+    /// The Secret is not the version that was planned for; the store knows more now.
     Moved,
 }
 
-/// What an admission adds.
+/// The addition of an admission.
 #[derive(Clone, Copy)]
 pub struct Addition<'a> {
     /// The hosts that the Pod wants.
     pub wanted: &'a BTreeMap<Host, DesiredCredential>,
-    /// How many hosts there may be, by the rules that the admission was decided by.
+    /// The most hosts, by the rules that the admission was decided by.
     pub limit: usize,
-    /// Whether what somebody else wrote may be replaced: whoever says so has looked at what it claims to have.
+    /// Whether the content of another client may be replaced: only if the hosts that it claims to
+    /// have were considered.
     pub replaces_tampered: bool,
 }
 
-/// What a leader planned for one version of a pull secret.
+/// The plan of the leader for one version of a pull secret.
 #[derive(Clone, Copy)]
 pub struct Planned<'a> {
-    /// What was known of it; `None`: that there is none.
+    /// The version that the plan is for; `None`: there is no Secret.
     pub basis: Option<&'a Entry>,
-    /// The hosts that are to be there, each with the token that there is for it.
+    /// The hosts to have, each with its token if there is one.
     pub wanted: &'a BTreeMap<Host, DesiredCredential>,
-    /// The hosts that are to be forgotten.
+    /// The hosts to forget.
     pub forgotten: &'a BTreeSet<Host>,
-    /// The hosts whose credential is to be taken out at once.
+    /// The hosts whose credential is removed at once.
     pub revoked: &'a BTreeSet<Host>,
-    /// The state before somebody else wrote or deleted it, where that is repaired.
+    /// The state before another client wrote or deleted the Secret, where that is repaired.
     pub remembered: Option<&'a State>,
-    /// How many hosts there may be.
+    /// The most hosts.
     pub limit: usize,
-    /// Whether it may leave.
+    /// Decides whether the write may be sent.
     pub fence: &'a dyn Fence,
 }
 
-/// Writes pull secrets; clones share the turns.
+/// Writes pull secrets; clones share the locks.
 #[derive(Clone)]
 pub struct Writer(Arc<Inner>);
 
@@ -207,11 +105,11 @@ struct Inner {
     secret_name: String,
     secrets: PullSecrets,
     clock: Arc<dyn Clock>,
-    turns: Mutex<HashMap<Namespace, Arc<tokio::sync::Mutex<()>>>>,
+    locks: Mutex<HashMap<Namespace, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Writer {
-    /// A writer of the Secrets of a name, to the store's knowledge.
+    /// Creates a writer of the Secrets of this name, which keeps the store up to date.
     #[must_use]
     pub fn new(
         api: Arc<dyn SecretApi>,
@@ -224,11 +122,11 @@ impl Writer {
             secret_name,
             secrets,
             clock,
-            turns: Mutex::default(),
+            locks: Mutex::default(),
         }))
     }
 
-    /// Adds to the pull secret what an admission wants.
+    /// Adds the hosts of an admission to the pull secret.
     pub async fn add(
         &self,
         namespace: &Namespace,
@@ -236,11 +134,11 @@ impl Writer {
         addition: Addition<'_>,
         deadline: Instant,
     ) -> Result<Added, PullSecretError> {
-        let turn = self.turn(namespace);
-        let _turn = timeout_at(deadline, turn.0.lock())
+        let lock = self.lock(namespace);
+        let _guard = timeout_at(deadline, lock.0.lock())
             .await
             .map_err(|_| PullSecretError::Deadline)?;
-        let nothing = BTreeSet::new();
+        let no_hosts = BTreeSet::new();
         for attempt in 1..=MAX_ATTEMPTS {
             let known = self.known(namespace);
             let state = known.as_deref().and_then(Entry::state);
@@ -248,7 +146,8 @@ impl Writer {
                 return Ok(Added::Unchanged(vec![]));
             }
             let existing = match &known {
-                // Nothing known on the first try: most likely nothing is there, and if it is, the write is a conflict.
+                // Nothing known on the first try: most likely there is no Secret, and if there is
+                // one, the write is a conflict.
                 None if attempt == 1 => None,
                 _ => self.read(namespace, settings, deadline).await?,
             };
@@ -257,13 +156,13 @@ impl Writer {
                 let claimed = existing.map(|existing| existing.claimed);
                 return Ok(Added::Tampered(claimed.unwrap_or_default()));
             }
-            let lost = self.lost_state(namespace, existing.as_ref());
+            let previous = self.state_to_restore(namespace, existing.as_ref());
             let changes = Changes {
                 mode: MergeMode::Add,
                 wanted: addition.wanted,
-                forgotten: &nothing,
-                revoked: &nothing,
-                remembered: lost.as_ref(),
+                forgotten: &no_hosts,
+                revoked: &no_hosts,
+                remembered: previous.as_ref(),
                 limit: addition.limit,
             };
             let Merged { secret, left_out } = merge(existing.as_ref(), changes, self.0.clock.now());
@@ -283,7 +182,7 @@ impl Writer {
                     sleep(GUARD_PAUSE).await;
                 }
                 Err(WriteError::Call(error)) => {
-                    return Err(PullSecretError::of_call("write", error));
+                    return Err(error.while_trying("write"));
                 }
             }
             if Instant::now() >= deadline {
@@ -293,7 +192,8 @@ impl Writer {
         Err(PullSecretError::Contended)
     }
 
-    /// Brings the pull secret to what a leader planned, if it is still the version that was planned for.
+    /// Brings the pull secret to the state that the leader planned, if the Secret is still the
+    /// version of the plan.
     pub async fn reconcile(
         &self,
         namespace: &Namespace,
@@ -301,8 +201,8 @@ impl Writer {
         planned: Planned<'_>,
         deadline: Instant,
     ) -> Result<WriteOutcome, PullSecretError> {
-        let turn = self.turn(namespace);
-        let _turn = timeout_at(deadline, turn.0.lock())
+        let lock = self.lock(namespace);
+        let _guard = timeout_at(deadline, lock.0.lock())
             .await
             .map_err(|_| PullSecretError::Deadline)?;
         let now = self.0.clock.now();
@@ -320,13 +220,13 @@ impl Writer {
             (Some(_), Some(existing)) => Some(existing),
             (Some(entry), None) => {
                 let existing = self.read(namespace, settings, deadline).await?;
-                let is_that = existing
+                let is_planned_version = existing
                     .as_ref()
                     .is_some_and(|it| it.resource_version == entry.version().to_string());
-                if !is_that {
+                if !is_planned_version {
                     return Ok(WriteOutcome::Moved);
                 }
-                // Whether its data are what its state says was not known by its metadata.
+                // The metadata did not show whether the data match the state.
                 let is_worse = entry.observed().proven().is_some()
                     && existing.as_ref().is_some_and(|it| it.state.is_none());
                 if is_worse && planned.remembered.is_none() {
@@ -357,15 +257,16 @@ impl Writer {
             Ok(()) => Ok(WriteOutcome::Written(left_out)),
             Err(WriteError::NoKey) => Err(PullSecretError::NoKey),
             Err(WriteError::Call(CallError::Conflict)) => {
-                // The watch may be behind: a read tells now what there is.
+                // The watch may be behind: a read shows the current version.
                 self.read(namespace, settings, deadline).await?;
                 Ok(WriteOutcome::Moved)
             }
-            Err(WriteError::Call(error)) => Err(PullSecretError::of_call("write", error)),
+            Err(WriteError::Call(error)) => Err(error.while_trying("write")),
         }
     }
 
-    /// Returns whether the pull secret, as far as is known, has a credential for each of these hosts that can be used.
+    /// Returns whether the pull secret, as far as is known, has a usable credential for each of
+    /// these hosts.
     #[must_use]
     pub fn is_usable(&self, namespace: &Namespace, hosts: &[Host]) -> bool {
         let now = self.0.clock.now();
@@ -377,8 +278,8 @@ impl Writer {
         })
     }
 
-    /// Returns whether the pull secret, as far as is known, names each of these hosts, with a credential or without: then the
-    /// leader sees to it.
+    /// Returns whether the pull secret, as far as is known, names each of these hosts, with a
+    /// credential or without: then the leader mints for them.
     #[must_use]
     pub fn names_all<'a>(
         &self,
@@ -393,8 +294,8 @@ impl Writer {
         })
     }
 
-    /// Reads the whole Secret once; the store takes what is seen.
-    pub async fn look(
+    /// Reads the whole Secret into the store.
+    pub async fn observe(
         &self,
         namespace: &Namespace,
         settings: &NamespaceSettings,
@@ -406,27 +307,27 @@ impl Writer {
         }
     }
 
-    /// Reads the whole Secret if it is not known to be ours and nobody here has read it since. One read does for all that
-    /// wait for it.
-    pub async fn look_once(
+    /// Reads the whole Secret if it is not known to be ours and this replica has not read it since.
+    /// One read serves all that wait for it.
+    pub async fn read_if_unread(
         &self,
         namespace: &Namespace,
         settings: &NamespaceSettings,
         deadline: Instant,
     ) -> Result<(), PullSecretError> {
-        let turn = self.turn(namespace);
-        let _turn = timeout_at(deadline, turn.0.lock())
+        let lock = self.lock(namespace);
+        let _guard = timeout_at(deadline, lock.0.lock())
             .await
             .map_err(|_| PullSecretError::Deadline)?;
         let known = self.0.secrets.get(namespace);
         if known.is_some_and(|known| known.is_unread()) {
-            self.look(namespace, settings, deadline).await?;
+            self.observe(namespace, settings, deadline).await?;
         }
         Ok(())
     }
 
-    /// Deletes the pull secret of a namespace that is opted in no more, if it is ours and all its credentials have expired.
-    /// Returns whether it is gone.
+    /// Deletes the pull secret of a namespace that is no longer opted in, if the Secret is ours and
+    /// all its credentials have expired. Returns whether the Secret is gone.
     pub async fn remove(
         &self,
         namespace: &Namespace,
@@ -435,7 +336,7 @@ impl Writer {
         deadline: Instant,
     ) -> Result<bool, PullSecretError> {
         let get = self.0.api.get(namespace, deadline).await;
-        let secret = get.map_err(|error| PullSecretError::of_call("read", error))?;
+        let secret = get.map_err(|error| error.while_trying("read"))?;
         let Some(secret) = secret else {
             self.0.secrets.forget_namespace(namespace);
             return Ok(true);
@@ -449,7 +350,7 @@ impl Writer {
         }
         let (uid, version) = (&existing.uid, &existing.resource_version);
         let delete = self.0.api.delete(namespace, uid, version, deadline).await;
-        delete.map_err(|error| PullSecretError::of_call("delete", error))?;
+        delete.map_err(|error| error.while_trying("delete"))?;
         self.0.secrets.forget_namespace(namespace);
         Ok(true)
     }
@@ -459,22 +360,27 @@ impl Writer {
         known.filter(|known| known.is_there())
     }
 
-    /// What an admission takes over from before, where the Secret is gone, isn't trusted, or was put back to an older state.
-    fn lost_state(&self, namespace: &Namespace, existing: Option<&Existing>) -> Option<State> {
+    /// Returns the state that an admission restores where the Secret is gone, isn't trusted, or was
+    /// replaced by an older one.
+    fn state_to_restore(
+        &self,
+        namespace: &Namespace,
+        existing: Option<&Existing>,
+    ) -> Option<State> {
         let state = existing.and_then(|existing| existing.state.as_ref());
         let known = self.0.secrets.get(namespace)?;
-        let lost = known.observed().remembered()?;
-        let is_newer = state.is_none_or(|state| state.revision < lost.revision);
-        is_newer.then(|| lost.clone())
+        let remembered = known.observed().remembered()?;
+        let is_newer = state.is_none_or(|state| state.revision < remembered.revision);
+        is_newer.then(|| remembered.clone())
     }
 
-    /// Whether what is wanted is there and its demand is noted: a usable credential, or where there is no token to give, at
-    /// least the host.
+    /// Returns whether each host is there with a recent record of its demand and a usable
+    /// credential, or, where there is no token to give, at least the host.
     fn is_satisfied(&self, state: &State, wanted: &BTreeMap<Host, DesiredCredential>) -> bool {
         let now = self.0.clock.now();
         wanted.iter().all(|(host, desired)| {
             state.hosts.get(host).is_some_and(|had| {
-                had.demand.is_noted(now)
+                had.demand.is_recent(now)
                     && (had.good(now).is_some()
                         || desired.token.is_none()
                             && (had.credential.is_none() || !super::is_public(host)))
@@ -482,23 +388,23 @@ impl Writer {
         })
     }
 
-    /// Reads the Secret for a merge.
+    /// Reads the Secret for a merge, and updates the store.
     async fn read(
         &self,
         namespace: &Namespace,
         settings: &NamespaceSettings,
         deadline: Instant,
     ) -> Result<Option<Existing>, PullSecretError> {
-        let asked = self.0.secrets.get(namespace).map(|entry| entry.version());
+        let known = self.0.secrets.get(namespace).map(|entry| entry.version());
         let get = self.0.api.get(namespace, deadline).await;
-        let secret = get.map_err(|error| PullSecretError::of_call("read", error))?;
+        let secret = get.map_err(|error| error.while_trying("read"))?;
         let Some(secret) = secret else {
-            self.0.secrets.saw_none(namespace);
+            self.0.secrets.record_absent(namespace);
             return Ok(None);
         };
         self.0
             .secrets
-            .read(namespace, &settings.uid, &secret, asked);
+            .record_read(namespace, &settings.uid, &secret, known);
         let keys = self.0.secrets.keys();
         let existing = Existing::read(&secret, |state| {
             keys.prove(namespace, &settings.uid, &secret.metadata, state)
@@ -537,37 +443,39 @@ impl Writer {
                 .to_object(&self.0.secret_name, namespace, existing);
         let written = self.0.api.apply(namespace, &object, deadline).await;
         let written = written.map_err(WriteError::Call)?;
-        self.0.secrets.wrote(namespace, &settings.uid, &written);
+        self.0
+            .secrets
+            .record_write(namespace, &settings.uid, &written);
         Ok(())
     }
 
-    fn turn(&self, namespace: &Namespace) -> Turn<'_> {
-        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let lock = turns.entry(namespace.clone()).or_default().clone();
-        Turn(lock, self, namespace.clone())
+    fn lock(&self, namespace: &Namespace) -> NamespaceLock<'_> {
+        let mut locks = self.0.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = locks.entry(namespace.clone()).or_default().clone();
+        NamespaceLock(lock, self, namespace.clone())
     }
 }
 
-/// Why a merged Secret is not stored.
+/// The reason why a merged Secret is not stored.
 enum WriteError {
     NoKey,
     Call(CallError),
 }
 
-/// One namespace's lock; the last who lets go of it takes it off the map.
-struct Turn<'a>(Arc<tokio::sync::Mutex<()>>, &'a Writer, Namespace);
+/// A namespace's lock; the last that is dropped removes the lock from the map.
+struct NamespaceLock<'a>(Arc<tokio::sync::Mutex<()>>, &'a Writer, Namespace);
 
-impl Drop for Turn<'_> {
+impl Drop for NamespaceLock<'_> {
     fn drop(&mut self) {
-        let mut turns = self
+        let mut locks = self
             .1
             .0
-            .turns
+            .locks
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // Ours and the map's.
+        // This reference and the map's.
         if Arc::strong_count(&self.0) <= 2 {
-            turns.remove(&self.2);
+            locks.remove(&self.2);
         }
     }
 }

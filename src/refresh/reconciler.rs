@@ -242,7 +242,7 @@ impl Reconciler {
         let Some(settings) = &facts.settings else {
             return Ok(());
         };
-        self.0.writer.look(namespace, settings, deadline).await
+        self.0.writer.observe(namespace, settings, deadline).await
     }
 
     /// Brings the pull secret to the desired state, with the credentials that there are.

@@ -149,7 +149,7 @@ impl Replica {
     fn lead(&mut self) {
         let secret = self.secret.clone();
         self.tasks
-            .spawn(async move { secret.keep(&Leadership::unlimited()).await });
+            .spawn(async move { secret.maintain(&Leadership::unlimited()).await });
     }
 
     async fn is_ready(&self) {

@@ -236,7 +236,7 @@ fn set<'a>(words: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
 #[allow(clippy::too_many_lines, reason = "a list of all labels")]
 fn every_value_that_a_label_can_have_is_in_the_tables() {
     let mint = words("src/token/error.rs", "MintError");
-    let ensure = words("src/pull_secret/writer.rs", "PullSecretError");
+    let ensure = words("src/pull_secret/error.rs", "PullSecretError");
     let refusal = words("src/identity/mod.rs", "Refusal");
     let union = |sets: &[&BTreeSet<String>]| -> BTreeSet<String> {
         sets.iter().flat_map(|set| (*set).clone()).collect()
@@ -368,7 +368,7 @@ fn reasons_of_admissions_are_those_of_the_pages() {
         (
             METRICS,
             "pull-secret-errors",
-            words("src/pull_secret/write.rs", "PullSecretError"),
+            words("src/pull_secret/error.rs", "PullSecretError"),
         ),
     ] {
         assert_eq!(words_below(page, anchor), expected, "{page}#{anchor}");
@@ -394,7 +394,7 @@ fn calls_to_the_api_server_are_those_of_the_page() {
     let outcomes = [
         words("src/cluster/write.rs", "WriteError"),
         words("src/leader.rs", "Failure"),
-        words("src/pull_secret/write/api.rs", "CallError"),
+        words("src/pull_secret/writer/api.rs", "CallError"),
         // Of calls whose errors have no words of their own.
         set(["ok", "gone", "rejected", "error", "timeout", "guard"]),
     ];

@@ -67,7 +67,7 @@ async fn leading(count: usize) -> Held {
         metrics.cluster.clone(),
     );
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let keys = StateKeys::of(StateKey::new([7; 32]), None);
+    let keys = StateKeys::new(StateKey::new([7; 32]), None);
     let known = namespaces.clone();
     let secrets = PullSecrets::new(
         keys.clone(),
@@ -86,7 +86,7 @@ async fn leading(count: usize) -> Held {
         let mut secret = minted_ago(&keys, subject, &hosts, SignedDuration::from_hours(1));
         secret.metadata.uid = Some(uid(count + number));
         secret.metadata.resource_version = Some((1_000 + number).to_string());
-        secrets.wrote(&Namespace::parse(name).unwrap(), &uid(number), &secret);
+        secrets.record_write(&Namespace::parse(name).unwrap(), &uid(number), &secret);
     }
     let synced = Readiness::default().condition("namespaces");
     let (watched, condition) = (namespaces.clone(), synced.clone());

@@ -211,7 +211,7 @@ fn admission(
     );
     let known = namespaces.clone();
     let secrets = PullSecrets::new(
-        StateKeys::of(StateKey::new([7; 32]), None),
+        StateKeys::new(StateKey::new([7; 32]), None),
         Arc::new(move |namespace| known.uid(namespace)),
         steady.clone(),
         changes,

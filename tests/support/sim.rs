@@ -225,7 +225,7 @@ impl SimCluster {
             this: this.clone(),
             clock,
             changes,
-            keys: StateKeys::of(StateKey::new([7; 32]), None),
+            keys: StateKeys::new(StateKey::new([7; 32]), None),
             metrics,
             known: Mutex::default(),
             inner: Mutex::default(),
@@ -364,8 +364,8 @@ impl SimCluster {
         let hosts: Vec<Host> = hosts.iter().map(|it| Host::parse(it).unwrap()).collect();
         let data = br#"{"auths":{}}"#.to_vec();
         let state = State {
-            digest: DataDigest::of(&data),
-            ..State::of_wishes(&hosts, self.clock.now()).unwrap()
+            digest: DataDigest::new(&data),
+            ..State::from_wanted_hosts(&hosts, self.clock.now()).unwrap()
         };
         self.edit(namespace, |secret| hold(secret, &state, data));
     }
@@ -399,7 +399,7 @@ impl SimCluster {
         let data = &secret.data.as_ref()?.get(DATA_KEY)?.0;
         let uid = uid_of(namespace);
         let is_proven = self.keys.prove(namespace, &uid, &secret.metadata, &state);
-        (is_proven && state.digest == DataDigest::of(data)).then_some(state)
+        (is_proven && state.digest == DataDigest::new(data)).then_some(state)
     }
 
     /// The hosts that a pull secret names.
@@ -753,7 +753,7 @@ impl Sim {
         let data = json!({ "auths": auths }).to_string().into_bytes();
         let mut state = State {
             hosts: entries.collect(),
-            digest: DataDigest::of(&data),
+            digest: DataDigest::new(&data),
             revision: self.clock.now().as_millisecond().try_into().unwrap(),
             ..State::default()
         };
@@ -768,7 +768,9 @@ impl Sim {
             hold(secret, &state, data);
         });
         let secret = self.cluster.secret(namespace).unwrap();
-        self.cluster.known().read(namespace, &uid, &secret, None);
+        self.cluster
+            .known()
+            .record_read(namespace, &uid, &secret, None);
     }
 
     pub fn reconciler(&self) -> Reconciler {

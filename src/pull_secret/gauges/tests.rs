@@ -42,7 +42,8 @@ fn minutes(minutes: i64) -> SignedDuration {
     SignedDuration::from_mins(minutes)
 }
 
-/// A state whose hosts have so many minutes of twelve hours left; `None` is a host without a credential.
+/// Returns a state whose hosts have so many minutes of twelve hours left; `None` is a host without
+/// a credential.
 fn state(hosts: &[(u32, &str, Option<i64>)]) -> State {
     let hosts = hosts.iter().map(|(number, host, left)| {
         let credential = left.map(|left| Credential {
@@ -103,7 +104,7 @@ fn figures(subjects: &[(&Observed, bool)]) -> Summary {
 }
 
 #[test]
-fn every_pull_secret_is_worth_one_thing() {
+fn every_pull_secret_has_one_state() {
     for (observed, expected) in [
         (managed(&[(1, EU, Some(700))]), Some(PullSecretState::Fresh)),
         (managed(&[(1, EU, Some(300))]), Some(PullSecretState::Due)),
@@ -191,7 +192,7 @@ fn every_pull_secret_is_worth_one_thing() {
         ),
         (Observed::Deleted(None), None),
     ] {
-        let counted = figures(&[(&observed, true)]).by_worth;
+        let counted = figures(&[(&observed, true)]).by_state;
         let expected = expected.map(|worth| (worth, 1));
         assert_eq!(counted, expected.into_iter().collect(), "{observed:?}");
     }
@@ -219,7 +220,7 @@ fn secret_of_a_namespace_that_is_not_served_is_opted_out() {
         ),
         (Observed::Deleted(None), None),
     ] {
-        let counted = figures(&[(&observed, false)]).by_worth;
+        let counted = figures(&[(&observed, false)]).by_state;
         let expected = expected.map(|worth| (worth, 1));
         assert_eq!(counted, expected.into_iter().collect(), "{observed:?}");
     }
@@ -318,7 +319,7 @@ fn metrics_show_every_state_and_drop_what_is_gone() {
 }
 
 #[test]
-fn worst_worth_sorts_last() {
+fn worst_state_sorts_last() {
     let mut sorted = PullSecretState::ALL;
     sorted.sort_unstable();
     assert_eq!(sorted, PullSecretState::ALL);
@@ -364,7 +365,7 @@ async fn scrapes_measure_at_most_once_a_second() {
     for (millis, shown) in [(0, 1), (999, 1), (1000, 3), (1500, 3), (-1000, 5)] {
         clock.0.store(millis, SeqCst);
         let namespace = Namespace::parse(&format!("at-{}", millis + 1000)).expect("valid");
-        secrets.wrote(&namespace, "uid", &Secret::default());
+        secrets.record_write(&namespace, "uid", &Secret::default());
         let line = format!(r#"ecr_injector_pull_secrets_by_state{{state="foreign"}} {shown}"#);
         let text = metrics.registry.to_text();
         assert!(text.contains(&line), "{millis}: {line} not in:\n{text}");

@@ -69,7 +69,7 @@ fn shorter_life_never_replaces_a_longer_one() {
 }
 
 #[test]
-fn good_credential_of_another_identity_is_the_leaders_to_replace() {
+fn only_the_leader_replaces_another_identitys_good_token() {
     let first = Case::add([(host(1), theirs("theirs", 6))]).create();
     let ours = |mode: fn([(Host, DesiredCredential); 1]) -> Case, now| {
         let case = mode([(host(1), desired(Some(token("ours", 12, now))))]);
@@ -216,7 +216,7 @@ fn remembered_hosts_come_back_with_their_demand() {
     assert_eq!(demand(1).since, NOW - days(9));
     assert_eq!(demand(1).last, NOW, "wanted by the admission");
     assert_eq!(demand(2), entry(NOW - days(5), None).demand);
-    // What is there already is widened, and keeps its credential.
+    // The existing demand is widened, and the credential kept.
     let before = Case::add([(host(1), fresh("one", 12))]).create();
     let case = Case {
         remembered: Some(lost),
@@ -233,7 +233,7 @@ fn remembered_hosts_come_back_with_their_demand() {
 }
 
 #[test]
-fn forgotten_host_is_not_recalled() {
+fn demand_of_a_forgotten_host_is_not_restored() {
     let lost = state([
         (host(1), entry(NOW - days(40), None)),
         (host(2), entry(NOW, None)),
@@ -266,7 +266,7 @@ fn as_many_hosts_as_fit_are_added_and_the_others_named() {
 }
 
 #[test]
-fn room_is_made_by_unused_hosts_first_those_never_minted() {
+fn unused_hosts_are_evicted_those_never_minted_first() {
     let named = |number, ago| (host(number), entry(NOW - days(ago), None));
     let first = Case {
         remembered: Some(state([named(1, 1), named(2, 9), named(3, 20)])),
@@ -298,7 +298,7 @@ fn room_is_made_by_unused_hosts_first_those_never_minted() {
 }
 
 #[test]
-fn wanted_host_never_makes_room() {
+fn wanted_host_is_never_evicted() {
     let first = Case::add([(host(1), desired(None)), (host(2), desired(None))]).create();
     let case = Case {
         limit: 2,
@@ -309,7 +309,7 @@ fn wanted_host_never_makes_room() {
 }
 
 #[test]
-fn what_is_there_stays_though_the_limit_is_lower() {
+fn existing_hosts_stay_though_the_limit_is_lower() {
     let wanted = [(host(1), fresh("a", 12)), (host(2), fresh("b", 12))];
     let before = Case::add(wanted).create();
     let later = NOW + hours(1);
@@ -397,7 +397,8 @@ fn merge_of_the_same_changes_nothing() {
     assert!(reconcile.merge(Some(&secret), NOW).secret.is_none());
 }
 
-/// A Pull secret with any hosts: for each its demand's age in days, and how many hours its credential has left.
+/// A Pull secret with any hosts: for each its demand's age in days, and how many hours its
+/// credential has left.
 fn any_secret() -> impl Strategy<Value = Secret> {
     let entry = (0_i64..60, prop::option::of((-3_i64..12, any::<bool>())));
     prop::collection::btree_map(0_usize..12, entry, 0..10).prop_map(|entries| {

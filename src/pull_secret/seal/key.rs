@@ -1,4 +1,4 @@
-//! The key of the seals.
+//! The key that seals states.
 
 use std::fmt;
 
@@ -17,19 +17,19 @@ const BLOCK_BYTES: usize = 64;
 pub struct StateKey(Zeroizing<[u8; KEY_BYTES]>);
 
 impl StateKey {
-    /// A key of these bytes.
+    /// Creates a key of these bytes.
     #[must_use]
     pub fn new(bytes: [u8; KEY_BYTES]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A key of exactly [`KEY_BYTES`] bytes, or `None`.
+    /// Creates a key of exactly [`KEY_BYTES`] bytes, or returns `None`.
     #[must_use]
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self::new)
     }
 
-    /// The bytes, for the Secret that shares them.
+    /// Returns the bytes, for the Secret that shares them.
     #[must_use]
     pub fn expose(&self) -> &[u8; KEY_BYTES] {
         &self.0

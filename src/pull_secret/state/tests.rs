@@ -16,7 +16,7 @@ fn wire_form_is_version_2() {
         (host(2), entry(NOW - days(3), None)),
     ]);
     state.hosts.get_mut(&host(2)).expect("there").demand.last = NOW;
-    state.digest = DataDigest::of(b"");
+    state.digest = DataDigest::new(b"");
     state.revision = 1_800_000_000_123;
     state.seal = Seal::new([0xab; 32]);
     let expected = concat!(
@@ -108,7 +108,7 @@ fn state_that_we_did_not_write_is_refused() {
 
 #[test]
 fn state_before_the_first_seal_is_read() {
-    let wishes = State::of_wishes(&[host(1)], NOW).expect("hosts");
+    let wishes = State::from_wanted_hosts(&[host(1)], NOW).expect("hosts");
     let text = wishes.text(String::new());
     assert_eq!(State::parse(&text).expect("read").seal, Seal::default());
 }
@@ -117,7 +117,7 @@ fn state_before_the_first_seal_is_read() {
 fn state_of_more_hosts_than_fit_is_refused() {
     for (count, is_read) in [(MAX_HOSTS, true), (MAX_HOSTS + 1, false)] {
         let hosts: Vec<Host> = (0..count).map(host).collect();
-        let state = State::of_wishes(&hosts, NOW).expect("hosts");
+        let state = State::from_wanted_hosts(&hosts, NOW).expect("hosts");
         assert_eq!(State::parse(&state.to_text()).is_ok(), is_read, "{count}");
     }
 }
@@ -147,22 +147,22 @@ fn largest_state_that_we_write_is_read() {
 }
 
 #[test]
-fn wishes_are_hosts_without_credentials() {
-    let wishes = State::of_wishes(&[host(2), host(1)], NOW).expect("hosts");
+fn wanted_hosts_have_no_credentials() {
+    let wishes = State::from_wanted_hosts(&[host(2), host(1)], NOW).expect("hosts");
     let expected = state([(host(1), entry(NOW, None)), (host(2), entry(NOW, None))]);
     assert_eq!(wishes, expected);
-    assert_eq!(State::of_wishes(&[], NOW), None);
+    assert_eq!(State::from_wanted_hosts(&[], NOW), None);
 }
 
 #[test]
-fn demand_is_noted_for_a_day() {
+fn demand_is_recent_for_a_day() {
     let demand = Demand::new(NOW + SignedDuration::from_millis(999));
     assert_eq!((demand.since, demand.last), (NOW, NOW));
-    for (later, is_noted) in [(hours(0), true), (hours(23), true), (hours(24), false)] {
-        assert_eq!(demand.is_noted(NOW + later), is_noted, "{later}");
+    for (later, is_recent) in [(hours(0), true), (hours(23), true), (hours(24), false)] {
+        assert_eq!(demand.is_recent(NOW + later), is_recent, "{later}");
     }
     // By a clock that is behind.
-    assert!(demand.is_noted(NOW - days(2)));
+    assert!(demand.is_recent(NOW - days(2)));
 }
 
 #[test]

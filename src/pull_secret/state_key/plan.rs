@@ -1,5 +1,5 @@
-//! What the Secret that shares the state key holds, and what the leader has to write there: decided from what is seen and
-//! the time alone.
+//! The content of the Secret that shares the state key, and the leader's next write to it: decided
+//! from the observed Secret and the time alone.
 
 use std::collections::BTreeMap;
 
@@ -11,49 +11,49 @@ use crate::{
     pull_secret::seal::key::{KEY_BYTES, StateKey},
 };
 
-/// The Secret's type: nothing else in a cluster reads one of it.
+/// The Secret's type: nothing else in a cluster reads Secrets of this type.
 pub const SECRET_TYPE: &str = "ecr-injector.dev/state-key";
 /// The key that seals, in the Secret's data.
 pub const CURRENT: &str = "current";
 /// The key before the last rotation, in the Secret's data.
 pub const PREVIOUS: &str = "previous";
-/// The annotation by which a person asks for a rotation: each new value asks for one.
+/// The annotation by which a person requests a rotation: each new value requests one.
 pub const ROTATE: &str = "ecr-injector.dev/rotate-state-key";
-/// The last value of [`ROTATE`] that was followed.
+/// The annotation with the last value of [`ROTATE`] that was carried out.
 pub const ROTATED: &str = "ecr-injector.dev/rotated-state-key";
-/// When the current key was made, RFC 3339.
+/// The annotation with the time at which the current key was created, RFC 3339.
 pub const CREATED_AT: &str = "ecr-injector.dev/state-key-created-at";
-/// How old a key gets before the next one follows.
+/// The age at which a key is rotated.
 pub const MAX_AGE: SignedDuration = SignedDuration::from_hours(365 * 24);
-/// How far replicas' clocks may differ: a key that was made later than that never was.
+/// The most that replicas' clocks may differ: a later creation time can't be true.
 const MAX_SKEW: SignedDuration = SignedDuration::from_hours(24);
 
-/// The keys as the Secret shares them.
+/// The keys in the Secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedKeys {
     /// The key that seals.
     pub current: StateKey,
-    /// The key before it, which still proves.
+    /// The previous key, which still proves.
     pub previous: Option<StateKey>,
     created_at: Option<Timestamp>,
     rotated: Option<String>,
 }
 
-/// What is known to be in the Secret.
+/// The known content of the Secret.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Content {
-    /// Nobody has looked yet.
+    /// Not observed yet.
     #[default]
     Unknown,
     /// There is no Secret.
     Absent,
-    /// There is one without our label: it isn't ours to read or write.
+    /// The Secret lacks our label: it isn't ours to read or write.
     Foreign,
-    /// There is one with our label that holds no key: why.
+    /// The Secret has our label and no valid key, for this reason.
     Malformed(&'static str),
-    /// The keys.
+    /// The Secret has valid keys.
     Shared {
-        /// What they are.
+        /// The keys.
         keys: SharedKeys,
         /// Whether the Secret lacks a key that is known.
         is_damaged: bool,
@@ -62,24 +62,24 @@ pub enum Content {
     },
 }
 
-/// What the leader has to write.
+/// The next write of the leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// A first key.
     Create,
     /// The keys that are known.
     Restore(SharedKeys),
-    /// A new key, and the one that seals today as the previous one.
+    /// A new key, and the current one as the previous.
     Rotate {
-        /// The keys of today.
+        /// The current keys.
         from: SharedKeys,
-        /// The request that is followed.
+        /// The request that is carried out.
         requested: Option<String>,
     },
 }
 
 impl SharedKeys {
-    /// Returns keys that begin with this one.
+    /// Creates keys whose first key is this one.
     #[must_use]
     pub fn new(key: StateKey, now: Timestamp) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl SharedKeys {
         }
     }
 
-    /// Returns the data that the Secret is to have.
+    /// Returns the data of the Secret.
     #[must_use]
     pub fn data(&self) -> BTreeMap<&'static str, &[u8; KEY_BYTES]> {
         let previous = self.previous.as_ref().map(|key| (PREVIOUS, key.expose()));
@@ -111,7 +111,7 @@ impl SharedKeys {
             .collect()
     }
 
-    /// Returns the annotations that the Secret is to have.
+    /// Returns the annotations of the Secret.
     #[must_use]
     pub fn annotations(&self) -> BTreeMap<&'static str, String> {
         let created_at = self.created_at.map(|at| (CREATED_AT, at.to_string()));
@@ -146,7 +146,7 @@ pub fn read(secret: &Secret, known: Option<&SharedKeys>) -> Content {
     };
     let (mut previous, mut is_damaged) = (key(PREVIOUS), false);
     if previous.is_none() && bytes(PREVIOUS).is_some() {
-        // Where nobody knows a better one, what can't be read is as good as nothing.
+        // Without a better one in memory, a key that can't be read counts as none.
         let known = known.filter(|known| known.current == current);
         previous = known.and_then(|known| known.previous.clone());
         is_damaged = previous.is_some();
@@ -165,7 +165,7 @@ pub fn read(secret: &Secret, known: Option<&SharedKeys>) -> Content {
     }
 }
 
-/// Returns what the leader has to write, if anything. `known` are the keys in memory.
+/// Returns the next write of the leader, if there is one. `known` are the keys in memory.
 #[must_use]
 pub fn plan(content: &Content, known: Option<&SharedKeys>, now: Timestamp) -> Option<Step> {
     match content {
@@ -178,8 +178,8 @@ pub fn plan(content: &Content, known: Option<&SharedKeys>, now: Timestamp) -> Op
             is_damaged,
             requested,
         } => {
-            let is_asked = requested.is_some() && *requested != keys.rotated;
-            if is_asked || keys.is_old(now) {
+            let is_requested = requested.is_some() && *requested != keys.rotated;
+            if is_requested || keys.is_old(now) {
                 return Some(Step::Rotate {
                     from: keys.clone(),
                     requested: requested.clone(),

@@ -42,12 +42,12 @@ fn quoted() -> (KeySecret, Arc<Mutex<Vec<String>>>) {
     (secret, quotes)
 }
 
-fn see(secret: &KeySecret, content: Content) {
+fn observe(secret: &KeySecret, content: Content) {
     secret.0.seen.send_modify(|seen| seen.content = content);
 }
 
-/// What is logged while the first key is waited for, for a minute.
-async fn waited(secret: &KeySecret) -> Log {
+/// Returns the log of a minute's wait for the first key.
+async fn log_of_waiting(secret: &KeySecret) -> Log {
     let log = Log::default();
     let _guard = log.start();
     let condition = Readiness::default().condition("state-key");
@@ -59,10 +59,10 @@ async fn waited(secret: &KeySecret) -> Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refusal_is_told_once_and_without_the_key() {
+async fn refusal_is_logged_once_and_without_the_key() {
     let (secret, quotes) = quoted();
-    see(&secret, Content::Absent);
-    let log = waited(&secret).await;
+    observe(&secret, Content::Absent);
+    let log = log_of_waiting(&secret).await;
     let quotes = quotes.lock().expect("a lock");
     assert!(quotes.len() > 20, "{}", quotes.len());
     for quote in &*quotes {
@@ -74,36 +74,36 @@ async fn refusal_is_told_once_and_without_the_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn foreign_or_malformed_secret_is_told_once() {
+async fn foreign_or_malformed_secret_is_logged_once() {
     for (content, what) in [
         (Content::Foreign, "Secret here/x lacks the label"),
         (Content::Malformed("why"), "holds no valid state key: why"),
     ] {
         let (secret, quotes) = quoted();
-        see(&secret, content);
-        let log = waited(&secret).await;
+        observe(&secret, content);
+        let log = log_of_waiting(&secret).await;
         assert!(quotes.lock().expect("a lock").is_empty(), "it was written");
         assert_eq!((log.count("WARN"), log.count(what)), (1, 1));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn leader_tells_of_a_foreign_secret_and_writes_nothing() {
+async fn leader_logs_a_foreign_secret_and_writes_nothing() {
     let (secret, quotes) = quoted();
-    see(&secret, Content::Foreign);
+    observe(&secret, Content::Foreign);
     let log = Log::default();
     let _guard = log.start();
     let term = Leadership::unlimited();
     let minute = Duration::from_mins(1);
     assert!(
-        tokio::time::timeout(minute, secret.keep(&term))
+        tokio::time::timeout(minute, secret.maintain(&term))
             .await
             .is_err()
     );
     assert_eq!(log.count("leaves it unchanged; delete it"), 1);
     assert!(quotes.lock().expect("a lock").is_empty());
     term.end();
-    secret.keep(&term).await;
+    secret.maintain(&term).await;
 }
 
 #[test]

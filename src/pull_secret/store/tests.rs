@@ -1,13 +1,16 @@
-//! What the store makes of lists, news, reads and writes.
+//! Unit tests of the store: lists, watch events, reads and writes.
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::*;
 use crate::{
     cli::metrics::Metrics,
-    pull_secret::tests::{
-        Case, NAMESPACE_UID, NOW, annotate, desired, fresh, host, hours, keys, proven_state,
-        set_data, team, token,
+    pull_secret::{
+        SecretFacts,
+        tests::{
+            Case, NAMESPACE_UID, NOW, annotate, desired, fresh, host, hours, keys, proven_state,
+            set_data, team, token,
+        },
     },
     registry::Host,
 };
@@ -39,7 +42,7 @@ fn at(mut secret: Secret, version: u64) -> Secret {
     secret
 }
 
-/// What one of our replicas writes next: one more host.
+/// Returns the next write of one of our replicas: one more host.
 fn next(before: &Secret, version: u64) -> Secret {
     let number = proven_state(before).hosts.len() + 1;
     let case = Case::add([(host(number), fresh("pw", 12))]);
@@ -60,12 +63,12 @@ fn listed(store: &PullSecrets, metadata: &ObjectMeta) {
 }
 
 fn wrote(store: &PullSecrets, secret: &Secret) {
-    store.wrote(&team(), NAMESPACE_UID, secret);
+    store.record_write(&team(), NAMESPACE_UID, secret);
 }
 
-/// Reads it as if nothing had been known when the read began.
+/// Records a read, as if nothing had been known when the read began.
 fn read(store: &PullSecrets, secret: &Secret) {
-    store.read(&team(), NAMESPACE_UID, secret, None);
+    store.record_read(&team(), NAMESPACE_UID, secret, None);
 }
 
 fn observed(store: &PullSecrets) -> Observed {
@@ -76,14 +79,15 @@ fn version_of(store: &PullSecrets) -> u64 {
     store.get(&team()).expect("known").version()
 }
 
-/// Whether it is known to be ours; `None` if there is none.
+/// Returns whether the Secret is known to be ours; `None` if no Secret is known.
 fn is_managed(store: &PullSecrets) -> Option<bool> {
     let entry = store.get(&team()).filter(|entry| entry.is_there())?;
     Some(matches!(entry.facts(), SecretFacts::Ours(_)))
 }
 
-/// Why it is unverified, whether its claims are proven, and the hosts of the last state that was true.
-fn doubt(store: &PullSecrets) -> (Unverified, bool, Option<usize>) {
+/// Returns why the Secret is unverified, whether its claims are proven, and the number of hosts of
+/// the last state that was ours.
+fn unverified(store: &PullSecrets) -> (Unverified, bool, Option<usize>) {
     match observed(store) {
         Observed::Unverified {
             is_proven,
@@ -111,7 +115,7 @@ fn old_event_never_replaces_what_we_wrote() {
         assert_eq!(is_managed(&store), Some(true), "version {old}");
     }
     store.changed(&bare(8));
-    assert_eq!(doubt(&store), (Unverified::Changed, false, Some(1)));
+    assert_eq!(unverified(&store), (Unverified::Changed, false, Some(1)));
     read(&store, &secret(8));
     assert_eq!(is_managed(&store), Some(true));
 }
@@ -136,7 +140,7 @@ fn same_or_older_proven_state_has_to_be_read() {
         let store = store();
         wrote(&store, &second);
         store.changed(&at(again.clone(), 9).metadata);
-        assert_eq!(doubt(&store), (Unverified::Changed, true, Some(2)));
+        assert_eq!(unverified(&store), (Unverified::Changed, true, Some(2)));
         assert!(store.get(&team()).expect("known").is_unread());
     }
 }
@@ -150,10 +154,10 @@ fn unproven_state_has_to_be_read_however_new_it_is() {
     state.revision += 1_000_000;
     annotate(&mut forged, &state);
     store.changed(&forged.metadata);
-    assert_eq!(doubt(&store), (Unverified::Changed, false, Some(1)));
+    assert_eq!(unverified(&store), (Unverified::Changed, false, Some(1)));
     // It is told by the read, and what was true is not forgotten.
     read(&store, &forged);
-    assert_eq!(doubt(&store), (Unverified::Tampered, false, Some(1)));
+    assert_eq!(unverified(&store), (Unverified::Tampered, false, Some(1)));
     assert!(!store.get(&team()).expect("known").is_unread());
     let state = observed(&store);
     assert_eq!(state.revision(), Some(proven_state(&secret(7)).revision));
@@ -163,7 +167,7 @@ fn unproven_state_has_to_be_read_however_new_it_is() {
 fn listed_state_has_to_be_read_though_it_is_proven() {
     let store = store();
     listed(&store, &secret(7).metadata);
-    assert_eq!(doubt(&store), (Unverified::Listed, true, None));
+    assert_eq!(unverified(&store), (Unverified::Listed, true, None));
     assert_eq!(is_managed(&store), Some(false));
     assert!(store.get(&team()).expect("known").is_unread());
     read(&store, &secret(7));
@@ -177,12 +181,12 @@ fn listed_state_has_to_be_read_though_it_is_proven() {
 fn state_is_unproven_while_the_namespace_is_unknown() {
     let store = store_of(Arc::new(|_| None));
     store.changed(&secret(7).metadata);
-    assert_eq!(doubt(&store), (Unverified::Changed, false, None));
+    assert_eq!(unverified(&store), (Unverified::Changed, false, None));
     let other = store_of(Arc::new(|_| Some("made-again".into())));
     other.changed(&secret(7).metadata);
-    assert_eq!(doubt(&other), (Unverified::Changed, false, None));
-    other.read(&team(), "made-again", &secret(7), None);
-    assert_eq!(doubt(&other), (Unverified::Tampered, false, None));
+    assert_eq!(unverified(&other), (Unverified::Changed, false, None));
+    other.record_read(&team(), "made-again", &secret(7), None);
+    assert_eq!(unverified(&other), (Unverified::Tampered, false, None));
 }
 
 #[test]
@@ -203,7 +207,7 @@ fn copy_from_another_namespace_is_unproven() {
 }
 
 #[test]
-fn older_state_put_back_is_tampered_with() {
+fn older_state_that_replaced_a_newer_is_tampered() {
     let store = store();
     let first = secret(7);
     let second = next(&first, 8);
@@ -211,7 +215,7 @@ fn older_state_put_back_is_tampered_with() {
     let reverted = at(first, 9);
     store.changed(&reverted.metadata);
     read(&store, &reverted);
-    assert_eq!(doubt(&store), (Unverified::Tampered, true, Some(2)));
+    assert_eq!(unverified(&store), (Unverified::Tampered, true, Some(2)));
     assert_eq!(
         observed(&store).revision(),
         Some(proven_state(&second).revision)
@@ -219,9 +223,9 @@ fn older_state_put_back_is_tampered_with() {
     // Another edit before the repair makes nobody forget the newer state.
     let touched = at(reverted, 10);
     store.changed(&touched.metadata);
-    assert_eq!(doubt(&store), (Unverified::Changed, true, Some(2)));
+    assert_eq!(unverified(&store), (Unverified::Changed, true, Some(2)));
     read(&store, &touched);
-    assert_eq!(doubt(&store), (Unverified::Tampered, true, Some(2)));
+    assert_eq!(unverified(&store), (Unverified::Tampered, true, Some(2)));
     store.deleted(&bare(11));
     assert_eq!(remembered(&store), Some(2));
 }
@@ -237,7 +241,10 @@ fn proven_state_that_was_only_listed_is_remembered_by_a_read() {
         listed(&store, &second.metadata);
         // The read is faster than the watch.
         read(&store, &tampered);
-        assert_eq!(doubt(&store), (Unverified::Tampered, is_proven, Some(2)));
+        assert_eq!(
+            unverified(&store),
+            (Unverified::Tampered, is_proven, Some(2))
+        );
     }
 }
 
@@ -249,10 +256,10 @@ fn listed_version_below_the_known_one_is_a_restore() {
     wrote(&store, &today);
     listed(&store, &yesterday.metadata);
     assert_eq!(version_of(&store), 500);
-    assert_eq!(doubt(&store), (Unverified::Listed, true, Some(2)));
+    assert_eq!(unverified(&store), (Unverified::Listed, true, Some(2)));
     // It is read then, and what was lost is known still.
-    store.read(&team(), NAMESPACE_UID, &yesterday, Some(500));
-    assert_eq!(doubt(&store), (Unverified::Tampered, true, Some(2)));
+    store.record_read(&team(), NAMESPACE_UID, &yesterday, Some(500));
+    assert_eq!(unverified(&store), (Unverified::Tampered, true, Some(2)));
 }
 
 #[test]
@@ -274,11 +281,11 @@ fn read_of_an_older_version_than_asked_for_is_a_restore() {
     let new = next(&old, 1000);
     wrote(&store, &new);
     // The read began before our write was known.
-    store.read(&team(), NAMESPACE_UID, &old, Some(500));
+    store.record_read(&team(), NAMESPACE_UID, &old, Some(500));
     assert_eq!((is_managed(&store), version_of(&store)), (Some(true), 1000));
-    store.read(&team(), NAMESPACE_UID, &old, Some(1000));
+    store.record_read(&team(), NAMESPACE_UID, &old, Some(1000));
     assert_eq!(version_of(&store), 500);
-    assert_eq!(doubt(&store), (Unverified::Tampered, true, Some(2)));
+    assert_eq!(unverified(&store), (Unverified::Tampered, true, Some(2)));
 }
 
 #[test]
@@ -317,7 +324,7 @@ fn edited_dates_over_the_same_data_are_seen() {
     credential.lifetime.expires_at -= SignedDuration::from_secs(1);
     annotate(&mut forged, &state);
     read(&store, &forged);
-    assert_eq!(doubt(&store), (Unverified::Tampered, false, Some(1)));
+    assert_eq!(unverified(&store), (Unverified::Tampered, false, Some(1)));
     read(&store, &at(good, 9));
     assert_eq!((is_managed(&store), counted()), (Some(true), 1));
     store.deleted(&bare(10));
@@ -352,19 +359,19 @@ fn deleted_forgery_is_not_remembered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn second_loss_is_remembered_though_the_first_is_long_ago() {
+async fn second_deletion_is_remembered_though_the_first_is_old() {
     let store = store();
     wrote(&store, &secret(7));
     store.deleted(&bare(8));
     wrote(&store, &secret(9));
-    tokio::time::advance(REMEMBER_LOST + Duration::from_secs(1)).await;
+    tokio::time::advance(REMEMBER_DELETED + Duration::from_secs(1)).await;
     store.deleted(&bare(10));
     assert_eq!(remembered(&store), Some(1));
     // Once it is long ago itself, another loss ends it.
-    tokio::time::advance(REMEMBER_LOST + Duration::from_secs(1)).await;
+    tokio::time::advance(REMEMBER_DELETED + Duration::from_secs(1)).await;
     let other = Namespace::parse("other").expect("valid");
-    store.wrote(&other, NAMESPACE_UID, &secret(11));
-    store.saw_none(&other);
+    store.record_write(&other, NAMESPACE_UID, &secret(11));
+    store.record_absent(&other);
     assert!(store.get(&team()).is_none() && store.get(&other).is_some());
 }
 
@@ -373,7 +380,7 @@ fn answer_from_before_a_deletion_brings_nothing_back() {
     let store = store();
     wrote(&store, &secret(7));
     store.deleted(&bare(8));
-    store.read(&team(), NAMESPACE_UID, &secret(7), Some(7));
+    store.record_read(&team(), NAMESPACE_UID, &secret(7), Some(7));
     wrote(&store, &secret(7));
     assert_eq!(is_managed(&store), None);
     wrote(&store, &secret(9));
@@ -381,7 +388,7 @@ fn answer_from_before_a_deletion_brings_nothing_back() {
 }
 
 #[test]
-fn secret_missing_from_old_news_is_there_again_when_told_of() {
+fn secret_missing_from_an_old_list_returns_with_an_event() {
     let store = store();
     wrote(&store, &secret(100));
     // A stream that begins with the state of version 90 doesn't have it.
@@ -407,7 +414,7 @@ fn late_deletion_never_removes_what_was_created_since() {
 }
 
 #[test]
-fn recreation_by_somebody_else_has_to_be_read() {
+fn recreation_by_another_client_has_to_be_read() {
     let store = store();
     let ours = secret(7);
     wrote(&store, &ours);
@@ -417,13 +424,13 @@ fn recreation_by_somebody_else_has_to_be_read() {
     store.changed(&copy.metadata);
     assert_eq!(is_managed(&store), Some(false));
     // By what it was created with it may be ours, of the same revision.
-    assert_eq!(doubt(&store), (Unverified::Changed, true, Some(1)));
+    assert_eq!(unverified(&store), (Unverified::Changed, true, Some(1)));
     // A state that was sealed for the UID of the deleted one is not.
     let later = next(&secret(7), 10);
     let mut copy = later.clone();
     copy.metadata.uid = Some("another-uid".into());
     store.changed(&copy.metadata);
-    assert_eq!(doubt(&store), (Unverified::Changed, false, Some(1)));
+    assert_eq!(unverified(&store), (Unverified::Changed, false, Some(1)));
 }
 
 #[test]
@@ -469,11 +476,11 @@ fn secret_without_a_state_is_known_by_the_hosts_of_its_data() {
     let observed = observed(&store);
     let hosts: Vec<&Host> = observed.claims().expect("hosts").hosts.keys().collect();
     assert_eq!(hosts, [&host(1)]);
-    assert_eq!(doubt(&store), (Unverified::Tampered, false, None));
+    assert_eq!(unverified(&store), (Unverified::Tampered, false, None));
 }
 
 #[test]
-fn every_change_is_told() {
+fn every_change_is_notified() {
     let changes = Changes::default();
     let uids: NamespaceUids = Arc::new(|_| Some(NAMESPACE_UID.into()));
     let clock = Arc::new(FixedClock);

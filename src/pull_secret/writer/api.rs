@@ -1,4 +1,4 @@
-//! The three calls to the API server that writing pull secrets takes, and what their failures mean.
+//! The three calls to the API server that writing pull secrets takes, and their errors.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,24 +15,26 @@ use tokio::{
 
 use crate::{
     cluster::{namespace::Namespace, object::WholeSecret, ownership::FIELD_MANAGER},
-    pull_secret::{guard, metrics::PullSecretMetrics},
+    pull_secret::{error::PullSecretError, guard, metrics::PullSecretMetrics},
 };
 
 /// How long one call to the API server may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Calls to the API server at the same time. Each is a connection of its own, and a burst of handshakes would only be slow.
+/// The most calls to the API server at the same time. Each is a connection of its own, and a burst
+/// of handshakes would only be slow.
 const MAX_CALLS: usize = 32;
-/// How much of what the API server says is kept, in characters.
+/// The part of the API server's message that is kept, in characters.
 const MAX_MESSAGE: usize = 300;
 
-/// Why a call failed.
+/// The error of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
     /// Another writer was first.
     Conflict,
-    /// The guard doesn't see the namespace as opted in: another API server may not have seen the label yet.
+    /// The guard doesn't see the namespace as opted in: another API server may not have seen the
+    /// label yet.
     Guard(String),
-    /// The API server refuses, and will again as long as nothing changes.
+    /// The API server refuses the call, and will refuse it again as long as nothing changes.
     Refused(String),
     /// The API server failed, or couldn't be reached.
     Failed(String),
@@ -40,7 +42,7 @@ pub enum CallError {
     Timeout(String),
 }
 
-/// The pull secrets of a cluster, or of a stand-in for one: one name in every namespace.
+/// The pull secrets of a cluster, or of a fake of one: one name in every namespace.
 pub trait SecretApi: Send + Sync + 'static {
     /// Reads the Secret of a namespace.
     fn get<'a>(
@@ -49,7 +51,7 @@ pub trait SecretApi: Send + Sync + 'static {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Option<Secret>, CallError>>;
 
-    /// Applies the Secret of a namespace by its preconditions, and returns it as it is stored.
+    /// Applies the Secret of a namespace by its preconditions, and returns the stored Secret.
     fn apply<'a>(
         &'a self,
         namespace: &'a Namespace,
@@ -57,7 +59,8 @@ pub trait SecretApi: Send + Sync + 'static {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Secret, CallError>>;
 
-    /// Deletes the Secret of a namespace, if it still has this UID and version; one that is gone counts as deleted.
+    /// Deletes the Secret of a namespace, if it still has this UID and version; one that is gone
+    /// counts as deleted.
     fn delete<'a>(
         &'a self,
         namespace: &'a Namespace,
@@ -67,7 +70,7 @@ pub trait SecretApi: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), CallError>>;
 }
 
-/// The cluster's own API server.
+/// The pull secrets behind the cluster's API server.
 pub struct KubeSecrets {
     client: Client,
     name: String,
@@ -76,7 +79,7 @@ pub struct KubeSecrets {
 }
 
 impl KubeSecrets {
-    /// The Secrets of this name.
+    /// Creates the access to the Secrets of this name.
     #[must_use]
     pub fn new(client: Client, name: String, metrics: Arc<PullSecretMetrics>) -> Self {
         Self {
@@ -91,19 +94,20 @@ impl KubeSecrets {
         Api::namespaced(self.client.clone(), namespace.as_str())
     }
 
-    /// One call, when its turn comes, within its own time and the request's, counted.
+    /// Makes a call once fewer than [`MAX_CALLS`] run, within its own deadline and the request's,
+    /// and counts the call.
     async fn call<T>(
         &self,
         verb: &'static str,
         call: impl Future<Output = kube::Result<T>>,
         deadline: Instant,
     ) -> Result<T, CallError> {
-        let in_turn = async {
+        let limited = async {
             // The semaphore is never closed.
             let _permit = self.calls.acquire().await;
             timeout(CALL_TIMEOUT, call).await.ok()
         };
-        let answer = timeout_at(deadline, in_turn).await.ok().flatten();
+        let answer = timeout_at(deadline, limited).await.ok().flatten();
         let result = match answer {
             Some(answer) => answer.map_err(|error| CallError::from(&error)),
             None => Err(CallError::Timeout(format!(
@@ -188,13 +192,28 @@ impl CallError {
     }
 }
 
+impl CallError {
+    /// Returns the error of a pull secret for which this call, with a verb for people, was made.
+    pub(super) fn while_trying(self, verb: &'static str) -> PullSecretError {
+        match self {
+            Self::Conflict => PullSecretError::Contended,
+            Self::Guard(message) | Self::Refused(message) => {
+                PullSecretError::Refused { verb, message }
+            }
+            Self::Failed(message) | Self::Timeout(message) => {
+                PullSecretError::Api { verb, message }
+            }
+        }
+    }
+}
+
 impl From<&kube::Error> for CallError {
     fn from(error: &kube::Error) -> Self {
         let short = |text: &str| text.chars().take(MAX_MESSAGE).collect::<String>();
         match error {
-            // Whether the object changed or another was created first.
+            // The object changed, or another was created first.
             kube::Error::Api(status) if status.code == 409 => Self::Conflict,
-            // Only the guard may be behind: a Secret that is too large stays so.
+            // Only the guard may be behind: a Secret that is too large stays too large.
             kube::Error::Api(status)
                 if status.code == 422 && guard::is_by_guard(&status.message) =>
             {
@@ -223,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_the_api_server_are_told_apart() {
+    fn refusals_of_the_guard_differ_from_others() {
         let guard = "secrets \"ecr-pull-secret\" is forbidden: ValidatingAdmissionPolicy 'secrets.ecr-injector.dev' with binding \
                      'secrets.ecr-injector.dev' denied request: not opted in";
         assert_eq!(
@@ -263,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn conflict_is_told_by_its_code() {
+    fn conflict_is_recognized_by_its_code() {
         for reason in ["Conflict", "AlreadyExists", ""] {
             let conflict = error(409, reason, "the object has been modified");
             assert_eq!(conflict, CallError::Conflict, "{reason:?}");

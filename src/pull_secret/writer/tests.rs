@@ -1,4 +1,4 @@
-//! The writer, against one Secret in memory.
+//! Unit tests of the writer, against one Secret in memory.
 
 use std::{
     collections::VecDeque,
@@ -33,7 +33,7 @@ struct Stub(Mutex<Stored>);
 #[derive(Default)]
 struct Stored {
     secret: Option<Secret>,
-    /// What the next applies are answered with instead.
+    /// The errors of the next applies.
     refusals: VecDeque<CallError>,
     /// Hosts that another replica adds, each right before an apply of ours.
     rivals: VecDeque<usize>,
@@ -47,7 +47,7 @@ impl Stub {
         self.0.lock().expect("a lock")
     }
 
-    /// How many reads and writes there were.
+    /// Returns the numbers of reads and writes.
     fn calls(&self) -> (usize, usize) {
         let stored = self.stored();
         (stored.gets, stored.applies)
@@ -57,17 +57,17 @@ impl Stub {
         self.stored().secret.clone().expect("a Secret")
     }
 
-    fn put(&self, secret: Secret) {
+    fn set(&self, secret: Secret) {
         self.stored().secret = Some(secret);
     }
 
-    /// Changes the Secret as somebody else would.
+    /// Changes the Secret as another client would.
     fn edit(&self, change: impl FnOnce(&mut Secret)) -> Secret {
         let mut secret = self.secret();
         change(&mut secret);
         let version = crate::cluster::watch::version(&secret.metadata) + 1;
         secret.metadata.resource_version = Some(version.to_string());
-        self.put(secret.clone());
+        self.set(secret.clone());
         secret
     }
 }
@@ -168,7 +168,7 @@ impl Fence for Lease {
     }
 }
 
-struct Bed {
+struct Fixture {
     api: Arc<Stub>,
     clock: Arc<StoppedClock>,
     secrets: PullSecrets,
@@ -176,11 +176,11 @@ struct Bed {
     lease: Lease,
 }
 
-fn bed() -> Bed {
-    bed_with(keys())
+fn fixture() -> Fixture {
+    fixture_with(keys())
 }
 
-fn bed_with(keys: StateKeys) -> Bed {
+fn fixture_with(keys: StateKeys) -> Fixture {
     let (api, clock) = (Arc::<Stub>::default(), Arc::<StoppedClock>::default());
     let secrets = PullSecrets::new(
         keys,
@@ -196,7 +196,7 @@ fn bed_with(keys: StateKeys) -> Bed {
         clock.clone(),
     );
     let lease = Lease(AtomicBool::new(true));
-    Bed {
+    Fixture {
         api,
         clock,
         secrets,
@@ -223,7 +223,7 @@ fn wanted<const N: usize>(
     hosts.map(|(number, it)| (host(number), it)).collect()
 }
 
-impl Bed {
+impl Fixture {
     fn later(&self, by: jiff::SignedDuration) -> Timestamp {
         self.clock.0.fetch_add(by.as_secs(), SeqCst);
         self.clock.now()
@@ -232,8 +232,8 @@ impl Bed {
     /// Has a Secret stored and known.
     fn given<const N: usize>(&self, hosts: [(usize, DesiredCredential); N]) -> Secret {
         let secret = Case::add(wanted(hosts)).create();
-        self.api.put(secret.clone());
-        self.secrets.wrote(&team(), NAMESPACE_UID, &secret);
+        self.api.set(secret.clone());
+        self.secrets.record_write(&team(), NAMESPACE_UID, &secret);
         secret
     }
 
@@ -319,57 +319,57 @@ fn plain<T>(result: Result<T, PullSecretError>) -> Result<T, String> {
 
 #[tokio::test(start_paused = true)]
 async fn first_admission_creates_without_a_read() {
-    let bed = bed();
-    assert_eq!(plain(bed.add([(1, fresh("pw", 12))]).await), WRITTEN);
-    assert_eq!(bed.api.calls(), (0, 1));
-    assert_eq!(bed.served(), [1]);
-    assert!(bed.is_managed(), "our own write is known by its answer");
-    assert!(bed.writer.is_usable(&team(), &[host(1)]));
-    assert!(!bed.writer.is_usable(&team(), &[host(1), host(2)]));
+    let fixture = fixture();
+    assert_eq!(plain(fixture.add([(1, fresh("pw", 12))]).await), WRITTEN);
+    assert_eq!(fixture.api.calls(), (0, 1));
+    assert_eq!(fixture.served(), [1]);
+    assert!(fixture.is_managed(), "our own write is known by its answer");
+    assert!(fixture.writer.is_usable(&team(), &[host(1)]));
+    assert!(!fixture.writer.is_usable(&team(), &[host(1), host(2)]));
     // The next one needs no call.
     let unchanged = Ok(Added::Unchanged(vec![]));
-    assert_eq!(plain(bed.add([(1, fresh("pw", 12))]).await), unchanged);
-    assert_eq!(bed.api.calls(), (0, 1));
+    assert_eq!(plain(fixture.add([(1, fresh("pw", 12))]).await), unchanged);
+    assert_eq!(fixture.api.calls(), (0, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn second_admission_adds_to_the_first() {
-    let bed = bed();
-    bed.given([(1, fresh("pw", 12))]);
-    let added = bed.add([(1, desired(None)), (2, fresh("pw", 12)), (3, desired(None))]);
+    let fixture = fixture();
+    fixture.given([(1, fresh("pw", 12))]);
+    let added = fixture.add([(1, desired(None)), (2, fresh("pw", 12)), (3, desired(None))]);
     assert_eq!(plain(added.await), WRITTEN);
-    assert_eq!(bed.served(), [1, 2]);
+    assert_eq!(fixture.served(), [1, 2]);
     let hosts = [host(1), host(2), host(3)];
-    assert!(bed.writer.names_all(&team(), &hosts));
-    assert!(!bed.writer.names_all(&team(), &[host(4)]));
-    assert!(!bed.writer.is_usable(&team(), &[host(3)]));
+    assert!(fixture.writer.names_all(&team(), &hosts));
+    assert!(!fixture.writer.names_all(&team(), &[host(4)]));
+    assert!(!fixture.writer.is_usable(&team(), &[host(3)]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn admission_reads_and_merges_again_after_a_conflict() {
     for rivals in [0, 1, 3, 11] {
-        let bed = bed();
-        bed.api.stored().rivals = (2..2 + rivals).collect();
-        assert_eq!(plain(bed.add([(1, fresh("pw", 12))]).await), WRITTEN);
+        let fixture = fixture();
+        fixture.api.stored().rivals = (2..2 + rivals).collect();
+        assert_eq!(plain(fixture.add([(1, fresh("pw", 12))]).await), WRITTEN);
         let applies = rivals + 1;
-        assert_eq!(bed.api.calls(), (applies - 1, applies));
-        assert_eq!(bed.served(), (1..2 + rivals).collect::<Vec<_>>());
+        assert_eq!(fixture.api.calls(), (applies - 1, applies));
+        assert_eq!(fixture.served(), (1..2 + rivals).collect::<Vec<_>>());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn admission_gives_up_after_twelve_conflicts() {
-    let bed = bed();
-    bed.api.stored().rivals = (2..30).collect();
-    let added = bed.add([(1, fresh("pw", 12))]).await;
+    let fixture = fixture();
+    fixture.api.stored().rivals = (2..30).collect();
+    let added = fixture.add([(1, fresh("pw", 12))]).await;
     assert_eq!(plain(added), Err("conflict".to_owned()));
-    assert_eq!(bed.api.calls(), (11, 12));
+    assert_eq!(fixture.api.calls(), (11, 12));
 }
 
 #[tokio::test(start_paused = true)]
 async fn admission_ends_at_its_deadline() {
-    let bed = bed();
-    bed.api.stored().refusals = vec![CallError::Guard("not yet".into()); 12].into();
+    let fixture = fixture();
+    fixture.api.stored().refusals = vec![CallError::Guard("not yet".into()); 12].into();
     let wanted = wanted([(1, fresh("pw", 12))]);
     let addition = Addition {
         wanted: &wanted,
@@ -377,10 +377,10 @@ async fn admission_ends_at_its_deadline() {
         replaces_tampered: false,
     };
     let deadline = Instant::now() + Duration::from_millis(400);
-    let writer = &bed.writer;
+    let writer = &fixture.writer;
     let added = writer.add(&team(), &settings(), addition, deadline).await;
     assert_eq!(plain(added), Err("deadline".to_owned()));
-    assert_eq!(bed.api.calls().1, 3);
+    assert_eq!(fixture.api.calls().1, 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -390,12 +390,12 @@ async fn refusal_by_the_guard_is_tried_again() {
         (11, WRITTEN),
         (12, Err("kube_api_rejected".to_owned())),
     ] {
-        let bed = bed();
+        let fixture = fixture();
         let refusal = CallError::Guard("not yet".into());
-        bed.api.stored().refusals = vec![refusal; refusals].into();
-        assert_eq!(plain(bed.add([(1, fresh("pw", 12))]).await), expected);
+        fixture.api.stored().refusals = vec![refusal; refusals].into();
+        assert_eq!(plain(fixture.add([(1, fresh("pw", 12))]).await), expected);
         let writes = 12.min(refusals + 1);
-        assert_eq!(bed.api.calls().1, writes, "{refusals}");
+        assert_eq!(fixture.api.calls().1, writes, "{refusals}");
     }
 }
 
@@ -406,11 +406,11 @@ async fn other_failures_cost_one_write() {
         (CallError::Failed("500".into()), "kube_api_error"),
         (CallError::Timeout("no answer".into()), "kube_api_error"),
     ] {
-        let bed = bed();
-        bed.api.stored().refusals = vec![error; 12].into();
-        let added = bed.add([(1, fresh("pw", 12))]).await;
+        let fixture = fixture();
+        fixture.api.stored().refusals = vec![error; 12].into();
+        let added = fixture.add([(1, fresh("pw", 12))]).await;
         assert_eq!(plain(added), Err(label.to_owned()));
-        assert_eq!(bed.api.calls(), (0, 1), "{label}");
+        assert_eq!(fixture.api.calls(), (0, 1), "{label}");
     }
 }
 
@@ -421,51 +421,51 @@ async fn leaders_failures_cost_one_write() {
         (CallError::Refused("Too long".into()), "kube_api_rejected"),
         (CallError::Failed("500".into()), "kube_api_error"),
     ] {
-        let bed = bed();
-        bed.api.stored().refusals = vec![error; 12].into();
-        let written = bed.reconcile([(1, fresh("pw", 12))]).await;
+        let fixture = fixture();
+        fixture.api.stored().refusals = vec![error; 12].into();
+        let written = fixture.reconcile([(1, fresh("pw", 12))]).await;
         assert_eq!(plain(written), Err(label.to_owned()));
-        assert_eq!(bed.api.calls(), (0, 1), "{label}");
+        assert_eq!(fixture.api.calls(), (0, 1), "{label}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_a_key_nothing_is_written() {
-    let bed = bed_with(StateKeys::default());
+    let fixture = fixture_with(StateKeys::default());
     let no_key = "no_state_key".to_owned();
-    let added = bed.add([(1, fresh("pw", 12))]).await;
+    let added = fixture.add([(1, fresh("pw", 12))]).await;
     assert_eq!(plain(added), Err(no_key.clone()));
-    let written = bed.reconcile([(1, fresh("pw", 12))]).await;
+    let written = fixture.reconcile([(1, fresh("pw", 12))]).await;
     assert_eq!(plain(written), Err(no_key));
-    assert_eq!(bed.api.calls(), (0, 0));
+    assert_eq!(fixture.api.calls(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn admissions_of_one_process_take_turns() {
-    let bed = bed();
+async fn admissions_of_one_process_are_serialized() {
+    let fixture = fixture();
     let (one, other) = tokio::join!(
-        bed.add([(1, fresh("pw", 12))]),
-        bed.add([(2, fresh("pw", 12))])
+        fixture.add([(1, fresh("pw", 12))]),
+        fixture.add([(2, fresh("pw", 12))])
     );
     assert_eq!((plain(one), plain(other)), (WRITTEN, WRITTEN));
-    assert_eq!(bed.api.calls().1, 2, "no conflict");
-    assert_eq!(bed.served(), [1, 2]);
-    assert!(bed.writer.0.turns.lock().expect("a lock").is_empty());
+    assert_eq!(fixture.api.calls().1, 2, "no conflict");
+    assert_eq!(fixture.served(), [1, 2]);
+    assert!(fixture.writer.0.locks.lock().expect("a lock").is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn demand_is_written_once_a_day() {
-    let bed = bed();
+    let fixture = fixture();
     let life = |now| (1, desired(Some(token("pw", 12, now))));
-    bed.given([life(NOW)]);
-    let now = bed.later(hours(23));
-    let renewed = bed.reconcile([life(now)]).await;
+    fixture.given([life(NOW)]);
+    let now = fixture.later(hours(23));
+    let renewed = fixture.reconcile([life(now)]).await;
     assert_eq!(plain(renewed), Ok(WriteOutcome::Written(vec![])));
     let unchanged = Ok(Added::Unchanged(vec![]));
-    assert_eq!(plain(bed.add([life(now)]).await), unchanged);
-    bed.later(hours(1));
-    assert_eq!(plain(bed.add([(1, desired(None))]).await), WRITTEN);
-    let demand = proven_state(&bed.api.secret())
+    assert_eq!(plain(fixture.add([life(now)]).await), unchanged);
+    fixture.later(hours(1));
+    assert_eq!(plain(fixture.add([(1, desired(None))]).await), WRITTEN);
+    let demand = proven_state(&fixture.api.secret())
         .hosts
         .get(&host(1))
         .expect("there")
@@ -475,110 +475,120 @@ async fn demand_is_written_once_a_day() {
 
 #[tokio::test(start_paused = true)]
 async fn hosts_without_room_are_named_and_the_others_written() {
-    let bed = bed();
-    bed.given([(1, fresh("pw", 12))]);
+    let fixture = fixture();
+    fixture.given([(1, fresh("pw", 12))]);
     let both = || [(2, fresh("pw", 12)), (3, fresh("pw", 12))];
-    let added = bed.add_within(2, false, both()).await;
+    let added = fixture.add_within(2, false, both()).await;
     assert_eq!(plain(added), Ok(Added::Written(vec![host(3)])));
-    let added = bed.add_within(2, false, both()).await;
+    let added = fixture.add_within(2, false, both()).await;
     assert_eq!(plain(added), Ok(Added::Unchanged(vec![host(3)])));
-    assert_eq!(bed.served(), [1, 2]);
+    assert_eq!(fixture.served(), [1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn foreign_secret_is_never_written() {
-    let bed = bed();
-    bed.given([(1, fresh("pw", 12))]);
-    let foreign = bed.api.edit(|secret| secret.metadata.labels = None);
-    bed.secrets.changed(&foreign.metadata);
-    let added = bed.add([(2, fresh("pw", 12))]).await;
+    let fixture = fixture();
+    fixture.given([(1, fresh("pw", 12))]);
+    let foreign = fixture.api.edit(|secret| secret.metadata.labels = None);
+    fixture.secrets.changed(&foreign.metadata);
+    let added = fixture.add([(2, fresh("pw", 12))]).await;
     assert_eq!(plain(added), Err("foreign".to_owned()));
-    let written = bed.reconcile([(2, fresh("pw", 12))]).await;
+    let written = fixture.reconcile([(2, fresh("pw", 12))]).await;
     assert_eq!(plain(written), Err("foreign".to_owned()));
-    assert_eq!(bed.api.calls().1, 0);
-    // A look at it is no failure.
-    let looked = bed.writer.look(&team(), &settings(), deadline()).await;
-    assert_eq!(plain(looked), Ok(()));
+    assert_eq!(fixture.api.calls().1, 0);
+    // Reading a foreign Secret is no failure.
+    let observed = fixture
+        .writer
+        .observe(&team(), &settings(), deadline())
+        .await;
+    assert_eq!(plain(observed), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn tampered_secret_is_replaced_only_after_a_look() {
-    let bed = bed();
-    bed.given([(1, fresh("pw", 12))]);
-    let edited = bed.api.edit(|it| set_data(it, r#"{"auths":{}}"#));
-    bed.secrets.changed(&edited.metadata);
+async fn tampered_secret_is_replaced_only_after_a_read() {
+    let fixture = fixture();
+    fixture.given([(1, fresh("pw", 12))]);
+    let edited = fixture.api.edit(|it| set_data(it, r#"{"auths":{}}"#));
+    fixture.secrets.changed(&edited.metadata);
     let new = || [(2, fresh("pw", 12))];
     let claimed = Ok(Added::Tampered(vec![host(1)]));
-    assert_eq!(plain(bed.add(new()).await), claimed);
-    assert_eq!(bed.api.calls(), (1, 0));
-    assert_eq!(plain(bed.add_within(64, true, new()).await), WRITTEN);
-    // What it had is wanted still.
-    assert_eq!(bed.served(), [2]);
-    assert!(bed.writer.names_all(&team(), &[host(1), host(2)]));
+    assert_eq!(plain(fixture.add(new()).await), claimed);
+    assert_eq!(fixture.api.calls(), (1, 0));
+    assert_eq!(plain(fixture.add_within(64, true, new()).await), WRITTEN);
+    // Its hosts are still wanted.
+    assert_eq!(fixture.served(), [2]);
+    assert!(fixture.writer.names_all(&team(), &[host(1), host(2)]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn deleted_secret_comes_back_with_its_hosts() {
-    let bed = bed();
-    let had = bed.given([(1, fresh("pw", 12)), (3, desired(None))]);
-    bed.api.stored().secret = None;
+    let fixture = fixture();
+    let had = fixture.given([(1, fresh("pw", 12)), (3, desired(None))]);
+    fixture.api.stored().secret = None;
     let mut metadata = had.metadata;
     metadata.resource_version = Some("43".into());
-    bed.secrets.deleted(&metadata);
-    assert_eq!(plain(bed.add([(2, fresh("pw", 12))]).await), WRITTEN);
+    fixture.secrets.deleted(&metadata);
+    assert_eq!(plain(fixture.add([(2, fresh("pw", 12))]).await), WRITTEN);
     let hosts = [host(1), host(2), host(3)];
-    assert!(bed.writer.names_all(&team(), &hosts));
-    assert_eq!(bed.served(), [2]);
+    assert!(fixture.writer.names_all(&team(), &hosts));
+    assert_eq!(fixture.served(), [2]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn admission_brings_back_what_an_older_copy_lacks() {
-    let bed = bed();
-    let old = bed.given([(1, fresh("pw", 12))]);
-    assert_eq!(plain(bed.add([(2, fresh("pw", 12))]).await), WRITTEN);
+    let fixture = fixture();
+    let old = fixture.given([(1, fresh("pw", 12))]);
+    assert_eq!(plain(fixture.add([(2, fresh("pw", 12))]).await), WRITTEN);
     // A backup tool puts the old one back.
-    let reverted = bed.api.edit(|secret| {
+    let reverted = fixture.api.edit(|secret| {
         secret.data = old.data.clone();
         secret.metadata.annotations = old.metadata.annotations.clone();
     });
-    bed.secrets.changed(&reverted.metadata);
-    assert_eq!(plain(bed.add([(3, fresh("pw", 12))]).await), WRITTEN);
-    assert_eq!(bed.served(), [1, 3]);
-    assert!(bed.writer.names_all(&team(), &[host(1), host(2), host(3)]));
+    fixture.secrets.changed(&reverted.metadata);
+    assert_eq!(plain(fixture.add([(3, fresh("pw", 12))]).await), WRITTEN);
+    assert_eq!(fixture.served(), [1, 3]);
+    assert!(
+        fixture
+            .writer
+            .names_all(&team(), &[host(1), host(2), host(3)])
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn revisions_grow_though_the_clock_does_not() {
-    let bed = bed();
-    let revision = |bed: &Bed| proven_state(&bed.api.secret()).revision;
+    let fixture = fixture();
+    let revision = |fixture: &Fixture| proven_state(&fixture.api.secret()).revision;
     let mut last = 0;
     for number in 1..5 {
-        assert_eq!(plain(bed.add([(number, fresh("pw", 12))]).await), WRITTEN);
-        assert!(revision(&bed) > last);
-        last = revision(&bed);
-        bed.later(-hours(1));
+        assert_eq!(
+            plain(fixture.add([(number, fresh("pw", 12))]).await),
+            WRITTEN
+        );
+        assert!(revision(&fixture) > last);
+        last = revision(&fixture);
+        fixture.later(-hours(1));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn leader_renews_without_a_read_where_all_is_replaced() {
-    let bed = bed();
-    bed.given([(1, fresh("old", 12)), (2, fresh("old", 12))]);
-    let now = bed.later(hours(4));
+    let fixture = fixture();
+    fixture.given([(1, fresh("old", 12)), (2, fresh("old", 12))]);
+    let now = fixture.later(hours(4));
     let new = || desired(Some(token("new", 12, now)));
-    let renewed = bed.reconcile([(1, new()), (2, new())]).await;
+    let renewed = fixture.reconcile([(1, new()), (2, new())]).await;
     assert_eq!(plain(renewed), Ok(WriteOutcome::Written(vec![])));
-    assert_eq!(bed.api.calls(), (0, 1));
+    assert_eq!(fixture.api.calls(), (0, 1));
     // Else it reads what it has to keep.
-    let now = bed.later(hours(4));
+    let now = fixture.later(hours(4));
     let newer = desired(Some(token("newer", 12, now)));
-    let renewed = bed.reconcile([(1, newer), (2, desired(None))]).await;
+    let renewed = fixture.reconcile([(1, newer), (2, desired(None))]).await;
     assert_eq!(plain(renewed), Ok(WriteOutcome::Written(vec![])));
-    assert_eq!(bed.api.calls(), (1, 2));
-    let secret = bed.api.secret();
+    assert_eq!(fixture.api.calls(), (1, 2));
+    let secret = fixture.api.secret();
     assert_eq!(auth_of(&secret, &host(1)).as_deref(), Some("AWS:newer"));
     assert_eq!(auth_of(&secret, &host(2)).as_deref(), Some("AWS:new"));
-    let unchanged = bed
+    let unchanged = fixture
         .reconcile([(1, desired(None)), (2, desired(None))])
         .await;
     assert_eq!(plain(unchanged), Ok(WriteOutcome::Unchanged));
@@ -586,38 +596,42 @@ async fn leader_renews_without_a_read_where_all_is_replaced() {
 
 #[tokio::test(start_paused = true)]
 async fn leader_writes_over_no_version_but_the_planned_one() {
-    let bed = bed();
-    bed.given([(1, fresh("pw", 12))]);
-    let basis = bed.known().expect("known");
-    assert_eq!(plain(bed.add([(2, fresh("pw", 12))]).await), WRITTEN);
-    let now = bed.later(hours(4));
+    let fixture = fixture();
+    fixture.given([(1, fresh("pw", 12))]);
+    let basis = fixture.known().expect("known");
+    assert_eq!(plain(fixture.add([(2, fresh("pw", 12))]).await), WRITTEN);
+    let now = fixture.later(hours(4));
     let new = desired(Some(token("new", 12, now)));
-    let (gets, applies) = bed.api.calls();
-    let outcome = bed.reconcile_from(Some(&basis), None, [(1, new)]).await;
+    let (gets, applies) = fixture.api.calls();
+    let outcome = fixture.reconcile_from(Some(&basis), None, [(1, new)]).await;
     assert_eq!(plain(outcome), Ok(WriteOutcome::Moved));
-    assert_eq!(bed.api.calls(), (gets, applies), "nothing was called");
+    assert_eq!(fixture.api.calls(), (gets, applies), "nothing was called");
     // Nor where there is one against the plan, or none.
-    let outcome = bed.reconcile_from(None, None, [(1, fresh("pw", 12))]).await;
+    let outcome = fixture
+        .reconcile_from(None, None, [(1, fresh("pw", 12))])
+        .await;
     assert_eq!(plain(outcome), Ok(WriteOutcome::Moved));
-    bed.secrets.saw_none(&team());
-    let outcome = bed
+    fixture.secrets.record_absent(&team());
+    let outcome = fixture
         .reconcile_from(Some(&basis), None, [(1, fresh("pw", 12))])
         .await;
     assert_eq!(plain(outcome), Ok(WriteOutcome::Moved));
-    assert_eq!(bed.api.calls(), (gets, applies));
+    assert_eq!(fixture.api.calls(), (gets, applies));
 }
 
 #[tokio::test(start_paused = true)]
 async fn leader_never_removes_what_another_replica_added() {
     // By an apply that conflicts, and by a read that tells before.
     for is_all_replaced in [true, false] {
-        let bed = bed();
-        bed.given([(1, fresh("old", 12)), (3, fresh("old", 12))]);
+        let fixture = fixture();
+        fixture.given([(1, fresh("old", 12)), (3, fresh("old", 12))]);
         // The watch doesn't know of it yet.
         let other = Case::add(wanted([(2, fresh("theirs", 12))]));
-        let theirs = other.apply(Some(&bed.api.secret()), NOW).expect("a write");
-        bed.api.put(theirs);
-        let now = bed.later(hours(4));
+        let theirs = other
+            .apply(Some(&fixture.api.secret()), NOW)
+            .expect("a write");
+        fixture.api.set(theirs);
+        let now = fixture.later(hours(4));
         let new = || desired(Some(token("new", 12, now)));
         let third = || {
             if is_all_replaced {
@@ -626,133 +640,147 @@ async fn leader_never_removes_what_another_replica_added() {
                 desired(None)
             }
         };
-        let outcome = bed.reconcile([(1, new()), (3, third())]).await;
+        let outcome = fixture.reconcile([(1, new()), (3, third())]).await;
         assert_eq!(plain(outcome), Ok(WriteOutcome::Moved));
-        assert_eq!(bed.api.calls(), (1, usize::from(is_all_replaced)));
-        assert!(bed.writer.names_all(&team(), &[host(2)]), "it is known now");
+        assert_eq!(fixture.api.calls(), (1, usize::from(is_all_replaced)));
+        assert!(
+            fixture.writer.names_all(&team(), &[host(2)]),
+            "it is known now"
+        );
         // Though the same is planned, the next write keeps it.
-        let outcome = bed.reconcile([(1, new()), (3, third())]).await;
+        let outcome = fixture.reconcile([(1, new()), (3, third())]).await;
         assert_eq!(plain(outcome), Ok(WriteOutcome::Written(vec![])));
-        assert_eq!(bed.served(), [1, 2, 3]);
-        let theirs = auth_of(&bed.api.secret(), &host(2));
+        assert_eq!(fixture.served(), [1, 2, 3]);
+        let theirs = auth_of(&fixture.api.secret(), &host(2));
         assert_eq!(theirs.as_deref(), Some("AWS:theirs"));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn leaders_creation_loses_against_an_admissions() {
-    let bed = bed();
-    bed.api.stored().rivals = [2].into();
-    let outcome = bed.reconcile([(1, fresh("pw", 12))]).await;
+    let fixture = fixture();
+    fixture.api.stored().rivals = [2].into();
+    let outcome = fixture.reconcile([(1, fresh("pw", 12))]).await;
     assert_eq!(plain(outcome), Ok(WriteOutcome::Moved));
-    assert_eq!(bed.served(), [2]);
-    let outcome = bed.reconcile([(1, fresh("pw", 12))]).await;
+    assert_eq!(fixture.served(), [2]);
+    let outcome = fixture.reconcile([(1, fresh("pw", 12))]).await;
     assert_eq!(plain(outcome), Ok(WriteOutcome::Written(vec![])));
-    assert_eq!(bed.served(), [1, 2]);
+    assert_eq!(fixture.served(), [1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn leader_that_lost_the_lease_writes_nothing() {
-    let bed = bed();
-    bed.lease.0.store(false, SeqCst);
-    let outcome = bed.reconcile([(1, fresh("pw", 12))]).await;
+    let fixture = fixture();
+    fixture.lease.0.store(false, SeqCst);
+    let outcome = fixture.reconcile([(1, fresh("pw", 12))]).await;
     assert_eq!(plain(outcome), Err("not_leading".to_owned()));
-    assert_eq!(bed.api.calls(), (0, 0));
+    assert_eq!(fixture.api.calls(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn listed_state_whose_data_were_changed_is_planned_again() {
-    let bed = bed();
+    let fixture = fixture();
     let secret = Case::add(wanted([(1, fresh("pw", 12)), (2, fresh("pw", 12))])).create();
-    bed.api.put(secret);
-    let edited = bed.api.edit(|it| set_data(it, r#"{"auths":{}}"#));
-    let mut list = bed.secrets.begin_list();
-    bed.secrets.listed(&edited.metadata, &mut list);
-    let now = bed.later(hours(4));
+    fixture.api.set(secret);
+    let edited = fixture.api.edit(|it| set_data(it, r#"{"auths":{}}"#));
+    let mut list = fixture.secrets.begin_list();
+    fixture.secrets.listed(&edited.metadata, &mut list);
+    let now = fixture.later(hours(4));
     let new = || [(1, desired(Some(token("new", 12, now))))];
-    let outcome = bed.reconcile(new()).await;
+    let outcome = fixture.reconcile(new()).await;
     assert_eq!(plain(outcome), Ok(WriteOutcome::Moved));
-    assert_eq!(bed.api.calls(), (1, 0));
+    assert_eq!(fixture.api.calls(), (1, 0));
     // Planned as a repair, it is written with all that it had.
-    let basis = bed.known().expect("known");
+    let basis = fixture.known().expect("known");
     let had = basis.observed().remembered().cloned();
-    let outcome = bed.reconcile_from(Some(&basis), had.as_ref(), new()).await;
+    let outcome = fixture
+        .reconcile_from(Some(&basis), had.as_ref(), new())
+        .await;
     assert_eq!(plain(outcome), Ok(WriteOutcome::Written(vec![])));
-    assert!(bed.writer.names_all(&team(), &[host(1), host(2)]));
+    assert!(fixture.writer.names_all(&team(), &[host(1), host(2)]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn same_password_renewed_twice_is_no_edit() {
-    let bed = bed();
-    bed.given([(1, fresh("pw", 12))]);
+    let fixture = fixture();
+    fixture.given([(1, fresh("pw", 12))]);
     for _ in 0..2 {
-        let now = bed.later(hours(4));
+        let now = fixture.later(hours(4));
         let same = desired(Some(token("pw", 12, now)));
-        let outcome = bed.reconcile([(1, same)]).await;
+        let outcome = fixture.reconcile([(1, same)]).await;
         assert_eq!(plain(outcome), Ok(WriteOutcome::Written(vec![])));
-        assert!(bed.is_managed());
-        bed.secrets.changed(&bed.api.secret().metadata);
-        assert!(bed.is_managed());
+        assert!(fixture.is_managed());
+        fixture.secrets.changed(&fixture.api.secret().metadata);
+        assert!(fixture.is_managed());
         // And to another replica, which only watches.
-        let other = bed_with(keys());
-        other.secrets.changed(&bed.api.secret().metadata);
+        let other = fixture_with(keys());
+        other.secrets.changed(&fixture.api.secret().metadata);
         assert!(other.is_managed());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn unread_secret_is_read_once_for_all_who_wait() {
-    let bed = bed();
+    let fixture = fixture();
     let secret = Case::add(wanted([(1, fresh("pw", 12))])).create();
-    bed.api.put(secret.clone());
-    let mut list = bed.secrets.begin_list();
-    bed.secrets.listed(&secret.metadata, &mut list);
+    fixture.api.set(secret.clone());
+    let mut list = fixture.secrets.begin_list();
+    fixture.secrets.listed(&secret.metadata, &mut list);
     let settings = settings();
-    let look = || async { plain(bed.writer.look_once(&team(), &settings, deadline()).await) };
+    let look = || async {
+        plain(
+            fixture
+                .writer
+                .read_if_unread(&team(), &settings, deadline())
+                .await,
+        )
+    };
     assert_eq!(
         tokio::join!(look(), look(), look()),
         (Ok(()), Ok(()), Ok(()))
     );
-    assert_eq!(bed.api.calls(), (1, 0));
-    assert!(bed.is_managed());
+    assert_eq!(fixture.api.calls(), (1, 0));
+    assert!(fixture.is_managed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn opted_out_secret_is_deleted_only_unwanted_and_ours() {
-    let remove = async |bed: &Bed, is_wanted: bool| {
-        let (writer, lease) = (&bed.writer, &bed.lease);
+    let remove = async |fixture: &Fixture, is_wanted: bool| {
+        let (writer, lease) = (&fixture.writer, &fixture.lease);
         plain(
             writer
                 .remove(&team(), move |_| is_wanted, lease, deadline())
                 .await,
         )
     };
-    let bed = bed();
-    assert_eq!(remove(&bed, false).await, Ok(true), "there is none");
-    bed.given([(1, fresh("pw", 12))]);
-    assert_eq!(remove(&bed, true).await, Ok(false));
-    bed.lease.0.store(false, SeqCst);
-    assert_eq!(remove(&bed, false).await, Err("not_leading".to_owned()));
-    bed.lease.0.store(true, SeqCst);
-    let foreign = bed.api.edit(|secret| secret.type_ = Some("Opaque".into()));
-    assert_eq!(remove(&bed, false).await, Err("foreign".to_owned()));
-    assert_eq!(bed.api.stored().deletes, 0);
-    assert_eq!(bed.api.secret(), foreign);
-    bed.given([(1, fresh("pw", 12))]);
-    assert_eq!(remove(&bed, false).await, Ok(true));
-    assert!(bed.api.stored().secret.is_none() && bed.known().is_none());
+    let fixture = fixture();
+    assert_eq!(remove(&fixture, false).await, Ok(true), "there is none");
+    fixture.given([(1, fresh("pw", 12))]);
+    assert_eq!(remove(&fixture, true).await, Ok(false));
+    fixture.lease.0.store(false, SeqCst);
+    assert_eq!(remove(&fixture, false).await, Err("not_leading".to_owned()));
+    fixture.lease.0.store(true, SeqCst);
+    let foreign = fixture
+        .api
+        .edit(|secret| secret.type_ = Some("Opaque".into()));
+    assert_eq!(remove(&fixture, false).await, Err("foreign".to_owned()));
+    assert_eq!(fixture.api.stored().deletes, 0);
+    assert_eq!(fixture.api.secret(), foreign);
+    fixture.given([(1, fresh("pw", 12))]);
+    assert_eq!(remove(&fixture, false).await, Ok(true));
+    assert!(fixture.api.stored().secret.is_none() && fixture.known().is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn claims_of_an_untrusted_secret_are_what_a_removal_asks_by() {
-    let bed = bed();
-    bed.given([(1, fresh("pw", 12))]);
+async fn removal_checks_the_claims_of_an_untrusted_secret() {
+    let fixture = fixture();
+    fixture.given([(1, fresh("pw", 12))]);
     let claims = state([(host(1), entry(NOW, Some((NOW, 12))))]);
     let is_wanted = |existing: &Existing| {
         assert_eq!(existing.state, None, "nothing is proven to it");
         existing.claims.as_ref().map(|state| &state.hosts) == Some(&claims.hosts)
     };
-    let (writer, lease) = (&bed.writer, &bed.lease);
+    let (writer, lease) = (&fixture.writer, &fixture.lease);
     let removed = writer.remove(&team(), is_wanted, lease, deadline()).await;
     assert_eq!(plain(removed), Ok(false));
 }

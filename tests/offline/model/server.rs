@@ -83,7 +83,7 @@ pub fn lock(server: &SharedServer) -> MutexGuard<'_, Server> {
 
 /// The keys that all processes of the model share.
 pub fn keys() -> StateKeys {
-    StateKeys::of(StateKey::new([7; 32]), None)
+    StateKeys::new(StateKey::new([7; 32]), None)
 }
 
 /// What a stored Secret truly holds.
@@ -206,7 +206,7 @@ impl Server {
             .to_string()
             .into_bytes();
         let state = State {
-            digest: DataDigest::of(&data),
+            digest: DataDigest::new(&data),
             ..state.clone()
         };
         self.put(namespace, now, |secret| {

@@ -1,0 +1,102 @@
+//! The errors of provisioning a pull secret.
+
+use thiserror::Error;
+
+use super::Foreign;
+use crate::{registry::Host, token::error::MintError};
+
+/// Writes that an admission tries before it gives up; each conflict means that another replica won.
+pub(super) const MAX_ATTEMPTS: u32 = 12;
+
+/// Why a pull secret does not have what a Pod needs.
+#[derive(Debug, Clone, Error)]
+pub enum PullSecretError {
+    /// There is no token. The Secret names the host all the same.
+    #[error("{host}: {error}")]
+    Mint {
+        /// The host.
+        host: Host,
+        /// The cause.
+        error: MintError,
+    },
+    /// The Secret isn't ours.
+    #[error("the Secret was not created by ecr-injector: {0}")]
+    Foreign(Foreign),
+    /// The Secret has no room for these hosts; the others have their credentials.
+    #[error("the pull secret has no room for {}; limits.registriesPerSecret allows {limit} hosts", listed(.hosts))]
+    Full {
+        /// The hosts without room.
+        hosts: Vec<Host>,
+        /// The most hosts that are allowed.
+        limit: usize,
+    },
+    /// The API server refused: rights, quota, a policy, a namespace that is being deleted.
+    #[error("the API server refused to {verb} the pull secret: {message}")]
+    Refused {
+        /// The verb of the call.
+        verb: &'static str,
+        /// The API server's message.
+        message: String,
+    },
+    /// The API server failed, or couldn't be reached.
+    #[error("failed to {verb} the pull secret: {message}")]
+    Api {
+        /// The verb of the call.
+        verb: &'static str,
+        /// The cause.
+        message: String,
+    },
+    /// Every write conflicted with another.
+    #[error("{MAX_ATTEMPTS} writes in a row conflicted with another client's")]
+    Contended,
+    /// This replica no longer leads, and its knowledge may be old.
+    #[error("another replica leads now")]
+    NotLeading,
+    /// There is no key yet to seal the state with.
+    #[error(
+        "the state key is not known yet; the condition state-key on /readyz says what it waits for"
+    )]
+    NoKey,
+    /// The request's deadline came first; the work goes on.
+    #[error("not done before the request's deadline")]
+    Deadline,
+    /// The task panicked.
+    #[error("preparing the pull secret failed inside ecr-injector")]
+    Crashed,
+}
+
+fn listed(hosts: &[Host]) -> String {
+    match hosts {
+        [] => "more registries".to_owned(),
+        [one] => one.to_string(),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+    }
+}
+
+impl PullSecretError {
+    /// Returns the error as a metric's label.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Mint { error, .. } => error.as_str(),
+            Self::Foreign(_) => "foreign",
+            Self::Full { .. } => "too_many_hosts",
+            Self::Refused { .. } => "kube_api_rejected",
+            Self::Api { .. } => "kube_api_error",
+            Self::Contended => "conflict",
+            Self::NotLeading => "not_leading",
+            Self::NoKey => "no_state_key",
+            Self::Deadline => "deadline",
+            Self::Crashed => "internal_error",
+        }
+    }
+
+    /// Returns the error as a text for tenants: of AWS's answer only the code.
+    #[must_use]
+    pub fn public_text(&self) -> String {
+        match self {
+            Self::Mint { host, error } => format!("{host}: {}", error.public_text()),
+            other => other.to_string(),
+        }
+    }
+}
