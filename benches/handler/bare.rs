@@ -33,8 +33,8 @@ pub fn run(arguments: &[&str]) {
         certificate: certificate.into(),
         key: key.into(),
     };
-    let pair = files.pair(&SystemClock).unwrap();
-    let config = tls::server_config(CertResolver::of(pair), MinVersion::Tls13, None);
+    let cert = files.cert(&SystemClock).unwrap();
+    let config = tls::server_config(CertResolver::new(cert), MinVersion::Tls13, None);
     let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
     let answer = Bytes::from(fs::read(answer).unwrap());
     let router = Router::new().route(

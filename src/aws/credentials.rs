@@ -1,10 +1,12 @@
-//! The ambient credentials: the first source of the SDK's own chain that has any, and from then on no other.
+//! The ambient credentials: the first source of the SDK's own chain that has any, and from then on
+//! no other.
 //!
-//! A chain that is walked anew at each refresh may end at another principal: a web identity whose STS throttles today, and
-//! the node's role is next in line. A token carries all that its principal may do, so here a source that fails is an
-//! error. Only a source that is not configured at all is passed over, and only until one was found. The SDK says "not
-//! loaded" of one that is configured by half too (a token file without a role, one key of two, a profile that isn't
-//! there), so what was begun is read from the environment here.
+//! A chain that is searched again at each refresh may end at another principal: when STS throttles
+//! a web identity, the node's role is next in line. A token carries all that its principal may do,
+//! so here a source that fails is an error. Only a source that is not configured at all is skipped,
+//! and only until a source was found. The SDK reports "not loaded" also for a source that is
+//! configured by half (a token file without a role, one key of two, a profile that doesn't exist),
+//! so the configured variables are read from the environment here.
 
 use std::{
     env,
@@ -41,18 +43,20 @@ use super::metrics::AwsMetrics;
 
 /// How long one source may take.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one call to the instance metadata service may take: it answers in milliseconds or never (a hop limit of 1).
+/// How long one call to the instance metadata service may take: the service answers in milliseconds
+/// or never (a hop limit of 1).
 const IMDS_TIMEOUT: Duration = Duration::from_millis(800);
 const IMDS_ATTEMPTS: u32 = 2;
-/// EKS Pod Identity and ECS use one protocol; only the former names a file with its token.
+/// The variable that distinguishes EKS Pod Identity from ECS: both use one protocol, and only the
+/// former names a file with its token.
 const POD_IDENTITY_VARIABLE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
-/// How the SDK's errors about a credential process begin. They go on with what the process printed.
+/// The start of the SDK's errors about a credential process. The rest is the output of the process.
 const PROCESS_ERROR: &str = "Error retrieving credentials";
 
 /// Where ambient credentials come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// `AWS_ACCESS_KEY_ID` and its fellows.
+    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`.
     Environment,
     /// A profile file: keys, SSO, a credential process, a role.
     Profile,
@@ -66,16 +70,16 @@ pub enum Source {
     InstanceMetadata,
 }
 
-/// A source that has credentials to give and failed to. It holds words and no cause: the cause of a profile's failure may
-/// hold what a credential process printed, and its debug text would show that.
+/// A configured source failed. The error has a message and no cause: the cause of a profile's
+/// failure may hold the output of a credential process, and its debug text would show that.
 #[derive(Debug, Error)]
-#[error("{from}: {said}")]
+#[error("{from}: {message}")]
 pub struct SourceError {
     from: Source,
-    said: String,
+    message: String,
 }
 
-/// No source has any.
+/// No source has credentials.
 #[derive(Debug, Error)]
 #[error(
     "neither the environment, a profile, a web identity, a container endpoint nor the instance metadata has any \
@@ -86,14 +90,15 @@ pub struct NoSource {
     last: String,
 }
 
-/// The expected source has none, nor has any other.
+/// Neither the expected source nor any other has credentials.
 #[derive(Debug, Error)]
 #[error("expected credentials of {expected}, and no source has any: {}", .expected.hint())]
 pub struct NoExpectedSource {
     expected: Source,
 }
 
-/// Another source than the expected one has credentials. They are another principal's, so they sign nothing.
+/// Another source than the expected one has credentials. Those are another principal's, so they
+/// sign nothing.
 #[derive(Debug, Error)]
 #[error("expected credentials of {expected} and found those of {found}, which are not used: {}", .expected.hint())]
 pub struct UnexpectedSource {
@@ -104,16 +109,16 @@ pub struct UnexpectedSource {
 /// A source with its place in the chain.
 #[derive(Debug)]
 pub struct CredentialSource {
-    /// Which it is.
+    /// Which source this is.
     pub from: Source,
-    /// What stands of its own configuration, in words that say what can be missing if it has no credentials all the same.
-    /// Without any, it may be passed over.
-    pub begun: Option<String>,
-    /// What gives the credentials.
+    /// Which of its variables are set, as a text that names what may be missing if the source has
+    /// no credentials all the same. Without any, the source may be skipped.
+    pub configured: Option<String>,
+    /// The SDK's provider of the credentials.
     pub provider: Box<dyn ProvideCredentials>,
 }
 
-/// The SDK's default chain, held to the first source that gave credentials. Clones of what it is shared in share that.
+/// The SDK's default chain, pinned to the first source that gave credentials.
 #[derive(Debug)]
 pub struct PinnedChain {
     sources: Vec<CredentialSource>,
@@ -123,7 +128,7 @@ pub struct PinnedChain {
 }
 
 impl Source {
-    /// All that there are, in the order of the chain.
+    /// All sources, in the order of the chain.
     pub const ALL: [Self; 6] = [
         Self::Environment,
         Self::Profile,
@@ -139,7 +144,7 @@ impl Source {
         Self::ALL.into_iter().find(|source| source.as_str() == text)
     }
 
-    /// What to check where it was expected and has no credentials.
+    /// Returns what to check if the source was expected and has no credentials.
     fn hint(self) -> &'static str {
         match self {
             Self::Environment => {
@@ -161,7 +166,7 @@ impl Source {
         }
     }
 
-    /// The source as a metric's label and a log's field.
+    /// Returns the source as a metric's label and a log field.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -182,8 +187,9 @@ impl fmt::Display for Source {
 }
 
 impl PinnedChain {
-    /// The sources in the SDK's own order. `direct` is the way to endpoints on the node itself. If a source is `expected`, the
-    /// credentials of any other are an error.
+    /// Returns the chain of all sources in the SDK's own order. `direct` reaches endpoints on the
+    /// node itself without a proxy. If a source is `expected`, the credentials of any other are an
+    /// error.
     #[must_use]
     pub fn new(
         config: &ProviderConfig,
@@ -217,19 +223,19 @@ impl PinnedChain {
             (container, Box::new(endpoint.build())),
             (Source::InstanceMetadata, Box::new(metadata.build())),
         ];
-        let candidates = sources
+        let sources = sources
             .into_iter()
             .map(|(from, provider)| CredentialSource {
                 from,
-                begun: begun(from, value),
+                configured: configured(from, value),
                 provider,
             });
-        Self::of(candidates.collect(), expected, metrics)
+        Self::from_sources(sources.collect(), expected, metrics)
     }
 
-    /// Any sources, for tests.
+    /// Returns a chain of any sources, for tests.
     #[must_use]
-    pub fn of(
+    pub fn from_sources(
         sources: Vec<CredentialSource>,
         expected: Option<Source>,
         metrics: Arc<AwsMetrics>,
@@ -244,11 +250,11 @@ impl PinnedChain {
 
     async fn provide(&self) -> provider::Result {
         if let Some(source) = self.pinned.get().and_then(|&at| self.sources.get(at)) {
-            return source.ask().await.map_err(|cause| source.failed(&cause));
+            return source.fetch().await.map_err(|cause| source.failed(&cause));
         }
         let mut last = String::new();
         for (at, source) in self.sources.iter().enumerate() {
-            match source.ask().await {
+            match source.fetch().await {
                 Ok(credentials) => {
                     self.check(source.from)?;
                     if self.pinned.set(at).is_ok() {
@@ -258,7 +264,7 @@ impl PinnedChain {
                     }
                     return Ok(credentials);
                 }
-                Err(cause) if source.may_be_passed_over(&cause) => last = innermost(&cause),
+                Err(cause) if source.may_be_skipped(&cause) => last = innermost(&cause),
                 Err(cause) => return Err(source.failed(&cause)),
             }
         }
@@ -268,7 +274,8 @@ impl PinnedChain {
         })
     }
 
-    /// Lets no other source than the expected one give credentials. It isn't pinned, so a source that comes up late is found.
+    /// Rejects credentials of another source than the expected one. The other source isn't pinned,
+    /// so the expected one is found if it appears late.
     fn check(&self, found: Source) -> Result<(), CredentialsError> {
         match self.expected.filter(|expected| *expected != found) {
             Some(expected) => Err(CredentialsError::provider_error(UnexpectedSource {
@@ -290,42 +297,44 @@ impl ProvideCredentials for PinnedChain {
 }
 
 impl CredentialSource {
-    async fn ask(&self) -> Result<Credentials, CredentialsError> {
-        let asked = timeout(SOURCE_TIMEOUT, self.provider.provide_credentials()).await;
-        asked.unwrap_or_else(|_| {
+    async fn fetch(&self) -> Result<Credentials, CredentialsError> {
+        let fetched = timeout(SOURCE_TIMEOUT, self.provider.provide_credentials()).await;
+        fetched.unwrap_or_else(|_| {
             tracing::debug!(source = %self.from, "credentials source timed out");
             Err(CredentialsError::provider_timed_out(SOURCE_TIMEOUT))
         })
     }
 
-    /// Whether there is nothing of this source at all.
-    fn may_be_passed_over(&self, cause: &CredentialsError) -> bool {
-        // A profile that leads nowhere (to one that isn't there, say) has a reason; the SDK gives none for no profile.
+    /// Returns whether the source is not configured at all.
+    fn may_be_skipped(&self, cause: &CredentialsError) -> bool {
+        // A profile that leads nowhere (for example to one that doesn't exist) has a source error;
+        // a missing profile has none.
         let leads_nowhere = self.from == Source::Profile && cause.source().is_some();
         matches!(cause, CredentialsError::CredentialsNotLoaded(_))
-            && self.begun.is_none()
+            && self.configured.is_none()
             && !leads_nowhere
     }
 
     fn failed(&self, cause: &CredentialsError) -> CredentialsError {
-        let said = match self.from {
-            Source::Profile => of_profile(cause),
+        let message = match self.from {
+            Source::Profile => profile_message(cause),
             _ => innermost(cause),
         };
         let is_half = matches!(cause, CredentialsError::CredentialsNotLoaded(_));
-        let said = match self.begun.as_ref().filter(|_| is_half) {
-            Some(begun) => format!("configured by half: {begun} ({said})"),
-            None => said,
+        let message = match self.configured.as_ref().filter(|_| is_half) {
+            Some(configured) => format!("configured by half: {configured} ({message})"),
+            None => message,
         };
         CredentialsError::provider_error(SourceError {
             from: self.from,
-            said,
+            message,
         })
     }
 }
 
-/// What stands of a source's own configuration; `None` if there is nothing. A blank variable is like none, as for the SDK.
-fn begun(from: Source, value: impl Fn(&str) -> Option<String>) -> Option<String> {
+/// Returns which variables of a source are set; `None` if none are. A blank variable counts as
+/// unset, as in the SDK.
+fn configured(from: Source, value: impl Fn(&str) -> Option<String>) -> Option<String> {
     let value = |name| value(name).filter(|text| !text.trim().is_empty());
     let is_set = |name| value(name).is_some();
     let missing = |set: &str, missing: &str| Some(format!("{set} is set and {missing} is not"));
@@ -366,9 +375,10 @@ fn begun(from: Source, value: impl Fn(&str) -> Option<String>) -> Option<String>
     }
 }
 
-/// What a profile failed with. A credential process's errors hold what it printed, so nothing is shown but what certainly
-/// comes from elsewhere: from reading the files, from our own clock, from an answer of AWS's or the way to it.
-fn of_profile(cause: &CredentialsError) -> String {
+/// Returns the message of a profile's failure. The errors of a credential process hold its output,
+/// so only texts are shown that certainly come from elsewhere: from reading the files, from a
+/// timeout, from a response of AWS or the way to it.
+fn profile_message(cause: &CredentialsError) -> String {
     let first: &(dyn StdError + 'static) = cause;
     let chain = || std::iter::successors(Some(first), |&error| error.source());
     let is_of_no_process = matches!(
@@ -402,9 +412,9 @@ fn is_of_aws_or_the_system(error: &(dyn StdError + 'static)) -> bool {
             .is_some_and(|error| error.raw_os_error().is_some())
 }
 
-/// The exit status in the SDK's error about a credential process, and only digits of it.
-fn exit_status(said: &str) -> Option<String> {
-    let (_, rest) = said.split_once("exited with code ")?;
+/// Returns the exit status in the SDK's error about a credential process, and only its digits.
+fn exit_status(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once("exited with code ")?;
     ["exit status: ", "signal: "].into_iter().find_map(|kind| {
         let digits: String = rest
             .strip_prefix(kind)?
@@ -415,7 +425,8 @@ fn exit_status(said: &str) -> Option<String> {
     })
 }
 
-/// What is wrong with the ambient credentials, in our words if they are ours.
+/// Returns why there are no ambient credentials: the text of this file's own error, if the chain
+/// has one.
 #[must_use]
 pub fn explain(error: &CredentialsError) -> String {
     let first: &(dyn StdError + 'static) = error;
@@ -429,20 +440,20 @@ pub fn explain(error: &CredentialsError) -> String {
         .map_or_else(|| innermost(error), ToString::to_string)
 }
 
-/// What the system or AWS said, where the SDK's own words only say that something failed.
+/// Returns the first and the last text of an error's chain.
 fn innermost(error: &CredentialsError) -> String {
     let first: &(dyn StdError + 'static) = error;
     let chain = std::iter::successors(Some(first), |&error| error.source());
-    let mut said: Vec<String> = Vec::new();
+    let mut texts: Vec<String> = Vec::new();
     for text in chain.map(ToString::to_string) {
-        if said.last() != Some(&text) {
-            said.push(text);
+        if texts.last() != Some(&text) {
+            texts.push(text);
         }
     }
-    // The first names the kind of failure, the last its cause; what is between is the SDK's own layers.
-    match said.len() {
-        0 | 1 => said.concat(),
-        length => format!("{}: {}", said[0], said[length - 1]),
+    // The first names the kind of failure, the last its cause; between are the SDK's own layers.
+    match texts.len() {
+        0 | 1 => texts.concat(),
+        length => format!("{}: {}", texts[0], texts[length - 1]),
     }
 }
 

@@ -1,8 +1,9 @@
-//! What the AWS SDK is told about this process's environment: region, endpoints, the way through the network, credentials.
+//! The configuration of the AWS SDK from the process's environment: region, endpoints, proxy, TLS
+//! roots, credentials.
 //!
-//! All clients share one HTTP client. It goes through the proxy that `HTTPS_PROXY` and `NO_PROXY` name, and trusts the
-//! system's roots or the one bundle that the admin gave. What is asked in the clear is asked directly: the endpoints that
-//! hand out credentials on the node itself are, and a proxy would read them.
+//! All clients share one HTTP client. It uses the proxy that `HTTPS_PROXY` and `NO_PROXY` name, and
+//! trusts the system's roots or the CA bundle of the admin. Plain-text requests bypass the proxy:
+//! they go to the endpoints on the node itself that give credentials, and a proxy would read those.
 
 pub mod credentials;
 pub mod metrics;
@@ -50,60 +51,62 @@ use self::credentials::{PinnedChain, Source};
 use self::metrics::AwsMetrics;
 use crate::registry::Region;
 
-/// Which release of the SDK's defaults we were tested with.
+/// The version of the SDK's defaults that the tests use.
 const BEHAVIOR: fn() -> BehaviorVersion = BehaviorVersion::v2026_01_12;
-/// To open a connection.
+/// How long opening a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// From a request's last byte to the answer's first.
+/// The time from a request's last byte to the response's first.
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
-/// A whole call with its credentials.
+/// How long a whole call may take, with its credentials.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
-/// To find credentials: more than the chain's own limit, which says what it waited for.
+/// How long finding credentials may take: more than the chain's own limit, whose error names the
+/// source that timed out.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(6);
-/// Credentials with less left than this are fetched anew before they are used.
+/// Credentials with less time left than this are fetched again before they are used.
 const CREDENTIALS_BUFFER: Duration = Duration::from_mins(5);
-/// Where credential sources that need a region ask if the environment name none.
+/// The region for credential sources that need one, if the environment names none.
 const FALLBACK_REGION: &str = "us-east-1";
 
-/// The environment, read once.
+/// The AWS environment of the process, read once.
 #[derive(Debug, Clone)]
 pub struct AwsEnvironment {
-    /// What every client is made of: no retry, our own timeouts, the ambient credentials.
+    /// The configuration of every client: no retry, the timeouts above, the ambient credentials.
     pub config: SdkConfig,
-    /// The region that the environment name, if it is one of a known form.
+    /// The region that the environment names, if it has a known form.
     pub home: Option<Region>,
 }
 
-/// Why the environment can't be used.
+/// Why the CA bundle can't be used.
 #[derive(Debug, Error)]
 pub enum AwsEnvironmentError {
-    /// The bundle couldn't be read.
+    /// The bundle can't be read.
     #[error("reading the CA bundle {path}: check the path and its permissions")]
     ReadBundle {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The bundle holds something else.
+    /// The bundle holds no usable certificate.
     #[error(
         "the CA bundle {path} holds no usable certificate: {message}; expected PEM, one CERTIFICATE block each"
     )]
     Bundle {
         /// The file.
         path: String,
-        /// What is wrong.
+        /// The reason.
         message: String,
     },
 }
 
-/// The certificate authorities that AWS's endpoints are trusted by.
+/// The CA certificates that AWS's endpoints are verified with.
 #[derive(Debug, Clone, Default)]
 pub struct Trust(Option<Arc<[u8]>>);
 
 impl Trust {
-    /// Those of a PEM file alone (a network whose proxy breaks TLS open, a private endpoint), or the system's.
-    pub fn of(bundle: Option<&Path>) -> Result<Self, AwsEnvironmentError> {
+    /// Trusts only the CA certificates of a PEM file (for a network whose proxy intercepts TLS, or
+    /// a private endpoint), or else the system's.
+    pub fn load(bundle: Option<&Path>) -> Result<Self, AwsEnvironmentError> {
         let Some(path) = bundle else {
             return Ok(Self(None));
         };
@@ -112,19 +115,19 @@ impl Trust {
             path: name.clone(),
             source,
         })?;
-        let wrong = |message: String| AwsEnvironmentError::Bundle {
+        let unusable = |message: String| AwsEnvironmentError::Bundle {
             path: name.clone(),
             message,
         };
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+            let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
             roots
                 .add(certificate)
-                .map_err(|error| wrong(error.to_string()))?;
+                .map_err(|error| unusable(error.to_string()))?;
         }
         if roots.is_empty() {
-            return Err(wrong("it is empty".to_owned()));
+            return Err(unusable("it is empty".to_owned()));
         }
         Ok(Self(Some(pem.into())))
     }
@@ -137,15 +140,16 @@ impl Trust {
     }
 }
 
-/// Two client through the network. What is encrypted may go through a proxy. What is not goes directly: that is the
-/// endpoints on the node itself (a profile can lead to them as well), and a proxy would see the credentials that they give.
+/// Sends HTTPS requests through the proxy, and plain-text requests directly: those go to endpoints
+/// on the node itself (a profile can lead there as well), and a proxy would see the credentials
+/// that they give.
 #[derive(Debug)]
 struct ProxyRoutedClient {
     proxied: SharedHttpClient,
     direct: SharedHttpClient,
 }
 
-/// The same for one set of timeouts.
+/// The connectors of a [`ProxyRoutedClient`] for one set of timeouts.
 #[derive(Debug)]
 struct Connectors {
     proxied: SharedHttpConnector,
@@ -189,15 +193,16 @@ impl HttpConnector for Connectors {
 }
 
 impl AwsEnvironment {
-    /// Reads the environment and profile files by the SDK's own rules. No call leaves yet. If a source of credentials is
-    /// `expected`, those of any other sign nothing.
+    /// Reads the environment and profile files by the SDK's own rules, without a call. If a source
+    /// of credentials is `expected`, those of any other sign nothing.
     pub async fn read(trust: &Trust, expected: Option<Source>, metrics: Arc<AwsMetrics>) -> Self {
         let direct = http_client(trust, &ProxyConfig::disabled());
         let client = SharedHttpClient::new(ProxyRoutedClient {
             proxied: http_client(trust, &ProxyConfig::from_env()),
             direct: direct.clone(),
         });
-        // Without the instance metadata service, which the SDK's own chain would ask and which hangs where it is not.
+        // The SDK's own chain would also ask the instance metadata service, which hangs where there
+        // is none.
         let named = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::new())
             .region()
@@ -214,7 +219,7 @@ impl AwsEnvironment {
             .load()
             .await;
         let mut environment = Self {
-            config: tuned(&config),
+            config: with_limits(&config),
             home,
         };
         let providers = ProviderConfig::without_region()
@@ -223,7 +228,8 @@ impl AwsEnvironment {
             .with_retry_config(RetryConfig::disabled())
             .with_timeout_config(timeouts())
             .with_http_client(client);
-        // The sources that need AWS ask STS, and an endpoint of the admin's own excludes both flags.
+        // The sources that call AWS call STS, and an endpoint of the admin's own excludes both
+        // flags.
         let (fips, dual_stack) = if environment.has_own_endpoint("STS") {
             (Some(false), Some(false))
         } else {
@@ -249,18 +255,19 @@ impl AwsEnvironment {
         environment
     }
 
-    /// Given settings instead of read ones. Retries and timeouts are ours, whatever they say.
+    /// Takes a configuration instead of reading the environment, and replaces its retries and
+    /// timeouts.
     #[must_use]
-    pub fn given(config: &SdkConfig, home: Option<Region>) -> Self {
+    pub fn from_config(config: &SdkConfig, home: Option<Region>) -> Self {
         Self {
-            config: tuned(config),
+            config: with_limits(config),
             home,
         }
     }
 
-    /// Asks for the ambient credentials once, so that the log tells at the start where they come from, or that there
-    /// are none, and not only when the first Pod waits for them.
-    pub async fn look_for_credentials(&self) {
+    /// Fetches the ambient credentials once, so that the log has their source, or that there are
+    /// none, from the start and not only when the first Pod waits for them.
+    pub async fn check_credentials(&self) {
         let Some(provider) = self.config.credentials_provider() else {
             return;
         };
@@ -270,8 +277,9 @@ impl AwsEnvironment {
         }
     }
 
-    /// Whether the environment name an endpoint for a service, by the variable or profile key for all services or for
-    /// this one. Such an endpoint (a VPC endpoint, a test) excludes FIPS and dual-stack in the SDK's rules.
+    /// Returns whether the environment names an endpoint for a service, by the variable or profile
+    /// key for all services or for this one. Such an endpoint (a VPC endpoint, a test) excludes
+    /// FIPS and dual-stack in the SDK's rules.
     #[must_use]
     pub fn has_own_endpoint(&self, service_id: &str) -> bool {
         let key = ServiceConfigKey::builder()
@@ -286,8 +294,9 @@ impl AwsEnvironment {
     }
 }
 
-/// No hidden retry and no unbounded wait: who calls has a deadline and a pause of its own.
-fn tuned(config: &SdkConfig) -> SdkConfig {
+/// Disables the SDK's retries and sets the timeouts: each caller has a deadline and a backoff of
+/// its own.
+fn with_limits(config: &SdkConfig) -> SdkConfig {
     let identities = IdentityCache::lazy()
         .load_timeout(CREDENTIALS_TIMEOUT)
         .buffer_time(CREDENTIALS_BUFFER)
@@ -315,7 +324,7 @@ fn http_client(trust: &Trust, proxy: &ProxyConfig) -> SharedHttpClient {
         let mut builder = Connector::builder()
             .proxy_config(proxy.clone())
             .tls_provider(Provider::Rustls(CryptoMode::Ring));
-        // The trust store was checked when it was read, and nothing else can be wrong with it.
+        // The trust store was checked when it was read, and building fails for no other reason.
         if let Ok(context) = TlsContext::builder()
             .with_trust_store(trust.store())
             .build()

@@ -10,11 +10,11 @@ use rustls::ServerConfig;
 use super::{context::Context, span};
 use crate::{
     cluster::namespace::Namespace,
-    process::clock::Clock,
+    process::{clock::Clock, file_watcher},
     tls::{
-        self, CertResolver, MinVersion, Source,
+        self, CertResolver, CertSource, MinVersion,
         clients::Clients,
-        files::{self, Files},
+        files::Files,
         rotation::Lifetimes,
         secret::NamedSecret,
         self_managed::{self, SelfManaged},
@@ -28,7 +28,7 @@ const MIN_LIFE: Duration = Duration::from_secs(20);
 /// the API server trust.
 #[derive(Debug, Args)]
 pub(super) struct CertificateArgs {
-    /// CertResolver certificate with its chain (PEM), reloaded when it changes
+    /// Serving certificate with its chain (PEM), reloaded when it changes
     #[arg(
         long,
         env = "ECR_INJECTOR_TLS_CERT",
@@ -102,7 +102,7 @@ pub(super) struct CertificateArgs {
 
 /// Where the certificate comes from, and what the leader has to do for it.
 pub(super) struct Certificates {
-    pub(super) source: Box<dyn Source>,
+    pub(super) source: Box<dyn CertSource>,
     pub(super) authority: Option<SelfManaged>,
 }
 
@@ -121,7 +121,7 @@ impl CertificateArgs {
                 key: key.clone(),
             };
             return Ok(Certificates {
-                source: Box::new(files.load(clock, files::PERIOD)?),
+                source: Box::new(files.load(clock, file_watcher::PERIOD)?),
                 authority: None,
             });
         }
@@ -159,7 +159,7 @@ impl CertificateArgs {
             Some(path) => {
                 let clients = Clients::load(path.clone(), self.client_name.clone())?;
                 let metrics = context.metrics.tls.clone();
-                context.spawn(clients.clone().follow(files::PERIOD, metrics));
+                context.spawn(clients.clone().follow(file_watcher::PERIOD, metrics));
                 Some(clients)
             }
             None => None,

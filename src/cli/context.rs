@@ -17,13 +17,10 @@ use crate::{
         namespaces::Namespaces,
         watch::Lists,
     },
-    config::{
-        Config, ConfigError,
-        live::Live,
-        watcher::{self, ConfigWatcher},
-    },
+    config::{Config, ConfigError, live::Live, watcher::ConfigWatcher},
     process::{
         clock::{Clock, SystemClock},
+        file_watcher,
         readiness::{self, Condition, Readiness},
     },
     pull_secret::{
@@ -206,7 +203,7 @@ impl Context {
                 self.live.clone(),
                 self.clock.clone(),
                 self.metrics.config.clone(),
-                watcher::PERIOD,
+                file_watcher::PERIOD,
             ));
         }
     }

@@ -33,6 +33,7 @@ use crate::{
     aws::{AwsEnvironmentError, Trust, credentials::Source},
     cluster::namespace::Namespace,
     process::memory,
+    telemetry::error_chain::error_chain,
 };
 
 /// Makes private Amazon ECR images pullable on any Kubernetes cluster.
@@ -83,7 +84,7 @@ fn source_parser() -> impl TypedValueParser<Value = Source> {
 
 impl AwsArgs {
     fn trust(&self) -> Result<Trust, AwsEnvironmentError> {
-        Trust::of(self.aws_ca_bundle.as_deref())
+        Trust::load(self.aws_ca_bundle.as_deref())
     }
 }
 
@@ -160,17 +161,7 @@ impl Cli {
 
 /// An error and its causes, each said once: some libraries say their cause in their own words, too.
 fn with_causes(error: &anyhow::Error) -> String {
-    let mut said = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if said.ends_with(&cause) {
-            continue;
-        }
-        if !said.is_empty() {
-            said.push_str(": ");
-        }
-        said.push_str(&cause);
-    }
-    said
+    error_chain(error.as_ref())
 }
 
 #[cfg(test)]

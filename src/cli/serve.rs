@@ -51,7 +51,7 @@ use crate::{
         admin,
     },
     telemetry::{log, otel::Traces},
-    tls::{self, CertPublisher, CertResolver, Source, self_managed::SelfManaged},
+    tls::{self, CertPublisher, CertResolver, CertSource, self_managed::SelfManaged},
 };
 
 /// The name of the Lease and the Service, and their namespace where this isn't a Pod.
@@ -229,7 +229,7 @@ impl ServeArgs {
         }
         let serving = readiness.condition("serving").waiting_for("its sockets");
         let environment = context.environment.clone();
-        context.spawn(async move { environment.look_for_credentials().await });
+        context.spawn(async move { environment.check_credentials().await });
         gauges::measure_at_each_scrape(
             &metrics.registry,
             metrics.pull_secret.clone(),
@@ -324,7 +324,7 @@ fn connections() -> usize {
         calls: MAX_IN_HAND,
         others: MAX_ADMIN_CONNECTIONS + OWN_FILES,
     };
-    let connections = needs.connections_with(files);
+    let connections = needs.max_connections(files);
     if connections < MAX_CONNECTIONS {
         tracing::warn!(
             limit = files,
@@ -434,7 +434,7 @@ fn follow_log_filter(context: &Context, log: log::Filter, flag: String) {
 fn serve_certificate(
     context: &Context,
     readiness: &mut Readiness,
-    source: Box<dyn Source>,
+    source: Box<dyn CertSource>,
     service: String,
 ) -> Arc<CertResolver> {
     let (serving, condition) = (

@@ -32,6 +32,7 @@ pub use self::{
 use crate::{
     cluster::{metrics::ClusterMetrics, random},
     process::clock::{Clock, ClockReading},
+    telemetry::log_once::LogOnce,
 };
 
 /// The pause after the API server refused for want of rights: nothing but an admin changes that.
@@ -49,7 +50,7 @@ pub struct Elector {
     clock: Arc<dyn Clock>,
     metrics: Arc<ClusterMetrics>,
     seen: Option<Seen>,
-    complaint: Option<(&'static str, String)>,
+    logged: LogOnce<(&'static str, String)>,
 }
 
 /// A version of the Lease, and when it was first seen.
@@ -131,7 +132,7 @@ impl Elector {
             clock,
             metrics,
             seen: None,
-            complaint: None,
+            logged: LogOnce::default(),
         })
     }
 
@@ -156,7 +157,7 @@ impl Elector {
         while !stop.is_cancelled() {
             let acquired = self.acquire(&stop).await;
             if acquired.is_ok() {
-                self.complaint = None;
+                self.logged.clear();
             }
             let pause = match acquired {
                 Ok(Some((lease, sent))) => self.lead(lease, sent, &stop, &mut lead).await,
@@ -323,7 +324,7 @@ impl Elector {
             match renewed {
                 Ok(renewed) => {
                     *lease = renewed;
-                    self.complaint = None;
+                    self.logged.clear();
                     leadership.extend(sent);
                 }
                 Err(failure) => self.complain("renew", &failure),
@@ -428,14 +429,13 @@ impl Elector {
 
     /// Says what is wrong once, and not every two seconds; again when it is something else, or came back.
     fn complain(&mut self, doing: &'static str, failure: &Failure) {
-        let complaint = match failure {
-            Failure::Refused(message) => (doing, message.clone()),
-            other => (doing, other.as_str().to_owned()),
+        let reason = match failure {
+            Failure::Refused(message) => message.clone(),
+            other => other.as_str().to_owned(),
         };
-        if self.complaint.as_ref() == Some(&complaint) {
+        if !self.logged.is_new((doing, reason)) {
             return;
         }
-        self.complaint = Some(complaint);
         let (lease, namespace) = (&self.settings.name, &self.settings.namespace);
         if let Failure::Refused(message) = failure {
             tracing::warn!(

@@ -1,8 +1,4 @@
-//! Watches the configuration file while the process runs, and applies each change.
-//!
-//! The watcher reads the file every few seconds and compares the text: a kubelet changes a mounted
-//! `ConfigMap` by swapping a symlink, and the file system notifies of that only a watch on the
-//! right folder. A new text is applied once two reads in a row returned it.
+//! Watches the configuration file: reads it again whenever it changes, and keeps the last valid one.
 
 use std::{
     error::Error as _,
@@ -11,8 +7,6 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
-
 use super::{
     error::ConfigError,
     live::Live,
@@ -20,139 +14,127 @@ use super::{
     metrics::{ConfigMetrics, Reload},
     resolved::Config,
 };
-use crate::process::clock::Clock;
+use crate::{
+    process::{
+        clock::Clock,
+        file_watcher::{FileChange, FileWatcher, Settling},
+    },
+    telemetry::log_once::LogOnce,
+};
 
-/// The time between two reads of the file.
-pub const PERIOD: Duration = Duration::from_secs(5);
-
-/// Watches a configuration file.
+/// A configuration file that was read, before it is watched.
 #[derive(Debug)]
 pub struct ConfigWatcher {
     path: PathBuf,
-    /// The text of the configuration in use.
-    applied: String,
-    /// The last text read, if it was new then.
-    pending: Option<String>,
-    rejected: Option<Rejected>,
+    /// The text in use, as it was read.
+    text: String,
 }
 
-/// A text that is not valid.
-#[derive(Debug)]
-struct Rejected {
-    /// The text, if the file could be read.
-    text: Option<String>,
-    error: String,
+/// A configuration file that is watched.
+struct Follower {
+    path: PathBuf,
+    watcher: FileWatcher<String>,
+    rejection: LogOnce,
 }
 
 impl ConfigWatcher {
-    /// Reads a file, and returns the first configuration with a watcher of the file.
+    /// Reads a file, and returns the first configuration with what follows the file from then on.
     pub fn load(path: &Path) -> Result<(Config, Self), ConfigError> {
-        let applied = read_text(path)?;
-        let config = Config::parse(&applied, &path.display().to_string())?;
-        let watcher = Self {
-            path: path.to_owned(),
-            applied,
-            pending: None,
-            rejected: None,
-        };
-        Ok((config, watcher))
+        let text = read_text(path)?;
+        let config = Config::parse(&text, &path.display().to_string())?;
+        let path = path.to_owned();
+        Ok((config, Self { path, text }))
     }
 
-    /// Applies each valid change of the file until the future is dropped. An invalid file is
-    /// rejected as a whole with the reason, and the last valid configuration stays.
+    /// Replaces the configuration whenever the file changes and is valid, until the future is
+    /// dropped. An invalid file is rejected as a whole with the reason, and the last valid one stays
+    /// in use.
     pub async fn follow(
-        mut self,
+        self,
         live: Live,
         clock: Arc<dyn Clock>,
         metrics: Arc<ConfigMetrics>,
         period: Duration,
     ) {
+        let mut follower = Follower {
+            path: self.path,
+            watcher: FileWatcher::new(self.text, Settling::TwoReads, period),
+            rejection: LogOnce::default(),
+        };
         loop {
-            sleep(period).await;
-            self.poll(&live, &*clock, &metrics);
+            follower.poll(&live, &*clock, &metrics).await;
         }
     }
+}
 
-    fn poll(&mut self, live: &Live, clock: &dyn Clock, metrics: &ConfigMetrics) {
-        let text = match read_text(&self.path) {
-            Ok(text) => text,
-            Err(error) => return self.reject(None, &error, metrics),
+impl Follower {
+    async fn poll(&mut self, live: &Live, clock: &dyn Clock, metrics: &ConfigMetrics) {
+        let change = self.watcher.poll(|| read_text(&self.path)).await;
+        let text = match change {
+            Ok(FileChange::Changed(text)) => text,
+            Ok(FileChange::None) => return self.clear_rejection(metrics),
+            Ok(FileChange::Unsettled) => return,
+            Err(error) => return self.reject(&error, metrics),
         };
-        let rejected = self.rejected.as_ref();
-        if rejected.is_some_and(|rejected| rejected.text.as_ref() == Some(&text)) {
-            return;
-        }
-        if text == self.applied {
-            self.pending = None;
-            return self.clear_rejection(metrics);
-        }
-        // A program that writes a file in place empties the file first, and the first half of a
-        // configuration may be valid.
-        if self.pending.as_ref() != Some(&text) {
-            self.pending = Some(text);
-            return;
-        }
-        self.pending = None;
         match Config::parse(&text, &self.path.display().to_string()) {
             Ok(config) => {
-                let needs_restart = live.replace(config);
-                self.applied = text;
-                self.rejected = None;
-                self.report_applied(&needs_restart, clock, metrics);
+                let kept = live.replace(config);
+                self.watcher.accept(text);
+                self.rejection.clear();
+                self.report_applied(&kept, clock, metrics);
             }
-            Err(error) => self.reject(Some(text), &error, metrics),
+            Err(error) => self.reject(&error, metrics),
         }
     }
 
-    fn report_applied(&self, needs_restart: &[&str], clock: &dyn Clock, metrics: &ConfigMetrics) {
+    fn report_applied(&self, kept: &[&str], clock: &dyn Clock, metrics: &ConfigMetrics) {
         metrics.reload(Reload::Applied);
         metrics.applied(clock.now());
         metrics.reload_successful.set(1);
-        metrics
-            .restart_required
-            .set(i64::from(!needs_restart.is_empty()));
+        metrics.restart_required.set(i64::from(!kept.is_empty()));
         let path = self.path.display();
         let generation = metrics.generation.get();
         tracing::info!(%path, generation, "reloaded the configuration");
-        if !needs_restart.is_empty() {
-            let fields = needs_restart.join(", ");
+        if !kept.is_empty() {
+            let fields = kept.join(", ");
             tracing::warn!(%path, %fields, "some changed fields need a restart to take effect: kubectl rollout restart");
         }
     }
 
-    /// Reports that the file holds the text in use again, if the last one was rejected.
+    /// Ends a rejection when the file holds again what is in use.
     fn clear_rejection(&mut self, metrics: &ConfigMetrics) {
-        if self.rejected.take().is_some() {
+        if self.rejection.clear() {
             metrics.reload_successful.set(1);
             let path = self.path.display();
             tracing::info!(%path, "configuration file matches the configuration in use again");
         }
     }
 
-    fn reject(&mut self, text: Option<String>, error: &ConfigError, metrics: &ConfigMetrics) {
-        let error = match error.source() {
+    fn reject(&mut self, error: &ConfigError, metrics: &ConfigMetrics) {
+        let message = match error.source() {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         };
-        let previous = self.rejected.as_ref().map(|rejected| &rejected.error);
-        if previous != Some(&error) {
-            // The YAML parser shows an excerpt of the file in further lines, for a terminal.
-            let error = error.lines().next().unwrap_or_default();
+        // The further lines are the YAML parser's excerpt of the file, which is for a terminal.
+        let error = message.lines().next().unwrap_or_default().to_owned();
+        if self.rejection.is_new(message) {
             tracing::error!(%error, "rejected the changed configuration; the last valid one stays in use");
             metrics.reload(Reload::Refused);
         }
         metrics.reload_successful.set(0);
-        self.rejected = Some(Rejected { text, error });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
+    use tokio::time::sleep;
 
     use super::*;
     use crate::{
-        cli::metrics::Metrics, cluster::namespace::Namespace, process::clock::SystemClock,
+        cli::metrics::Metrics,
+        cluster::namespace::Namespace,
+        process::{clock::SystemClock, file_watcher::PERIOD},
         rules::OnFailure,
     };
 

@@ -1,4 +1,4 @@
-//! How long to wait after failures in a row. Pure: what time it is is the caller's to know.
+//! How long to wait after failures in a row. Pure: the caller knows the time.
 
 use std::time::Duration;
 
@@ -7,19 +7,21 @@ const FLOOR: Duration = Duration::from_secs(1);
 /// The longest pause after failures.
 pub const CEILING: Duration = Duration::from_mins(5);
 
-/// Failures in a row.
+/// Counts failures in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// Counts one more failure and returns the pause after it. `jitter` tells callers apart that failed in the same moment.
+    /// Counts one more failure and returns the pause after it. `jitter` spreads callers that failed
+    /// at the same moment.
     pub fn next(&mut self, jitter: &str) -> Duration {
         self.at_least(1, jitter)
     }
 
-    /// Counts one more failure, as if there had been `failures` of them, and returns the pause after it.
+    /// Counts one more failure, as if there had been `failures` of them, and returns the pause
+    /// after it.
     pub fn at_least(&mut self, failures: u32, jitter: &str) -> Duration {
         self.failures = self.failures.saturating_add(1).max(failures);
         pause(self.failures, jitter)
@@ -32,7 +34,8 @@ impl Backoff {
     }
 }
 
-/// Returns the pause after so many failures in a row: it doubles, with jitter that only shortens it, by a quarter at most.
+/// Returns the pause after so many failures in a row: it doubles, with jitter that only shortens
+/// it, by a quarter at most.
 fn pause(failures: u32, jitter: &str) -> Duration {
     let whole = FLOOR
         .saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)))
@@ -42,13 +45,14 @@ fn pause(failures: u32, jitter: &str) -> Duration {
     whole * percent / 100
 }
 
-/// Returns a number below `range` that follows from a text, and spreads well (FNV-1a, with the last step of `MurmurHash3`).
+/// Returns a well-spread number below `range` that depends on a text alone (FNV-1a, with the last
+/// step of `MurmurHash3`).
 #[must_use]
 pub fn spread(text: &str, range: u64) -> u64 {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // Texts that differ in their last letters alone differ in few bits so far.
+    // Texts that differ only in their last letters differ in few bits so far.
     let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     (mixed ^ (mixed >> 33)) % range
 }

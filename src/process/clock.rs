@@ -1,17 +1,17 @@
-//! The wall clock, as something that is handed in: the one room that reads it.
+//! The wall clock as an argument: the one file that reads it.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-/// Tells the time.
+/// Provides the time.
 pub trait Clock: Send + Sync + 'static {
-    /// The time now.
+    /// Returns the current time.
     fn now(&self) -> Timestamp;
 }
 
-/// The machine's own clock.
+/// Reads the machine's own clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -22,17 +22,18 @@ impl Clock for SystemClock {
     }
 }
 
-/// One moment by both clocks: the monotonic one stops where a machine is suspended, the wall clock is set by people.
+/// A moment by both clocks: the monotonic clock stops while a machine is suspended, and the wall
+/// clock can be set.
 #[derive(Debug, Clone, Copy)]
 pub struct ClockReading {
-    /// By the clock that never runs ahead.
+    /// The time by the clock that never runs ahead.
     pub monotonic: Instant,
-    /// By the one that everybody shares.
+    /// The time by the clock that all machines share.
     pub wall: Timestamp,
 }
 
 impl ClockReading {
-    /// This one.
+    /// Reads both clocks.
     #[must_use]
     pub fn now(clock: &dyn Clock) -> Self {
         Self {
@@ -41,8 +42,8 @@ impl ClockReading {
         }
     }
 
-    /// How long ago it was by the clock that says longer: for what must not last too long. A wall clock that was set back
-    /// says nothing.
+    /// Returns the time since the reading by the clock that measures more of it: for what must not
+    /// last too long. A wall clock that was set back is ignored.
     #[must_use]
     pub fn age(self, clock: &dyn Clock) -> Duration {
         let wall = clock.now().duration_since(self.wall);
@@ -51,7 +52,8 @@ impl ClockReading {
             .max(Duration::try_from(wall).unwrap_or_default())
     }
 
-    /// When it was by the clock that says it is less long ago: for what has to last a while.
+    /// Returns the moment of the reading by the clock that puts it later: for what has to last a
+    /// while.
     #[must_use]
     pub fn at_the_latest(self, now: Timestamp) -> Timestamp {
         let elapsed = SignedDuration::try_from(self.monotonic.elapsed()).unwrap_or_default();
@@ -59,7 +61,7 @@ impl ClockReading {
     }
 }
 
-/// A clock for tests that goes with tokio's, and can be set.
+/// A clock for tests that runs with tokio's and can be set.
 #[cfg(test)]
 pub(crate) mod settable {
     use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
@@ -69,7 +71,7 @@ pub(crate) mod settable {
 
     use crate::process::clock::Clock;
 
-    /// It begins when it is made.
+    /// Starts when it is created.
     pub(crate) struct SettableClock {
         start: Instant,
         set: AtomicI64,
@@ -85,7 +87,7 @@ pub(crate) mod settable {
     }
 
     impl SettableClock {
-        /// Sets it so many seconds further, or back.
+        /// Sets the clock forward by so many seconds, or back.
         pub(crate) fn jump(&self, seconds: i64) {
             self.set.fetch_add(seconds, SeqCst);
         }

@@ -1,28 +1,28 @@
 //! A value that is replaced while others read it.
 //!
-//! Whoever decides by it takes one snapshot for one decision. Two could be of two values, and a decision by halves of both
-//! is by neither.
+//! A decision takes one snapshot of the value. Two snapshots could be of two values, and a decision
+//! by parts of both follows neither.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-/// The value of the moment; clones share it.
+/// The current value; clones share it.
 #[derive(Debug)]
 pub struct Current<T>(Arc<Inner<T>>);
 
 #[derive(Debug)]
 struct Inner<T> {
     value: ArcSwap<T>,
-    news: watch::Sender<()>,
+    changes: watch::Sender<()>,
 }
 
-/// Tells of each replacement.
+/// Waits for replacements of the value.
 #[derive(Debug)]
 pub struct Follower<T> {
     current: Current<T>,
-    news: watch::Receiver<()>,
+    changes: watch::Receiver<()>,
 }
 
 impl<T> Clone for Current<T> {
@@ -32,42 +32,43 @@ impl<T> Clone for Current<T> {
 }
 
 impl<T> Current<T> {
-    /// Begins with a value.
+    /// Starts with a value.
     #[must_use]
     pub fn new(value: impl Into<Arc<T>>) -> Self {
         Self(Arc::new(Inner {
             value: ArcSwap::new(value.into()),
-            news: watch::Sender::new(()),
+            changes: watch::Sender::new(()),
         }))
     }
 
-    /// A snapshot, which stays as it is whatever becomes of the value.
+    /// Returns a snapshot, which later replacements don't change.
     #[must_use]
     pub fn get(&self) -> Arc<T> {
         self.0.value.load_full()
     }
 
-    /// From now on snapshots are of this one.
+    /// Replaces the value for all later snapshots.
     pub fn replace(&self, value: impl Into<Arc<T>>) {
         self.0.value.store(value.into());
-        self.0.news.send_replace(());
+        self.0.changes.send_replace(());
     }
 
-    /// Hears of the replacements from now on. What it is told first is what comes after this call.
+    /// Returns a follower of the replacements that come after this call.
     #[must_use]
     pub fn follow(&self) -> Follower<T> {
         Follower {
             current: self.clone(),
-            news: self.0.news.subscribe(),
+            changes: self.0.changes.subscribe(),
         }
     }
 }
 
 impl<T> Follower<T> {
-    /// Waits for a replacement. Of several the last one is told, once. Nothing is lost if the future is dropped.
+    /// Waits for a replacement and returns the value. Of several replacements only the last is
+    /// returned. None is lost if the future is dropped.
     pub async fn next(&mut self) -> Arc<T> {
         // The sender lives as long as the value that is followed here.
-        let _ = self.news.changed().await;
+        let _ = self.changes.changed().await;
         self.current.get()
     }
 }
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_stays_as_it_is_when_the_value_is_replaced() {
+    fn snapshot_is_unchanged_by_a_replacement() {
         let current = Current::new(1);
         let (before, shared) = (current.get(), current.clone());
         current.replace(2);
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn each_replacement_is_told_once_and_of_several_the_last() {
+    fn follower_returns_the_last_replacement_once() {
         let current = Current::new(1);
         let mut follower = current.follow();
         assert_eq!(follower.next().now_or_never(), None);

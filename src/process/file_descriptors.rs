@@ -1,26 +1,28 @@
-//! How many files the process may have open, and how many connections that leaves room for.
+//! The limit of open files, and how many connections that limit leaves room for.
 //!
-//! Whoever runs out of file descriptors accepts nobody, and, which is worse, reaches neither the API server nor AWS. So
-//! connections are counted beforehand: there are never so many that our own calls would find no descriptor.
+//! A process without free file descriptors accepts no connection and, which is worse, reaches
+//! neither the API server nor AWS. So connections are limited: there are never so many that the
+//! webhook's own calls would find no descriptor.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The least number of connections, with however few descriptors.
+/// The least number of connections, however few descriptors there are.
 const LEAST: usize = 16;
 
-/// What a listener's clients may use up, and what has to be left for others.
+/// The file descriptors that the process needs.
 #[derive(Debug, Clone, Copy)]
 pub struct DescriptorNeeds {
-    /// The most connections that are of use.
+    /// The most connections that are useful.
     pub connections: usize,
-    /// The most calls that all of them together have under way to others; one connection has one at most.
+    /// The most outgoing calls that all connections together have in flight; one connection has one
+    /// at most.
     pub calls: usize,
-    /// Everything else.
+    /// The descriptors for everything else.
     pub others: usize,
 }
 
-/// Raises what is allowed to what may be asked for, and tells how many files may then be open. Container runtimes often
-/// allow 1,024 unless a process asks for more.
+/// Raises the soft limit of open files to the hard limit, and returns it. Container runtimes often
+/// set a soft limit of 1,024.
 #[must_use]
 pub fn raise_limit() -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -30,7 +32,7 @@ pub fn raise_limit() -> usize {
     };
     let allowed = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => maximum,
-        // What was allowed stays so.
+        // The soft limit stays.
         Err(_) => current,
     };
     // None means that there is no limit.
@@ -40,9 +42,9 @@ pub fn raise_limit() -> usize {
 }
 
 impl DescriptorNeeds {
-    /// How many connections there may be, with so many files.
+    /// Returns how many connections there may be with so many open files.
     #[must_use]
-    pub fn connections_with(self, files: usize) -> usize {
+    pub fn max_connections(self, files: usize) -> usize {
         let left = files.saturating_sub(self.others);
         let each_calls = left / 2;
         let all_call = left.saturating_sub(self.calls);
@@ -57,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn with_few_files_there_are_as_many_connections_as_leave_a_descriptor_for_each_call() {
+    fn connections_leave_a_descriptor_for_each_call() {
         let needs = DescriptorNeeds {
             connections: 1024,
             calls: 512,
@@ -71,17 +73,17 @@ mod tests {
             (256, 64),
             (64, LEAST),
         ] {
-            assert_eq!(needs.connections_with(files), connections, "{files}");
+            assert_eq!(needs.max_connections(files), connections, "{files}");
         }
         for files in 170..4096 {
-            let connections = needs.connections_with(files);
+            let connections = needs.max_connections(files);
             let most = connections + needs.calls.min(connections) + needs.others;
             assert!(most <= files, "{files}: {most}");
         }
     }
 
     #[test]
-    fn as_much_is_allowed_as_may_be_asked_for() {
+    fn soft_limit_is_raised_to_the_hard_limit() {
         let allowed = raise_limit();
         let limit = getrlimit(Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);

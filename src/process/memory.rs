@@ -1,14 +1,15 @@
-//! In what portions the kernel gives us memory.
+//! How the kernel allocates memory to the process: without transparent huge pages.
 
 use rustix::thread::disable_transparent_huge_pages;
 
 /// Asks for pages of the usual size, never for huge ones.
 ///
-/// A huge page is 2 MiB as soon as one byte of it is used. What we hold is small and scattered, so a replica would take up to
-/// three times the memory (docs/explanation/performance.md), and its limit has to pay for that. The kernel decides by
-/// `/sys/kernel/mm/transparent_hugepage/enabled`: with `madvise` the allocator would have to ask for them and doesn't (its
-/// feature `no_thp`); with `always` only this keeps them away.
+/// A huge page takes 2 MiB as soon as one byte of it is used. The process holds small, scattered
+/// values, so a replica would take up to three times the memory (docs/explanation/performance.md),
+/// and its limit would have to allow that. The kernel decides by
+/// `/sys/kernel/mm/transparent_hugepage/enabled`: with `madvise` the allocator would have to ask
+/// for huge pages and doesn't (its feature `no_thp`); with `always` only this call prevents them.
 pub fn disable_huge_pages() {
-    // Where the kernel knows no huge pages there is nothing to ask for.
+    // A kernel without huge pages refuses, and nothing is to be done.
     let _ = disable_transparent_huge_pages(true);
 }

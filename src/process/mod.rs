@@ -1,9 +1,11 @@
-//! The process itself: its clock, signals, file descriptors and memory, and how its parts share values and readiness.
+//! The process itself: its clock, signals, file descriptors and memory, the files that it watches,
+//! and how its parts share values and readiness.
 
 pub mod backoff;
 pub mod clock;
 pub mod current;
 pub mod file_descriptors;
+pub mod file_watcher;
 pub mod memory;
 pub mod readiness;
 pub mod signals;

@@ -1,35 +1,38 @@
-//! Whether we are ready: a few named conditions, each of which either holds or has a reason why not. AWS is none of them.
+//! Readiness: a few named conditions, each of which holds or has a reason why not. AWS is none of
+//! them.
 
 use std::{borrow::Cow, fmt::Write as _, sync::Arc};
 
 use tokio::sync::watch;
 
-/// What a reason may be long, in characters: it is a word to whoever asks, who may be anybody.
+/// The longest reason, in characters: anybody may read `/readyz`.
 const MAX_REASON_CHARS: usize = 120;
 
-/// One thing that readiness waits for; clones share it.
+/// A condition of readiness; clones share it.
 #[derive(Debug, Clone)]
 pub struct Condition {
     name: &'static str,
     state: Arc<watch::Sender<State>>,
 }
 
-/// Where a condition stands.
+/// The state of a condition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
+    /// The condition holds.
     Holds,
-    /// It never did; what it waits for, if that was said.
+    /// The condition has never held; has what it waits for, if that is known.
     NotYet(Option<Cow<'static, str>>),
-    /// It did, and why it doesn't.
+    /// The condition no longer holds, for this reason.
     Failed(Cow<'static, str>),
 }
 
-/// All conditions.
+/// All conditions of readiness.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Vec<Condition>);
 
 impl Condition {
-    /// The same, which says what it waits for. Such a reason holds no name of the cluster's: anybody may read it.
+    /// Sets what the condition waits for. The text must hold no name from the cluster: anybody may
+    /// read it.
     #[must_use]
     pub fn waiting_for(self, what: impl Into<Cow<'static, str>>) -> Self {
         self.state.send_if_modified(|state| {
@@ -41,14 +44,15 @@ impl Condition {
         self
     }
 
-    /// From now on it holds.
+    /// Sets that the condition holds.
     pub fn hold(&self) {
         if self.state.send_replace(State::Holds) != State::Holds {
             tracing::info!(condition = self.name, "readiness condition met");
         }
     }
 
-    /// From now on it doesn't, and why. Such a reason holds no name of the cluster's: anybody may read it.
+    /// Sets that the condition doesn't hold, and why. The reason must hold no name from the
+    /// cluster: anybody may read it.
     pub fn fail(&self, reason: impl Into<Cow<'static, str>>) {
         let reason = reason.into();
         let failed = State::Failed(reason.clone());
@@ -61,21 +65,21 @@ impl Condition {
         }
     }
 
-    /// Whether it holds.
+    /// Returns whether the condition holds.
     #[must_use]
     pub fn holds(&self) -> bool {
         *self.state.borrow() == State::Holds
     }
 
-    /// Waits until it holds.
+    /// Waits until the condition holds.
     pub async fn held(&self) {
-        // An error would say that the sender is gone, and `self` has it.
+        // An error would mean that the sender is gone, and `self` has it.
         let held = |state: &State| *state == State::Holds;
         let _ = self.state.subscribe().wait_for(held).await;
     }
 }
 
-/// Waits until all of them have held, each at its time.
+/// Waits until each condition has held at some time.
 pub async fn all_held(conditions: &[Condition]) {
     for condition in conditions {
         condition.held().await;
@@ -83,7 +87,7 @@ pub async fn all_held(conditions: &[Condition]) {
 }
 
 impl Readiness {
-    /// A new condition, which doesn't hold yet.
+    /// Adds a condition, which doesn't hold yet.
     pub fn condition(&mut self, name: &'static str) -> Condition {
         let condition = Condition {
             name,
@@ -93,13 +97,13 @@ impl Readiness {
         condition
     }
 
-    /// Whether every condition holds.
+    /// Returns whether every condition holds.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.0.iter().all(Condition::holds)
     }
 
-    /// A line per condition, in the form of the API server's own `/readyz?verbose`.
+    /// Returns a line per condition, in the form of the API server's own `/readyz?verbose`.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = String::new();
@@ -125,7 +129,7 @@ impl Readiness {
     }
 }
 
-/// A reason that stays on its line.
+/// Returns a reason on one line, cut to its longest.
 fn line(reason: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     reason.chars().map(clean).take(MAX_REASON_CHARS).collect()
@@ -160,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_hold_says_why_on_one_line_of_its_own() {
+    fn failed_condition_has_its_reason_on_one_line() {
         let mut readiness = Readiness::default();
         let watch = readiness.condition("watch").waiting_for("the first list");
         assert_eq!(
@@ -177,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_condition_goes_on_once_it_holds() {
+    async fn waiter_continues_once_the_condition_holds() {
         let condition = Readiness::default().condition("a");
         let waiter = condition.clone();
         let mut held = pin!(waiter.held());

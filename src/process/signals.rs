@@ -1,17 +1,17 @@
-//! Ending well: a signal asks for it, a second one forces it.
+//! Shutdown signals: the first one asks for a graceful shutdown, a second one forces the end.
 
 use std::{io, process::ExitCode};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The two signals that ask a process to end.
+/// SIGTERM and SIGINT.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// Takes both signals over from now on.
+    /// Handles both signals from now on.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -19,7 +19,8 @@ impl Signals {
         })
     }
 
-    /// Waits for one, and tells with which code a process that is forced by it ends: 128 and the signal's number.
+    /// Waits for a signal, and returns the exit code of a process that ends by it: 128 plus the
+    /// signal's number.
     pub async fn next(&mut self) -> ExitCode {
         tokio::select! {
             _ = self.terminate.recv() => ExitCode::from(128 + 15),

@@ -287,7 +287,7 @@ impl State {
     #[must_use]
     pub fn has_expired(&self, now: Timestamp) -> bool {
         let mut credentials = self.hosts.iter().filter_map(|(_, entry)| entry.credential);
-        credentials.all(|it| it.lifetime.is_over(now))
+        credentials.all(|it| it.lifetime.is_expired(now))
     }
 }
 

@@ -44,7 +44,7 @@ use crate::{
         write::{WriteBackoff, WriteError, call},
     },
     process::{clock::Clock, readiness::Condition},
-    tls::Complaint,
+    telemetry::log_once::LogOnce,
 };
 
 /// The Secret's name, unless another is configured.
@@ -153,7 +153,7 @@ impl KeySecret {
     /// The condition isn't taken back: a key that was known stays in use.
     pub async fn provide(self, condition: Condition) {
         let mut changes = self.0.seen.subscribe();
-        let mut complaint = Complaint::default();
+        let mut logged = LogOnce::default();
         loop {
             let seen = changes.borrow_and_update().clone();
             if seen.known.is_some() {
@@ -168,15 +168,15 @@ impl KeySecret {
                         Ok(()) => tracing::info!(secret = path, "created the state key"),
                         // The watch brings the key of the replica that was first.
                         Err(WriteError::Conflict | WriteError::NotLeading) => {}
-                        Err(error) => complain(&mut complaint, &writing(&path, &error)),
+                        Err(error) => complain(&mut logged, &writing(&path, &error)),
                     }
                 }
-                Content::Foreign => complain(&mut complaint, &foreign(&path)),
+                Content::Foreign => complain(&mut logged, &foreign(&path)),
                 Content::Malformed(why) => {
                     let what = format!(
                         "Secret {path} holds no valid state key: {why}; the leader replaces it"
                     );
-                    complain(&mut complaint, &what);
+                    complain(&mut logged, &what);
                 }
                 Content::Unknown | Content::Shared { .. } => {}
             }
@@ -192,16 +192,16 @@ impl KeySecret {
     /// the key is old or a person requests it.
     pub async fn maintain(&self, term: &Leadership) {
         let mut changes = self.0.seen.subscribe();
-        let (mut backoff, mut complaint) = (WriteBackoff::default(), Complaint::default());
+        let (mut backoff, mut logged) = (WriteBackoff::default(), LogOnce::default());
         loop {
             let seen = changes.borrow_and_update().clone();
             let mut by = Instant::now() + MAX_SLEEP;
             if seen.content == Content::Foreign {
-                complain(&mut complaint, &foreign(&self.path()));
+                complain(&mut logged, &foreign(&self.path()));
             }
             if let Some(step) = plan(&seen.content, seen.known.as_ref(), self.0.clock.now()) {
                 if backoff.is_over() {
-                    self.execute(&step, &seen, term, &mut backoff, &mut complaint)
+                    self.execute(&step, &seen, term, &mut backoff, &mut logged)
                         .await;
                 }
                 by = backoff.until().map_or(by, |until| until.min(by));
@@ -222,7 +222,7 @@ impl KeySecret {
         seen: &Seen,
         term: &Leadership,
         backoff: &mut WriteBackoff,
-        complaint: &mut Complaint,
+        logged: &mut LogOnce,
     ) {
         let path = self.path();
         let written = match self.0.keys_after(step) {
@@ -235,12 +235,12 @@ impl KeySecret {
                 let what = label(step);
                 tracing::info!(secret = path, step = what, "wrote the state key");
                 backoff.wrote();
-                complaint.settle();
+                logged.clear();
             }
             // The watch brings the current version.
             Err(WriteError::Conflict | WriteError::NotLeading) => backoff.failed(),
             Err(error) => {
-                complain(complaint, &writing(&path, &error));
+                complain(logged, &writing(&path, &error));
                 backoff.failed();
             }
         }
@@ -370,8 +370,8 @@ fn writing(path: &str, error: &WriteError) -> String {
 }
 
 /// Logs an error once, not at every attempt.
-fn complain(complaint: &mut Complaint, what: &str) {
-    if complaint.is_news(&what) {
+fn complain(logged: &mut LogOnce, what: &str) {
+    if logged.is_new(what) {
         tracing::warn!(error = %what, "keeping the state key failed; retrying");
     }
 }

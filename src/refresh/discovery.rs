@@ -35,6 +35,7 @@ use crate::{
     config::{Discovery, live::Live},
     registry::Host,
     rules::Rules,
+    telemetry::log_once::LogOnce,
 };
 
 /// The time from one round to the next, give or take [`JITTER`]: the kubelet retries a pull after
@@ -186,11 +187,12 @@ impl Discoverer {
         // Subscribed before the configuration is read, so that no change is missed.
         let mut changes = self.live.follow();
         let mut cursor = Cursor::default();
-        let mut last_warned = None;
+        let mut logged = LogOnce::default();
         let mut next = Instant::now();
         while term.holds() {
             if self.live.config().refresh.discovery == Discovery::None {
-                (cursor, last_warned, next) = (Cursor::default(), None, Instant::now());
+                (cursor, next) = (Cursor::default(), Instant::now());
+                logged.clear();
                 tokio::select! {
                     _ = changes.next() => continue,
                     () = term.lost() => return,
@@ -205,7 +207,7 @@ impl Discoverer {
                 let result = self.list(&term, &mut cursor).await;
                 // A round that the end of the term cut short is no result.
                 if term.holds() {
-                    self.report(&result, &mut last_warned);
+                    self.report(&result, &mut logged);
                 }
             };
             tokio::select! {
@@ -219,7 +221,7 @@ impl Discoverer {
     /// Runs one round from the cursor on, and returns how the round ended.
     pub async fn round(&self, term: &Leadership, cursor: &mut Cursor) -> DiscoveryRun {
         let result = self.list(term, cursor).await;
-        self.report(&result, &mut None)
+        self.report(&result, &mut LogOnce::default())
     }
 
     /// Lists the Pods of one round, and passes the hosts to the sink, also if a later page failed.
@@ -323,17 +325,18 @@ impl Discoverer {
     fn report(
         &self,
         result: &Result<DiscoveryRun, RoundError>,
-        last_warned: &mut Option<DiscoveryRun>,
+        logged: &mut LogOnce<DiscoveryRun>,
     ) -> DiscoveryRun {
         let outcome = match result {
             Ok(outcome) => *outcome,
             Err(error) => error.outcome(),
         };
         self.metrics.discovery_run(outcome);
-        let is_known = last_warned.replace(outcome) == Some(outcome);
         match result {
-            Ok(DiscoveryRun::Complete) => *last_warned = None,
-            _ if is_known => {}
+            Ok(DiscoveryRun::Complete) => {
+                logged.clear();
+            }
+            _ if !logged.is_new(outcome) => {}
             Ok(_) => tracing::warn!(
                 pods = self.max_pods,
                 "too many pending Pods for one discovery run; the next run continues from there"

@@ -54,7 +54,7 @@ impl Minter {
     /// Returns a minter with nothing to mint.
     pub(super) fn new(tokens: TokenCache) -> Self {
         Self {
-            cached: tokens.landings(),
+            cached: tokens.subscribe(),
             tokens,
             queue: MintQueue::default(),
             minting: JoinSet::new(),

@@ -218,7 +218,7 @@ fn plan_deletion(observed: &Observed, policy: &Policy, now: Timestamp) -> Option
         .hosts
         .iter()
         .filter_map(|(_, entry)| entry.credential)
-        .filter(|credential| !credential.lifetime.is_over(now))
+        .filter(|credential| !credential.lifetime.is_expired(now))
         .map(|credential| credential.lifetime.expires_at.min(latest))
         .max();
     Some(Plan {

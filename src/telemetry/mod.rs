@@ -1,6 +1,8 @@
 //! Logs, metrics and traces.
 
+pub(crate) mod error_chain;
 pub mod log;
+pub(crate) mod log_once;
 pub mod metrics;
 pub mod otel;
 pub mod phases;

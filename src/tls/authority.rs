@@ -1,7 +1,9 @@
-//! The self-managed authority: what the CA Secret holds, and the certificates that are signed under it.
+//! The self-managed certificate authority: the content of the CA Secret, and the certificates that
+//! are signed under it.
 //!
-//! All replicas share one Secret. It holds the authority that signs, the next one while there is a change, and the
-//! certificates of those before. Each replica signs its own serving certificate and keeps that key in memory.
+//! All replicas share one Secret. The Secret holds the authority that signs, the next one during a
+//! rotation, and the certificates of those before. Each replica signs its own serving certificate
+//! and keeps that key in memory.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,30 +19,31 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::{
-    TlsError,
-    pair::{Named, Pair, Read},
-    rotation::{Life, Lifetimes, Stage, Step},
+    error::TlsError,
+    rotation::{Lifetimes, Stage, Step, Validity},
+    serving_cert::{ParsedCert, PemNames, ServingCert},
 };
 
-/// The Secret's type, and the guard allows no other.
+/// The Secret's type. The guard allows no other.
 pub const SECRET_TYPE: &str = "kubernetes.io/tls";
-/// What a person puts on the Secret, with any value, to have a new authority made. Another value asks again.
+/// The annotation that requests a new authority, with any value. Another value requests another
+/// one.
 pub const ROTATE: &str = "ecr-injector.dev/rotate-ca";
-/// The last value of [`ROTATE`] that was followed.
+/// The annotation with the last value of [`ROTATE`] that was followed.
 const ROTATED: &str = "ecr-injector.dev/rotated-ca";
-/// Since when the authority signs.
+/// The annotation with the time since when the authority signs.
 const PROMOTED_AT: &str = "ecr-injector.dev/promoted-at";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const NEXT_CERTIFICATE: &str = "next.crt";
 const NEXT_KEY: &str = "next.key";
-/// All that is to be trusted. cert-manager's cainjector looks for it under this key.
+/// The key of the bundle of trusted certificates, where cert-manager's cainjector reads it.
 const BUNDLE: &str = "ca.crt";
 
-/// Why what a CA Secret holds is no authority. Nothing of it is quoted.
+/// Why the content of a CA Secret is no authority. No text quotes that content.
 #[derive(Debug, Error)]
 pub enum AuthorityError {
-    /// It has another type, which can't be changed.
+    /// The Secret has another type, which can't be changed.
     #[error("its type is {0:?} instead of {SECRET_TYPE}; delete it to have it created again")]
     Type(String),
     /// A key is missing.
@@ -55,19 +58,19 @@ pub enum AuthorityError {
     /// A private key can't be read.
     #[error("{0}: not an ECDSA P-256 key in PEM")]
     NotAKey(&'static str),
-    /// They don't belong together.
+    /// A certificate and a key don't belong together.
     #[error("{certificate} and {key} don't belong together")]
     Mismatch {
         /// The certificate's name in the Secret.
         certificate: &'static str,
-        /// The key's.
+        /// The key's name in the Secret.
         key: &'static str,
     },
-    /// Making or signing failed.
-    #[error("creating a certificate: {0}")]
-    Make(#[from] rcgen::Error),
-    /// What was signed can't be served.
-    #[error("a certificate that was signed can't be served: {0}")]
+    /// A certificate can't be created or signed.
+    #[error("creating a certificate")]
+    Create(#[from] rcgen::Error),
+    /// A certificate was signed that can't be served.
+    #[error("a certificate that was signed can't be served")]
     Unusable(#[from] TlsError),
 }
 
@@ -75,7 +78,7 @@ pub enum AuthorityError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Trusted {
     pem: String,
-    life: Life,
+    validity: Validity,
 }
 
 /// An authority that can sign.
@@ -85,7 +88,7 @@ struct Signer {
     key: Zeroizing<String>,
 }
 
-/// What the CA Secret holds.
+/// The authorities of the CA Secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Authority {
     active: Signer,
@@ -106,7 +109,7 @@ impl fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// A first one.
+    /// Creates a first authority.
     pub fn new(now: Timestamp, lifetimes: Lifetimes) -> Result<Self, AuthorityError> {
         Ok(Self {
             active: Signer::new(now, lifetimes)?,
@@ -119,8 +122,8 @@ impl Authority {
         })
     }
 
-    /// Reads a Secret.
-    pub fn of(secret: &Secret, lifetimes: Lifetimes) -> Result<Self, AuthorityError> {
+    /// Reads the authorities of a Secret.
+    pub fn from_secret(secret: &Secret, lifetimes: Lifetimes) -> Result<Self, AuthorityError> {
         let kind = secret.type_.as_deref().unwrap_or_default();
         if kind != SECRET_TYPE {
             return Err(AuthorityError::Type(kind.chars().take(64).collect()));
@@ -144,7 +147,7 @@ impl Authority {
         };
         let bundle = text(BUNDLE).unwrap_or_default();
         let mut old: Vec<Trusted> = CertificateDer::pem_slice_iter(bundle.as_bytes())
-            .map(|der| Trusted::of(&der.ok()?))
+            .map(|der| Trusted::from_der(&der.ok()?))
             .collect::<Option<_>>()
             .ok_or(AuthorityError::NotACertificate(BUNDLE))?;
         old.retain(|old| {
@@ -162,7 +165,7 @@ impl Authority {
         })
     }
 
-    /// What the Secret is to hold.
+    /// Returns the data that the Secret is to hold.
     #[must_use]
     pub fn data(&self) -> BTreeMap<&'static str, Zeroizing<String>> {
         let mut data = BTreeMap::from([
@@ -177,7 +180,7 @@ impl Authority {
         data
     }
 
-    /// How it is to be annotated.
+    /// Returns the annotations that the Secret is to have.
     #[must_use]
     pub fn annotations(&self) -> BTreeMap<&'static str, String> {
         let promoted_at = self.promoted_at.map(|at| (PROMOTED_AT, at.to_string()));
@@ -185,28 +188,30 @@ impl Authority {
         promoted_at.into_iter().chain(rotated).collect()
     }
 
-    /// Whether that is what it holds. Keys beside ours are other people's: nothing reads them, and an apply can't take them
-    /// away.
+    /// Returns whether the Secret holds exactly this data. Other keys belong to other people:
+    /// nothing reads them, and an apply can't remove them.
     #[must_use]
-    pub fn is_in(&self, secret: &Secret) -> bool {
-        const OURS: [&str; 5] = [CERTIFICATE, KEY, BUNDLE, NEXT_CERTIFICATE, NEXT_KEY];
+    pub fn is_stored_in(&self, secret: &Secret) -> bool {
+        const KEYS: [&str; 5] = [CERTIFICATE, KEY, BUNDLE, NEXT_CERTIFICATE, NEXT_KEY];
         let data = self.data();
         let held = secret.data.as_ref();
         held.is_some_and(|held| {
             let has = |key: &str| held.get(key).is_some_and(|held| !held.0.is_empty());
-            // Half of what comes next is nothing to whoever reads it, and may be somebody else's.
+            // A next certificate without its key, or the reverse, is never read, and may be
+            // somebody else's.
             let has_next = self.next.is_some() || (has(NEXT_CERTIFICATE) && has(NEXT_KEY));
-            let ours = OURS
+            let keys = KEYS
                 .iter()
                 .filter(|key| has_next || !key.starts_with("next."));
-            ours.into_iter().all(|key| {
+            keys.into_iter().all(|key| {
                 let held = held.get(*key).map(|held| &held.0[..]);
                 held == data.get(key).map(|value| value.as_bytes())
             })
         })
     }
 
-    /// All certificates that clients are to trust, as PEM: the one that signs, the next one, those before.
+    /// Returns all certificates that clients are to trust, as PEM: the one that signs, the next
+    /// one, those before.
     #[must_use]
     pub fn bundle(&self) -> String {
         let next = self.next.as_ref().map(|next| &next.trusted);
@@ -217,20 +222,20 @@ impl Authority {
         trusted.map(|trusted| trusted.pem.as_str()).collect()
     }
 
-    /// Where a change of authorities stands.
+    /// Returns how far a rotation is.
     #[must_use]
     pub fn stage(&self) -> Stage {
         Stage {
-            active: self.active.trusted.life,
-            next: self.next.as_ref().map(|next| next.trusted.life),
-            old: self.old.iter().map(|old| old.life).collect(),
+            active: self.active.trusted.validity,
+            next: self.next.as_ref().map(|next| next.trusted.validity),
+            old: self.old.iter().map(|old| old.validity).collect(),
             promoted_at: self.promoted_at,
-            asked: self.rotate.is_some() && self.rotate != self.rotated,
+            is_requested: self.rotate.is_some() && self.rotate != self.rotated,
             lifetimes: self.lifetimes,
         }
     }
 
-    /// The authority after a step.
+    /// Returns the authorities after a step.
     pub fn after(&self, step: Step, now: Timestamp) -> Result<Self, AuthorityError> {
         let mut after = self.clone();
         match step {
@@ -245,7 +250,7 @@ impl Authority {
                 };
                 let before = std::mem::replace(&mut after.active, next);
                 after.old.insert(0, before.trusted);
-                after.old.retain(|old| old.life.contains(now));
+                after.old.retain(|old| old.validity.contains(now));
                 after.promoted_at = Some(now);
             }
             Step::Retire => after.old.clear(),
@@ -253,19 +258,19 @@ impl Authority {
         Ok(after)
     }
 
-    /// The certificate of the one that signs, as PEM.
+    /// Returns the certificate of the authority that signs, as PEM.
     #[must_use]
     pub fn signer(&self) -> &str {
         &self.active.trusted.pem
     }
 
-    /// Until when the one that signs is good.
+    /// Returns the end of the validity of the authority that signs.
     #[must_use]
     pub fn not_after(&self) -> Timestamp {
-        self.active.trusted.life.not_after
+        self.active.trusted.validity.not_after
     }
 
-    /// Whether this pair was signed by the one that signs now.
+    /// Returns whether the authority that signs now signed this certificate.
     #[must_use]
     pub fn signed(&self, leaf: &Leaf) -> bool {
         leaf.issuer == self.active.trusted.pem
@@ -273,13 +278,13 @@ impl Authority {
 
     /// Signs a serving certificate for a DNS name, with a new key.
     pub fn sign(&self, name: &str, now: Timestamp) -> Result<Leaf, AuthorityError> {
-        let life = Life::from(now, self.lifetimes.leaf);
-        let authority = self.active.trusted.life;
-        let life = Life {
-            not_before: life.not_before.max(authority.not_before),
-            not_after: life.not_after.min(authority.not_after),
+        let validity = Validity::starting_at(now, self.lifetimes.leaf);
+        let authority = self.active.trusted.validity;
+        let validity = Validity {
+            not_before: validity.not_before.max(authority.not_before),
+            not_after: validity.not_after.min(authority.not_after),
         };
-        let mut params = params("ecr-injector", life);
+        let mut params = params("ecr-injector", validity);
         params.subject_alt_names = CertificateParams::new([name.to_owned()])?.subject_alt_names;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -288,32 +293,32 @@ impl Authority {
         let issuer = Issuer::from_ca_cert_pem(&self.active.trusted.pem, self.active.key_pair()?)?;
         let certificate = params.signed_by(&key, &issuer)?;
         let key = Zeroizing::new(key.serialize_pem());
-        let named = Named {
+        let names = PemNames {
             certificate: "what was signed",
             key: "its key",
         };
-        let pair = Pair::read(certificate.pem().as_bytes(), key.as_bytes(), named, now)?;
+        let cert = ServingCert::parse(certificate.pem().as_bytes(), key.as_bytes(), names, now)?;
         Ok(Leaf {
-            pair,
+            cert,
             issuer: self.active.trusted.pem.clone(),
         })
     }
 }
 
-/// A serving certificate, and under which authority it was signed.
+/// A serving certificate with the authority that signed it.
 #[derive(Debug)]
 pub struct Leaf {
-    /// What is served.
-    pub pair: Pair,
+    /// The certificate to serve.
+    pub cert: ServingCert,
     issuer: String,
 }
 
 impl Signer {
     fn new(now: Timestamp, lifetimes: Lifetimes) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let life = Life::from(now, lifetimes.authority);
-        // Two authorities have two names, so that no client takes one for the other.
-        let mut params = params(&format!("ecr-injector CA {}", now.as_second()), life);
+        let validity = Validity::starting_at(now, lifetimes.authority);
+        // Each authority has a name of its own, so that no client takes one for another.
+        let mut params = params(&format!("ecr-injector CA {}", now.as_second()), validity);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
@@ -327,18 +332,19 @@ impl Signer {
     ) -> Result<Self, AuthorityError> {
         let der = CertificateDer::from_pem_slice(certificate.as_bytes())
             .map_err(|_| AuthorityError::NotACertificate(certificate_name))?;
-        let read = Read::of(&der).ok_or(AuthorityError::NotACertificate(certificate_name))?;
-        if !read.is_authority {
+        let parsed =
+            ParsedCert::parse(&der).ok_or(AuthorityError::NotACertificate(certificate_name))?;
+        if !parsed.is_authority {
             return Err(AuthorityError::NotAnAuthority(certificate_name));
         }
         let signer = Self {
-            trusted: Trusted::new(&der, &read),
+            trusted: Trusted::new(&der, &parsed),
             key: Zeroizing::new(key.to_owned()),
         };
         let key = signer
             .key_pair()
             .map_err(|_| AuthorityError::NotAKey(key_name))?;
-        if key.subject_public_key_info() != read.public_key {
+        if key.subject_public_key_info() != parsed.public_key {
             return Err(AuthorityError::Mismatch {
                 certificate: certificate_name,
                 key: key_name,
@@ -353,15 +359,15 @@ impl Signer {
 }
 
 impl Trusted {
-    fn of(der: &CertificateDer<'_>) -> Option<Self> {
-        Some(Self::new(der, &Read::of(der)?))
+    fn from_der(der: &CertificateDer<'_>) -> Option<Self> {
+        Some(Self::new(der, &ParsedCert::parse(der)?))
     }
 
-    /// In one form, whatever form it came in: what is published is compared.
-    fn new(der: &CertificateDer<'_>, read: &Read) -> Self {
+    /// Encodes the certificate in one form, whatever form it came in: published PEM is compared.
+    fn new(der: &CertificateDer<'_>, parsed: &ParsedCert) -> Self {
         Self {
             pem: pem(der),
-            life: read.life,
+            validity: parsed.validity,
         }
     }
 }
@@ -371,20 +377,20 @@ fn pem(der: &CertificateDer<'_>) -> String {
     pem::encode_config(&Pem::new("CERTIFICATE", der.to_vec()), config)
 }
 
-fn params(common_name: &str, life: Life) -> CertificateParams {
+fn params(common_name: &str, validity: Validity) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params
         .distinguished_name
         .push(DnType::CommonName, common_name);
-    // The one way to a date that rcgen's interface offers without another crate.
+    // rcgen's interface offers no other way to a date without another crate.
     let at = |at: Timestamp| {
         let since = at.duration_since(Timestamp::UNIX_EPOCH);
         rcgen::date_time_ymd(1970, 1, 1)
             + std::time::Duration::try_from(SignedDuration::from_secs(since.as_secs()))
                 .unwrap_or_default()
     };
-    (params.not_before, params.not_after) = (at(life.not_before), at(life.not_after));
+    (params.not_before, params.not_after) = (at(validity.not_before), at(validity.not_after));
     params
 }
 

@@ -1,10 +1,10 @@
-//! Who may call, by certificate: for clusters whose API server presents one.
+//! Client certificates (mTLS): which clients may call, for clusters whose API server presents one.
 //!
-//! The authorities are read from a file, and again whenever it changes. A handshake without a good certificate fails, so
-//! that a stranger gets no further than that.
+//! The client CA certificates are read from a file, and again whenever the file changes. A
+//! handshake without a valid client certificate fails, so a stranger gets no further.
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -22,52 +22,51 @@ use rustls::{
     },
 };
 use thiserror::Error;
-use tokio::time::sleep;
 
-use super::{Complaint, metrics::TlsMetrics, pair::Read};
+use super::{metrics::TlsMetrics, serving_cert::ParsedCert};
+use crate::{
+    process::file_watcher::{FileChange, FileWatcher, Settling},
+    telemetry::{error_chain::error_chain, log_once::LogOnce},
+};
 
-/// Why a file of authorities can't be used.
+/// Why a file of client CA certificates can't be used.
 #[derive(Debug, Error)]
 pub enum ClientsError {
-    /// It can't be read.
-    #[error(
-        "reading the clients' authorities from {path}: {cause}; check the path and its permissions"
-    )]
+    /// The file can't be read.
+    #[error("reading the clients' authorities from {path}: check the path and its permissions")]
     File {
         /// The file.
         path: String,
-        /// What the system said.
-        cause: std::io::Error,
+        /// The system's error.
+        source: io::Error,
     },
-    /// There is none in it.
+    /// There is no certificate in the file.
     #[error("{path} holds no certificate authority in PEM")]
     None {
         /// The file.
         path: String,
     },
-    /// One of them can't be used.
-    #[error("the authorities in {path} can't be used: {message}")]
+    /// A certificate of the file can't be used.
+    #[error("the authorities in {path} can't be used")]
     Unusable {
         /// The file.
         path: String,
-        /// What is wrong.
-        message: String,
+        /// The error of the PEM parser or the TLS library.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Which clients are let in: who has a certificate of one of these authorities, for one of these names.
+/// Accepts clients that have a certificate of one of the client CAs for one of the allowed names.
 pub struct Clients {
     path: PathBuf,
-    /// Empty: any name.
+    /// The allowed names; none allow any name.
     names: Vec<String>,
+    /// The file's content when it was loaded.
+    loaded: Vec<u8>,
     verifier: ArcSwap<Verifier>,
 }
 
-struct Verifier {
-    /// The file that it was made of.
-    bytes: Vec<u8>,
-    webpki: Arc<dyn ClientCertVerifier>,
-}
+struct Verifier(Arc<dyn ClientCertVerifier>);
 
 impl fmt::Debug for Clients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,94 +78,97 @@ impl fmt::Debug for Clients {
 }
 
 impl Clients {
-    /// Reads the file. With no names, any certificate of these authorities will do; else it has to be for one of them, by
-    /// its common name or a DNS name.
+    /// Reads the client CA certificates. With no names, any certificate of these CAs is accepted;
+    /// else only one for one of the names, by its common name or a DNS name.
     pub fn load(path: PathBuf, names: Vec<String>) -> Result<Arc<Self>, ClientsError> {
-        let bytes = read(&path)?;
-        let verifier = ArcSwap::from_pointee(Verifier::new(&path, bytes)?);
+        let loaded = read(&path)?;
+        let verifier = ArcSwap::from_pointee(Verifier::new(&path, &loaded)?);
         Ok(Arc::new(Self {
             path,
             names,
+            loaded,
             verifier,
         }))
     }
 
-    /// Reads the file again each period, until the future is dropped. One that can't be used is refused with the reason,
-    /// and the last good one stays.
+    /// Reads the file again each period, until the future is dropped. An invalid file is rejected
+    /// with the reason, and the last valid one stays in use.
     pub async fn follow(self: Arc<Self>, period: Duration, metrics: Arc<TlsMetrics>) {
-        let mut complaint = Complaint::default();
+        let mut watcher = FileWatcher::new(self.loaded.clone(), Settling::Immediate, period);
+        let mut rejection = LogOnce::<String>::default();
         loop {
-            sleep(period).await;
-            match self.look() {
-                Ok(false) => complaint.settle(),
-                Ok(true) => {
-                    complaint.settle();
-                    tracing::info!(file = %self.path.display(), "reloaded the client CA certificates");
-                    metrics.certificate_reload("ok");
+            match self.reload(&mut watcher).await {
+                Ok(is_changed) => {
+                    rejection.clear();
+                    if is_changed {
+                        tracing::info!(file = %self.path.display(), "reloaded the client CA certificates");
+                        metrics.certificate_reload("ok");
+                    }
                 }
-                Err(error) if complaint.is_news(&error) => {
-                    tracing::warn!(%error, "rejected the changed client CA certificates; the last valid ones stay in use");
-                    metrics.certificate_reload("rejected");
+                Err(error) => {
+                    let error = error_chain(&error);
+                    if rejection.is_new(error.clone()) {
+                        tracing::warn!(%error, "rejected the changed client CA certificates; the last valid ones stay in use");
+                        metrics.certificate_reload("rejected");
+                    }
                 }
-                Err(_) => {}
             }
         }
     }
 
-    fn look(&self) -> Result<bool, ClientsError> {
-        let bytes = read(&self.path)?;
-        if self.verifier.load().bytes == bytes {
+    /// Waits for a period and takes the client CA certificates, if they have changed.
+    async fn reload(&self, watcher: &mut FileWatcher<Vec<u8>>) -> Result<bool, ClientsError> {
+        let FileChange::Changed(bytes) = watcher.poll(|| read(&self.path)).await? else {
             return Ok(false);
-        }
-        let verifier = Verifier::new(&self.path, bytes)?;
+        };
+        let verifier = Verifier::new(&self.path, &bytes)?;
         self.verifier.store(Arc::new(verifier));
+        watcher.accept(bytes);
         Ok(true)
     }
 
-    fn is_known(&self, certificate: &CertificateDer<'_>) -> bool {
+    fn allows(&self, certificate: &CertificateDer<'_>) -> bool {
         let is_allowed = |name: &String| self.names.contains(name);
         self.names.is_empty()
-            || Read::of(certificate).is_some_and(|read| {
-                read.common_name.as_ref().is_some_and(is_allowed)
-                    || read.names.iter().any(is_allowed)
+            || ParsedCert::parse(certificate).is_some_and(|cert| {
+                cert.common_name.as_ref().is_some_and(is_allowed)
+                    || cert.names.iter().any(is_allowed)
             })
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ClientsError> {
-    std::fs::read(path).map_err(|cause| ClientsError::File {
+    std::fs::read(path).map_err(|source| ClientsError::File {
         path: path.display().to_string(),
-        cause,
+        source,
     })
 }
 
 impl Verifier {
-    fn new(path: &Path, bytes: Vec<u8>) -> Result<Self, ClientsError> {
+    fn new(path: &Path, bytes: &[u8]) -> Result<Self, ClientsError> {
         let path = || path.display().to_string();
-        let unusable = |message: String| ClientsError::Unusable {
+        let unusable = |source: Box<dyn std::error::Error + Send + Sync>| ClientsError::Unusable {
             path: path(),
-            message,
+            source,
         };
         let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&bytes) {
-            let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+        for certificate in CertificateDer::pem_slice_iter(bytes) {
+            let certificate = certificate.map_err(|error| unusable(error.into()))?;
             let added = roots.add(certificate);
-            added.map_err(|error| unusable(error.to_string()))?;
+            added.map_err(|error| unusable(error.into()))?;
         }
         if roots.is_empty() {
             return Err(ClientsError::None { path: path() });
         }
         let provider = Arc::new(ring::default_provider());
         let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
-        let webpki = builder
-            .build()
-            .map_err(|error| unusable(error.to_string()))?;
-        Ok(Self { bytes, webpki })
+        let verifier = builder.build().map_err(|error| unusable(error.into()))?;
+        Ok(Self(verifier))
     }
 }
 
 impl ClientCertVerifier for Clients {
-    /// The hint may be empty: a client that has one certificate presents it.
+    /// Returns no hint: a client that has one certificate presents it.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -179,13 +181,13 @@ impl ClientCertVerifier for Clients {
     ) -> Result<ClientCertVerified, Error> {
         let verifier = self.verifier.load();
         let proof = verifier
-            .webpki
+            .0
             .verify_client_cert(end_entity, intermediates, now)?;
-        if self.is_known(end_entity) {
+        if self.allows(end_entity) {
             Ok(proof)
         } else {
-            let refusal = rustls::CertificateError::ApplicationVerificationFailure;
-            Err(Error::InvalidCertificate(refusal))
+            let rejection = rustls::CertificateError::ApplicationVerificationFailure;
+            Err(Error::InvalidCertificate(rejection))
         }
     }
 
@@ -196,7 +198,7 @@ impl ClientCertVerifier for Clients {
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let verifier = self.verifier.load();
-        verifier.webpki.verify_tls12_signature(message, cert, dss)
+        verifier.0.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -206,17 +208,18 @@ impl ClientCertVerifier for Clients {
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let verifier = self.verifier.load();
-        verifier.webpki.verify_tls13_signature(message, cert, dss)
+        verifier.0.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.load().webpki.supported_verify_schemes()
+        self.verifier.load().0.supported_verify_schemes()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
+    use tokio::time::sleep;
 
     use super::*;
     use crate::cli::metrics::Metrics;
@@ -246,33 +249,33 @@ mod tests {
         path
     }
 
-    fn is_let_in(clients: &Clients, certificate: &CertificateDer<'_>) -> bool {
+    fn is_accepted(clients: &Clients, certificate: &CertificateDer<'_>) -> bool {
         let now = UnixTime::since_unix_epoch(Duration::from_hours(500_000));
         clients.verify_client_cert(certificate, &[], now).is_ok()
     }
 
     #[test]
-    fn lets_in_who_has_a_certificate_of_the_authority_for_an_allowed_name() {
+    fn client_needs_a_cert_of_the_ca_for_an_allowed_name() {
         let folder = tempfile::tempdir().expect("a folder");
         let ((ours, pem), (theirs, _)) = (authority(), authority());
         let path = file(&folder, &pem);
-        let any = Clients::load(path.clone(), Vec::new()).expect("good");
-        let named = Clients::load(path, vec!["kube-apiserver".to_owned()]).expect("good");
-        let right = client(&ours, "kube-apiserver");
-        let wrong = client(&ours, "kube-apiserver.example.com");
+        let any = Clients::load(path.clone(), Vec::new()).expect("valid");
+        let named = Clients::load(path, vec!["kube-apiserver".to_owned()]).expect("valid");
+        let allowed = client(&ours, "kube-apiserver");
+        let other = client(&ours, "kube-apiserver.example.com");
         let stranger = client(&theirs, "kube-apiserver");
-        assert!(is_let_in(&any, &right) && is_let_in(&any, &wrong));
-        assert!(is_let_in(&named, &right));
-        assert!(!is_let_in(&named, &wrong));
-        assert!(!is_let_in(&any, &stranger) && !is_let_in(&named, &stranger));
+        assert!(is_accepted(&any, &allowed) && is_accepted(&any, &other));
+        assert!(is_accepted(&named, &allowed));
+        assert!(!is_accepted(&named, &other));
+        assert!(!is_accepted(&any, &stranger) && !is_accepted(&named, &stranger));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_file_counts_once_it_is_good() {
+    async fn changed_file_is_used_once_it_is_valid() {
         let folder = tempfile::tempdir().expect("a folder");
         let ((first, first_pem), (second, second_pem)) = (authority(), authority());
         let path = file(&folder, &first_pem);
-        let clients = Clients::load(path, Vec::new()).expect("good");
+        let clients = Clients::load(path, Vec::new()).expect("valid");
         let period = Duration::from_secs(5);
         let metrics = Metrics::default();
         tokio::spawn(clients.clone().follow(period, metrics.tls.clone()));
@@ -285,21 +288,21 @@ mod tests {
             file(&folder, bad);
             a_period_later().await;
             a_period_later().await;
-            assert!(is_let_in(&clients, &by_first), "{bad}");
+            assert!(is_accepted(&clients, &by_first), "{bad}");
         }
         let text = metrics.registry.to_text();
-        let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 2"#;
-        assert!(text.contains(refused), "each is told once: {text}");
+        let rejected = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 2"#;
+        assert!(text.contains(rejected), "each is counted once: {text}");
         file(&folder, &format!("{first_pem}{second_pem}"));
         a_period_later().await;
-        assert!(is_let_in(&clients, &by_first) && is_let_in(&clients, &by_second));
+        assert!(is_accepted(&clients, &by_first) && is_accepted(&clients, &by_second));
         file(&folder, &second_pem);
         a_period_later().await;
-        assert!(!is_let_in(&clients, &by_first) && is_let_in(&clients, &by_second));
+        assert!(!is_accepted(&clients, &by_first) && is_accepted(&clients, &by_second));
     }
 
     #[test]
-    fn what_cant_be_used_at_the_start_is_an_error_that_names_the_file() {
+    fn unusable_file_at_the_start_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let missing = Clients::load(folder.path().join("missing"), Vec::new());
         assert!(

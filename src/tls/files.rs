@@ -1,7 +1,5 @@
-//! A certificate in two files, mounted by cert-manager or by anyone: read at the start, and again whenever they change.
-//!
-//! They are read every few seconds and compared: a kubelet changes a mounted Secret by swapping a symlink, and a notice of
-//! the file system tells of that only to who watches the right folder.
+//! A certificate in two files, mounted by cert-manager or by anyone: read at the start, and again
+//! whenever the files change.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,18 +8,21 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use tokio::time::sleep;
 
 use super::{
-    CertPublisher, Source, TlsError,
-    pair::{Material, Named, Pair},
+    error::TlsError,
+    publisher::{CertPublisher, CertSource},
+    serving_cert::{PemNames, PemPair, ServingCert},
 };
-use crate::process::clock::Clock;
+use crate::{
+    process::{
+        clock::Clock,
+        file_watcher::{FileChange, FileWatcher, Settling},
+    },
+    telemetry::error_chain::error_chain,
+};
 
-/// How often the files are compared with what is served.
-pub const PERIOD: Duration = Duration::from_secs(5);
-
-/// A certificate's files.
+/// The files of a certificate.
 #[derive(Debug, Clone)]
 pub struct Files {
     /// The serving certificate with its chain (PEM).
@@ -30,76 +31,72 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// Files that are watched, from what they held last.
+/// Serves the certificate of two files, and follows the files.
 pub struct FileSource {
     files: Files,
-    last: Material,
-    /// What they held at first.
-    first: Option<Pair>,
+    /// The certificate that was read first.
+    first: Option<ServingCert>,
+    watcher: FileWatcher<PemPair>,
     clock: Arc<dyn Clock>,
-    period: Duration,
 }
 
 impl Files {
-    /// What they hold now.
-    pub fn pair(&self, clock: &dyn Clock) -> Result<Pair, TlsError> {
-        self.check(&self.read()?, clock)
+    /// Reads the certificate of the files once.
+    pub fn cert(&self, clock: &dyn Clock) -> Result<ServingCert, TlsError> {
+        self.parse(&self.read()?, clock)
     }
 
-    /// Reads both. They are read again each period.
+    /// Reads the certificate of the files, which are then read again each period.
     pub fn load(self, clock: Arc<dyn Clock>, period: Duration) -> Result<FileSource, TlsError> {
-        let last = self.read()?;
-        let first = Some(self.check(&last, &*clock)?);
+        let found = self.read()?;
+        let first = Some(self.parse(&found, &*clock)?);
         Ok(FileSource {
             files: self,
-            last,
             first,
+            watcher: FileWatcher::new(found, Settling::Immediate, period),
             clock,
-            period,
         })
     }
 
-    fn read(&self) -> Result<Material, TlsError> {
+    fn read(&self) -> Result<PemPair, TlsError> {
         let read = |what: &'static str, path: &Path| {
-            std::fs::read(path).map_err(|cause| TlsError::File {
+            std::fs::read(path).map_err(|source| TlsError::File {
                 what,
                 path: path.display().to_string(),
-                cause,
+                source,
             })
         };
-        Ok(Material {
+        Ok(PemPair {
             certificate: read("the certificate", &self.certificate)?,
             key: read("the key", &self.key)?.into(),
         })
     }
 
-    fn check(&self, found: &Material, clock: &dyn Clock) -> Result<Pair, TlsError> {
+    fn parse(&self, found: &PemPair, clock: &dyn Clock) -> Result<ServingCert, TlsError> {
         let (certificate, key) = (
             self.certificate.display().to_string(),
             self.key.display().to_string(),
         );
-        let named = Named {
+        let names = PemNames {
             certificate: &certificate,
             key: &key,
         };
-        found.pair(named, clock.now())
+        found.parse(names, clock.now())
     }
 }
 
-impl Source for FileSource {
-    fn run(mut self: Box<Self>, mut served: CertPublisher) -> BoxFuture<'static, ()> {
+impl CertSource for FileSource {
+    fn run(mut self: Box<Self>, mut publisher: CertPublisher) -> BoxFuture<'static, ()> {
         async move {
             let certificate = self.files.certificate.display().to_string();
             if let Some(first) = self.first.take() {
-                served.offer(first, &certificate);
+                publisher.publish(first, &certificate);
             }
             loop {
-                sleep(self.period).await;
-                match self.look() {
-                    Ok(None) => served.settled(),
-                    Ok(Some(pair)) => served.offer(pair, &certificate),
-                    // A half-written pair is whole at the next look, most likely.
-                    Err(error) => served.refuse(&error),
+                match self.changed().await {
+                    Ok(None) => publisher.clear_rejection(),
+                    Ok(Some(cert)) => publisher.publish(cert, &certificate),
+                    Err(error) => publisher.reject(&error_chain(&error)),
                 }
             }
         }
@@ -108,16 +105,17 @@ impl Source for FileSource {
 }
 
 impl FileSource {
-    /// What the files hold, if that has changed.
-    fn look(&mut self) -> Result<Option<Pair>, TlsError> {
-        let found = self.files.read()?;
-        if self.last == found {
+    /// Waits for a period and returns the certificate of the files, if it has changed.
+    async fn changed(&mut self) -> Result<Option<ServingCert>, TlsError> {
+        let change = self.watcher.poll(|| self.files.read()).await?;
+        let FileChange::Changed(found) = change else {
             return Ok(None);
-        }
-        // A half of a pair may be followed by the other: it is looked at again until it is good.
-        let pair = self.files.check(&found, &*self.clock)?;
-        self.last = found;
-        Ok(Some(pair))
+        };
+        // A certificate whose key follows in a moment, or which isn't valid yet, is parsed again at
+        // each poll until it can be served.
+        let cert = self.files.parse(&found, &*self.clock)?;
+        self.watcher.accept(found);
+        Ok(Some(cert))
     }
 }
 
@@ -125,18 +123,20 @@ impl FileSource {
 mod tests {
     use rustls::pki_types::{CertificateDer, pem::PemObject as _};
     use tempfile::TempDir;
+    use tokio::time::sleep;
 
     use super::*;
     use crate::{
         cli::metrics::Metrics,
-        process::{clock::SystemClock, readiness::Readiness},
+        process::{clock::SystemClock, file_watcher::PERIOD, readiness::Readiness},
         tls::CertResolver,
     };
 
-    fn pair() -> (String, String) {
-        let made = rcgen::generate_simple_self_signed(["ecr-injector.ecr-injector.svc".to_owned()])
-            .expect("a pair");
-        (made.cert.pem(), made.signing_key.serialize_pem())
+    fn cert() -> (String, String) {
+        let signed =
+            rcgen::generate_simple_self_signed(["ecr-injector.ecr-injector.svc".to_owned()])
+                .expect("a certificate");
+        (signed.cert.pem(), signed.signing_key.serialize_pem())
     }
 
     fn expired() -> (String, String) {
@@ -160,38 +160,39 @@ mod tests {
     }
 
     fn serves(serving: &CertResolver, certificate: &str) -> bool {
-        let served = serving.0.load().as_ref().map(|key| key.cert[0].clone());
+        let served = serving.current().map(|key| key.cert[0].clone());
         served.expect("one is served")
             == CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate")
     }
 
-    /// Serves what the files hold, from the next moment on.
+    /// Serves the certificate of the files, in a task of its own.
     fn serve(folder: &TempDir) -> (Arc<CertResolver>, Metrics) {
-        let watched = files(folder).load(Arc::new(SystemClock), PERIOD);
+        let source = files(folder).load(Arc::new(SystemClock), PERIOD);
         let (serving, metrics) = (Arc::new(CertResolver::default()), Metrics::default());
         let condition = Readiness::default().condition("certificate");
         let service = "ecr-injector.ecr-injector.svc".to_owned();
-        let served = CertPublisher::new(serving.clone(), service, condition, metrics.tls.clone());
-        tokio::spawn(Box::new(watched.expect("good")).run(served));
+        let publisher =
+            CertPublisher::new(serving.clone(), service, condition, metrics.tls.clone());
+        tokio::spawn(Box::new(source.expect("valid")).run(publisher));
         (serving, metrics)
     }
 
-    /// Lets the follower look once more.
+    /// Waits until the files were read once more.
     async fn a_period_later() {
         sleep(PERIOD + Duration::from_millis(10)).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_pair_is_served_once_it_is_good_and_until_then_the_last_one_stays() {
+    async fn changed_files_are_served_once_they_are_valid() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (first, second) = (pair(), pair());
+        let (first, second) = (cert(), cert());
         write(&folder, &first.0, &first.1);
         let (serving, metrics) = serve(&folder);
         a_period_later().await;
 
         let out_of_date = expired();
         for (what, certificate, key) in [
-            ("half of a pair", &second.0, &first.1),
+            ("a certificate without its key", &second.0, &first.1),
             ("an empty file", &String::new(), &second.1),
             ("an expired one", &out_of_date.0, &out_of_date.1),
         ] {
@@ -204,8 +205,8 @@ mod tests {
         a_period_later().await;
         assert!(serves(&serving, &first.0), "a missing file");
         let text = metrics.registry.to_text();
-        let refused = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 4"#;
-        assert!(text.contains(refused), "each is told once: {text}");
+        let rejected = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 4"#;
+        assert!(text.contains(rejected), "each is counted once: {text}");
 
         write(&folder, &second.0, &second.1);
         a_period_later().await;
@@ -213,10 +214,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_swapped_symlink_is_noticed() {
+    async fn swapped_symlink_is_noticed() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (first, second) = (pair(), pair());
-        // As the kubelet mounts a Secret: links to a folder that is itself a link.
+        let (first, second) = (cert(), cert());
+        // The kubelet mounts a Secret so: links to a folder that is itself a link.
         let of = |name: &str| folder.path().join(name);
         for (name, (certificate, key)) in [("..1", &first), ("..2", &second)] {
             std::fs::create_dir(of(name)).expect("made");
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cant_be_served_at_the_start_is_an_error_that_names_the_file() {
+    fn unusable_files_at_the_start_are_an_error_that_names_the_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let error = |folder: &TempDir| {
             let loaded = files(folder).load(Arc::new(SystemClock), PERIOD);

@@ -1,35 +1,39 @@
-//! When certificates are to be renewed, and how one authority follows another without a gap. Pure.
+//! When certificates are renewed, and how one certificate authority replaces another without a gap.
+//! Pure.
 //!
-//! A client accepts us if it trusts the authority under which our certificate was signed. What the API server trusts
-//! reaches it late, and other replicas hear of a new authority late too. So a change takes three steps, each of which
-//! waits until the one before has reached everybody: the next authority is *prepared* and published beside the one that
-//! signs; once it has been seen published for a while, it is *promoted* and all certificates are signed under it; once no
+//! A client accepts the webhook if it trusts the authority that signed its certificate. The API
+//! server learns late which authorities to trust, and other replicas learn late of a new authority.
+//! So a rotation takes three steps, each of which waits until the one before has reached everybody:
+//! the next authority is *prepared* and published beside the one that signs; once it has been seen
+//! published for a while, it is *promoted* and all certificates are signed under it; once no
 //! certificate under the old one can be served any more, the old one is *retired*.
 
 use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// How much of its life a certificate is dated back, as a divisor, and at most: clocks differ.
+/// The share of its lifetime that a certificate is dated back, as a divisor: clocks differ.
 const BACKDATED_PART: i32 = 20;
+/// The most that a certificate is dated back.
 const MAX_BACKDATING: SignedDuration = SignedDuration::from_hours(1);
-/// The part of a life after which there is to be a new one, as numerator and denominator.
-const WORN: (i32, i32) = (2, 3);
+/// The share of its validity after which a certificate is renewed, as numerator and denominator.
+const RENEW_AFTER: (i32, i32) = (2, 3);
 
-/// How long what lasts.
+/// How long the certificates of the self-managed authority last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetimes {
-    /// An authority's life.
+    /// An authority's lifetime.
     pub authority: SignedDuration,
-    /// A serving certificate's life.
+    /// A serving certificate's lifetime.
     pub leaf: SignedDuration,
-    /// How long the next authority has to have been published without a break until it signs. API servers learn of what
-    /// they are to trust by a watch of their own, and a watch that was cut takes up to a minute to come back.
+    /// How long the next authority has to have been published without a break until it signs. API
+    /// servers learn which authorities to trust by a watch, and a watch that was cut takes up to a
+    /// minute to come back.
     pub publication: SignedDuration,
 }
 
 impl Default for Lifetimes {
-    /// Those of cert-manager's own webhook, and twice a minute.
+    /// Returns the lifetimes of cert-manager's own webhook, and twice a minute.
     fn default() -> Self {
         Self {
             authority: SignedDuration::from_hours(365 * 24),
@@ -40,129 +44,129 @@ impl Default for Lifetimes {
 }
 
 impl Lifetimes {
-    /// How long an old authority stays published after the last moment at which it may have signed: a certificate's life,
-    /// and a seventh for a replica that hears of nothing.
+    /// Returns how long an old authority stays published after the last moment at which it may have
+    /// signed: a certificate's lifetime, and a seventh for a replica that learns of nothing.
     #[must_use]
     pub fn ca_retention(&self) -> SignedDuration {
         self.leaf + self.leaf / 7
     }
 }
 
-/// From when to when a certificate is good.
+/// The validity of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
-    /// Before then clients refuse it.
+pub struct Validity {
+    /// The start: before it clients reject the certificate.
     pub not_before: Timestamp,
-    /// After then clients refuse it.
+    /// The end: after it clients reject the certificate.
     pub not_after: Timestamp,
 }
 
-impl Life {
-    /// One that begins now, and a bit before.
+impl Validity {
+    /// Returns a validity that starts now, dated back a little.
     #[must_use]
-    pub fn from(now: Timestamp, lasts: SignedDuration) -> Self {
-        let backdating = (lasts / BACKDATED_PART).min(MAX_BACKDATING);
+    pub fn starting_at(now: Timestamp, lifetime: SignedDuration) -> Self {
+        let backdating = (lifetime / BACKDATED_PART).min(MAX_BACKDATING);
         Self {
             not_before: now - backdating,
-            not_after: now + lasts,
+            not_after: now + lifetime,
         }
     }
 
-    /// Whether clients whose clock says this accept it.
+    /// Returns whether clients accept the certificate at this time by their clock.
     #[must_use]
     pub fn contains(&self, now: Timestamp) -> bool {
         self.not_before <= now && now <= self.not_after
     }
 
-    /// When there is to be a new one.
+    /// Returns when the certificate is to be renewed.
     #[must_use]
     pub fn renew_at(&self) -> Timestamp {
-        let (numerator, denominator) = WORN;
-        let life = self.not_after.duration_since(self.not_before);
-        self.not_before + life / denominator * numerator
+        let (numerator, denominator) = RENEW_AFTER;
+        let length = self.not_after.duration_since(self.not_before);
+        self.not_before + length / denominator * numerator
     }
 }
 
 /// Why a certificate is to be renewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewal {
-    /// Two thirds of its life are gone.
-    Worn,
-    /// All of it is.
+    /// Two thirds of its validity are over.
+    Due,
+    /// Its validity is over.
     Expired,
-    /// It begins in the future: the clock was set back.
-    NotYetGood,
-    /// Somebody asked for it.
-    Asked,
+    /// Its validity begins in the future: the clock was set back.
+    NotYetValid,
+    /// Somebody requested a new authority by an annotation.
+    Requested,
 }
 
 impl fmt::Display for Renewal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Worn => "two thirds of its life are gone",
+            Self::Due => "two thirds of its life are gone",
             Self::Expired => "it has expired",
-            Self::NotYetGood => "it is not good yet",
-            Self::Asked => "somebody asked for it",
+            Self::NotYetValid => "it is not good yet",
+            Self::Requested => "somebody asked for it",
         })
     }
 }
 
-/// Whether a certificate is to be renewed, and why.
+/// Returns why a certificate is to be renewed, if it is.
 #[must_use]
-pub fn needs_renewal(life: &Life, now: Timestamp) -> Option<Renewal> {
-    if now > life.not_after {
+pub fn needs_renewal(validity: &Validity, now: Timestamp) -> Option<Renewal> {
+    if now > validity.not_after {
         Some(Renewal::Expired)
-    } else if now < life.not_before {
-        Some(Renewal::NotYetGood)
+    } else if now < validity.not_before {
+        Some(Renewal::NotYetValid)
     } else {
-        (now >= life.renew_at()).then_some(Renewal::Worn)
+        (now >= validity.renew_at()).then_some(Renewal::Due)
     }
 }
 
-/// Where a change of authorities stands.
+/// How far a rotation of authorities is.
 #[derive(Debug, Clone)]
 pub struct Stage {
-    /// The one that signs.
-    pub active: Life,
-    /// The one that is to follow.
-    pub next: Option<Life>,
-    /// Those that signed before, as long as they are published.
-    pub old: Vec<Life>,
-    /// Since when the active one signs, if it wasn't the first.
+    /// The authority that signs.
+    pub active: Validity,
+    /// The authority that is to sign next.
+    pub next: Option<Validity>,
+    /// The authorities that signed before, as long as they are published.
+    pub old: Vec<Validity>,
+    /// Since when the active authority signs, if it wasn't the first.
     pub promoted_at: Option<Timestamp>,
-    /// Whether somebody asked for a new one.
-    pub asked: bool,
-    /// How long what lasts.
+    /// Whether somebody requested a new authority.
+    pub is_requested: bool,
+    /// How long certificates last.
     pub lifetimes: Lifetimes,
 }
 
-/// What is to be done about the authorities.
+/// A step of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Make the next one, and publish it.
+    /// Create the next authority, and publish it.
     Prepare(Renewal),
-    /// Let the next one sign.
+    /// Let the next authority sign.
     Promote,
-    /// Publish the old ones no more.
+    /// Stop publishing the old authorities.
     Retire,
-    /// Let a new one sign at once: the one that does is accepted by nobody.
+    /// Let a new authority sign at once: nobody accepts the one that signs now.
     Replace(Renewal),
 }
 
 impl Stage {
-    /// The next step, if there is one to be taken now. `published_since` is since when all of them have been seen
-    /// published without a break.
+    /// Returns the next step, if one is due now. `published_since` is since when all authorities
+    /// have been seen published without a break.
     #[must_use]
     pub fn step(&self, published_since: Option<Timestamp>, now: Timestamp) -> Option<Step> {
         let renewal = needs_renewal(&self.active, now);
-        if let Some(why @ (Renewal::Expired | Renewal::NotYetGood)) = renewal {
+        if let Some(why @ (Renewal::Expired | Renewal::NotYetValid)) = renewal {
             return Some(match self.next {
                 Some(next) if next.contains(now) => Step::Promote,
                 _ => Step::Replace(why),
             });
         }
         if let Some(next) = &self.next {
-            // One that became useless while it waited is made anew.
+            // A next authority that became useless while it waited is created again.
             if let Some(why) = needs_renewal(next, now) {
                 return Some(Step::Prepare(why));
             }
@@ -171,15 +175,15 @@ impl Stage {
                 .is_some_and(|since| now >= since + self.lifetimes.publication)
                 .then_some(Step::Promote);
         }
-        if !self.old.is_empty() && self.old_end().is_some_and(|end| now >= end) {
+        if !self.old.is_empty() && self.retire_at().is_some_and(|at| now >= at) {
             return Some(Step::Retire);
         }
-        let asked = self.asked.then_some(Renewal::Asked);
-        renewal.or(asked).map(Step::Prepare)
+        let requested = self.is_requested.then_some(Renewal::Requested);
+        renewal.or(requested).map(Step::Prepare)
     }
 
-    /// When the old ones are published no more.
-    fn old_end(&self) -> Option<Timestamp> {
+    /// Returns when the old authorities are to be retired.
+    fn retire_at(&self) -> Option<Timestamp> {
         let expired = self.old.iter().map(|old| old.not_after).max();
         let promoted = self
             .promoted_at
@@ -187,18 +191,21 @@ impl Stage {
         expired.into_iter().chain(promoted).min()
     }
 
-    /// When to look again if nothing changes until then.
+    /// Returns when to check the stage again if nothing changes until then.
     #[must_use]
-    pub fn next_look(&self, published_since: Option<Timestamp>, now: Timestamp) -> Timestamp {
-        let mut looks = vec![self.active.renew_at(), self.active.not_after];
+    pub fn next_check(&self, published_since: Option<Timestamp>, now: Timestamp) -> Timestamp {
+        let mut checks = vec![self.active.renew_at(), self.active.not_after];
         if let Some(next) = &self.next {
-            looks.push(next.renew_at());
-            looks.extend(published_since.map(|since| since + self.lifetimes.publication));
+            checks.push(next.renew_at());
+            checks.extend(published_since.map(|since| since + self.lifetimes.publication));
         } else if !self.old.is_empty() {
-            looks.extend(self.old_end());
+            checks.extend(self.retire_at());
         }
         let soon = now + SignedDuration::from_secs(1);
-        looks.into_iter().min().map_or(soon, |look| look.max(soon))
+        checks
+            .into_iter()
+            .min()
+            .map_or(soon, |check| check.max(soon))
     }
 }
 
@@ -207,15 +214,15 @@ mod tests {
     use super::*;
 
     const PUBLICATION: SignedDuration = SignedDuration::from_mins(2);
-    const FAREWELL: SignedDuration = SignedDuration::from_hours(8 * 24);
+    const CA_RETENTION: SignedDuration = SignedDuration::from_hours(8 * 24);
     const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
     fn hours(hours: i64) -> SignedDuration {
         SignedDuration::from_hours(hours)
     }
 
-    fn authority(now: Timestamp) -> Life {
-        Life::from(now, Lifetimes::default().authority)
+    fn authority(now: Timestamp) -> Validity {
+        Validity::starting_at(now, Lifetimes::default().authority)
     }
 
     fn stage() -> Stage {
@@ -224,33 +231,33 @@ mod tests {
             next: None,
             old: Vec::new(),
             promoted_at: None,
-            asked: false,
+            is_requested: false,
             lifetimes: Lifetimes::default(),
         }
     }
 
     #[test]
-    fn a_certificate_is_renewed_at_two_thirds_of_its_life() {
-        let life = Life::from(NOW, Lifetimes::default().leaf);
+    fn certificate_is_renewed_after_two_thirds_of_its_validity() {
+        let leaf = Validity::starting_at(NOW, Lifetimes::default().leaf);
         for (now, renewal) in [
-            (NOW - hours(2), Some(Renewal::NotYetGood)),
+            (NOW - hours(2), Some(Renewal::NotYetValid)),
             (NOW, None),
             (NOW + hours(111), None),
-            (NOW + hours(112), Some(Renewal::Worn)),
-            (NOW + hours(168), Some(Renewal::Worn)),
+            (NOW + hours(112), Some(Renewal::Due)),
+            (NOW + hours(168), Some(Renewal::Due)),
             (NOW + hours(169), Some(Renewal::Expired)),
         ] {
-            assert_eq!(needs_renewal(&life, now), renewal, "{now}");
+            assert_eq!(needs_renewal(&leaf, now), renewal, "{now}");
         }
     }
 
     #[test]
-    fn the_next_authority_signs_only_once_it_was_published_for_a_while_without_a_break() {
+    fn next_authority_signs_once_published_without_a_break() {
         let late = NOW + hours(300 * 24);
         let mut stage = stage();
         assert_eq!(
             stage.step(Some(NOW), late),
-            Some(Step::Prepare(Renewal::Worn))
+            Some(Step::Prepare(Renewal::Due))
         );
         stage.next = Some(authority(late));
         assert_eq!(stage.step(None, late), None, "it isn't published");
@@ -265,23 +272,26 @@ mod tests {
     }
 
     #[test]
-    fn an_old_authority_is_published_until_nothing_under_it_can_be_served() {
+    fn old_authority_is_published_until_its_last_cert_is_over() {
         let mut stage = stage();
         stage.old = vec![authority(NOW - hours(245 * 24))];
         stage.promoted_at = Some(NOW);
         let published = Some(NOW);
-        let early = NOW + FAREWELL - SignedDuration::from_secs(1);
+        let early = NOW + CA_RETENTION - SignedDuration::from_secs(1);
         assert_eq!(stage.step(published, early), None);
-        assert_eq!(stage.step(published, NOW + FAREWELL), Some(Step::Retire));
-        // Without a note of when, it is until it has expired.
+        assert_eq!(
+            stage.step(published, NOW + CA_RETENTION),
+            Some(Step::Retire)
+        );
+        // Without the time of its promotion, an old authority is published until it has expired.
         stage.promoted_at = None;
-        assert_eq!(stage.step(published, NOW + FAREWELL), None);
+        assert_eq!(stage.step(published, NOW + CA_RETENTION), None);
         let expired = NOW + hours(120 * 24);
         assert_eq!(stage.step(published, expired), Some(Step::Retire));
     }
 
     #[test]
-    fn an_authority_that_nobody_accepts_is_replaced_at_once() {
+    fn authority_that_nobody_accepts_is_replaced_at_once() {
         let expired = NOW + hours(366 * 24);
         let mut stage = stage();
         assert_eq!(
@@ -291,38 +301,38 @@ mod tests {
         let before = NOW - hours(48);
         assert_eq!(
             stage.step(None, before),
-            Some(Step::Replace(Renewal::NotYetGood))
+            Some(Step::Replace(Renewal::NotYetValid))
         );
         stage.next = Some(authority(NOW + hours(300 * 24)));
         assert_eq!(stage.step(None, expired), Some(Step::Promote));
     }
 
     #[test]
-    fn a_new_authority_can_be_asked_for_once_the_last_change_is_over() {
+    fn authority_can_be_requested_once_the_last_rotation_ended() {
         let mut stage = stage();
-        stage.asked = true;
+        stage.is_requested = true;
         assert_eq!(
             stage.step(Some(NOW), NOW),
-            Some(Step::Prepare(Renewal::Asked))
+            Some(Step::Prepare(Renewal::Requested))
         );
         stage.next = Some(authority(NOW));
         assert_eq!(stage.step(Some(NOW), NOW), None);
     }
 
     #[test]
-    fn it_is_looked_at_again_when_the_next_step_is_due() {
+    fn stage_is_checked_again_when_the_next_step_is_due() {
         let mut stage = stage();
         let now = NOW + SignedDuration::from_mins(1);
         assert_eq!(
-            stage.next_look(Some(NOW), now),
+            stage.next_check(Some(NOW), now),
             stage.active.renew_at(),
-            "nothing is to be done for months"
+            "nothing is due for months"
         );
         stage.next = Some(authority(NOW));
-        assert_eq!(stage.next_look(Some(NOW), now), NOW + PUBLICATION);
+        assert_eq!(stage.next_check(Some(NOW), now), NOW + PUBLICATION);
         stage.next = None;
         stage.old = vec![authority(NOW - hours(245 * 24))];
         stage.promoted_at = Some(NOW);
-        assert_eq!(stage.next_look(None, now), NOW + FAREWELL);
+        assert_eq!(stage.next_check(None, now), NOW + CA_RETENTION);
     }
 }

@@ -1,4 +1,5 @@
-//! A certificate in a Secret of our namespace, by name: watched, so that a new one is served within seconds.
+//! A certificate in a Secret of the webhook's own namespace, watched by name, so that a new one is
+//! served within seconds.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,8 +9,8 @@ use kube::{Api, Client};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    CertPublisher, Source,
-    pair::{Material, Named},
+    publisher::{CertPublisher, CertSource},
+    serving_cert::{PemNames, PemPair},
 };
 use crate::{
     cluster::{
@@ -17,25 +18,36 @@ use crate::{
         watch::{News, watch_one},
     },
     process::clock::Clock,
+    telemetry::error_chain::error_chain,
 };
 
-/// How often one that couldn't be served is looked at again: it may not have been good yet.
+/// How often a certificate that couldn't be served is checked again: it may not have been valid
+/// yet.
 const PERIOD: Duration = Duration::from_mins(1);
 
-/// A Secret of the type `kubernetes.io/tls`.
+/// Serves the certificate of a Secret of the type `kubernetes.io/tls`.
 pub struct NamedSecret {
     api: Api<Secret>,
-    /// For people.
+    /// The namespace and name, for the log.
     path: String,
     name: String,
     clock: Arc<dyn Clock>,
 }
 
-/// What it holds: `None` before anybody has looked, and nothing if there is no such Secret.
-type Known = Option<Option<Arc<Material>>>;
+/// The content of the Secret as the watch reported it.
+#[derive(Clone, Default)]
+enum Content {
+    /// The watch has reported nothing yet.
+    #[default]
+    Unknown,
+    /// There is no Secret.
+    Absent,
+    /// The Secret has this data.
+    Present(Arc<PemPair>),
+}
 
 impl NamedSecret {
-    /// The Secret of this name.
+    /// Serves the certificate of the Secret of this name.
     #[must_use]
     pub fn new(client: Client, namespace: &Namespace, name: String, clock: Arc<dyn Clock>) -> Self {
         Self {
@@ -46,77 +58,85 @@ impl NamedSecret {
         }
     }
 
-    async fn follow(&self, known: &watch::Sender<Known>) {
+    async fn follow(&self, content: &watch::Sender<Content>) {
         let api = self.api.clone();
         watch_one("the certificate's Secret", api, &self.name, |news| {
             let found = match news {
-                News::Is(secret) => Some(Arc::new(material(secret))),
-                News::Gone(_) => None,
+                News::Is(secret) => Content::Present(Arc::new(pem_pair(secret))),
+                News::Gone(_) => Content::Absent,
             };
-            known.send_replace(Some(found));
+            content.send_replace(found);
         })
         .await;
     }
 
-    /// Serves what the Secret holds. `last` is what it held last that was good.
-    fn take(&self, known: Known, last: &mut Option<Arc<Material>>, served: &mut CertPublisher) {
-        let found = match known {
-            None => return,
-            Some(None) => return served.refuse(&format!("there is no Secret {}", self.path)),
-            Some(Some(found)) => found,
+    /// Publishes the certificate of the Secret, if it has changed. `in_use` is the one that was
+    /// published last.
+    fn publish(
+        &self,
+        content: Content,
+        in_use: &mut Option<Arc<PemPair>>,
+        publisher: &mut CertPublisher,
+    ) {
+        let found = match content {
+            Content::Unknown => return,
+            Content::Absent => {
+                return publisher.reject(&format!("there is no Secret {}", self.path));
+            }
+            Content::Present(found) => found,
         };
-        if last.as_ref() == Some(&found) {
-            return served.settled();
+        if in_use.as_ref() == Some(&found) {
+            return publisher.clear_rejection();
         }
         let (certificate, key) = (
             format!("tls.crt of the Secret {}", self.path),
             format!("tls.key of the Secret {}", self.path),
         );
-        let named = Named {
+        let names = PemNames {
             certificate: &certificate,
             key: &key,
         };
-        match found.pair(named, self.clock.now()) {
-            Ok(pair) => {
-                *last = Some(found);
-                served.offer(pair, &self.path);
+        match found.parse(names, self.clock.now()) {
+            Ok(cert) => {
+                *in_use = Some(found);
+                publisher.publish(cert, &self.path);
             }
-            Err(error) => served.refuse(&error),
+            Err(error) => publisher.reject(&error_chain(&error)),
         }
     }
 
-    async fn serve(self, mut served: CertPublisher) {
-        let known = watch::Sender::<Known>::default();
-        let mut changes = known.subscribe();
+    async fn serve(self, mut publisher: CertPublisher) {
+        let content = watch::Sender::<Content>::default();
+        let mut changes = content.subscribe();
         let serve = async {
-            let mut last = None;
+            let mut in_use = None;
             loop {
                 let found = changes.borrow_and_update().clone();
-                self.take(found, &mut last, &mut served);
+                self.publish(found, &mut in_use, &mut publisher);
                 tokio::select! {
-                    // An error would say that the sender is gone, and it is ours.
+                    // An error would mean that the sender is gone, and this function has it.
                     _ = changes.changed() => {}
                     () = sleep(PERIOD) => {}
                 }
             }
         };
-        tokio::join!(self.follow(&known), serve);
+        tokio::join!(self.follow(&content), serve);
     }
 }
 
-fn material(mut secret: Secret) -> Material {
+fn pem_pair(mut secret: Secret) -> PemPair {
     let mut take = |key: &str| {
         let bytes = secret.data.as_mut().and_then(|data| data.remove(key));
         bytes.map(|bytes| bytes.0).unwrap_or_default()
     };
-    Material {
+    PemPair {
         certificate: take("tls.crt"),
         key: take("tls.key").into(),
     }
 }
 
-impl Source for NamedSecret {
-    fn run(self: Box<Self>, served: CertPublisher) -> BoxFuture<'static, ()> {
-        self.serve(served).boxed()
+impl CertSource for NamedSecret {
+    fn run(self: Box<Self>, publisher: CertPublisher) -> BoxFuture<'static, ()> {
+        self.serve(publisher).boxed()
     }
 }

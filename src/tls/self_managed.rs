@@ -1,12 +1,14 @@
-//! Certificates that need nobody: one authority in a Secret that all replicas share, a serving certificate for each that is
-//! signed in memory, and a registration that is made to trust them.
+//! Certificates without cert-manager: one authority in a Secret that all replicas share, a serving
+//! certificate for each replica that is signed in memory, and a registration that trusts them.
 //!
-//! Every replica watches the Secret and the registration. The leader alone writes (`keeper.rs`), but for the very first
-//! authority, which whoever comes first makes: its write says that there must be none yet, so of several one wins.
+//! Every replica watches the Secret and the registration. Only the leader writes (`ca_rotator.rs`),
+//! except for the very first authority, which the first replica creates: its write has the
+//! precondition that there is none yet, so one of several wins.
 
+mod ca_rotator;
 pub mod ca_secret;
-mod keeper;
 pub mod registration;
+mod shared;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,33 +17,33 @@ use kube::Client;
 use tokio::time::{Instant, sleep_until};
 
 use self::{
-    ca_secret::{CaSecret, Content, Held},
-    keeper::CaRotator,
-    registration::{Registration, Seen},
+    ca_rotator::CaRotator,
+    ca_secret::{CaSecret, Content, SecretState},
+    registration::{Registration, RegistrationState},
+    shared::{MAX_SLEEP, Shared},
 };
 use super::{
-    CertPublisher, Source,
     authority::{Authority, Leaf},
     metrics::TlsMetrics,
+    publisher::{CertPublisher, CertSource},
     rotation::{Lifetimes, needs_renewal},
 };
 use crate::{
     cluster::{lease::Leadership, namespace::Namespace, write::WriteError},
     process::{clock::Clock, readiness::Condition},
+    telemetry::{error_chain::error_chain, log_once::LogOnce},
 };
 
-/// The longest sleep: a machine that was suspended, or a clock that was set, is noticed by then.
-const MAX_SLEEP: Duration = Duration::from_secs(30);
-/// The shortest sleep: what is due by then is due now.
+/// The shortest sleep: a renewal that is due by then is due now.
 const SOON: Duration = Duration::from_millis(100);
-/// The pause after an authority, or a certificate under it, could not be made.
+/// The pause after an authority, or a certificate under it, could not be created.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// What it works with.
+/// The parts of a self-managed authority.
 pub struct SelfManagedOptions {
-    /// The API server.
+    /// The client of the API server.
     pub client: Client,
-    /// Where we run, and the CA Secret is.
+    /// The namespace of the installation and of the CA Secret.
     pub namespace: Namespace,
     /// The CA Secret's name.
     pub secret: String,
@@ -49,71 +51,68 @@ pub struct SelfManagedOptions {
     pub registration: String,
     /// The DNS name that certificates are for.
     pub service: String,
-    /// How long what lasts.
+    /// How long certificates last.
     pub lifetimes: Lifetimes,
-    /// What time it is.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<TlsMetrics>,
 }
 
 /// The self-managed authority; clones share it.
 #[derive(Clone)]
-pub struct SelfManaged(Arc<Inner>);
-
-struct Inner {
-    secret: CaSecret,
-    registration: Registration,
-    service: String,
-    lifetimes: Lifetimes,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<TlsMetrics>,
-}
+pub struct SelfManaged(Arc<Shared>);
 
 impl SelfManaged {
-    /// Makes it of its parts. No call leaves yet.
+    /// Returns an authority that has made no call yet.
     #[must_use]
-    pub fn new(parts: SelfManagedOptions) -> Self {
+    pub fn new(options: SelfManagedOptions) -> Self {
         let SelfManagedOptions {
             client,
             metrics,
             lifetimes,
             ..
-        } = parts;
-        Self(Arc::new(Inner {
+        } = options;
+        Self(Arc::new(Shared {
             secret: CaSecret::new(
                 client.clone(),
-                parts.namespace,
-                parts.secret,
+                options.namespace,
+                options.secret,
                 lifetimes,
                 metrics.clone(),
             ),
-            registration: Registration::new(client, parts.registration, metrics.clone()),
-            service: parts.service,
+            registration: Registration::new(client, options.registration, metrics.clone()),
+            service: options.service,
             lifetimes,
-            clock: parts.clock,
+            clock: options.clock,
             metrics,
         }))
     }
 
-    /// Follows the Secret and the registration until the future is dropped.
+    /// Watches the Secret and the registration until the future is dropped.
     pub async fn watch(self) {
         tokio::join!(self.0.secret.follow(), self.0.registration.follow());
     }
 
-    /// Lets the condition hold once the registration trusts the authority that signs. It is not taken back: a replica that
-    /// the API server can't trust for a moment is no reason to send it nowhere at all.
+    /// Lets the condition hold once the registration trusts the authority that signs, and measures
+    /// that trust. The condition isn't taken back: a replica that the API server can't trust for a
+    /// moment is no reason to route its requests nowhere at all.
     pub async fn report(self, condition: Condition) {
-        let (mut held, mut seen) = (self.0.secret.subscribe(), self.0.registration.subscribe());
-        let mut is_missed = false;
+        let mut secret = self.0.secret.subscribe();
+        let mut registration = self.0.registration.subscribe();
+        let mut absence = LogOnce::<()>::default();
         loop {
-            let trusts = is_trusted(&held.borrow_and_update(), &seen.borrow_and_update());
+            let trusts = is_trusted(
+                &secret.borrow_and_update(),
+                &registration.borrow_and_update(),
+            );
             self.0.metrics.ca_bundle_trusted(trusts);
             if trusts {
                 condition.hold();
             }
-            let is_absent = matches!(*seen.borrow(), Seen::Absent);
-            if is_absent && !is_missed {
+            if !matches!(*registration.borrow(), RegistrationState::Absent) {
+                absence.clear();
+            } else if absence.is_new(()) {
                 let name = self.0.registration.name();
                 tracing::warn!(
                     webhook_configuration = name,
@@ -121,26 +120,25 @@ impl SelfManaged {
                      webhook"
                 );
             }
-            is_missed = is_absent;
             tokio::select! {
-                _ = held.changed() => {}
-                _ = seen.changed() => {}
+                _ = secret.changed() => {}
+                _ = registration.changed() => {}
             }
         }
     }
 
-    /// Does the leader's part until the term is over.
+    /// Restores and rotates the authority as the leader, until the term is over.
     pub async fn keep(&self, term: Leadership) {
         CaRotator::new(&self.0, term).run().await;
     }
 
-    /// Makes the first authority, unless somebody else is first.
-    async fn create(&self, served: &mut CertPublisher) {
+    /// Creates the first authority, unless another replica is first.
+    async fn create(&self, publisher: &mut CertPublisher) {
         let now = self.0.clock.now();
         let path = self.0.secret.path();
         let authority = match Authority::new(now, self.0.lifetimes) {
             Ok(authority) => authority,
-            Err(error) => return served.refuse(&error),
+            Err(error) => return publisher.reject(&error_chain(&error)),
         };
         match self.0.secret.write(&authority, None).await {
             Ok(()) => {
@@ -149,53 +147,53 @@ impl SelfManaged {
             }
             Err(WriteError::Conflict | WriteError::NotLeading) => {}
             Err(error @ (WriteError::Timeout | WriteError::Failed(_))) => {
-                served.refuse(&format!(
+                publisher.reject(&format!(
                     "creating the Secret {path} for the certificate authority: {error}"
                 ));
             }
         }
     }
 
-    async fn serve(self, mut served: CertPublisher) {
+    async fn serve(self, mut publisher: CertPublisher) {
         let mut changes = self.0.secret.subscribe();
         let mut leaf: Option<Leaf> = None;
         loop {
-            let held = changes.borrow_and_update().clone();
+            let secret = changes.borrow_and_update().clone();
             let now = self.0.clock.now();
             let mut wait = MAX_SLEEP;
-            match &held.now {
-                Content::Good { authority, .. } => {
-                    let is_good = leaf.as_ref().is_some_and(|leaf| {
-                        authority.signed(leaf) && needs_renewal(&leaf.pair.life, now).is_none()
+            match &secret.content {
+                Content::Valid { authority, .. } => {
+                    let is_current = leaf.as_ref().is_some_and(|leaf| {
+                        authority.signed(leaf) && needs_renewal(&leaf.cert.validity, now).is_none()
                     });
-                    if !is_good {
+                    if !is_current {
                         match authority.sign(&self.0.service, now) {
                             Ok(signed) => {
-                                served.offer(signed.pair.clone(), &self.0.secret.path());
+                                publisher.publish(signed.cert.clone(), &self.0.secret.path());
                                 leaf = Some(signed);
                             }
-                            Err(error) => served.refuse(&error),
+                            Err(error) => publisher.reject(&error_chain(&error)),
                         }
                     }
-                    // What is worn already could not be followed by another.
+                    // A certificate whose renewal is overdue could not be replaced just now.
                     wait = leaf.as_ref().map_or(PAUSE, |leaf| {
-                        let due = leaf.pair.life.renew_at().duration_since(now);
+                        let due = leaf.cert.validity.renew_at().duration_since(now);
                         Duration::try_from(due).map_or(PAUSE, |due| due.max(SOON))
                     });
                 }
-                Content::Absent if held.last.is_none() => {
-                    self.create(&mut served).await;
+                Content::Absent if secret.last_valid.is_none() => {
+                    self.create(&mut publisher).await;
                     wait = PAUSE;
                 }
-                Content::Bad { why, .. } if leaf.is_none() => {
+                Content::Invalid { why, .. } if leaf.is_none() => {
                     let path = self.0.secret.path();
-                    served.refuse(&format!("the Secret {path} can't be used: {why}"));
+                    publisher.reject(&format!("the Secret {path} can't be used: {why}"));
                 }
-                // The leader puts it right, and what is served stays good for days.
-                Content::Unknown | Content::Absent | Content::Bad { .. } => {}
+                // The leader restores the Secret, and the certificate in use stays valid for days.
+                Content::Unknown | Content::Absent | Content::Invalid { .. } => {}
             }
             tokio::select! {
-                // An error would say that the sender is gone, and it is ours.
+                // An error would mean that the sender is gone, and `self` has it.
                 _ = changes.changed() => {}
                 () = sleep_until(Instant::now() + wait.min(MAX_SLEEP)) => {}
             }
@@ -203,17 +201,17 @@ impl SelfManaged {
     }
 }
 
-fn is_trusted(held: &Held, seen: &Seen) -> bool {
-    match (&held.now, seen) {
-        (Content::Good { authority, .. }, Seen::There(entries)) => {
+fn is_trusted(secret: &SecretState, registration: &RegistrationState) -> bool {
+    match (&secret.content, registration) {
+        (Content::Valid { authority, .. }, RegistrationState::Present(entries)) => {
             entries.trust(authority.signer())
         }
         _ => false,
     }
 }
 
-impl Source for SelfManaged {
-    fn run(self: Box<Self>, served: CertPublisher) -> BoxFuture<'static, ()> {
-        self.serve(served).boxed()
+impl CertSource for SelfManaged {
+    fn run(self: Box<Self>, publisher: CertPublisher) -> BoxFuture<'static, ()> {
+        self.serve(publisher).boxed()
     }
 }

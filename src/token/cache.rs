@@ -1,8 +1,9 @@
 //! The token cache: one flight per token, and a token stays in use until it truly expires.
 //!
-//! moka keeps the tokens; what it doesn't do is written here: a caller that gives up doesn't stop the flight for the
-//! others (moka drops the load with its first caller), a failure is remembered for a moment, and a token that wants
-//! renewal is served while the renewal runs.
+//! moka keeps the tokens. This file adds what moka lacks: a caller that gives up doesn't stop the
+//! flight for the others (moka drops the load with its first caller), a failure is remembered for a
+//! short time, and a token that needs renewal is served while the renewal runs (stale while
+//! revalidate).
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -26,31 +27,32 @@ use super::{
 };
 use crate::process::clock::Clock;
 
-/// Tokens kept, of some three kilobytes each: as many as the namespaces of the largest cluster, where each has a role of its
-/// own, and some.
+/// The most tokens in the cache, of some three kilobytes each: as many as the namespaces of the
+/// largest cluster, where each has a role of its own, and some.
 const MAX_TOKENS: u64 = 16_384;
-/// How long minting may take within a flight: less than the flight, so that it can say what it waited for.
+/// How long minting may take within a flight: less than the flight, so that the error can name the
+/// call that timed out.
 pub(super) const MINT_TIMEOUT: Duration = Duration::from_secs(9);
-/// Mints at the same time in one lane: at endpoints that have given a token before; as many beside them in all others, which
-/// come from Pods, whoever makes those: some of what can be named doesn't answer, and is not to be in the others' way; and
+/// The most concurrent mints in one lane: at endpoints that have given a token before; as many at
+/// all others, which anybody can name in a Pod, may not answer, and must not delay the former; and
 /// as many for renewals.
 const MAX_MINTS: usize = 32;
 
-/// Tokens that may come in before a listener has heard of the first of them.
-const LANDINGS: usize = 1024;
+/// The most new tokens that a subscriber may lag behind.
+const MAX_LAG: usize = 1024;
 
-/// What mints a token: ECR, or a stand-in for it.
+/// Mints tokens: ECR, or a fake of it.
 pub trait Mint: Send + Sync + 'static {
-    /// Asks for a token once, with no retry.
+    /// Requests a token once, without a retry.
     fn mint<'a>(&'a self, key: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>>;
 }
 
 /// Where a token came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// It was there.
+    /// The cache had the token.
     Memory,
-    /// It was waited for.
+    /// The caller waited for a flight.
     Minted,
 }
 
@@ -62,14 +64,14 @@ struct Inner {
     tokens: Cache<TokenKey, Arc<Token>>,
     failures: Cache<TokenKey, Failure>,
     flights: Mutex<Flights>,
-    landings: broadcast::Sender<TokenKey>,
+    minted: broadcast::Sender<TokenKey>,
     permits: [Arc<Semaphore>; Lane::ALL.len()],
     mint: Arc<dyn Mint>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
 }
 
-/// A token leaves the cache when it expires.
+/// Evicts a token from the cache when the token expires.
 struct UntilExpired(Arc<dyn Clock>);
 
 impl Expiry<TokenKey, Arc<Token>> for UntilExpired {
@@ -98,7 +100,8 @@ fn left(token: &Token, now: Timestamp) -> Duration {
 }
 
 impl TokenCache {
-    /// An empty cache over `mint`. Its flights belong to `tasks`, so that shutdown can wait for them.
+    /// Returns an empty cache over `mint`. Its flights run in `tasks`, so that shutdown can wait
+    /// for them.
     #[must_use]
     pub fn new(mint: Arc<dyn Mint>, clock: Arc<dyn Clock>, tasks: TaskTracker) -> Self {
         let expiry = UntilExpired(clock.clone());
@@ -121,7 +124,7 @@ impl TokenCache {
             tokens,
             failures,
             flights: Mutex::default(),
-            landings: broadcast::Sender::new(LANDINGS),
+            minted: broadcast::Sender::new(MAX_LAG),
             permits,
             mint,
             clock,
@@ -129,10 +132,11 @@ impl TokenCache {
         }))
     }
 
-    /// A token that can be used now: from memory if there is one, else from the one flight for this key. Past
-    /// `deadline` the caller gets an error, and the flight goes on if others wait for it or it has begun to mint.
+    /// Returns a usable token: from memory if there is one, else from the one flight for this key.
+    /// Past `deadline` the caller gets an error, and the flight continues if others wait for it or
+    /// it mints already.
     ///
-    /// There is an error at once if as many flights as may be are under way ([`MintError::TooManyMints`]), or as many for
+    /// Fails at once if there are too many flights ([`MintError::TooManyMints`]), or too many for
     /// regions that AWS is not known to have ([`MintError::TooManyRegions`]).
     pub async fn get(
         &self,
@@ -146,7 +150,7 @@ impl TokenCache {
                 .filter(|failure: &&Failure| failure.is_pausing(has_token))
         };
         if let Some(token) = self.usable(key).await {
-            if token.lifetime().wants_renewal(self.0.clock.now()) && is_pausing(true).is_none() {
+            if token.lifetime().needs_renewal(self.0.clock.now()) && is_pausing(true).is_none() {
                 self.renew_ahead(key);
             }
             return Ok((token, Origin::Memory));
@@ -160,26 +164,27 @@ impl TokenCache {
         Ok((token, Origin::Minted))
     }
 
-    /// A token that can be used now, if there is one in memory. Nothing is minted.
+    /// Returns a usable token from memory, if there is one. Mints nothing.
     pub async fn usable(&self, key: &TokenKey) -> Option<Arc<Token>> {
         let token = self.0.tokens.get(key).await?;
         (token.lifetime().freshness(self.0.clock.now()) != Freshness::Expired).then_some(token)
     }
 
-    /// A new token, whatever there is in memory and whatever has failed before: when to try is the caller's to know. Who asks
-    /// while a flight is under way gets what that brings. Renewals have permits of their own, so admissions never hold one up;
-    /// they are bounded as in [`Self::get`].
+    /// Returns a new token, also if there is one in memory and whatever has failed before: the
+    /// caller knows when to try. A call during a flight joins that flight. Renewals have permits of
+    /// their own, so admissions never delay them; they are bounded as in [`Self::get`].
     pub async fn renew(&self, key: &TokenKey) -> Result<Arc<Token>, MintError> {
         self.flight(key, Purpose::Renewal)?.await
     }
 
-    /// Hears of each token that comes in from now on.
+    /// Returns a receiver of the key of each token that is minted from now on.
     #[must_use]
-    pub fn landings(&self) -> broadcast::Receiver<TokenKey> {
-        self.0.landings.subscribe()
+    pub fn subscribe(&self) -> broadcast::Receiver<TokenKey> {
+        self.0.minted.subscribe()
     }
 
-    /// Starts a renewal that nobody waits for, if none is under way. If there is no room for it, the next caller tries again.
+    /// Starts a renewal that nobody waits for, if there is no flight. If there is no room for it,
+    /// the next caller tries again.
     fn renew_ahead(&self, key: &TokenKey) {
         // Bound to a name, so that it isn't dropped under the lock.
         let under_way = self.flights().join(key);
@@ -190,19 +195,19 @@ impl TokenCache {
         }
     }
 
-    /// Joins the flight for a key, started if there is none.
+    /// Joins the flight for a key, or starts one.
     fn flight(&self, key: &TokenKey, purpose: Purpose) -> Result<Flight, MintError> {
         let mut flights = self.flights();
         if let Some(flight) = flights.join(key) {
             return Ok(flight);
         }
         let (id, lane) = flights.reserve(key, purpose)?;
-        let landing = Landing {
+        let guard = FlightGuard {
             cache: self.clone(),
             key: key.clone(),
             id,
         };
-        let flight = landing.fly(lane).boxed().shared();
+        let flight = guard.fly(lane).boxed().shared();
         flights.begin(key, (id, lane), &flight);
         Ok(flight)
     }
@@ -216,7 +221,7 @@ impl TokenCache {
         self.0.failures.insert(key.clone(), failure).await;
     }
 
-    /// How the last try failed, if it did and that is remembered.
+    /// Returns the remembered failure of the last try, if it failed.
     async fn failure(&self, key: &TokenKey) -> Option<Failure> {
         let unproven = self.flights().failure(key).cloned();
         match unproven {
@@ -233,16 +238,17 @@ impl TokenCache {
     }
 }
 
-/// A flight from its start to its end, which takes it off: also when it panics, and when all who wait for its turn are gone.
-struct Landing {
+/// Removes a flight at its end: also when it panics, and when all its waiters are gone before it
+/// has a permit.
+struct FlightGuard {
     cache: TokenCache,
     key: TokenKey,
     id: u64,
 }
 
-impl Landing {
-    /// Waits for a turn, as long as somebody waits for this, and mints in a task of its own: nobody's giving up ends that for
-    /// the others.
+impl FlightGuard {
+    /// Waits for a permit, as long as there are waiters, and mints in a task of its own, which no
+    /// waiter that gives up ends for the others.
     async fn fly(self, lane: Lane) -> Result<Arc<Token>, MintError> {
         let ends = Instant::now() + FLIGHT_TIMEOUT;
         let (cache, key, id) = (self.cache.clone(), self.key.clone(), self.id);
@@ -273,8 +279,8 @@ impl Landing {
                 cache.flights().prove(key);
                 cache.0.tokens.insert(key.clone(), token.clone()).await;
                 cache.0.failures.invalidate(key).await;
-                // Nobody need listen.
-                let _ = cache.0.landings.send(key.clone());
+                // There may be no subscriber.
+                let _ = cache.0.minted.send(key.clone());
                 Ok(token)
             }
             Err(error) => {
@@ -285,7 +291,7 @@ impl Landing {
     }
 }
 
-impl Drop for Landing {
+impl Drop for FlightGuard {
     fn drop(&mut self) {
         self.cache.flights().end(&self.key, self.id);
     }

@@ -1,4 +1,5 @@
-//! Minting through `aws-sdk-ecr` and `aws-sdk-ecrpublic`: one client per region and endpoint, shared by all identities.
+//! Mints tokens through `aws-sdk-ecr` and `aws-sdk-ecrpublic`: one client per region and endpoint,
+//! shared by all identities.
 
 use std::sync::Arc;
 
@@ -23,10 +24,10 @@ use crate::{
     registry::{Endpoint, Region, Service},
 };
 
-/// Clients kept; they are cheap to make again.
+/// The most clients in the cache; a client is cheap to create again.
 const MAX_CLIENTS: u64 = 256;
 
-/// ECR itself.
+/// Mints tokens at ECR and ECR Public.
 pub struct Ecr {
     environment: AwsEnvironment,
     has_own_endpoint: bool,
@@ -45,7 +46,7 @@ enum Client {
     Public(aws_sdk_ecrpublic::Client),
 }
 
-/// What both services' replies have.
+/// The part that the replies of both services share.
 struct Reply {
     token: Option<String>,
     expires_at: Option<Timestamp>,
@@ -73,9 +74,9 @@ impl Ecr {
     }
 
     async fn client(&self, key: &TokenKey) -> Client {
-        let place = (key.region.clone(), key.endpoint);
+        let endpoint = (key.region.clone(), key.endpoint);
         self.clients
-            .get_with_by_ref(&place, async { self.make_client(&place) })
+            .get_with_by_ref(&endpoint, async { self.make_client(&endpoint) })
             .await
     }
 
@@ -85,7 +86,8 @@ impl Ecr {
         match endpoint.service {
             Service::Private => {
                 let mut builder = aws_sdk_ecr::config::Builder::from(config).region(region);
-                // An endpoint of the admin's own (a VPC endpoint, a test) excludes both flags in the SDK's rules.
+                // An endpoint of the admin's own (a VPC endpoint, a test) excludes both flags in
+                // the SDK's rules.
                 if self.has_own_endpoint {
                     builder = builder.use_fips(false).use_dual_stack(false);
                 } else {
@@ -108,7 +110,7 @@ impl Ecr {
         }
     }
 
-    async fn ask(&self, key: &TokenKey) -> Result<Token, MintError> {
+    async fn mint_token(&self, key: &TokenKey) -> Result<Token, MintError> {
         let ends = Instant::now() + MINT_TIMEOUT;
         let session = match &key.identity {
             Identity::Ambient => None,
@@ -129,12 +131,12 @@ impl Ecr {
             ),
         };
         let client = self.client(key).await;
-        let reply = within(ends, call.clone(), client.ask(call.clone(), session)).await;
+        let reply = within(ends, call.clone(), client.request(call.clone(), session)).await;
         let now = self.clock.now();
         let token = reply.and_then(|reply| {
             let cap = self.session_cap.get().ends_by(ends_by, now);
             Token::decode(reply.token.as_deref(), reply.expires_at, cap, now)
-                .map_err(|wrong| MintError::Unusable(call, wrong))
+                .map_err(|error| MintError::Unusable(call, error))
         });
         self.count(operation, token.as_ref().err());
         token
@@ -147,9 +149,9 @@ impl Ecr {
 }
 
 impl Client {
-    /// One call, as a role's session if there is one.
-    async fn ask(&self, name: Call, session: Option<Session>) -> Result<Reply, MintError> {
-        // A session is used for this one call, so nothing of it may stay in the client's cache of identities.
+    /// Requests a token, as a role's session if there is one.
+    async fn request(&self, name: Call, session: Option<Session>) -> Result<Reply, MintError> {
+        // A session is used for this one call, so the client's identity cache must not keep it.
         let credentials =
             session.map(|session| SharedCredentialsProvider::new(session.credentials));
         match self {
@@ -193,7 +195,7 @@ impl Client {
     }
 }
 
-/// One step of a mint, which as a whole has to end by then; past that, the error names the step.
+/// Awaits one call of a mint until the end of the whole mint; past that, the error names the call.
 async fn within<T>(
     ends: Instant,
     call: Call,
@@ -210,7 +212,7 @@ fn timestamp(seconds: i64) -> Option<Timestamp> {
 impl Mint for Ecr {
     fn mint<'a>(&'a self, key: &'a TokenKey) -> BoxFuture<'a, Result<Token, MintError>> {
         async move {
-            let result = self.ask(key).await;
+            let result = self.mint_token(key).await;
             let (region, identity) = (&key.region, &key.identity);
             match &result {
                 Ok(token) => {
@@ -228,7 +230,7 @@ impl Mint for Ecr {
 }
 
 impl SessionCap {
-    /// When a token's life ends at the latest, given when its role's session ends.
+    /// Returns the latest expiry of a token, given the end of its role's session.
     fn ends_by(self, session: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
         match self {
             Self::Session => session,
@@ -262,7 +264,8 @@ mod tests {
         TokenKey::new(Identity::Ambient, &registry)
     }
 
-    /// Mints once over a connector that keeps the request and gives this reply; what left, and what came of it.
+    /// Mints once over a connector that captures the request and gives this reply; returns the
+    /// request and the result.
     async fn ask(
         key: &TokenKey,
         endpoint: Option<&str>,
@@ -285,7 +288,7 @@ mod tests {
             ))
             .http_client(connector);
         config.set_endpoint_url(endpoint.map(str::to_owned));
-        let environment = AwsEnvironment::given(&config.build(), None);
+        let environment = AwsEnvironment::from_config(&config.build(), None);
         let ecr = Ecr::new(
             environment,
             Current::new(SessionCap::Session),

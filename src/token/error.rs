@@ -1,4 +1,4 @@
-//! Why there is no token: one text for our log, and one for tenants that names no account.
+//! Why there is no token: a text for the log, and one for tenants that names no account.
 
 use std::{fmt, time::Duration};
 
@@ -8,29 +8,31 @@ use thiserror::Error;
 use super::MalformedReply;
 use crate::identity::RoleArn;
 
-/// The longest that one flight may take, whoever still waits for it.
+/// How long one flight may take, whether or not anybody waits for it.
 pub(super) const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The tokens of unproven regions that may be in hand at one time: in flight, or failed a moment ago. There is at most a
-/// region or two that is newer than our table; everything else of this kind is a misspelling or an invention.
+/// The most tokens of unproven regions that are in flight or failed a moment ago. At most a region
+/// or two is newer than the table of regions; every other unproven region is misspelled or
+/// invented.
 pub(super) const MAX_UNPROVEN: usize = 16;
-/// The longest code of AWS's that is shown to tenants, in bytes; `InvalidSignatureException` has 25.
+/// The longest AWS error code that is shown to tenants, in bytes; `InvalidSignatureException` has
+/// 25.
 const MAX_CODE: usize = 64;
-/// An account id is this many digits.
+/// The digits of an account id.
 const ACCOUNT_DIGITS: usize = 12;
 
-/// A call to AWS that minting takes.
+/// A call to AWS that minting needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
-    /// ECR's.
+    /// ECR's `GetAuthorizationToken`.
     GetAuthorizationToken,
-    /// ECR Public's.
+    /// ECR Public's `GetAuthorizationToken`.
     GetPublicAuthorizationToken,
-    /// STS's, for a role.
+    /// STS's `AssumeRole`, for this role.
     AssumeRole(RoleArn),
 }
 
-/// AWS's answer to a call that failed: its own code and message. Only the code is for tenants: the message names the
-/// principal and with it the account.
+/// AWS's error code and message. Only the code is for tenants: the message names the principal, and
+/// with it the account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AwsReply {
     code: String,
@@ -39,64 +41,64 @@ pub struct AwsReply {
 
 /// Why there is no token. Never holds any part of a reply but AWS's own code and message.
 ///
-/// `Display` is for our log and for admins: it has AWS's message and the role's ARN. What a tenant may read (warnings,
-/// refusals, Events) is [`MintError::public_text`].
+/// `Display` is for the log and for admins: its text has AWS's message and the role's ARN. Tenants (warnings, rejections, Events) get [`MintError::public_text`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MintError {
-    /// No principal could be found in this process's environment, or its source failed.
+    /// The process's environment has no AWS credentials, or their source failed.
     #[error(
         "no AWS credentials: {0}; docs/reference/aws-credentials.md lists what each source needs"
     )]
     Credentials(String),
-    /// AWS said no.
+    /// AWS denied the call.
     #[error("{0} was refused: {1}; check {policy}", policy = .0.policy())]
     Refused(Call, AwsReply),
-    /// AWS asked us to slow down.
+    /// AWS throttled the call.
     #[error("{0} is throttled ({1})")]
     Throttled(Call, AwsReply),
-    /// AWS had an error of its own.
+    /// AWS failed with a server error.
     #[error("{0} failed on AWS's side ({1})")]
     Server(Call, AwsReply),
-    /// No connection.
+    /// There is no connection to the endpoint.
     #[error("{0}: the endpoint can't be reached: {1}")]
     Unreachable(Call, String),
-    /// No answer in time.
+    /// The call was not answered in time.
     #[error("{0} timed out")]
     Timeout(Call),
     /// The credentials that signed the call have expired.
     #[error("{0}: expired credentials: {1}")]
     SessionExpired(Call, AwsReply),
-    /// The credentials that the call gave end too soon to be used.
+    /// The session of the call ends too soon to be used.
     #[error("{0}: expired credentials: the session that it gave ends at {1}")]
     SessionTooShort(Call, Timestamp),
-    /// An answer to this call that holds no usable token.
+    /// The response holds no usable token.
     #[error("{0}: invalid response: {1}")]
     Unusable(Call, MalformedReply),
-    /// An answer that isn't one of AWS's.
+    /// The response isn't one of AWS's.
     #[error("{0}: the response is not one of AWS's")]
     NotAws(Call),
-    /// The request couldn't be made, such as for an endpoint that can't be.
+    /// The request could not be made, for example for an invalid endpoint.
     #[error("{0}: the request could not be made: {1}")]
     Request(Call, String),
     /// The caller's own deadline came first.
     #[error("no token before the request's deadline")]
     Deadline,
-    /// The flight took longer than any may. A call that isn't answered is [`Self::Timeout`]: it ends earlier.
+    /// The flight took too long. A call that isn't answered ends earlier, as [`Self::Timeout`].
     #[error(
         "minting timed out after {} s, including the wait in the queue",
         FLIGHT_TIMEOUT.as_secs()
     )]
     GaveUp,
-    /// The region is in no table of ours and has given no token yet, and so many such are in hand already.
+    /// The region is unknown and has given no token yet, and there are too many of such regions
+    /// already.
     #[error(
         "the region is not one that AWS is known to have, and {MAX_UNPROVEN} tokens of such regions are in hand already: \
          check the region's spelling in the image; `allow.regions` in the configuration keeps invented ones out"
     )]
     TooManyRegions,
-    /// As many tokens as may be are being minted or wait for their turn.
+    /// Too many tokens are being minted or queued.
     #[error("too many tokens are being minted already; retrying. Check how AWS responds")]
     TooManyMints,
-    /// The flight died.
+    /// The flight panicked.
     #[error("minting the token failed inside ecr-injector")]
     Crashed,
 }
@@ -122,7 +124,7 @@ impl Call {
         }
     }
 
-    /// Where to look if it was refused.
+    /// Returns the policy to check if the call was denied.
     fn policy(&self) -> &'static str {
         match self {
             Self::GetAuthorizationToken | Self::GetPublicAuthorizationToken => {
@@ -136,7 +138,7 @@ impl Call {
 }
 
 impl AwsReply {
-    /// Keeps what AWS answered.
+    /// Returns a reply with this code and message.
     #[must_use]
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
@@ -145,8 +147,8 @@ impl AwsReply {
         }
     }
 
-    /// Returns AWS's code alone, such as `AccessDeniedException`; `None` if it has not the form of one. A proxy or a wrong
-    /// endpoint may answer anything, and tenants read this.
+    /// Returns AWS's code alone, such as `AccessDeniedException`; `None` if it doesn't have the
+    /// form of a code. A proxy or a wrong endpoint may send anything, and tenants read this.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
         let is_code = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
@@ -162,7 +164,7 @@ impl AwsReply {
 }
 
 impl From<&str> for AwsReply {
-    /// A code without a message.
+    /// Returns a reply with a code and no message.
     fn from(code: &str) -> Self {
         Self::new(code, "")
     }
@@ -179,7 +181,7 @@ impl fmt::Display for AwsReply {
 }
 
 impl MintError {
-    /// The error as a metric's label.
+    /// Returns the error as a metric's label.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -211,7 +213,7 @@ impl MintError {
         }
     }
 
-    /// Returns the call that failed, if it was one.
+    /// Returns the call that failed, if a call did.
     #[must_use]
     pub fn call(&self) -> Option<&Call> {
         match self {
@@ -234,8 +236,8 @@ impl MintError {
         }
     }
 
-    /// Returns the text for whoever creates Pods: the call and AWS's code, without AWS's message, any ARN or any account.
-    /// The whole of it is in our log.
+    /// Returns the text for whoever creates Pods: the call and AWS's code, without AWS's message,
+    /// any ARN or any account. The log has the whole text.
     #[must_use]
     pub fn public_text(&self) -> String {
         let what = match self {
@@ -246,7 +248,7 @@ impl MintError {
             Self::Unreachable(..) => "can't be reached",
             Self::SessionExpired(..) | Self::SessionTooShort(..) => "has expired credentials",
             Self::Request(..) => "could not be called",
-            // These texts are our own, whole.
+            // These texts hold nothing from outside.
             Self::Timeout(_) => "timed out",
             Self::NotAws(_) => "gave a response that is not one of AWS's",
             Self::Unusable(..) => "gave an invalid response",

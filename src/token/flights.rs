@@ -1,7 +1,9 @@
-//! The flights that are under way: who waits for each, and how many there may be.
+//! Single flight: the mints that are in flight or queued, which callers share, and how many there
+//! may be.
 //!
-//! Whoever reaches the webhook's port can name registries, so the work that names alone make is bounded here, by lanes: a
-//! crowd in one of them holds up no other. Nothing here looks at more than one key, or at more than [`MAX_UNPROVEN`].
+//! Whoever reaches the webhook's port can name registries, so the work that names alone cause is
+//! bounded here, by lanes: a full lane delays no other. No operation here visits more than one key,
+//! or more than [`MAX_UNPROVEN`].
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,48 +20,53 @@ use super::{
 };
 use crate::registry::{Endpoint, Region};
 
-/// Flights in one lane, of some two kilobytes each. At 150 ms a mint, what is further behind would not have its turn
-/// within any admission's deadline.
+/// The most flights in one lane, of some two kilobytes each. At 150 ms a mint, flights further
+/// behind would not begin within any admission's deadline.
 pub(super) const MAX_FLIGHTS: usize = 1024;
-/// Endpoints that are remembered to have given a token. AWS has fewer than 200; more can only come from an endpoint of the
-/// admin's own that answers for every region.
+/// The most endpoints that are remembered to have given a token. AWS has fewer than 200; more can
+/// only come from an endpoint of the admin's own that answers for every region.
 const MAX_PROVEN: usize = 512;
-/// The first pause after a failure where nobody has a usable token; it doubles up to [`MISSING_CEILING`].
+/// The first pause after a failure where nobody has a usable token; it doubles up to
+/// [`MISSING_CEILING`].
 const MISSING_FLOOR: Duration = Duration::from_millis(250);
-/// The longest pause where nobody has a usable token: Pods wait, and the kubelet's first retries come within 13 s.
+/// The longest pause where nobody has a usable token: Pods wait, and the kubelet's first retries
+/// come within 13 s.
 pub(super) const MISSING_CEILING: Duration = Duration::from_secs(2);
-/// The first pause after a failed renewal of a token that is still good; it doubles up to [`RENEWAL_CEILING`].
+/// The first pause after a failed renewal of a token that is still good; it doubles up to
+/// [`RENEWAL_CEILING`].
 const RENEWAL_FLOOR: Duration = Duration::from_secs(1);
 /// The longest pause between renewals of a token that is still good.
 pub(super) const RENEWAL_CEILING: Duration = Duration::from_mins(5);
 
-/// What all who wait for a flight hold.
+/// A flight as its waiters share it.
 pub(super) type Flight = Shared<Minting>;
 type Minting = BoxFuture<'static, Result<Arc<Token>, MintError>>;
 
-/// Who shares permits with whom, so that no other has to wait for them.
+/// A class of flights with permits of its own, so that no other class waits for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
     /// Admissions at endpoints that have given a token.
     Proven,
-    /// Admissions at endpoints of known regions that have given none yet: it may not exist, or not be reachable from here.
+    /// Admissions at endpoints of known regions that have given none yet: it may not exist, or not
+    /// be reachable from here.
     Untried,
-    /// Renewals: the caller has chosen what to renew, and admissions are not to hold it up.
+    /// Renewals: the caller has chosen the tokens to renew, and admissions must not delay them.
     Renewal,
-    /// Regions that are in no table and have given no token. They wait for nothing, as there are few at a time.
+    /// Regions that are in no table and have given no token. They wait for nothing, as there are
+    /// few at a time.
     Unproven,
 }
 
-/// Why a flight is wanted.
+/// Why a flight is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// An admission, or a look ahead for the next one.
+    /// An admission, or a renewal ahead of the next one.
     Admission,
     /// The leader's renewal.
     Renewal,
 }
 
-/// A failure that is remembered for a moment.
+/// A failure that is remembered for a short time.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) error: MintError,
@@ -67,28 +74,29 @@ pub(super) struct Failure {
     pub(super) at: Instant,
 }
 
-/// What is known of a flight.
+/// A flight in the table.
 struct Entry {
     id: u64,
     lane: Lane,
     stage: Stage,
 }
 
-/// How far a flight is.
+/// The stage of a flight.
 enum Stage {
-    /// It waits for its turn, by those who wait for it, and is gone when they are.
+    /// The flight waits for a permit. Its waiters own it: without any, it is dropped.
     Queued(Option<WeakShared<Minting>>),
-    /// It mints, whoever still waits.
+    /// The flight mints, whether or not anybody still waits.
     Minting(Flight),
 }
 
-/// The flights under way and what bounds them.
+/// The flights and their bounds.
 #[derive(Default)]
 pub(super) struct Flights {
     entries: HashMap<TokenKey, Entry>,
     in_lane: [usize; 4],
     proven: HashSet<(Region, Endpoint)>,
-    /// The tokens of unproven regions in hand; `None` while they are in flight for the first time.
+    /// The tokens of unproven regions that are in flight (`None` the first time) or failed a moment
+    /// ago.
     unproven: HashMap<TokenKey, Option<Failure>>,
     next_id: u64,
 }
@@ -98,7 +106,7 @@ impl Lane {
 }
 
 impl Failure {
-    /// The failure of another try, after `before`.
+    /// Returns the failure of another try, after `before`.
     pub(super) fn after(before: Option<&Self>, error: MintError) -> Self {
         Self {
             error,
@@ -107,7 +115,7 @@ impl Failure {
         }
     }
 
-    /// Whether it is too soon to try again.
+    /// Returns whether it is too soon to try again.
     pub(super) fn is_pausing(&self, has_token: bool) -> bool {
         let (floor, ceiling) = if has_token {
             (RENEWAL_FLOOR, RENEWAL_CEILING)
@@ -130,15 +138,15 @@ impl Flights {
             Stage::Minting(flight) => Some(flight.clone()),
         };
         if flight.is_none() {
-            // Its last waiter goes in this moment.
+            // The last waiter is being dropped at this moment.
             let id = entry.id;
             self.end(key, id);
         }
         flight
     }
 
-    /// Reserves a place for a new flight, or says why there is none: its number and its lane. It has to
-    /// [`begin`](Self::begin) before the lock is released.
+    /// Reserves a new flight and returns its number and lane, or why there is no room. The flight
+    /// has to [`begin`](Self::begin) before the lock is released.
     pub(super) fn reserve(
         &mut self,
         key: &TokenKey,
@@ -167,7 +175,8 @@ impl Flights {
         }
     }
 
-    /// The longest failed gives way to a new one once it may be tried again itself.
+    /// Reserves one of the few keys of unproven regions. A new key replaces the one that failed
+    /// longest ago and may be tried again.
     fn reserve_unproven(&mut self, key: &TokenKey) -> Result<(), MintError> {
         if self.unproven.contains_key(key) {
             return Ok(());
@@ -186,21 +195,21 @@ impl Flights {
         Ok(())
     }
 
-    /// Begins the flight of a place that was reserved.
+    /// Begins a flight that was reserved.
     pub(super) fn begin(&mut self, key: &TokenKey, (id, lane): (u64, Lane), flight: &Flight) {
         self.in_lane[lane as usize] += 1;
         let stage = Stage::Queued(flight.downgrade());
         self.entries.insert(key.clone(), Entry { id, lane, stage });
     }
 
-    /// Notes that a flight has its turn: from here on it goes on by itself.
+    /// Notes that a flight has its permit: from here on it continues without waiters.
     pub(super) fn mint(&mut self, key: &TokenKey, id: u64, flight: Flight) {
         if let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.id == id) {
             entry.stage = Stage::Minting(flight);
         }
     }
 
-    /// Takes a flight off, however it ended.
+    /// Removes a flight, however it ended.
     pub(super) fn end(&mut self, key: &TokenKey, id: u64) {
         if self.entries.get(key).is_none_or(|entry| entry.id != id) {
             return;
@@ -208,7 +217,7 @@ impl Flights {
         if let Some(entry) = self.entries.remove(key) {
             self.in_lane[entry.lane as usize] -= 1;
         }
-        // It came to no result at all.
+        // The flight had no result at all.
         if self.unproven.get(key).is_some_and(Option::is_none) {
             self.unproven.remove(key);
         }
@@ -245,13 +254,13 @@ impl Flights {
 
 #[cfg(test)]
 impl Flights {
-    /// How many are under way.
+    /// Returns the number of flights.
     pub(super) fn count(&self) -> usize {
         assert_eq!(self.in_lane.iter().sum::<usize>(), self.entries.len());
         self.entries.len()
     }
 
-    /// How many tokens of unproven regions are in hand.
+    /// Returns how many tokens of unproven regions are in flight or failed a moment ago.
     pub(super) fn unproven(&self) -> usize {
         self.unproven.len()
     }

@@ -1,4 +1,4 @@
-//! Tokens: what `ecr:GetAuthorizationToken` returns, and how long it may be used.
+//! ECR tokens, as `ecr:GetAuthorizationToken` returns them, and how long they may be used.
 
 pub mod cache;
 pub mod ecr;
@@ -23,93 +23,93 @@ use crate::{
     registry::{Endpoint, Region, Registry},
 };
 
-/// The user that every ECR token belongs to.
+/// The user name of every ECR token.
 pub const USER: &str = "AWS";
-/// The longest that ECR lets a token live.
+/// The longest lifetime of an ECR token.
 pub const MAX_LIFE: SignedDuration = SignedDuration::from_hours(12);
-/// A credential with less left than this is as good as expired: a pull that starts now might outlast it.
+/// The least time left of a usable credential: a pull that starts now might outlast less.
 pub const MIN_LEFT: SignedDuration = SignedDuration::from_mins(5);
-/// How far two honest clocks may be apart before an expiry counts as forged.
+/// The largest difference of two honest clocks; an expiry beyond it counts as forged.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
-/// A cached token is minted anew once this share of its life is gone, in per cent.
+/// A cached token is renewed once this share of its lifetime is over, in per cent.
 const RENEW_AT_PERCENT: i64 = 25;
-/// A pull secret is due once this share of a credential's life is gone, in per cent; later than the cache's, so that a
-/// refresh finds a new token there.
+/// A pull secret is due once this share of a credential's lifetime is over, in per cent: later than
+/// the cache's renewal, so that a refresh finds a new token there.
 const DUE_AT_PERCENT: i64 = 30;
 
-/// Everything that a token's worth depends on: who asked, and where.
+/// The key of a token in the cache: the identity that mints it, and the endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenKey {
-    /// The principal that mints.
+    /// The identity that mints.
     pub identity: Identity,
-    /// The region that is asked.
+    /// The region of the endpoint.
     pub region: Region,
-    /// Which of its endpoints.
+    /// The endpoint in the region.
     pub endpoint: Endpoint,
 }
 
-/// From when to when a credential is good.
+/// The lifetime of a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetime {
-    /// When it was minted, by our clock.
+    /// When the credential was minted, by the process's clock.
     pub minted_at: Timestamp,
-    /// When its life ends: the least of what AWS said and what the token itself says.
+    /// When the credential expires: the sooner of the reply's expiry and the token's own.
     pub expires_at: Timestamp,
 }
 
-/// How much of a credential's life is left.
+/// How fresh a credential is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Freshness {
-    /// Less than 30 % of its life is gone.
+    /// Less than 30 % of its lifetime is over.
     Fresh,
-    /// More is gone, but at least [`MIN_LEFT`] is left.
+    /// More is over, and at least [`MIN_LEFT`] is left.
     Due,
-    /// Less than [`MIN_LEFT`] is left, or its dates can't be true.
+    /// Less than [`MIN_LEFT`] is left, or its dates are implausible.
     Expired,
 }
 
-/// What a token's life is cut to, beside what AWS says of it. A role's session may end long before the token that was
-/// minted in it, and such tokens were seen to fail then (`rules_img#715`).
+/// Caps a token's lifetime below its expiry. A role's session may end long before the token that
+/// was minted in it, and such tokens were seen to fail then (`rules_img#715`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SessionCap {
-    /// The end of the session of the role that was assumed for it.
+    /// Caps at the end of the session of the role that was assumed for the token.
     #[default]
     Session,
-    /// Nothing.
+    /// Caps nothing.
     Off,
-    /// So many seconds, and the end of the session if that is sooner.
+    /// Caps after so many seconds, or at the end of the session if that is sooner.
     After(u32),
 }
 
-/// An ECR token. It can't be printed.
+/// An ECR token. `Debug` doesn't print its password.
 #[derive(Debug)]
 pub struct Token {
     password: SecretString,
     lifetime: Lifetime,
 }
 
-/// Why a reply of ECR holds no token that may be written.
+/// Why a reply of ECR holds no usable token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum MalformedReply {
-    /// No authorization data, or no token in it.
+    /// The reply has no authorization data, or no token in it.
     #[error("the reply has no authorization token")]
     Missing,
-    /// Not base64, or not text.
+    /// The token is not base64, or not text.
     #[error("the authorization token is not base64 of a text")]
     Encoding,
-    /// Not `AWS:password`.
+    /// The token is not `AWS:password`.
     #[error("the authorization token is not {USER}:password")]
     Form,
-    /// No expiry.
+    /// The reply has no expiry.
     #[error("the reply has no expiry")]
     NoExpiry,
-    /// Expired already, or too soon to be used.
+    /// The token is expired, or expires too soon to be used.
     #[error("the token's expiry is in the past or less than {} s away", MIN_LEFT.as_secs())]
     Expired,
 }
 
 impl TokenKey {
-    /// The key of the token that opens `registry` for `identity`.
+    /// Returns the key of the token for `registry` that `identity` mints.
     #[must_use]
     pub fn new(identity: Identity, registry: &Registry) -> Self {
         Self {
@@ -121,7 +121,7 @@ impl TokenKey {
 }
 
 impl Lifetime {
-    /// How much is left at `now`.
+    /// Returns the freshness at `now`.
     #[must_use]
     pub fn freshness(&self, now: Timestamp) -> Freshness {
         if !self.is_plausible(now) || self.expires_at.duration_since(now) < MIN_LEFT {
@@ -133,26 +133,27 @@ impl Lifetime {
         }
     }
 
-    /// Whether the cache should mint anew.
+    /// Returns whether the cache is to renew the token.
     #[must_use]
-    pub fn wants_renewal(&self, now: Timestamp) -> bool {
+    pub fn needs_renewal(&self, now: Timestamp) -> bool {
         self.has_used(RENEW_AT_PERCENT, now)
     }
 
-    /// ECR never issues more than [`MAX_LIFE`]: an expiry beyond that was not written by us.
+    /// Returns whether the dates are plausible. ECR never issues more than [`MAX_LIFE`], so
+    /// ecr-injector has not written an expiry beyond that.
     fn is_plausible(&self, now: Timestamp) -> bool {
         self.minted_at < self.expires_at
             && self.expires_at.duration_since(now) <= MAX_LIFE + CLOCK_SKEW
     }
 
-    /// Returns whether it is over at `now`; dates that can't be true count as over. Until then the token pulls, also when there
-    /// is too little left to rely on it.
+    /// Returns whether the credential is expired at `now`; implausible dates count as expired.
+    /// Until then the token pulls, also with too little time left to rely on.
     #[must_use]
-    pub fn is_over(&self, now: Timestamp) -> bool {
+    pub fn is_expired(&self, now: Timestamp) -> bool {
         !self.is_plausible(now) || self.expires_at <= now
     }
 
-    /// Whether so many per cent of its life are gone at `now`.
+    /// Returns whether so many per cent of the lifetime are over at `now`.
     #[must_use]
     pub fn has_used(&self, percent: i64, now: Timestamp) -> bool {
         let life = self.expires_at.duration_since(self.minted_at).as_secs();
@@ -161,9 +162,9 @@ impl Lifetime {
 }
 
 impl Token {
-    /// Decodes a reply: the authorization token is base64 of `AWS:password`; life ends at the reply's expiry, or at the
-    /// one inside the password if that can be read and is sooner (seen 46 minutes sooner: cloud-provider-aws#348), or at
-    /// `cap`.
+    /// Decodes a reply. The authorization token is base64 of `AWS:password`. The token expires at
+    /// the reply's expiry, or at the expiry inside the password if that can be read and is sooner
+    /// (seen 46 minutes sooner: cloud-provider-aws#348), or at `cap`.
     pub fn decode(
         authorization_token: Option<&str>,
         expires_at: Option<Timestamp>,
@@ -183,9 +184,9 @@ impl Token {
         if user != USER || password.is_empty() {
             return Err(MalformedReply::Form);
         }
-        let said = expires_at.ok_or(MalformedReply::NoExpiry)?;
+        let reply_expiry = expires_at.ok_or(MalformedReply::NoExpiry)?;
         let ends = expiry_inside(password).into_iter().chain(cap);
-        let expires_at = ends.fold(said, Timestamp::min);
+        let expires_at = ends.fold(reply_expiry, Timestamp::min);
         if expires_at.duration_since(now) < MIN_LEFT {
             return Err(MalformedReply::Expired);
         }
@@ -199,13 +200,13 @@ impl Token {
         })
     }
 
-    /// From when to when it is good.
+    /// Returns the token's lifetime.
     #[must_use]
     pub fn lifetime(&self) -> Lifetime {
         self.lifetime
     }
 
-    /// base64 of `AWS:password`, as a docker config's `auth` wants it.
+    /// Returns base64 of `AWS:password`, the form of a docker config's `auth`.
     #[must_use]
     pub fn auth(&self) -> SecretString {
         let plain = Zeroizing::new(format!("{USER}:{}", self.password.expose_secret()));
@@ -213,8 +214,8 @@ impl Token {
     }
 }
 
-/// The password is base64 of a JSON object with an `expiration` in seconds since 1970. Undocumented, so anything else
-/// is no error.
+/// Returns the expiry inside a password: base64 of a JSON object with an `expiration` in seconds
+/// since 1970. The form is undocumented, so anything else is no error.
 fn expiry_inside(password: &str) -> Option<Timestamp> {
     #[derive(Deserialize)]
     struct Inside {
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_reply_gives_a_token_and_its_life() {
+    fn reply_gives_a_token_and_its_lifetime() {
         let token = decode("AWS:pass:word", Some(after(12))).expect("a token");
         assert_eq!(
             token.auth().expose_secret(),
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sooner_of_both_expiries_ends_its_life() {
+    fn sooner_of_both_expiries_counts() {
         let inside = |at: Timestamp| {
             let json = format!(r#"{{"payload":"x","expiration":{}}}"#, at.as_second());
             format!("AWS:{}", STANDARD.encode(json))
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cap_ends_its_life_sooner_and_never_later() {
+    fn cap_shortens_a_lifetime_and_never_extends_it() {
         let text = STANDARD.encode("AWS:password");
         let life = |cap| {
             Token::decode(Some(&text), Some(after(12)), Some(cap), NOW)
@@ -321,13 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn an_expiry_beyond_what_ecr_issues_is_cut() {
+    fn expiry_beyond_the_longest_lifetime_is_cut() {
         let token = decode("AWS:password", Some(after(1000))).expect("a token");
         assert_eq!(token.lifetime().expires_at, after(12));
     }
 
     #[test]
-    fn a_life_passes_from_fresh_to_due_to_expired() {
+    fn credential_goes_from_fresh_to_due_to_expired() {
         let life = Lifetime {
             minted_at: NOW,
             expires_at: after(10),
@@ -341,12 +342,12 @@ mod tests {
             (at(595), at(596), at(700)),
             (Freshness::Due, Freshness::Expired, Freshness::Expired)
         );
-        assert!(!life.wants_renewal(NOW + SignedDuration::from_mins(149)));
-        assert!(life.wants_renewal(NOW + SignedDuration::from_mins(150)));
+        assert!(!life.needs_renewal(NOW + SignedDuration::from_mins(149)));
+        assert!(life.needs_renewal(NOW + SignedDuration::from_mins(150)));
     }
 
     #[test]
-    fn dates_that_can_not_be_true_count_as_expired() {
+    fn implausible_dates_count_as_expired() {
         let forged = Lifetime {
             minted_at: NOW,
             expires_at: after(24),
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_can_not_be_printed() {
+    fn token_is_not_printed() {
         let token = decode("AWS:hunter2-hunter2", Some(after(12))).expect("a token");
         assert!(!format!("{token:?} {token:#?}").contains("hunter2"));
     }

@@ -1,4 +1,5 @@
-//! Why a call to AWS failed, in our words: the SDK's own debug text may hold a whole reply.
+//! Classifies a failed call to AWS as a [`MintError`]. The SDK's own debug text is not used: it may
+//! hold a whole reply.
 
 use std::error::Error as StdError;
 
@@ -8,7 +9,7 @@ use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use super::cache::{AwsReply, Call, MintError};
 use crate::aws::credentials::explain;
 
-/// The codes by which AWS asks to slow down.
+/// The error codes of throttling.
 const THROTTLES: [&str; 5] = [
     "ThrottlingException",
     "Throttling",
@@ -16,10 +17,10 @@ const THROTTLES: [&str; 5] = [
     "RequestLimitExceeded",
     "SlowDown",
 ];
-/// The codes by which AWS says that credentials were good once.
+/// The error codes of expired credentials.
 const EXPIRED: [&str; 3] = ["ExpiredTokenException", "ExpiredToken", "RequestExpired"];
 
-/// Sorts a failed call.
+/// Returns why a call failed.
 pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
     call: Call,
     error: &SdkError<E, R>,
@@ -60,12 +61,12 @@ pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
         SdkError::ConstructionFailure(failure) => {
             MintError::Request(call, short(&format!("{failure:?}")))
         }
-        // Among them an answer that can't be read at all.
+        // Among them is a response that can't be read at all.
         _ => MintError::NotAws(call),
     }
 }
 
-/// ReferenceState in where the SDK gives no source.
+/// Returns a placeholder where the SDK gives no source.
 fn error_as_dyn() -> &'static (dyn StdError + 'static) {
     &std::fmt::Error
 }
@@ -75,13 +76,13 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
         .find_map(|error| error.downcast_ref())
 }
 
-/// The last error of a chain: what the system said.
+/// Returns the text of the last error of a chain, which is the system's.
 fn root(error: &(dyn StdError + 'static)) -> String {
     let last = std::iter::successors(Some(error), |&error| error.source()).last();
     short(&last.unwrap_or(error).to_string())
 }
 
-/// At most 300 characters, on one line.
+/// Returns at most 300 characters of a text, on one line.
 fn short(text: &str) -> String {
     text.chars()
         .take(300)

@@ -1,7 +1,7 @@
-//! Sessions: the temporary credentials of a role that an identity assumes, through `aws-sdk-sts`.
+//! Assumes roles through `aws-sdk-sts`: a session is the temporary credentials of a role.
 //!
-//! Each mint takes a session of its own, so that a token can live as long as a session does and no credentials of a role
-//! stay in memory.
+//! Each mint takes a session of its own, so that a token can last as long as a whole session and no
+//! credentials of a role stay in memory.
 
 use aws_credential_types::Credentials;
 use aws_sdk_sts::{Client, types::Tag};
@@ -19,22 +19,23 @@ use crate::{
     registry::{Region, Service},
 };
 
-/// Clients kept: one a region.
+/// The most clients in the cache: one per region.
 const MAX_CLIENTS: u64 = 64;
-/// What a session that may only pull can do. A pull-through cache's first pull imports the image.
+/// The session policy of a role that may only pull. A pull-through cache's first pull imports the
+/// image.
 const PULL_ACTIONS: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ecr:GetAuthorizationToken","ecr:BatchGetImage","ecr:GetDownloadUrlForLayer","ecr:BatchCheckLayerAvailability","ecr:BatchImportUpstreamImage"],"Resource":"*"}]}"#;
-/// The same for the public gallery, whose tokens are bearer tokens of STS.
+/// The session policy for the public gallery, whose tokens are bearer tokens of STS.
 const PUBLIC_PULL_ACTIONS: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ecr-public:GetAuthorizationToken","sts:GetServiceBearerToken"],"Resource":"*"}]}"#;
 
-/// Temporary credentials of a role, and when they end.
+/// Temporary credentials of a role, and their expiry.
 pub(super) struct Session {
     pub(super) credentials: Credentials,
     pub(super) expires_at: Timestamp,
 }
 
-/// Which STS endpoint a client asks.
+/// The STS endpoint of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Place {
+struct StsEndpoint {
     region: Region,
     fips: bool,
 }
@@ -43,7 +44,7 @@ struct Place {
 pub(super) struct Sessions {
     environment: AwsEnvironment,
     has_own_endpoint: bool,
-    clients: Cache<Place, Client>,
+    clients: Cache<StsEndpoint, Client>,
 }
 
 impl Sessions {
@@ -55,7 +56,7 @@ impl Sessions {
         }
     }
 
-    /// Assumes a role in order to mint for `key`.
+    /// Assumes a role to mint for `key`.
     pub(super) async fn assume(
         &self,
         role: &Role,
@@ -63,12 +64,12 @@ impl Sessions {
         now: Timestamp,
     ) -> Result<Session, MintError> {
         let call = || Call::AssumeRole(role.arn.clone());
-        let place = self.place(role, key);
+        let endpoint = self.endpoint(role, key);
         let client = self
             .clients
-            .get_with_by_ref(&place, async { self.make_client(&place) })
+            .get_with_by_ref(&endpoint, async { self.make_client(&endpoint) })
             .await;
-        // Tags with both parts can't be refused here; STS judges their texts.
+        // Building a tag with both parts can't fail; STS validates the texts.
         let tags = role
             .options
             .tags
@@ -105,9 +106,10 @@ impl Sessions {
         })
     }
 
-    /// The region that the role names; else the environment' own if a role of this partition can be had there; else
-    /// the registry's. A FIPS registry is asked for by FIPS endpoints alone, and those are only where such registries are.
-    fn place(&self, role: &Role, key: &TokenKey) -> Place {
+    /// Returns the STS endpoint: in the region that the role names; else in the environment's own,
+    /// if it is of the registry's partition; else in the registry's. A FIPS registry needs FIPS
+    /// endpoints, and only its own region certainly has one.
+    fn endpoint(&self, role: &Role, key: &TokenKey) -> StsEndpoint {
         let home = self
             .environment
             .home
@@ -119,19 +121,19 @@ impl Sessions {
             .as_ref()
             .or(home)
             .unwrap_or(&key.region);
-        Place {
+        StsEndpoint {
             region: region.clone(),
             fips: key.endpoint.fips,
         }
     }
 
-    fn make_client(&self, place: &Place) -> Client {
-        let region = aws_config::Region::new(place.region.as_str().to_owned());
+    fn make_client(&self, endpoint: &StsEndpoint) -> Client {
+        let region = aws_config::Region::new(endpoint.region.as_str().to_owned());
         let mut builder =
             aws_sdk_sts::config::Builder::from(&self.environment.config).region(region);
         if self.has_own_endpoint {
             builder = builder.use_fips(false).use_dual_stack(false);
-        } else if place.fips {
+        } else if endpoint.fips {
             builder = builder.use_fips(true);
         }
         Client::from_conf(builder.build())

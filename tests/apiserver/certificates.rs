@@ -22,7 +22,7 @@ use ecr_injector::tls::authority::ROTATE;
 use ecr_injector::tls::rotation::Lifetimes;
 use ecr_injector::tls::secret::NamedSecret;
 use ecr_injector::tls::self_managed::{SelfManaged, SelfManagedOptions};
-use ecr_injector::tls::{CertPublisher, CertResolver, MinVersion, Source, server_config};
+use ecr_injector::tls::{CertPublisher, CertResolver, CertSource, MinVersion, server_config};
 use jiff::SignedDuration;
 use kube::Client;
 use rustls::pki_types::CertificateDer;

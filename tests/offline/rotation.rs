@@ -123,7 +123,7 @@ impl World {
         }
         // Somebody asks for a new one, about each month.
         if self.dice.roll(30 * DAY) < pace && self.secret.stage().next.is_none() {
-            let why = ecr_injector::tls::rotation::Renewal::Asked;
+            let why = ecr_injector::tls::rotation::Renewal::Requested;
             let stage = self.secret.stage();
             if stage.old.is_empty() && stage.step(None, self.now).is_none() {
                 self.step(Step::Prepare(why));
@@ -177,7 +177,7 @@ impl World {
             }
             let (_, leaf) = &replica.leaf;
             let is_good =
-                replica.view.signed(leaf) && needs_renewal(&leaf.pair.life, self.now).is_none();
+                replica.view.signed(leaf) && needs_renewal(&leaf.cert.validity, self.now).is_none();
             if !is_good {
                 self.leaves += 1;
                 replica.leaf = (self.leaves, replica.view.sign(SERVICE, self.now).unwrap());
@@ -189,7 +189,7 @@ impl World {
     fn no_leaf_has_expired(&self) {
         for replica in &self.replicas {
             let (_, leaf) = &replica.leaf;
-            assert!(leaf.pair.life.contains(self.now), "an expired leaf");
+            assert!(leaf.cert.validity.contains(self.now), "an expired leaf");
         }
     }
 
@@ -229,7 +229,7 @@ fn accepts(bundle: &str, leaf: &Leaf, now: Timestamp) -> bool {
     let verifier = WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build();
     let at = Duration::from_secs(now.as_second().unsigned_abs());
     let name = ServerName::try_from(SERVICE).unwrap();
-    let certificate = leaf.pair.certificate().unwrap();
+    let certificate = leaf.cert.certificate().unwrap();
     let at = UnixTime::since_unix_epoch(at);
     let result = verifier
         .unwrap()

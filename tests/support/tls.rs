@@ -36,8 +36,8 @@ impl Tls {
             certificate: files.certificate,
             key: files.key,
         };
-        let pair = files.pair(&SystemClock).unwrap();
-        let config = server_config(CertResolver::of(pair), min, None).unwrap();
+        let cert = files.cert(&SystemClock).unwrap();
+        let config = server_config(CertResolver::new(cert), min, None).unwrap();
         Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             trust: Trust::of(&authority),

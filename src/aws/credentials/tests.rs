@@ -29,10 +29,14 @@ fn keys(name: &str) -> provider::Result {
     Ok(Credentials::new(name, "secret", None, None, "test"))
 }
 
-fn candidate(from: Source, begun: Option<&str>, script: Vec<provider::Result>) -> CredentialSource {
+fn candidate(
+    from: Source,
+    configured: Option<&str>,
+    script: Vec<provider::Result>,
+) -> CredentialSource {
     CredentialSource {
         from,
-        begun: begun.map(str::to_owned),
+        configured: configured.map(str::to_owned),
         provider: Box::new(Script(Mutex::new(script))),
     }
 }
@@ -41,7 +45,7 @@ fn chain(sources: Vec<(Source, Vec<provider::Result>)>) -> PinnedChain {
     let sources = sources
         .into_iter()
         .map(|(from, script)| candidate(from, None, script));
-    PinnedChain::of(sources.collect(), None, Arc::default())
+    PinnedChain::from_sources(sources.collect(), None, Arc::default())
 }
 
 fn not_configured() -> provider::Result {
@@ -116,7 +120,7 @@ async fn unexpected_source_is_an_error_until_the_expected_one_is_there() {
         ),
         candidate(Source::InstanceMetadata, None, vec![keys("node")]),
     ];
-    let chain = PinnedChain::of(sources, Some(Source::WebIdentity), Arc::default());
+    let chain = PinnedChain::from_sources(sources, Some(Source::WebIdentity), Arc::default());
     let error = next(&chain).await.expect_err("another principal");
     for word in ["web_identity", "instance_metadata", "role-arn", "not used"] {
         assert!(error.contains(word), "{error}");
@@ -133,7 +137,7 @@ async fn every_expectation_that_fails_says_what_to_check() {
         let none = Err(CredentialsError::not_loaded_no_source());
         let none = candidate(expected, None, vec![none]);
         for sources in [vec![found], vec![none]] {
-            let chain = PinnedChain::of(sources, Some(expected), Arc::default());
+            let chain = PinnedChain::from_sources(sources, Some(expected), Arc::default());
             let error = chain.provide_credentials().await.expect_err("not it");
             let error = explain(&error);
             assert!(
@@ -182,7 +186,7 @@ async fn a_source_that_is_configured_by_half_is_an_error_and_never_the_next_prin
         ),
         candidate(Source::InstanceMetadata, None, vec![keys("node")]),
     ];
-    let chain = PinnedChain::of(sources, None, Arc::default());
+    let chain = PinnedChain::from_sources(sources, None, Arc::default());
     for _ in 0..2 {
         let error = next(&chain).await.expect_err("half");
         assert!(
@@ -253,14 +257,14 @@ fn what_is_begun_is_told_from_what_is_absent() {
         (Source::InstanceMetadata, &[KEY, FILE, URI], None),
     ] {
         let with = |text: &'static str| {
-            begun(from, |name: &str| {
+            configured(from, |name: &str| {
                 set.contains(&name).then(|| text.to_owned())
             })
         };
         let said = with("a value");
         match expected {
             Some(expected) => {
-                let said = said.expect("begun");
+                let said = said.expect("configured");
                 assert!(said.contains(expected), "{from} {set:?}: {said}");
             }
             None => assert_eq!(said, None, "{from} {set:?}"),

@@ -18,7 +18,7 @@ fn authority() -> Authority {
     Authority::new(NOW, Lifetimes::default()).expect("made")
 }
 
-/// The Secret as it is written.
+/// Returns the Secret as it is written.
 fn secret(authority: &Authority) -> Secret {
     let data = authority.data().into_iter();
     let mut secret = Secret {
@@ -39,10 +39,10 @@ fn secret(authority: &Authority) -> Secret {
 }
 
 fn read(secret: &Secret) -> Result<Authority, AuthorityError> {
-    Authority::of(secret, Lifetimes::default())
+    Authority::from_secret(secret, Lifetimes::default())
 }
 
-/// Whether a client that trusts this bundle accepts this leaf.
+/// Returns whether a client that trusts this bundle accepts this leaf.
 fn accepts(bundle: &str, leaf: &Leaf, name: &str, now: Timestamp) -> bool {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
@@ -57,12 +57,12 @@ fn accepts(bundle: &str, leaf: &Leaf, name: &str, now: Timestamp) -> bool {
     ));
     let name = ServerName::try_from(name.to_owned()).expect("a name");
     verifier
-        .verify_server_cert(&leaf.pair.certified.cert[0], &[], &name, &[], at)
+        .verify_server_cert(&leaf.cert.certified.cert[0], &[], &name, &[], at)
         .is_ok()
 }
 
 #[test]
-fn what_it_signs_is_accepted_by_those_who_trust_it_and_for_the_one_name() {
+fn signed_cert_is_accepted_by_who_trusts_the_bundle() {
     let (ours, other) = (authority(), authority());
     let leaf = ours.sign(SERVICE, NOW).expect("signed");
     let bundle = ours.bundle();
@@ -71,23 +71,23 @@ fn what_it_signs_is_accepted_by_those_who_trust_it_and_for_the_one_name() {
     assert!(!accepts(&other.bundle(), &leaf, SERVICE, NOW));
     let late = NOW + SignedDuration::from_hours(7 * 24 + 1);
     assert!(!accepts(&bundle, &leaf, SERVICE, late));
-    assert_eq!(leaf.pair.names, [SERVICE]);
+    assert_eq!(leaf.cert.names, [SERVICE]);
     assert!(ours.signed(&leaf) && !other.signed(&leaf));
 }
 
 #[test]
-fn what_is_written_is_read_as_it_was_at_each_stage() {
+fn written_secret_is_read_back_at_each_stage() {
     let mut stage = authority();
     for step in [
-        Step::Prepare(Renewal::Worn),
+        Step::Prepare(Renewal::Due),
         Step::Promote,
-        Step::Prepare(Renewal::Asked),
+        Step::Prepare(Renewal::Requested),
         Step::Promote,
         Step::Retire,
     ] {
         stage = stage.after(step, NOW).expect("a step");
         let secret = secret(&stage);
-        assert!(stage.is_in(&secret));
+        assert!(stage.is_stored_in(&secret));
         let same = read(&secret).expect("whole");
         assert!(same == stage, "{step:?}: {same:?} is not {stage:?}");
         let bundle = stage.bundle();
@@ -98,10 +98,10 @@ fn what_is_written_is_read_as_it_was_at_each_stage() {
 }
 
 #[test]
-fn a_change_publishes_the_next_one_before_it_signs_and_the_old_one_after() {
+fn rotation_publishes_the_next_before_and_the_old_after() {
     let first = authority();
     let prepared = first
-        .after(Step::Prepare(Renewal::Worn), NOW)
+        .after(Step::Prepare(Renewal::Due), NOW)
         .expect("prepared");
     assert_eq!(prepared.signer(), first.signer());
     let promoted = prepared.after(Step::Promote, NOW).expect("promoted");
@@ -115,26 +115,26 @@ fn a_change_publishes_the_next_one_before_it_signs_and_the_old_one_after() {
 }
 
 #[test]
-fn what_a_person_asks_for_is_done_once() {
+fn requested_rotation_is_done_once() {
     let mut secret = secret(&authority());
     secret
         .metadata
         .annotations
         .get_or_insert_default()
         .insert(ROTATE.to_owned(), "yes".to_owned());
-    let asked = read(&secret).expect("whole");
-    assert!(asked.stage().asked);
-    let prepared = asked
-        .after(Step::Prepare(Renewal::Asked), NOW)
+    let requested = read(&secret).expect("whole");
+    assert!(requested.stage().is_requested);
+    let prepared = requested
+        .after(Step::Prepare(Renewal::Requested), NOW)
         .expect("prepared");
-    assert!(!prepared.stage().asked);
+    assert!(!prepared.stage().is_requested);
     assert!(prepared.annotations().values().any(|value| value == "yes"));
 }
 
 #[test]
-fn what_is_no_authority_is_refused_and_never_shown() {
+fn malformed_secret_is_rejected_and_never_shown() {
     let (good, other) = (secret(&authority()), secret(&authority()));
-    let leaf = rcgen::generate_simple_self_signed([SERVICE.to_owned()]).expect("a pair");
+    let leaf = rcgen::generate_simple_self_signed([SERVICE.to_owned()]).expect("a certificate");
     let of = |secret: &Secret, key: &str| secret.data.as_ref().expect("data")[key].clone();
     let with = |key: &str, value: Option<ByteString>| {
         let mut secret = good.clone();
@@ -182,7 +182,7 @@ fn what_is_no_authority_is_refused_and_never_shown() {
     }
     let shown = format!("{:?}", read(&good).expect("whole"));
     assert!(!shown.contains("BEGIN"), "{shown}");
-    // Without a bundle it is whole but for what can be written again.
+    // A Secret without a bundle is readable, and its bundle can be written again.
     let bare = with(BUNDLE, None);
-    assert!(!read(&bare).expect("whole").is_in(&bare));
+    assert!(!read(&bare).expect("whole").is_stored_in(&bare));
 }

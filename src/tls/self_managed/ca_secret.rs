@@ -1,4 +1,4 @@
-//! The CA Secret: watched, made, and written in place.
+//! The CA Secret: watches it, creates it, and writes it in place.
 
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use crate::{
         watch::{News, version, watch_one},
         write::{WriteError, call},
     },
+    telemetry::error_chain::error_chain,
     tls::{
         authority::{Authority, SECRET_TYPE},
         metrics::TlsMetrics,
@@ -26,50 +27,51 @@ use crate::{
     },
 };
 
-/// As a precondition: that there is none yet. The API server creates it, or answers with a conflict.
+/// The precondition that there is no Secret yet: the API server creates one, or answers with a
+/// conflict.
 const NONE_YET: &str = "1";
 
-/// Which one, and who is told.
+/// Watches and writes the CA Secret.
 pub struct CaSecret {
     api: Api<Secret>,
     namespace: Namespace,
     name: String,
     lifetimes: Lifetimes,
     metrics: Arc<TlsMetrics>,
-    held: watch::Sender<Held>,
+    state: watch::Sender<SecretState>,
 }
 
-/// What the Secret is known to hold.
+/// The known state of the Secret.
 #[derive(Debug, Clone, Default)]
-pub struct Held {
-    /// Now.
-    pub now: Content,
-    /// The last authority that was whole.
-    pub last: Option<Arc<Authority>>,
+pub struct SecretState {
+    /// The current content.
+    pub content: Content,
+    /// The last valid authority.
+    pub last_valid: Option<Arc<Authority>>,
     version: Version,
 }
 
-/// What is in the Secret.
+/// The content of the Secret.
 #[derive(Debug, Clone, Default)]
 pub enum Content {
-    /// Nobody has looked yet.
+    /// The watch has reported nothing yet.
     #[default]
     Unknown,
     /// There is no Secret.
     Absent,
-    /// There is one that can't be used.
-    Bad {
-        /// Why.
+    /// The Secret holds no valid authority.
+    Invalid {
+        /// The reason.
         why: Arc<str>,
-        /// Whether it has our label, so that we may write it.
-        is_ours: bool,
+        /// Whether the Secret has ecr-injector's label, so that it may be written.
+        is_managed: bool,
     },
-    /// An authority.
-    Good {
-        /// What it is.
+    /// The Secret holds an authority.
+    Valid {
+        /// The authority.
         authority: Arc<Authority>,
-        /// Whether the Secret holds what we would write, and nothing else.
-        is_whole: bool,
+        /// Whether the Secret has exactly the data and the label that ecr-injector would write.
+        is_complete: bool,
     },
 }
 
@@ -81,7 +83,7 @@ struct Version {
 }
 
 impl CaSecret {
-    /// The Secret of this name. Nothing is known of it yet.
+    /// Returns the Secret of this name, of which nothing is known yet.
     #[must_use]
     pub fn new(
         client: Client,
@@ -96,73 +98,77 @@ impl CaSecret {
             name,
             lifetimes,
             metrics,
-            held: watch::Sender::default(),
+            state: watch::Sender::default(),
         }
     }
 
-    /// For people: where it is.
+    /// Returns the namespace and name, for messages.
     #[must_use]
     pub fn path(&self) -> String {
         format!("{}/{}", self.namespace.as_str(), self.name)
     }
 
-    /// Tells of each change.
+    /// Returns a receiver of each change of the state.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Held> {
-        self.held.subscribe()
+    pub fn subscribe(&self) -> watch::Receiver<SecretState> {
+        self.state.subscribe()
     }
 
-    /// Follows it until the future is dropped.
+    /// Watches the Secret until the future is dropped.
     pub async fn follow(&self) {
         watch_one("the CA", self.api.clone(), &self.name, |news| match news {
-            News::Is(secret) => self.learn(&secret),
+            News::Is(secret) => self.observe(&secret),
             News::Gone(last) => {
-                self.lose(last.map_or(u64::MAX, |last| version(&last.metadata)));
+                self.mark_deleted(last.map_or(u64::MAX, |last| version(&last.metadata)));
             }
         })
         .await;
     }
 
-    fn learn(&self, secret: &Secret) {
+    /// Takes a version of the Secret, unless a newer one is known.
+    fn observe(&self, secret: &Secret) {
         let version = Version {
             number: version(&secret.metadata),
             uid: secret.metadata.uid.clone().unwrap_or_default(),
         };
-        let now = match Authority::of(secret, self.lifetimes) {
-            Ok(authority) => Content::Good {
-                is_whole: is_managed(&secret.metadata) && authority.is_in(secret),
+        let content = match Authority::from_secret(secret, self.lifetimes) {
+            Ok(authority) => Content::Valid {
+                is_complete: is_managed(&secret.metadata) && authority.is_stored_in(secret),
                 authority: Arc::new(authority),
             },
-            Err(error) => Content::Bad {
-                why: error.to_string().into(),
-                is_ours: is_managed(&secret.metadata),
+            Err(error) => Content::Invalid {
+                why: error_chain(&error).into(),
+                is_managed: is_managed(&secret.metadata),
             },
         };
-        self.held.send_if_modified(|held| {
-            let is_new = held.version.number < version.number;
+        self.state.send_if_modified(|state| {
+            let is_new = state.version.number < version.number;
             if is_new {
-                if let Content::Good { authority, .. } = &now {
-                    held.last = Some(authority.clone());
+                if let Content::Valid { authority, .. } = &content {
+                    state.last_valid = Some(authority.clone());
                     self.metrics.certificate_expiry("ca", authority.not_after());
                 }
-                (held.now, held.version) = (now, version);
+                (state.content, state.version) = (content, version);
             }
             is_new
         });
     }
 
-    fn lose(&self, number: u64) {
-        self.held.send_if_modified(|held| {
-            let is_news = !matches!(held.now, Content::Absent) && held.version.number <= number;
-            if is_news {
-                held.now = Content::Absent;
+    /// Notes that the Secret was deleted at a version, unless a newer one is known.
+    fn mark_deleted(&self, number: u64) {
+        self.state.send_if_modified(|state| {
+            let is_absent = matches!(state.content, Content::Absent);
+            let is_new = !is_absent && state.version.number <= number;
+            if is_new {
+                state.content = Content::Absent;
             }
-            is_news
+            is_new
         });
     }
 
-    /// Writes an authority over what is known to be there: over nothing only if there is still nothing, else only over
-    /// that very version. A replica that isn't the leader may only make the first one.
+    /// Writes an authority over the known state: where there was no Secret only if there still is
+    /// none, else only over that very version. A replica that isn't the leader may only create the
+    /// first one.
     pub(super) async fn write(
         &self,
         authority: &Authority,
@@ -182,7 +188,7 @@ impl CaSecret {
         self.metrics
             .api_calls
             .count_call("apply", "secrets", outcome);
-        self.learn(&written?);
+        self.observe(&written?);
         Ok(())
     }
 
@@ -199,10 +205,13 @@ impl CaSecret {
             "annotations": authority.annotations(),
             "resourceVersion": NONE_YET,
         });
-        let held = self.held.borrow();
-        if matches!(held.now, Content::Bad { .. } | Content::Good { .. }) {
-            metadata["resourceVersion"] = held.version.number.to_string().into();
-            metadata["uid"] = held.version.uid.clone().into();
+        let state = self.state.borrow();
+        if matches!(
+            state.content,
+            Content::Invalid { .. } | Content::Valid { .. }
+        ) {
+            metadata["resourceVersion"] = state.version.number.to_string().into();
+            metadata["uid"] = state.version.uid.clone().into();
         }
         json!({
             "apiVersion": "v1",

@@ -1,7 +1,8 @@
-//! Our `MutatingWebhookConfiguration`: whom its entries trust, and the patch that makes them trust us.
+//! The `MutatingWebhookConfiguration`: which CAs its entries trust, and the patch of their
+//! `caBundle`.
 //!
-//! The patch is a JSON patch of `caBundle` alone. A server-side apply would make us a co-owner of the list's entries, and
-//! an upgrade that drops one of them by apply would fail.
+//! The patch is a JSON patch of `caBundle` alone. A server-side apply would make ecr-injector a
+//! co-owner of the list's entries, and an upgrade that drops one of them by apply would fail.
 
 use std::sync::Arc;
 
@@ -24,49 +25,49 @@ use crate::{
     tls::metrics::TlsMetrics,
 };
 
-/// What a policy's refusal says, which has the code of a test that fails.
+/// The text of a policy's rejection, which has the same status code as a failed test operation.
 const POLICY: &str = "ValidatingAdmissionPolicy";
-/// What cert-manager's cainjector is told by: it fills in the bundle, and we leave that to it.
+/// The annotations of cert-manager's cainjector: with one of them the bundle is left to cainjector.
 const INJECTED: [&str; 3] = [
     "cert-manager.io/inject-ca-from",
     "cert-manager.io/inject-ca-from-secret",
     "cert-manager.io/inject-apiserver-ca",
 ];
 
-/// Which one, and who is told.
+/// Watches and patches the registration.
 pub struct Registration {
     api: Api<MutatingWebhookConfiguration>,
     name: String,
     metrics: Arc<TlsMetrics>,
-    seen: watch::Sender<Seen>,
+    state: watch::Sender<RegistrationState>,
 }
 
-/// What is known of it.
+/// The known state of the registration.
 #[derive(Debug, Clone, Default)]
-pub enum Seen {
-    /// Nobody has looked yet.
+pub enum RegistrationState {
+    /// The watch has reported nothing yet.
     #[default]
     Unknown,
-    /// There is none: nobody calls us.
+    /// There is no registration: the API server doesn't call the webhook.
     Absent,
-    /// There is one.
-    There(Arc<Entries>),
+    /// The registration has these entries.
+    Present(Arc<Entries>),
 }
 
-/// Whom the registration's entries trust, at one version.
+/// The CAs that the registration's entries trust, at one version.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entries {
     version: String,
-    /// Whether it is somebody else's part to fill in whom they trust.
+    /// Whether cert-manager fills in the bundle.
     pub is_injected: bool,
-    /// Each entry's name, and its bundle.
+    /// The name and the bundle of each entry.
     bundles: Vec<(String, Vec<u8>)>,
 }
 
 impl Entries {
-    /// Reads a registration.
+    /// Reads the entries of a registration.
     #[must_use]
-    pub fn of(registration: &MutatingWebhookConfiguration) -> Self {
+    pub fn from_registration(registration: &MutatingWebhookConfiguration) -> Self {
         let annotations = registration.metadata.annotations.as_ref();
         let webhooks = registration.webhooks.iter().flatten();
         Self {
@@ -87,7 +88,7 @@ impl Entries {
         }
     }
 
-    /// Whether each entry trusts these certificates (PEM), and no other.
+    /// Returns whether each entry trusts these certificates (PEM), and no other.
     #[must_use]
     pub fn hold(&self, bundle: &str) -> bool {
         let wanted = certificates(bundle.as_bytes());
@@ -95,7 +96,7 @@ impl Entries {
         !self.bundles.is_empty() && self.bundles.iter().all(holds)
     }
 
-    /// Whether each entry trusts these certificates (PEM), whatever else it trusts.
+    /// Returns whether each entry trusts these certificates (PEM), whatever else the entry trusts.
     #[must_use]
     pub fn trust(&self, bundle: &str) -> bool {
         let (Some(wanted), false) = (certificates(bundle.as_bytes()), self.bundles.is_empty())
@@ -108,7 +109,8 @@ impl Entries {
         self.bundles.iter().all(trusts)
     }
 
-    /// What makes each entry trust these certificates, if nobody has changed anything meanwhile.
+    /// Returns the patch that makes each entry trust these certificates, if nobody has changed the
+    /// registration meanwhile.
     #[must_use]
     pub fn patch(&self, bundle: &str) -> Patch {
         let path = |tokens: &[Token<'_>]| PointerBuf::from_tokens(tokens);
@@ -139,7 +141,7 @@ impl Entries {
     }
 }
 
-/// The certificates of a bundle in a fixed order; `None` if it can't be read.
+/// Returns the certificates of a bundle in a fixed order; `None` if the bundle can't be read.
 fn certificates(bundle: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_slice_iter(bundle).collect::<Result<Vec<_>, _>>();
     let mut read = read.ok()?;
@@ -148,66 +150,68 @@ fn certificates(bundle: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     Some(read)
 }
 
-/// Who told of it.
+/// Where a version of the registration came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum By {
-    TheWatch,
-    OurWrite,
+enum Origin {
+    Watch,
+    OwnWrite,
 }
 
 impl Registration {
-    /// The registration of this name. Nothing is known of it yet.
+    /// Returns the registration of this name, of which nothing is known yet.
     #[must_use]
     pub fn new(client: Client, name: String, metrics: Arc<TlsMetrics>) -> Self {
         Self {
             api: Api::all(client),
             name,
             metrics,
-            seen: watch::Sender::default(),
+            state: watch::Sender::default(),
         }
     }
 
-    /// Its name.
+    /// Returns the registration's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Tells of each change.
+    /// Returns a receiver of each change of the state.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Seen> {
-        self.seen.subscribe()
+    pub fn subscribe(&self) -> watch::Receiver<RegistrationState> {
+        self.state.subscribe()
     }
 
-    /// Follows it until the future is dropped.
+    /// Watches the registration until the future is dropped.
     pub async fn follow(&self) {
         let api = self.api.clone();
         watch_one("our registration", api, &self.name, |news| match news {
-            News::Is(registration) => self.learn(&registration, By::TheWatch),
+            News::Is(registration) => self.observe(&registration, Origin::Watch),
             News::Gone(_) => {
-                self.seen.send_replace(Seen::Absent);
+                self.state.send_replace(RegistrationState::Absent);
             }
         })
         .await;
     }
 
-    fn learn(&self, registration: &MutatingWebhookConfiguration, by: By) {
-        let entries = Entries::of(registration);
+    /// Takes a version of the registration, unless a newer one is known.
+    fn observe(&self, registration: &MutatingWebhookConfiguration, origin: Origin) {
+        let entries = Entries::from_registration(registration);
         let number = |entries: &Entries| entries.version.parse::<u64>().unwrap_or_default();
-        self.seen.send_if_modified(|seen| {
-            let is_new = match seen {
-                Seen::There(known) => number(known) < number(&entries),
-                // What was written may be gone since, and then the watch has said so.
-                Seen::Unknown | Seen::Absent => by == By::TheWatch,
+        self.state.send_if_modified(|state| {
+            let is_new = match state {
+                RegistrationState::Present(known) => number(known) < number(&entries),
+                // The watch may have reported a deletion since the write.
+                RegistrationState::Unknown | RegistrationState::Absent => origin == Origin::Watch,
             };
             if is_new {
-                *seen = Seen::There(Arc::new(entries));
+                *state = RegistrationState::Present(Arc::new(entries));
             }
             is_new
         });
     }
 
-    /// Makes each entry trust these certificates, unless the registration has changed since it was seen.
+    /// Makes each entry trust these certificates, unless the registration has changed since
+    /// these entries were read.
     pub(super) async fn publish(
         &self,
         entries: &Entries,
@@ -219,15 +223,15 @@ impl Registration {
             return Err(WriteError::NotLeading);
         }
         let params = PatchParams::default();
-        // A test that fails is an invalid patch to the API server.
-        let lost =
+        // The API server answers a failed test operation as an invalid patch.
+        let conflicts =
             |status: &Status| matches!(status.code, 409 | 422) && !status.message.contains(POLICY);
-        let written = call(self.api.patch(&self.name, &params, &patch), lost).await;
+        let written = call(self.api.patch(&self.name, &params, &patch), conflicts).await;
         let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
         self.metrics
             .api_calls
             .count_call("patch", "mutatingwebhookconfigurations", outcome);
-        self.learn(&written?, By::OurWrite);
+        self.observe(&written?, Origin::OwnWrite);
         Ok(())
     }
 }
@@ -243,7 +247,7 @@ mod tests {
         authority.bundle()
     }
 
-    /// A registration with an entry for each bundle.
+    /// Returns a registration with an entry for each bundle.
     fn registration(bundles: &[Option<&str>]) -> MutatingWebhookConfiguration {
         let webhooks: Vec<serde_json::Value> = bundles
             .iter()
@@ -273,11 +277,13 @@ mod tests {
     fn applied(registration: &MutatingWebhookConfiguration, patch: &Patch) -> Option<Entries> {
         let mut value = serde_json::to_value(registration).expect("JSON");
         json_patch::patch(&mut value, patch).ok()?;
-        Some(Entries::of(&serde_json::from_value(value).expect("one")))
+        Some(Entries::from_registration(
+            &serde_json::from_value(value).expect("one"),
+        ))
     }
 
     #[test]
-    fn each_entry_comes_to_trust_exactly_the_bundle() {
+    fn patch_makes_each_entry_trust_exactly_the_bundle() {
         let (ours, stranger) = (bundle(), bundle());
         for bundles in [
             vec![None],
@@ -285,7 +291,7 @@ mod tests {
             vec![Some(ours.as_str()), Some("not PEM"), None],
         ] {
             let before = registration(&bundles);
-            let entries = Entries::of(&before);
+            let entries = Entries::from_registration(&before);
             assert!(!entries.hold(&ours), "{bundles:?}");
             let after = applied(&before, &entries.patch(&ours)).expect("applies");
             assert!(after.hold(&ours) && after.trust(&ours), "{bundles:?}");
@@ -293,9 +299,9 @@ mod tests {
     }
 
     #[test]
-    fn a_registration_that_has_changed_meanwhile_is_left_alone() {
+    fn changed_registration_is_not_patched() {
         let ours = bundle();
-        let patch = Entries::of(&registration(&[None, None])).patch(&ours);
+        let patch = Entries::from_registration(&registration(&[None, None])).patch(&ours);
         let mut other_version = registration(&[None, None]);
         other_version.metadata.resource_version = Some("8".to_owned());
         assert_eq!(applied(&other_version, &patch), None);
@@ -305,25 +311,28 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_is_compared_by_its_certificates() {
+    fn bundle_is_compared_by_its_certificates() {
         let (first, second) = (bundle(), bundle());
         let both = format!("# a comment\n{second}\n{first}{first}");
-        let entries = Entries::of(&registration(&[Some(&both)]));
+        let entries = Entries::from_registration(&registration(&[Some(&both)]));
         assert!(entries.hold(&format!("{first}{second}")));
         assert!(!entries.hold(&first) && entries.trust(&first));
-        assert!(!Entries::of(&registration(&[])).trust(&first), "no entries");
-        assert!(!Entries::of(&registration(&[Some("")])).trust(&first));
+        assert!(
+            !Entries::from_registration(&registration(&[])).trust(&first),
+            "no entries"
+        );
+        assert!(!Entries::from_registration(&registration(&[Some("")])).trust(&first));
     }
 
     #[test]
-    fn what_cert_manager_fills_in_is_its_own() {
+    fn bundle_of_cert_manager_is_detected() {
         let mut registration = registration(&[None]);
-        assert!(!Entries::of(&registration).is_injected);
+        assert!(!Entries::from_registration(&registration).is_injected);
         let annotation = (
             "cert-manager.io/inject-ca-from".to_owned(),
             "a/b".to_owned(),
         );
         registration.metadata.annotations = Some([annotation].into());
-        assert!(Entries::of(&registration).is_injected);
+        assert!(Entries::from_registration(&registration).is_injected);
     }
 }

@@ -1,6 +1,7 @@
 //! A configuration that changes while a replica leads: the term goes on, and all is planned by the new one.
 
-use ecr_injector::config::watcher::{ConfigWatcher, PERIOD};
+use ecr_injector::config::watcher::ConfigWatcher;
+use ecr_injector::process::file_watcher::PERIOD;
 use jiff::SignedDuration;
 
 use super::{IDENTITIES, IRELAND, PUBLIC, VIRGINIA};

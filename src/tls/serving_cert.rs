@@ -1,4 +1,6 @@
-//! A certificate chain with its key: read, checked, and what it says about itself.
+//! A serving certificate: a chain with its key, read from PEM and checked.
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustls::{
@@ -6,96 +8,102 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::CertifiedKey,
 };
-use std::sync::Arc;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 use zeroize::Zeroizing;
 
-use super::{TlsError, rotation::Life};
+use super::{error::TlsError, rotation::Validity};
 
-/// A certificate that can be served.
+/// A certificate chain and its key that can be served.
 #[derive(Debug, Clone)]
-pub struct Pair {
+pub struct ServingCert {
     pub(super) certified: Arc<CertifiedKey>,
-    /// When it is good.
-    pub life: Life,
-    /// The DNS names that it is for.
+    /// When the certificate is valid.
+    pub validity: Validity,
+    /// The DNS names of the certificate.
     pub names: Vec<String>,
 }
 
-/// Where a pair came from, for the errors.
+/// Where a certificate and its key came from, for the errors.
 #[derive(Debug, Clone, Copy)]
-pub struct Named<'a> {
+pub struct PemNames<'a> {
     /// The certificate's file.
     pub certificate: &'a str,
     /// The key's file.
     pub key: &'a str,
 }
 
-/// A pair as it was found, both parts PEM. Not to be printed.
+/// A certificate chain and its key as they were read, both PEM. Has no `Debug`: the key must not be
+/// printed.
 #[derive(PartialEq, Eq)]
-pub(super) struct Material {
+pub(super) struct PemPair {
     pub(super) certificate: Vec<u8>,
     pub(super) key: Zeroizing<Vec<u8>>,
 }
 
-impl Material {
-    pub(super) fn pair(&self, named: Named<'_>, now: Timestamp) -> Result<Pair, TlsError> {
-        Pair::read(&self.certificate, &self.key, named, now)
+impl PemPair {
+    pub(super) fn parse(
+        &self,
+        names: PemNames<'_>,
+        now: Timestamp,
+    ) -> Result<ServingCert, TlsError> {
+        ServingCert::parse(&self.certificate, &self.key, names, now)
     }
 }
 
-impl Pair {
-    /// Reads a chain (the server's own certificate first) and a key, both PEM, and checks that they belong together and
-    /// are good at `now`.
-    pub fn read(
+impl ServingCert {
+    /// Reads a chain (the server's own certificate first) and a key, both PEM, and checks that they
+    /// belong together and that the certificate is valid at `now`.
+    pub fn parse(
         certificate: &[u8],
         key: &[u8],
-        named: Named<'_>,
+        names: PemNames<'_>,
         now: Timestamp,
     ) -> Result<Self, TlsError> {
         let not_pem = |what: &'static str, path: &str| {
             let path = path.to_owned();
-            move |cause| TlsError::NotPem { what, path, cause }
+            move |source| TlsError::NotPem { what, path, source }
         };
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate)
             .collect::<Result<_, _>>()
-            .map_err(not_pem("the certificate", named.certificate))?;
+            .map_err(not_pem("the certificate", names.certificate))?;
         let Some(first) = chain.first() else {
-            return Err(TlsError::NoCertificate(named.certificate.to_owned()));
+            return Err(TlsError::NoCertificate(names.certificate.to_owned()));
         };
-        let Read { life, names, .. } = Read::of(first)
-            .ok_or_else(|| TlsError::NotACertificate(named.certificate.to_owned()))?;
+        let parsed = ParsedCert::parse(first)
+            .ok_or_else(|| TlsError::NotACertificate(names.certificate.to_owned()))?;
         let private_key =
-            PrivateKeyDer::from_pem_slice(key).map_err(not_pem("the key", named.key))?;
+            PrivateKeyDer::from_pem_slice(key).map_err(not_pem("the key", names.key))?;
         let provider = Arc::new(ring::default_provider());
-        let certified = CertifiedKey::from_der(chain, private_key, &provider).map_err(|cause| {
-            TlsError::Pair {
-                certificate: named.certificate.to_owned(),
-                key: named.key.to_owned(),
-                cause,
-            }
-        })?;
-        if !life.contains(now) {
-            return Err(TlsError::NotGoodNow {
-                certificate: named.certificate.to_owned(),
-                not_before: life.not_before,
-                not_after: life.not_after,
+        let certified =
+            CertifiedKey::from_der(chain, private_key, &provider).map_err(|source| {
+                TlsError::Unusable {
+                    certificate: names.certificate.to_owned(),
+                    key: names.key.to_owned(),
+                    source,
+                }
+            })?;
+        let validity = parsed.validity;
+        if !validity.contains(now) {
+            return Err(TlsError::NotValidNow {
+                certificate: names.certificate.to_owned(),
+                not_before: validity.not_before,
+                not_after: validity.not_after,
             });
         }
         Ok(Self {
             certified: Arc::new(certified),
-            life,
-            names,
+            validity,
+            names: parsed.names,
         })
     }
 
-    /// The server's own certificate.
+    /// Returns the server's own certificate.
     #[must_use]
     pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
         self.certified.cert.first()
     }
 
-    /// Whether clients that ask for this name take it.
+    /// Returns whether clients that ask for this DNS name accept the certificate.
     #[must_use]
     pub fn covers(&self, name: &str) -> bool {
         self.names.iter().any(|own| {
@@ -108,19 +116,19 @@ impl Pair {
     }
 }
 
-/// What a certificate says.
-pub(super) struct Read {
-    pub(super) life: Life,
+/// The fields of a certificate that are used here.
+pub(super) struct ParsedCert {
+    pub(super) validity: Validity,
     pub(super) names: Vec<String>,
     pub(super) common_name: Option<String>,
-    /// Whether it may sign others.
+    /// Whether the certificate may sign others.
     pub(super) is_authority: bool,
     /// The `SubjectPublicKeyInfo`, in DER.
     pub(super) public_key: Vec<u8>,
 }
 
-impl Read {
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+impl ParsedCert {
+    pub(super) fn parse(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, parsed) =
             x509_parser::certificate::X509Certificate::from_der(certificate.as_ref()).ok()?;
         let validity = parsed.validity();
@@ -128,7 +136,7 @@ impl Read {
         let names = parsed.subject_alternative_name().ok().flatten();
         let names = names.iter().flat_map(|names| &names.value.general_names);
         Some(Self {
-            life: Life {
+            validity: Validity {
                 not_before: at(&validity.not_before)?,
                 not_after: at(&validity.not_after)?,
             },
@@ -154,15 +162,17 @@ mod tests {
     use jiff::SignedDuration;
 
     use super::*;
+    use crate::telemetry::error_chain::error_chain;
 
     const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
-    const NAMED: Named<'static> = Named {
+    const NAMES: PemNames<'static> = PemNames {
         certificate: "tls.crt",
         key: "tls.key",
     };
 
-    /// A certificate for these names that is good from one day before [`NOW`] to one day after it, and its key.
-    fn made(names: &[&str]) -> (String, String) {
+    /// Returns a certificate for these names that is valid from one day before [`NOW`] to one day
+    /// after, and its key.
+    fn cert(names: &[&str]) -> (String, String) {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = rcgen::CertificateParams::new(names).expect("names");
         params.not_before = rcgen::date_time_ymd(2027, 1, 14);
@@ -172,15 +182,15 @@ mod tests {
         (certificate.pem(), key.serialize_pem())
     }
 
-    fn read(certificate: &str, key: &str, now: Timestamp) -> Result<Pair, TlsError> {
-        Pair::read(certificate.as_bytes(), key.as_bytes(), NAMED, now)
+    fn read(certificate: &str, key: &str, now: Timestamp) -> Result<ServingCert, TlsError> {
+        ServingCert::parse(certificate.as_bytes(), key.as_bytes(), NAMES, now)
     }
 
     #[test]
-    fn a_good_pair_says_until_when_and_for_whom() {
-        let (certificate, key) = made(&["ecr-injector.ecr-injector.svc", "*.example.com"]);
-        let pair = read(&certificate, &key, NOW).expect("good");
-        assert!(pair.life.contains(NOW));
+    fn valid_cert_has_its_validity_and_names() {
+        let (certificate, key) = cert(&["ecr-injector.ecr-injector.svc", "*.example.com"]);
+        let cert = read(&certificate, &key, NOW).expect("good");
+        assert!(cert.validity.contains(NOW));
         for (name, covered) in [
             ("ecr-injector.ecr-injector.svc", true),
             ("ECR-injector.ecr-injector.svc", true),
@@ -189,13 +199,13 @@ mod tests {
             ("a.b.example.com", false),
             ("example.com", false),
         ] {
-            assert_eq!(pair.covers(name), covered, "{name}");
+            assert_eq!(cert.covers(name), covered, "{name}");
         }
     }
 
     #[test]
-    fn a_key_of_another_certificate_is_refused_with_both_names() {
-        let error = read(&made(&["a"]).0, &made(&["a"]).1, NOW).expect_err("mismatched");
+    fn key_of_another_certificate_is_rejected_with_both_names() {
+        let error = read(&cert(&["a"]).0, &cert(&["a"]).1, NOW).expect_err("mismatched");
         let error = error.to_string();
         assert!(
             error.contains("tls.crt") && error.contains("tls.key"),
@@ -204,15 +214,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_is_not_good_now_is_refused_with_its_dates() {
-        let (certificate, key) = made(&["a"]);
-        for (now, good) in [
+    fn cert_that_is_not_valid_now_is_rejected_with_its_dates() {
+        let (certificate, key) = cert(&["a"]);
+        for (now, is_valid) in [
             (NOW - SignedDuration::from_hours(48), false),
             (NOW, true),
             (NOW + SignedDuration::from_hours(48), false),
         ] {
             let read = read(&certificate, &key, now);
-            assert_eq!(read.is_ok(), good, "{now}");
+            assert_eq!(read.is_ok(), is_valid, "{now}");
             if let Err(error) = read {
                 assert!(error.to_string().contains("2027-01-16"), "{error}");
             }
@@ -220,8 +230,8 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_pair_is_refused_by_name_and_never_shown() {
-        let (certificate, key) = made(&["a"]);
+    fn malformed_pem_is_rejected_by_name_and_never_shown() {
+        let (certificate, key) = cert(&["a"]);
         let cut = &key[..key.len() / 2];
         let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         for (certificate, key, expected) in [
@@ -230,9 +240,8 @@ mod tests {
             (certificate.as_str(), "", "reading the key from tls.key"),
             (certificate.as_str(), cut, "reading the key from tls.key"),
         ] {
-            let error = read(certificate, key, NOW)
-                .expect_err("refused")
-                .to_string();
+            let error = read(certificate, key, NOW).expect_err("refused");
+            let error = error_chain(&error);
             assert!(error.contains(expected), "{error}");
             let shown = cut.lines().nth(1).is_some_and(|line| error.contains(line));
             assert!(!shown, "an error shows the key: {error}");
