@@ -217,7 +217,7 @@ impl<'a> CaRotator<'a> {
             }
             // The watch reports the current registration.
             Err(WriteError::Conflict | WriteError::NotLeading) => {
-                self.registration_backoff.failed()
+                self.registration_backoff.failed();
             }
             Err(error @ (WriteError::Timeout | WriteError::Failed(_))) => {
                 let name = registration.name();
