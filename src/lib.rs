@@ -1,12 +1,12 @@
-//! `ecr-injector`: a mutating admission webhook that makes private Amazon ECR images pull on any Kubernetes cluster.
+//! `ecr-injector`: a mutating admission webhook that makes private Amazon ECR images pullable on
+//! any Kubernetes cluster.
 //!
-//! The modules are rooms, listed from what a person touches down to what everything rests on; imports point downwards.
-//! What decides is pure, and the parts of a pure room that act (such as [`pull_secret::provisioner`]) stand higher than the
-//! room itself; `tests/rooms.rs` holds every file to its place. `docs/contributing/architecture.md` walks through them in prose.
+//! The modules are rooms, listed from the command line down to what everything else imports;
+//! imports point downwards. Files that decide are pure, and the files of a pure room that act (such
+//! as [`pull_secret::provisioner`]) rank above the room itself; `tests/offline/rooms.rs` checks the
+//! imports of each file. `docs/contributing/architecture.md` has the map.
 
 pub mod cli;
-
-pub mod server;
 
 pub mod refresh;
 
@@ -29,6 +29,8 @@ pub mod tls;
 pub mod cluster;
 
 pub mod registry;
+
+pub mod server;
 
 pub mod telemetry;
 

@@ -1,4 +1,4 @@
-//! Where the serving certificate comes from: flags in, a source out.
+//! The arguments of the serving certificate, and its source.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use clap::Args;
 use jiff::SignedDuration;
 use rustls::ServerConfig;
 
-use super::{context::Context, span};
+use super::{args::parse_duration, context::Context};
 use crate::{
     cluster::namespace::Namespace,
     process::{clock::Clock, file_watcher},
@@ -21,11 +21,11 @@ use crate::{
     },
 };
 
-/// The shortest lives that leave time to renew what ends.
-const MIN_LIFE: Duration = Duration::from_secs(20);
+/// The shortest lifetime of a serving certificate that leaves time to renew it.
+const MIN_LIFETIME: Duration = Duration::from_secs(20);
 
-/// The serving certificate. By default ecr-injector signs its own, under an authority that it keeps in a Secret and makes
-/// the API server trust.
+/// The arguments of the serving certificate. By default ecr-injector signs its own, with an
+/// authority that it keeps in a Secret and makes the API server trust.
 #[derive(Debug, Args)]
 pub(super) struct CertificateArgs {
     /// Serving certificate with its chain (PEM), reloaded when it changes
@@ -70,13 +70,13 @@ pub(super) struct CertificateArgs {
     )]
     webhook_configuration: String,
     /// Self-managed: lifetime of a certificate authority, rotated after two thirds of it
-    #[arg(long, env = "ECR_INJECTOR_CA_LIFETIME", value_name = "DURATION", default_value = "8760h", value_parser = span)]
+    #[arg(long, env = "ECR_INJECTOR_CA_LIFETIME", value_name = "DURATION", default_value = "8760h", value_parser = parse_duration)]
     ca_lifetime: Duration,
     /// Self-managed: lifetime of a serving certificate, renewed after two thirds of it
-    #[arg(long, env = "ECR_INJECTOR_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "168h", value_parser = span)]
+    #[arg(long, env = "ECR_INJECTOR_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "168h", value_parser = parse_duration)]
     certificate_lifetime: Duration,
     /// Self-managed: how long a new authority is in the caBundle before it signs
-    #[arg(long, env = "ECR_INJECTOR_CA_PROPAGATION_DELAY", value_name = "DURATION", default_value = "2m", value_parser = span)]
+    #[arg(long, env = "ECR_INJECTOR_CA_PROPAGATION_DELAY", value_name = "DURATION", default_value = "2m", value_parser = parse_duration)]
     ca_propagation_delay: Duration,
     /// Admit only clients with a certificate of these authorities (PEM), reloaded when it changes
     #[arg(long, env = "ECR_INJECTOR_CLIENT_CA", value_name = "FILE")]
@@ -100,14 +100,14 @@ pub(super) struct CertificateArgs {
     tls_min_version: MinVersion,
 }
 
-/// Where the certificate comes from, and what the leader has to do for it.
+/// The source of the serving certificate, and the authority that the leader keeps, if there is one.
 pub(super) struct Certificates {
     pub(super) source: Box<dyn CertSource>,
     pub(super) authority: Option<SelfManaged>,
 }
 
 impl CertificateArgs {
-    /// The source, which has read nothing but files so far.
+    /// Returns the source, which has read nothing but files so far.
     pub(super) fn source(
         &self,
         context: &Context,
@@ -149,7 +149,7 @@ impl CertificateArgs {
         })
     }
 
-    /// The listener's configuration.
+    /// Returns the TLS configuration of the listener.
     pub(super) fn server_config(
         &self,
         context: &Context,
@@ -170,12 +170,13 @@ impl CertificateArgs {
     fn lifetimes(&self) -> anyhow::Result<Lifetimes> {
         let (ca, leaf) = (self.ca_lifetime, self.certificate_lifetime);
         anyhow::ensure!(
-            leaf >= MIN_LIFE && self.ca_propagation_delay < ca / 6 && leaf <= ca / 3,
+            leaf >= MIN_LIFETIME && self.ca_propagation_delay < ca / 6 && leaf <= ca / 3,
             "--certificate-lifetime must be at least {} s and at most a third of --ca-lifetime, \
              and --ca-propagation-delay less than a sixth of it",
-            MIN_LIFE.as_secs()
+            MIN_LIFETIME.as_secs()
         );
-        let signed = |span| SignedDuration::try_from(span).context("the lifetimes of certificates");
+        let signed =
+            |duration| SignedDuration::try_from(duration).context("the lifetimes of certificates");
         Ok(Lifetimes {
             authority: signed(ca)?,
             leaf: signed(leaf)?,

@@ -1,4 +1,4 @@
-//! `ecr-injector cleanup`: removes the pull secrets that we made.
+//! `ecr-injector cleanup`: removes the pull secrets that ecr-injector created.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use super::{
     report::{Report, Row, count},
 };
 use crate::{
-    cluster::{namespace::Namespace, namespaces::Look},
+    cluster::{namespace::Namespace, namespaces::NamespaceState},
     pull_secret::{
         Foreign, Observed,
         state::State,
@@ -41,13 +41,13 @@ const NO_SCOPE: &str = "\
 ";
 
 const COMMAND: Command = Command {
-    doing: "removing",
+    operation: "removing",
     verbs: &["delete"],
     seals: false,
 };
-/// Namespaces that a warning names.
+/// The most namespaces that a warning names.
 const NAMED: usize = 5;
-/// Removals of one pull secret that is written at the same time.
+/// How often a removal is tried while another client writes the pull secret.
 const ATTEMPTS: u32 = 4;
 
 /// Remove the pull secrets that ecr-injector created.
@@ -58,16 +58,16 @@ pub struct CleanupArgs {
     #[arg(long, conflicts_with = "namespaces")]
     all: bool,
     #[command(flatten)]
-    once: OneShotArgs,
+    scope: OneShotArgs,
 }
 
 impl CleanupArgs {
-    /// Removes, and fails if something of ours is left.
+    /// Removes the pull secrets, and fails if one is left.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        if !self.all && self.once.namespaces.is_empty() {
+        if !self.all && self.scope.namespaces.is_empty() {
             clap::Error::raw(ErrorKind::MissingRequiredArgument, NO_SCOPE).exit();
         }
-        self.once
+        self.scope
             .run(&COMMAND, async |synced| self.clean(synced).await)
     }
 
@@ -75,51 +75,53 @@ impl CleanupArgs {
         let mut names = if self.all {
             synced.context.secrets.names()
         } else {
-            let looks = synced.read_namespaces(&self.once.namespaces).await?;
-            let absent = looks.iter().filter(|(_, look)| *look == Look::Absent);
+            let states = synced.read_namespaces(&self.scope.namespaces).await?;
+            let absent = states
+                .iter()
+                .filter(|(_, state)| *state == NamespaceState::Absent);
             let absent: Vec<_> = absent.map(|(name, _)| name.as_str()).collect();
             anyhow::ensure!(
                 absent.is_empty(),
                 "namespace {} not found; nothing was removed",
                 absent.join(", ")
             );
-            looks.into_iter().map(|(namespace, _)| namespace).collect()
+            states.into_iter().map(|(namespace, _)| namespace).collect()
         };
         names.sort_unstable();
         names.dedup();
         if let Some(warning) = self.warning(synced, &names) {
-            synced.progress.say(&warning);
+            synced.progress.print(&warning);
         }
         let writer = &synced.context.writer(&synced.context.cluster.refresher);
-        let rows = synced.each(names, async |namespace: &Namespace| {
+        let rows = synced.for_each(names, async |namespace: &Namespace| {
             let before = synced.context.secrets.get(namespace);
             if before.as_deref().is_none_or(|entry| !entry.is_there()) {
-                return Row::good(namespace.clone(), "absent");
+                return Row::ok(namespace.clone(), "absent");
             }
             if let Some(Observed::Foreign(why)) = before.as_deref().map(Entry::observed) {
                 return skipped(namespace, *why);
             }
-            let row = if self.once.dry_run {
+            let row = if self.scope.dry_run {
                 let settings = synced
                     .context
                     .namespaces
                     .peek(namespace)
                     .unwrap_or_default();
-                let looked = writer
+                let read = writer
                     .observe(namespace, &settings, one_shot::deadline())
                     .await;
                 let after = synced.context.secrets.get(namespace);
-                match (looked, after.as_deref().map(Entry::observed)) {
+                match (read, after.as_deref().map(Entry::observed)) {
                     (Err(error), _) => failed(namespace, &error),
                     (Ok(()), Some(Observed::Foreign(why))) => skipped(namespace, *why),
                     (Ok(()), None | Some(Observed::Deleted(_))) => {
-                        Row::good(namespace.clone(), "absent")
+                        Row::ok(namespace.clone(), "absent")
                     }
-                    (Ok(()), Some(_)) => Row::good(namespace.clone(), "would-remove"),
+                    (Ok(()), Some(_)) => Row::ok(namespace.clone(), "would-remove"),
                 }
             } else {
                 match remove(synced, writer, namespace).await {
-                    Ok(_) => Row::good(namespace.clone(), "removed"),
+                    Ok(_) => Row::ok(namespace.clone(), "removed"),
                     Err(PullSecretError::Foreign(why)) => skipped(namespace, why),
                     Err(PullSecretError::NotLeading) => one_shot::interrupted(namespace.clone()),
                     Err(error) => failed(namespace, &error),
@@ -140,9 +142,10 @@ impl CleanupArgs {
         Ok(Report { rows, summary })
     }
 
-    /// What is removed where a webhook runs comes again.
+    /// Returns a warning about opted-in namespaces, where a running webhook creates the pull secret
+    /// again.
     fn warning(&self, synced: &SyncedCluster, names: &[Namespace]) -> Option<String> {
-        let is_ours = |name: &&Namespace| {
+        let has_pull_secret = |name: &&Namespace| {
             let known = synced.context.secrets.get(name);
             known.is_some_and(|entry| {
                 entry.is_there() && !matches!(entry.observed(), Observed::Foreign(_))
@@ -151,7 +154,7 @@ impl CleanupArgs {
         let opted_in: Vec<_> = names
             .iter()
             .filter(|name| synced.context.namespaces.peek(name).is_some())
-            .filter(is_ours)
+            .filter(has_pull_secret)
             .map(Namespace::as_str)
             .collect();
         if opted_in.is_empty() {
@@ -161,7 +164,7 @@ impl CleanupArgs {
         if let Some(more @ 1..) = opted_in.len().checked_sub(NAMED) {
             list = format!("{list} and {more} more");
         }
-        let would = if self.once.dry_run { "would be" } else { "is" };
+        let would = if self.scope.dry_run { "would be" } else { "is" };
         let label = &synced.context.live.config().opt_in.label;
         Some(format!(
             "warning: opted in: {list}. Pull secrets that {would} removed there are created \
@@ -171,7 +174,7 @@ impl CleanupArgs {
     }
 }
 
-/// Whoever writes it at the same moment wins, but not for ever.
+/// Removes a pull secret, and tries again a few times if another client writes it meanwhile.
 async fn remove(
     synced: &SyncedCluster,
     writer: &Writer,
@@ -194,12 +197,12 @@ async fn remove(
 fn skipped(namespace: &Namespace, why: Foreign) -> Row {
     Row {
         message: Some(format!("not created by ecr-injector: {why}")),
-        ..Row::good(namespace.clone(), "skipped")
+        ..Row::ok(namespace.clone(), "skipped")
     }
 }
 
 fn failed(namespace: &Namespace, error: &PullSecretError) -> Row {
-    Row::bad(namespace.clone(), "failed", error.to_string())
+    Row::error(namespace.clone(), "failed", error.to_string())
 }
 
 fn summary(rows: &[Row], server: &str) -> String {
@@ -215,9 +218,9 @@ fn summary(rows: &[Row], server: &str) -> String {
     if foreign > 0 {
         parts.push(format!("{} of others skipped", count(foreign, "Secret")));
     }
-    let bad = rows.iter().filter(|row| !row.is_good).count();
-    if bad > 0 {
-        parts.push(format!("{} not removed", secrets(bad)));
+    let left = rows.iter().filter(|row| !row.is_ok).count();
+    if left > 0 {
+        parts.push(format!("{} not removed", secrets(left)));
         if parts[0] == "nothing to remove" {
             parts.remove(0);
         }
@@ -230,11 +233,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_counts_what_was_done_and_what_is_left() {
+    fn summary_counts_what_was_removed_and_what_is_left() {
         let name = || Namespace::parse("team").expect("valid");
-        let removed = Row::good(name(), "removed");
-        let would = Row::good(name(), "would-remove");
-        let none = Row::good(name(), "absent");
+        let removed = Row::ok(name(), "removed");
+        let would = Row::ok(name(), "would-remove");
+        let none = Row::ok(name(), "absent");
         let foreign = skipped(&name(), Foreign::Label);
         let bad = failed(&name(), &PullSecretError::Contended);
         for (rows, expected) in [

@@ -1,4 +1,4 @@
-//! `ecr-injector config`: whether a configuration can be used, before it is. Offline, but for what `--cluster` asks.
+//! `ecr-injector config`: validates a configuration before it is used. Offline without `--cluster`.
 
 mod cluster;
 
@@ -12,16 +12,19 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand, error::ErrorKind};
 use jiff::SignedDuration;
 
-use super::report::{Output, count};
+use super::{
+    report::{Output, count},
+    runtime, stdout,
+};
 use crate::{
     config::{Config, ConfigError, Discovery, Refresh, schema},
-    identity::DefaultIdentity,
-    rules::Revocation,
+    identity::{DefaultIdentity, Identities},
+    rules::{Revocation, Rules},
     tls,
     token::SessionCap,
 };
 
-/// Standard input, as a file's name.
+/// The file name of standard input.
 const STDIN: &str = "-";
 
 const ONE_FILE: &str = "--cluster compares one file with a cluster: name one\n";
@@ -67,7 +70,7 @@ enum Command {
     Schema,
 }
 
-/// What a file is compared with.
+/// The cluster that a file is compared with.
 #[derive(Debug, Args)]
 struct ClusterArgs {
     /// Also report which registries the file would suspend in a cluster
@@ -83,7 +86,7 @@ struct ClusterArgs {
 }
 
 impl ConfigArgs {
-    /// Checks, or prints.
+    /// Checks files, or prints the schema.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Check { files, against } if against.cluster => {
@@ -94,7 +97,7 @@ impl ConfigArgs {
             }
             Command::Check { files, .. } => check(&files),
             Command::Schema => {
-                super::write_out(&schema::text()).context("writing to standard output")?;
+                stdout::write(&schema::text()).context("writing to standard output")?;
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -106,25 +109,26 @@ impl ClusterArgs {
         let config = match read(file) {
             Ok(config) => config,
             Err(error) => {
-                // To whom should a failure be told?
-                let _ = io::stderr().write_all(complaints(&error).as_bytes());
+                // There is nowhere left to report that this write failed.
+                let _ = io::stderr().write_all(error_lines(&error).as_bytes());
                 anyhow::bail!("1 of 1 files are invalid");
             }
         };
         tls::install_crypto_provider();
-        let runtime = super::runtime()?;
-        let found = runtime.block_on(cluster::read(&config, self.kubeconfig.as_deref()))?;
+        let runtime = runtime::start()?;
+        let comparison = cluster::compare(&config, self.kubeconfig.as_deref());
+        let comparison = runtime.block_on(comparison)?;
         let output = match self.output {
             Output::Table => format!(
                 "{}: valid\n{}{}",
                 name(file),
                 summary(&config),
-                found.to_text()
+                comparison.to_text()
             ),
-            Output::Json => format!("{:#}\n", found.to_json(&name(file))),
+            Output::Json => format!("{:#}\n", comparison.to_json(&name(file))),
         };
-        super::write_out(&output).context("writing to standard output")?;
-        found.demand_good()?;
+        stdout::write(&output).context("writing to standard output")?;
+        comparison.check()?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -135,27 +139,27 @@ fn check(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
         files.iter().filter(is_stdin).count() < 2,
         "standard input can be read only once"
     );
-    let (mut good, mut bad, mut refused) = (String::new(), String::new(), 0);
+    let (mut valid, mut errors, mut invalid) = (String::new(), String::new(), 0);
     for file in files {
         match read(file) {
             Ok(config) => {
-                good += &name(file);
-                good += ": good\n";
-                good += &summary(&config);
+                valid += &name(file);
+                valid += ": valid\n";
+                valid += &summary(&config);
             }
             Err(error) => {
-                refused += 1;
-                bad += &complaints(&error);
+                invalid += 1;
+                errors += &error_lines(&error);
             }
         }
     }
-    super::write_out(&good).context("writing to standard output")?;
-    if refused == 0 {
+    stdout::write(&valid).context("writing to standard output")?;
+    if invalid == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    // To whom should a failure be told?
-    let _ = io::stderr().write_all(bad.as_bytes());
-    anyhow::bail!("{refused} of {} files are invalid", files.len());
+    // There is nowhere left to report that this write failed.
+    let _ = io::stderr().write_all(errors.as_bytes());
+    anyhow::bail!("{invalid} of {} files are invalid", files.len());
 }
 
 fn name(file: &Path) -> String {
@@ -177,8 +181,8 @@ fn read(file: &Path) -> Result<Config, ConfigError> {
     Config::parse(&text, &name(file))
 }
 
-/// A line for each thing that is wrong.
-fn complaints(error: &ConfigError) -> String {
+/// Returns a line for each error.
+fn error_lines(error: &ConfigError) -> String {
     match error {
         ConfigError::Read { source, .. } => format!("{error}: {source}\n"),
         ConfigError::Yaml { .. } => format!("{error}\n"),
@@ -189,15 +193,10 @@ fn complaints(error: &ConfigError) -> String {
     }
 }
 
-/// What a configuration amounts to.
+/// Returns a summary of a configuration.
 fn summary(config: &Config) -> String {
     let (rules, opt_in, refresh) = (&config.rules, &config.opt_in, &config.refresh);
     let excluded: Vec<String> = rules.excluded.iter().map(ToString::to_string).collect();
-    let identities = &rules.identities;
-    let default = match identities.default {
-        DefaultIdentity::Ambient => "ambient",
-        DefaultIdentity::None => "nobody",
-    };
     let cap = match config.session_cap {
         SessionCap::Session => "with the role's session".to_owned(),
         SessionCap::Off => "by ECR alone".to_owned(),
@@ -214,36 +213,8 @@ fn summary(config: &Config) -> String {
                 listed(&excluded)
             ),
         ),
-        (
-            "registries",
-            format!(
-                "{}, {}; {}{}",
-                counted(rules.allow.accounts.len(), "account", "all accounts"),
-                counted(rules.allow.regions.len(), "region", "all regions"),
-                match rules.aliases.count() {
-                    0 => "no aliases".to_owned(),
-                    1 => "1 alias".to_owned(),
-                    count => format!("{count} aliases"),
-                },
-                if rules.aliases.include_public() {
-                    "; ECR Public"
-                } else {
-                    ""
-                },
-            ),
-        ),
-        (
-            "identities",
-            format!(
-                "{}; {} for annotated roles; default: {default}",
-                counted(identities.rules.len(), "rule", "no rules"),
-                counted(
-                    identities.namespace_roles.allow.len(),
-                    "pattern",
-                    "no patterns"
-                ),
-            ),
-        ),
+        ("registries", registries(rules)),
+        ("identities", identities(&rules.identities)),
         (
             "refresh",
             format!(
@@ -253,7 +224,7 @@ fn summary(config: &Config) -> String {
             ),
         ),
     ];
-    lines.extend(lives(refresh));
+    lines.extend(lifecycle(refresh));
     lines.extend([
         (
             "limits",
@@ -280,8 +251,41 @@ fn summary(config: &Config) -> String {
     lines.collect()
 }
 
-/// Returns what ends the life of credentials, beside their expiry.
-fn lives(refresh: &Refresh) -> [(&'static str, String); 4] {
+/// Returns the registries that the rules allow.
+fn registries(rules: &Rules) -> String {
+    let aliases = match rules.aliases.count() {
+        0 => "no aliases".to_owned(),
+        1 => "1 alias".to_owned(),
+        count => format!("{count} aliases"),
+    };
+    let public = if rules.aliases.include_public() {
+        "; ECR Public"
+    } else {
+        ""
+    };
+    format!(
+        "{}, {}; {aliases}{public}",
+        counted(rules.allow.accounts.len(), "account", "all accounts"),
+        counted(rules.allow.regions.len(), "region", "all regions"),
+    )
+}
+
+/// Returns the identities that mint.
+fn identities(identities: &Identities) -> String {
+    let default = match identities.default {
+        DefaultIdentity::Ambient => "ambient",
+        DefaultIdentity::None => "nobody",
+    };
+    let patterns = identities.namespace_roles.allow.len();
+    format!(
+        "{}; {} for annotated roles; default: {default}",
+        counted(identities.rules.len(), "rule", "no rules"),
+        counted(patterns, "pattern", "no patterns"),
+    )
+}
+
+/// Returns the settings that end credentials before or beside their expiry.
+fn lifecycle(refresh: &Refresh) -> [(&'static str, String); 4] {
     [
         (
             "forgetAfter",
@@ -320,7 +324,7 @@ fn lives(refresh: &Refresh) -> [(&'static str, String); 4] {
     ]
 }
 
-/// Returns a duration in days where it is a number of them.
+/// Returns a duration, in days if it is a whole number of them.
 fn days(duration: SignedDuration) -> String {
     let hours = duration.as_hours();
     if duration == SignedDuration::from_hours(hours) && hours % 24 == 0 {
@@ -332,7 +336,7 @@ fn days(duration: SignedDuration) -> String {
 
 fn listed(names: &[String]) -> String {
     if names.is_empty() {
-        "exceptions".to_owned()
+        "none".to_owned()
     } else {
         names.join(", ")
     }

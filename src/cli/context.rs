@@ -1,4 +1,5 @@
-//! What every command shares that works on a cluster: its connections, its stores, and how they hang together.
+//! The parts of every command that works on a cluster: clients, stores, and the tasks that fill
+//! them.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -6,7 +7,10 @@ use anyhow::Context as _;
 use clap::{Args, builder::FalseyValueParser};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{AwsArgs, metrics::Metrics};
+use super::{
+    args::{AwsArgs, parse_namespace},
+    metrics::Metrics,
+};
 use crate::{
     aws::AwsEnvironment,
     cluster::{
@@ -34,10 +38,10 @@ use crate::{
     token::{cache::TokenCache, ecr::Ecr},
 };
 
-/// The namespace that an installation has by default.
+/// The default namespace of an installation.
 const INSTALLATION: &str = "ecr-injector";
 
-/// Where the configuration and the cluster are.
+/// The arguments of the configuration and the cluster.
 #[derive(Debug, Args)]
 pub(super) struct ContextArgs {
     /// Path of the configuration file (YAML); by default every value has its default
@@ -57,7 +61,7 @@ pub(super) struct ContextArgs {
     aws: AwsArgs,
 }
 
-/// The Secret that shares the key by which replicas seal the states of pull secrets.
+/// The arguments of the Secret with the key that seals the states of pull secrets.
 #[derive(Debug, Args)]
 struct StateKeyArgs {
     /// Secret of the state key, with which replicas seal the states of pull secrets
@@ -65,19 +69,20 @@ struct StateKeyArgs {
     secret: String,
     /// Namespace of the state key's Secret; by default that of the Pod, outside a cluster
     /// ecr-injector
-    #[arg(id = "state_key_namespace", long = "state-key-namespace", env = "ECR_INJECTOR_STATE_KEY_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
+    #[arg(id = "state_key_namespace", long = "state-key-namespace", env = "ECR_INJECTOR_STATE_KEY_NAMESPACE", value_name = "NAMESPACE", value_parser = parse_namespace)]
     namespace: Option<Namespace>,
 }
 
 impl StateKeyArgs {
     fn namespace(&self, own: Option<Namespace>) -> anyhow::Result<Namespace> {
-        let named = self.namespace.clone().or(own);
-        let namespace = named.or_else(|| Namespace::parse(INSTALLATION));
+        let namespace = self.namespace.clone().or(own);
+        let namespace = namespace.or_else(|| Namespace::parse(INSTALLATION));
         namespace.context("the Secret of the state key has no namespace")
     }
 }
 
 impl ContextArgs {
+    /// Whether there is a configuration file.
     pub(super) fn has_config(&self) -> bool {
         self.config.is_some()
     }
@@ -99,11 +104,11 @@ impl ContextArgs {
     }
 }
 
-/// The parts.
+/// The parts of a command.
 pub(super) struct Context {
     pub(super) cluster: Cluster,
     pub(super) live: Live,
-    /// Where the configuration comes from, to be followed.
+    /// The configuration file, until it is followed.
     pub(super) file: Option<ConfigWatcher>,
     pub(super) metrics: Metrics,
     pub(super) clock: Arc<dyn Clock>,
@@ -111,27 +116,27 @@ pub(super) struct Context {
     pub(super) tokens: TokenCache,
     pub(super) namespaces: Namespaces,
     pub(super) secrets: PullSecrets,
-    /// The Secret that shares these keys.
+    /// The Secret with the state key.
     pub(super) state_key_secret: KeySecret,
     lists: Lists,
-    /// Everything that runs in the background.
+    /// The background tasks.
     pub(super) tasks: TaskTracker,
-    /// Ends it.
+    /// Ends the background tasks.
     pub(super) stop: CancellationToken,
     changes: Changes,
 }
 
 impl Context {
-    /// Reads the configuration and makes the parts. No call leaves yet.
-    pub(super) async fn new(flags: &ContextArgs) -> anyhow::Result<Self> {
-        let (config, file) = flags.config()?;
-        let trust = flags.aws.trust()?;
-        let cluster = Cluster::connect(flags.kubeconfig.as_deref()).await?;
+    /// Reads the configuration and creates the parts. Makes no call to the cluster yet.
+    pub(super) async fn new(args: &ContextArgs) -> anyhow::Result<Self> {
+        let (config, file) = args.config()?;
+        let trust = args.aws.trust()?;
+        let cluster = Cluster::connect(args.kubeconfig.as_deref()).await?;
         let (metrics, tasks) = (Metrics::default(), TaskTracker::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         metrics.config.applied(clock.now());
         let environment =
-            AwsEnvironment::read(&trust, flags.aws.expect_credentials, metrics.aws.clone()).await;
+            AwsEnvironment::read(&trust, args.aws.expect_credentials, metrics.aws.clone()).await;
         let live = Live::new(config, cluster.own_namespace.clone());
         let config = live.config();
         let ecr = Ecr::new(
@@ -151,8 +156,8 @@ impl Context {
         let state_keys = StateKeys::default();
         let state_key_secret = KeySecret::new(
             cluster.client.clone(),
-            flags.state_key.namespace(cluster.own_namespace.clone())?,
-            flags.state_key.secret.clone(),
+            args.state_key.namespace(cluster.own_namespace.clone())?,
+            args.state_key.secret.clone(),
             state_keys.clone(),
             clock.clone(),
             metrics.pull_secret.clone(),
@@ -176,19 +181,19 @@ impl Context {
             namespaces,
             secrets,
             state_key_secret,
-            lists: flags.lists(),
+            lists: args.lists(),
             tasks,
             stop: CancellationToken::new(),
             changes,
         })
     }
 
-    /// The pull secret's name, which stays the same while the process runs.
+    /// Returns the pull secret's name, which does not change while the process runs.
     pub(super) fn secret_name(&self) -> String {
         self.live.config().rules.secret_name.clone()
     }
 
-    /// Runs something in the background until everything stops.
+    /// Runs a task in the background until the process stops.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -196,7 +201,7 @@ impl Context {
         });
     }
 
-    /// Begins to follow the configuration's file, if there is one.
+    /// Starts to follow the configuration file, if there is one.
     pub(super) fn follow_file(&mut self) {
         if let Some(file) = self.file.take() {
             self.spawn(file.follow(
@@ -208,8 +213,8 @@ impl Context {
         }
     }
 
-    /// Starts both watches. The conditions hold once they have brought what there is. Where states are to be proven, `keyed`
-    /// holds once there is a key for that.
+    /// Starts both watches, whose conditions hold after their first lists. Where states must be
+    /// verified, `keyed` holds once there is a state key.
     pub(super) fn watch(
         &self,
         readiness: &mut Readiness,
@@ -226,7 +231,8 @@ impl Context {
         self.spawn(async move { watched.run(lists, condition).await });
         let (watched, condition) = (self.secrets.clone(), secrets_synced.clone());
         let (client, name) = (self.cluster.client.clone(), self.secret_name());
-        // A state is proven by the key and its namespace's UID: a pull secret that is listed before both would have to be read.
+        // A state is verified with the key and its namespace's UID: a pull secret that is listed
+        // before both are known would have to be read.
         let before: Vec<_> = std::iter::once(namespaces_synced.clone())
             .chain(keyed)
             .collect();
@@ -237,7 +243,7 @@ impl Context {
         [namespaces_synced, secrets_synced]
     }
 
-    /// Starts to share the state key. The condition holds once a key is known.
+    /// Starts to share the state key. The condition holds once there is a key.
     pub(super) fn share_state_key(&self, readiness: &mut Readiness) -> Condition {
         let condition = readiness
             .condition("state-key")
@@ -247,12 +253,12 @@ impl Context {
         condition
     }
 
-    /// Starts to watch the state key, and makes none.
+    /// Starts to watch the state key, and creates none.
     pub(super) fn watch_state_key(&self) {
         self.spawn(self.state_key_secret.clone().watch());
     }
 
-    /// A writer through the admissions' client, or the leader's.
+    /// Returns a writer through the admissions' client, or the leader's.
     pub(super) fn writer(&self, client: &kube::Client) -> Writer {
         let name = self.secret_name();
         let api = KubeSecrets::new(
@@ -268,7 +274,7 @@ impl Context {
         )
     }
 
-    /// Who tells the namespaces' people.
+    /// Returns the recorder of Events.
     pub(super) fn events(&self) -> EventRecorder {
         EventRecorder::new(EventRecorderOptions {
             client: self.cluster.client.clone(),
@@ -281,7 +287,7 @@ impl Context {
         })
     }
 
-    /// Who keeps pull secrets fresh.
+    /// Returns the reconciler of pull secrets.
     pub(super) fn reconciler(&self, events: Option<EventRecorder>) -> Reconciler {
         Reconciler::new(refresh::ReconcilerContext {
             namespaces: Arc::new(self.namespaces.clone()),
@@ -297,7 +303,7 @@ impl Context {
     }
 }
 
-/// Which of the replicas this is, for people: the Pod's name.
+/// Returns the Pod's name, which identifies this replica for people.
 pub(super) fn instance() -> String {
     std::env::var("HOSTNAME").unwrap_or_else(|_| REPORTER.to_owned())
 }

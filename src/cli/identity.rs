@@ -1,4 +1,5 @@
-//! `ecr-injector identity`: who mints for a registry and a namespace, and why. Offline, unless asked to try.
+//! `ecr-injector identity`: explains the identity for a registry and a namespace. Offline without
+//! `--mint`.
 
 use std::{
     io::{self, Write as _},
@@ -11,7 +12,10 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use serde_json::{Value, json};
 
-use super::AwsArgs;
+use super::{
+    args::{AwsArgs, parse_namespace},
+    runtime,
+};
 use crate::{
     aws::{AwsEnvironment, metrics::AwsMetrics},
     cluster::namespace::{Namespace, NamespaceSettings},
@@ -52,7 +56,7 @@ pub struct IdentityArgs {
     #[arg(long, env = "ECR_INJECTOR_REGISTRY", value_name = "HOST")]
     registry: String,
     /// Namespace of the Pod
-    #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
+    #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = parse_namespace)]
     namespace: Namespace,
     /// Value of the namespace's annotation ecr-injector.dev/role-arn
     #[arg(long, env = "ECR_INJECTOR_ROLE_ARN", value_name = "ARN")]
@@ -70,7 +74,7 @@ pub struct IdentityArgs {
     aws: AwsArgs,
 }
 
-/// How the answer is written.
+/// The format of the output.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum Output {
     /// Human-readable lines
@@ -80,14 +84,14 @@ enum Output {
     Json,
 }
 
-/// What a try came to.
+/// The result of a mint, and the source of its credentials.
 struct Minted {
     result: Result<Token, MintError>,
     source: &'static str,
 }
 
 impl IdentityArgs {
-    /// Explains, tries if asked to, and fails if nobody would mint.
+    /// Explains the identity, mints with `--mint`, and fails if no identity may mint.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load_or_default(self.config.as_deref())?;
         let trust = self.aws.trust()?;
@@ -105,22 +109,21 @@ impl IdentityArgs {
                 };
                 format!("--registry {:?} {why}", self.registry)
             })?;
-        let said = NamespaceSettings {
+        let settings = NamespaceSettings {
             role: self.role_arn.as_deref().map(Into::into),
             ..NamespaceSettings::default()
         };
         let choice = config
             .rules
             .identities
-            .choose(&registry, &self.namespace, &said);
+            .choose(&registry, &self.namespace, &settings);
         let is_allowed = config.rules.allow.permits(&registry);
         let minted = match &choice.identity {
             Ok(identity) if self.mint => {
                 log::start(log::Format::Text, "off")?;
                 tls::install_crypto_provider();
-                let runtime = super::runtime()?;
                 let key = TokenKey::new(identity.clone(), &registry);
-                let minted = runtime.block_on(async {
+                let minted = runtime::run(async {
                     let metrics = Arc::<AwsMetrics>::default();
                     let environment =
                         AwsEnvironment::read(&trust, self.aws.expect_credentials, metrics.clone())
@@ -138,42 +141,40 @@ impl IdentityArgs {
                         source: metrics.credentials_source(),
                     }
                 });
-                // What still waits for an answer that nobody wants any more is left behind.
-                runtime.shutdown_background();
-                Some(minted)
+                Some(minted?)
             }
             _ => None,
         };
-        let answer = Answer {
-            flags: &self,
+        let explanation = Explanation {
+            args: &self,
             registry: &registry,
             choice: &choice,
             is_allowed,
             minted: minted.as_ref(),
         };
         let text = match self.output {
-            Output::Text => answer.to_text(),
-            Output::Json => format!("{:#}\n", answer.to_json()),
+            Output::Text => explanation.to_text(),
+            Output::Json => format!("{:#}\n", explanation.to_json()),
         };
         io::stdout()
             .write_all(text.as_bytes())
             .context("writing to standard output")?;
-        match answer.failure() {
+        match explanation.failure() {
             None => Ok(ExitCode::SUCCESS),
             Some(failure) => Err(anyhow::Error::msg(failure)),
         }
     }
 }
 
-struct Answer<'a> {
-    flags: &'a IdentityArgs,
+struct Explanation<'a> {
+    args: &'a IdentityArgs,
     registry: &'a Registry,
     choice: &'a Choice,
     is_allowed: bool,
     minted: Option<&'a Minted>,
 }
 
-impl Answer<'_> {
+impl Explanation<'_> {
     fn failure(&self) -> Option<String> {
         if let Err(refusal) = &self.choice.identity {
             return Some(format!("no identity may mint: {refusal}"));
@@ -187,7 +188,7 @@ impl Answer<'_> {
 
     fn to_text(&self) -> String {
         let registry = self.registry;
-        let what = match (registry.account(), registry.endpoint().service) {
+        let description = match (registry.account(), registry.endpoint().service) {
             (Some(account), Service::Private) => format!(
                 "account {account}, region {}, partition {}",
                 registry.region(),
@@ -196,8 +197,11 @@ impl Answer<'_> {
             _ => format!("ECR Public, region {}", registry.region()),
         };
         let mut lines = vec![
-            ("registry", format!("{} ({what})", self.flags.registry)),
-            ("namespace", self.flags.namespace.to_string()),
+            (
+                "registry",
+                format!("{} ({description})", self.args.registry),
+            ),
+            ("namespace", self.args.namespace.to_string()),
         ];
         match &self.choice.identity {
             Ok(Identity::Ambient) => {
@@ -274,11 +278,11 @@ impl Answer<'_> {
             }),
         });
         json!({
-            "registry": self.flags.registry,
+            "registry": self.args.registry,
             "account": registry.account().map(ToString::to_string),
             "region": registry.region().as_str(),
             "partition": registry.partition().as_str(),
-            "namespace": self.flags.namespace.as_str(),
+            "namespace": self.args.namespace.as_str(),
             "allowed": self.is_allowed,
             "identity": identity,
             "because": self.choice.reason.to_string(),

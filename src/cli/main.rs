@@ -1,4 +1,4 @@
-//! Reads the command line, runs, and turns the outcome into an exit code.
+//! The entry point: parses the command line, runs the command, and exits with its code.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,6 @@
-//! The command line: one file a subcommand, each from raw flags to one call.
+//! The command line: one file for each subcommand, from its arguments to one call.
 
+mod args;
 mod certificates;
 pub mod cleanup;
 pub mod config;
@@ -7,34 +8,27 @@ mod context;
 pub mod identity;
 pub mod metrics;
 mod one_shot;
+mod permissions;
 pub mod preview;
 pub mod probe;
 mod progress;
 pub mod refresh;
 mod report;
+mod runtime;
 pub mod serve;
+mod stdout;
 
 use std::{
     env,
     io::{self, Write as _},
-    path::PathBuf,
     process::ExitCode,
-    time::Duration,
 };
 
-use anyhow::Context as _;
 use clap::{
-    Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
-    builder::{PossibleValuesParser, Resettable, TypedValueParser},
+    Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::Resettable,
 };
-use tokio::runtime::Runtime;
 
-use crate::{
-    aws::{AwsEnvironmentError, Trust, credentials::Source},
-    cluster::namespace::Namespace,
-    process::memory,
-    telemetry::error_chain::error_chain,
-};
+use crate::{process::memory, telemetry::error_chain::error_chain};
 
 /// Makes private Amazon ECR images pullable on any Kubernetes cluster.
 #[derive(Debug, Parser)]
@@ -60,62 +54,7 @@ enum Command {
     Config(config::ConfigArgs),
 }
 
-/// How AWS is reached, for the commands that ask it.
-#[derive(Debug, Args)]
-struct AwsArgs {
-    /// CA bundle (PEM) to verify AWS endpoints with, instead of the system's
-    #[arg(long, env = "AWS_CA_BUNDLE", value_name = "FILE")]
-    aws_ca_bundle: Option<PathBuf>,
-    /// The only source of ambient credentials to use; credentials of any other source are an error
-    #[arg(
-        long,
-        env = "ECR_INJECTOR_EXPECT_CREDENTIALS",
-        value_name = "SOURCE",
-        value_parser = source_parser()
-    )]
-    expect_credentials: Option<Source>,
-}
-
-/// Takes the names that the log and the metric have for sources of credentials.
-fn source_parser() -> impl TypedValueParser<Value = Source> {
-    let names = Source::ALL.map(Source::as_str);
-    PossibleValuesParser::new(names).try_map(|name| Source::parse(&name).ok_or("no such source"))
-}
-
-impl AwsArgs {
-    fn trust(&self) -> Result<Trust, AwsEnvironmentError> {
-        Trust::load(self.aws_ca_bundle.as_deref())
-    }
-}
-
-fn namespace(text: &str) -> Result<Namespace, &'static str> {
-    Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
-}
-
-/// A time that is not negative.
-fn span(text: &str) -> Result<Duration, &'static str> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok();
-    let span = parsed.and_then(|span| Duration::try_from(span).ok());
-    span.ok_or("expected a duration such as 15s or 400ms")
-}
-
-/// `| head` has seen enough when it closes the pipe: no error.
-fn write_out(output: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    let written = stdout
-        .write_all(output.as_bytes())
-        .and_then(|()| stdout.flush());
-    match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written,
-    }
-}
-
-fn runtime() -> anyhow::Result<Runtime> {
-    Runtime::new().context("starting threads")
-}
-
-/// An empty variable is like none: a manifest that has a place for a value and no value leaves it so.
+/// Ignores an argument's variable if it is empty, as a manifest may set it.
 fn without_empty_variable(arg: Arg) -> Arg {
     let is_empty = arg
         .get_env()
@@ -129,7 +68,7 @@ fn without_empty_variable(arg: Arg) -> Arg {
 }
 
 impl Cli {
-    /// Reads the command line, or ends the process as it asks (help) or with a complaint.
+    /// Parses the command line, or exits with the help or the error.
     #[must_use]
     pub fn read() -> Self {
         let mut command =
@@ -138,28 +77,29 @@ impl Cli {
         read.unwrap_or_else(|error| error.format(&mut command).exit())
     }
 
-    /// Runs the command. An error is written to standard error, with its causes.
+    /// Runs the command, and writes an error to standard error, with its causes.
     #[must_use]
     pub fn run(self) -> ExitCode {
         memory::disable_huge_pages();
         let result = match self.command {
-            Command::Serve(flags) => flags.run(),
-            Command::Preview(flags) => flags.run(),
-            Command::Probe(flags) => flags.run(),
-            Command::Identity(flags) => flags.run(),
-            Command::Refresh(flags) => flags.run(),
-            Command::Cleanup(flags) => flags.run(),
-            Command::Config(flags) => flags.run(),
+            Command::Serve(args) => args.run(),
+            Command::Preview(args) => args.run(),
+            Command::Probe(args) => args.run(),
+            Command::Identity(args) => args.run(),
+            Command::Refresh(args) => args.run(),
+            Command::Cleanup(args) => args.run(),
+            Command::Config(args) => args.run(),
         };
         result.unwrap_or_else(|error| {
-            // If nobody reads the error, there is nobody left to tell.
+            // There is nowhere left to report that this write failed.
             let _ = writeln!(io::stderr(), "ecr-injector: {}", with_causes(&error));
             ExitCode::FAILURE
         })
     }
 }
 
-/// An error and its causes, each said once: some libraries say their cause in their own words, too.
+/// Returns an error and its causes, each once: some libraries' errors include the text of their
+/// cause.
 fn with_causes(error: &anyhow::Error) -> String {
     error_chain(error.as_ref())
 }
@@ -171,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_that_was_said_already_is_not_said_again() {
+    fn cause_in_an_errors_own_text_is_not_repeated() {
         let error = anyhow!("no such file")
             .context("can't read it: no such file")
             .context("reading the configuration");

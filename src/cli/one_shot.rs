@@ -1,5 +1,5 @@
-//! What the commands share that do one thing on a cluster and end: from flags to a cluster that is known, and from a report
-//! to an exit code.
+//! The frame of commands that do one thing on a cluster and end: from arguments to a synced
+//! cluster, and from a report to an exit code.
 
 use std::{
     io::{self, Write as _},
@@ -16,20 +16,23 @@ use tokio::{
 };
 
 use super::{
+    args::parse_namespace,
     context::{Context, ContextArgs},
+    permissions::check_permissions,
     progress::Progress,
     report::{Output, Report, Row},
+    runtime, stdout,
 };
 use crate::{
     cluster::{
-        Cluster, ClusterError,
+        ClusterError,
         lease::Leadership,
         namespace::Namespace,
-        namespaces::Look,
+        namespaces::NamespaceState,
         rights::{self, Permission, Scope},
     },
     process::{
-        readiness::{self, Readiness},
+        readiness::{self, Condition, Readiness},
         signals::Signals,
     },
     refresh::RECONCILE_TIMEOUT,
@@ -37,20 +40,21 @@ use crate::{
     tls,
 };
 
-/// How long the API server may take to list what there is.
+/// How long the API server may take for the first lists.
 const SYNC_TIMEOUT: Duration = Duration::from_mins(1);
-/// Namespaces that are worked on at the same time.
-const AT_ONCE: usize = 16;
-/// How long a command that needs no state key waits for one.
+/// The most namespaces that are processed at the same time.
+const CONCURRENCY: usize = 16;
+/// How long a command that can do without the state key waits for the key.
 const KEY_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a namespace that was labelled a moment ago may be unknown to the watch.
+/// How long the watch may take to see a namespace that was labelled a moment ago.
 const LABEL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The flags of such a command. The scope has no variables: none that is left over is to narrow or widen what is done.
+/// The arguments of such a command. The namespaces have no variable: a variable that was left set
+/// must not narrow or widen what is done.
 #[derive(Debug, Args)]
 pub(super) struct OneShotArgs {
     /// Limit the command to this namespace; may be repeated
-    #[arg(short, long = "namespace", value_name = "NAMESPACE", value_parser = super::namespace)]
+    #[arg(short, long = "namespace", value_name = "NAMESPACE", value_parser = parse_namespace)]
     pub(super) namespaces: Vec<Namespace>,
     /// Print what would be done, and change nothing
     #[arg(long, env = "ECR_INJECTOR_DRY_RUN", value_parser = FalseyValueParser::new())]
@@ -70,41 +74,38 @@ pub(super) struct OneShotArgs {
     context: ContextArgs,
 }
 
-/// A cluster whose namespaces and pull secrets are known, and leave to work on it.
+/// A cluster whose namespaces and pull secrets are synced, and the term to work on it.
 pub(super) struct SyncedCluster {
     pub(super) context: Context,
     pub(super) progress: Progress,
-    /// Over once a person has had enough.
+    /// The term, which ends when the command is interrupted.
     pub(super) term: Leadership,
 }
 
-/// What a command is like.
+/// The properties of a command.
 pub(super) struct Command {
-    /// Such as `refreshing`.
-    pub(super) doing: &'static str,
-    /// What it does to pull secrets, beside reading and watching; nothing in a dry run.
+    /// The verb of the progress bar, such as `refreshing`.
+    pub(super) operation: &'static str,
+    /// The verbs on pull secrets that the command needs, beside reading and watching; none in a dry
+    /// run.
     pub(super) verbs: &'static [&'static str],
-    /// Whether it writes states, which takes the key that seals them.
+    /// Whether the command writes states, for which it needs the key that seals them.
     pub(super) seals: bool,
 }
 
 impl OneShotArgs {
-    /// Runs a command, until it is done or a signal ends it.
+    /// Runs a command until it is done, or until a signal.
     pub(super) fn run(
         &self,
         command: &Command,
         work: impl AsyncFnOnce(&SyncedCluster) -> anyhow::Result<Report>,
     ) -> anyhow::Result<ExitCode> {
-        let progress = Progress::of(command.doing);
+        let progress = Progress::new(command.operation);
         let log = progress.clone();
         log::start_beside_output(&self.log, move || log.clone())
             .with_context(|| format!("--log {:?}", self.log))?;
         tls::install_crypto_provider();
-        let runtime = super::runtime()?;
-        let code = runtime.block_on(self.run_until_signal(command, progress, work));
-        // What still waits for an answer that nobody wants any more is left behind.
-        runtime.shutdown_background();
-        code
+        runtime::run(self.run_until_signal(command, progress, work))?
     }
 
     async fn run_until_signal(
@@ -114,14 +115,14 @@ impl OneShotArgs {
         work: impl AsyncFnOnce(&SyncedCluster) -> anyhow::Result<Report>,
     ) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
-        let cluster = tokio::select! {
-            cluster = self.cluster(command, progress.clone()) => cluster?,
+        let synced = tokio::select! {
+            synced = self.sync(command, progress.clone()) => synced?,
             // Nothing has been done yet.
             code = signals.next() => return Ok(code),
         };
         let mut interrupted = None;
         let report = {
-            let mut work = std::pin::pin!(work(&cluster));
+            let mut work = std::pin::pin!(work(&synced));
             loop {
                 tokio::select! {
                     report = &mut work => break report,
@@ -130,8 +131,8 @@ impl OneShotArgs {
                             return Ok(code);
                         }
                         interrupted = Some(code);
-                        cluster.term.end();
-                        progress.say("interrupted: finishing what is in progress; interrupt again to exit at \
+                        synced.term.end();
+                        progress.print("interrupted: finishing what is in progress; interrupt again to exit at \
                          once");
                     }
                 }
@@ -139,11 +140,12 @@ impl OneShotArgs {
         };
         progress.clear();
         let report = report?;
-        let written = super::write_out(&report.to_text(self.output));
-        // What there is to say is said even if nobody reads the report; to whom should a failure be told?
+        let written = stdout::write(&report.to_text(self.output));
+        // The summary is written even if the report could not be. There is nowhere left to report
+        // that this write failed.
         let _ = writeln!(io::stderr(), "{}", report.summary);
         written.context("writing to standard output")?;
-        let code = if report.is_good() {
+        let code = if report.is_ok() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -151,17 +153,14 @@ impl OneShotArgs {
         Ok(interrupted.unwrap_or(code))
     }
 
-    /// Whether the cluster's own configuration is likely not the one that is worked by.
-    pub(super) fn has_no_config(&self) -> bool {
-        !self.context.has_config()
+    /// Whether there is a configuration file; without one, the webhook's configuration likely
+    /// differs.
+    pub(super) fn has_config(&self) -> bool {
+        self.context.has_config()
     }
 
-    /// Connects, sees to the rights, and waits until it is known what there is.
-    async fn cluster(
-        &self,
-        command: &Command,
-        progress: Progress,
-    ) -> anyhow::Result<SyncedCluster> {
+    /// Connects, checks the permissions, and waits for the first lists.
+    async fn sync(&self, command: &Command, progress: Progress) -> anyhow::Result<SyncedCluster> {
         let context = Context::new(&self.context).await.map_err(|error| {
             if error.is::<ClusterError>() {
                 error.context("no cluster found; set --kubeconfig or KUBECONFIG")
@@ -170,33 +169,22 @@ impl OneShotArgs {
             }
         })?;
         let secret = Scope::Secrets(context.secret_name());
-        let mut rights = rights(command, self, &secret);
+        let mut permissions = permissions(command, self, &secret);
         let is_key_needed = command.seals && !self.dry_run;
         if is_key_needed {
             let verbs = ["list", "watch", "create", "patch"];
-            rights.extend(state_key_rights(&context, &verbs));
+            permissions.extend(state_key_permissions(&context, &verbs));
         }
-        demand_rights(&context.cluster, &rights).await?;
+        check_permissions(&context.cluster, &permissions).await?;
         let mut readiness = Readiness::default();
-        let keyed = is_key_needed.then(|| context.share_state_key(&mut readiness));
-        match &keyed {
-            Some(keyed) => {
-                let held = timeout(SYNC_TIMEOUT, keyed.held()).await;
-                held.ok().with_context(|| {
-                    format!(
-                        "no state key: {} has none in the Secret {} after {} s; see the log \
-                         above. --state-key-secret and --state-key-namespace name another \
-                         Secret",
-                        context.cluster.server,
-                        context.state_key_secret.path(),
-                        SYNC_TIMEOUT.as_secs()
-                    )
-                })?;
-            }
-            None => read_state_key(&context).await,
-        }
-        let synced = context.watch(&mut readiness, keyed);
-        timeout(SYNC_TIMEOUT, readiness::all_held(&synced))
+        let keyed = if is_key_needed {
+            Some(share_state_key(&context, &mut readiness).await?)
+        } else {
+            read_state_key(&context).await;
+            None
+        };
+        let conditions = context.watch(&mut readiness, keyed);
+        timeout(SYNC_TIMEOUT, readiness::all_held(&conditions))
             .await
             .ok()
             .with_context(|| {
@@ -216,95 +204,90 @@ impl OneShotArgs {
     }
 }
 
-/// Fails if this account has not all of these rights, and names those that are missing.
-pub(super) async fn demand_rights(cluster: &Cluster, rights: &[Permission]) -> anyhow::Result<()> {
-    let (client, server) = (&cluster.client, &cluster.server);
-    let missing = rights::missing(client, rights).await.with_context(|| {
+/// Shares the state key, and waits for it.
+async fn share_state_key(
+    context: &Context,
+    readiness: &mut Readiness,
+) -> anyhow::Result<Condition> {
+    let keyed = context.share_state_key(readiness);
+    let held = timeout(SYNC_TIMEOUT, keyed.held()).await;
+    held.ok().with_context(|| {
         format!(
-            "can't use {server}; if that is the wrong cluster, see --kubeconfig and `kubectl \
-             config current-context`; if it is the right one, `kubectl get namespaces` must \
-             work from here"
+            "no state key: {} has none in the Secret {} after {} s; see the log above. \
+             --state-key-secret and --state-key-namespace name another Secret",
+            context.cluster.server,
+            context.state_key_secret.path(),
+            SYNC_TIMEOUT.as_secs()
         )
     })?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let account = rights::account(client).await;
-    let account = account.as_deref().unwrap_or("this account");
-    let lines: Vec<_> = missing
-        .iter()
-        .map(|right| format!("\nmissing: {right}"))
-        .collect();
-    anyhow::bail!(
-        "{account} lacks permissions for this command in {server}; docs/how-to/refresh-and-clean-up.md has the Role{}",
-        lines.concat()
-    );
+    Ok(keyed)
 }
 
-fn rights(command: &Command, flags: &OneShotArgs, secret: &Scope) -> Vec<Permission> {
-    let named = (!flags.namespaces.is_empty()).then(|| flags.namespaces.clone());
-    let there = |verb, on| Permission {
+/// Returns the permissions that a command needs on namespaces and pull secrets.
+fn permissions(command: &Command, args: &OneShotArgs, secret: &Scope) -> Vec<Permission> {
+    let named = (!args.namespaces.is_empty()).then(|| args.namespaces.clone());
+    let in_named = |verb, on| Permission {
         verb,
         on,
         namespaces: named.clone(),
     };
-    let mut rights = vec![
+    let mut permissions = vec![
         Permission::everywhere("list", Scope::Namespaces),
         Permission::everywhere("watch", Scope::Namespaces),
-        there("get", Scope::Namespaces),
+        in_named("get", Scope::Namespaces),
         Permission::everywhere("list", secret.clone()),
         Permission::everywhere("watch", secret.clone()),
-        there("get", secret.clone()),
+        in_named("get", secret.clone()),
     ];
-    if !flags.dry_run {
+    if !args.dry_run {
         let verbs = command.verbs.iter();
-        rights.extend(verbs.map(|verb| there(verb, secret.clone())));
+        permissions.extend(verbs.map(|verb| in_named(verb, secret.clone())));
     }
-    rights
+    permissions
 }
 
-/// These verbs on the Secret of the state key.
-fn state_key_rights(context: &Context, verbs: &[&'static str]) -> Vec<Permission> {
+/// Returns the permissions for these verbs on the Secret of the state key.
+fn state_key_permissions(context: &Context, verbs: &[&'static str]) -> Vec<Permission> {
     let secret = &context.state_key_secret;
-    let right = |verb: &&'static str| Permission {
+    let permission = |verb: &&'static str| Permission {
         verb,
         on: Scope::Secrets(secret.name().to_owned()),
         namespaces: Some(vec![secret.namespace().clone()]),
     };
-    verbs.iter().map(right).collect()
+    verbs.iter().map(permission).collect()
 }
 
-/// Reads the state key where this account may: a command that writes no state does without.
+/// Reads the state key if this account may: a command that writes no state can do without it.
 async fn read_state_key(context: &Context) {
-    let rights = state_key_rights(context, &["list", "watch"]);
-    let missing = rights::missing(&context.cluster.client, &rights).await;
+    let permissions = state_key_permissions(context, &["list", "watch"]);
+    let missing = rights::missing(&context.cluster.client, &permissions).await;
     if missing.is_ok_and(|missing| missing.is_empty()) {
         context.watch_state_key();
         let _ = timeout(KEY_TIMEOUT, context.state_key_secret.wait_until_observed()).await;
     }
 }
 
-/// A deadline for the work for one namespace, from now on.
+/// Returns the deadline for the work on one namespace that starts now.
 pub(super) fn deadline() -> Instant {
     Instant::now() + RECONCILE_TIMEOUT
 }
 
 impl SyncedCluster {
-    /// What has become of the namespaces that were named, in their order; fails if one can't be read.
+    /// Reads the named namespaces, in their order; fails if one can't be read.
     pub(super) async fn read_namespaces(
         &self,
         named: &[Namespace],
-    ) -> anyhow::Result<Vec<(Namespace, Look)>> {
-        let mut looks = Vec::new();
+    ) -> anyhow::Result<Vec<(Namespace, NamespaceState)>> {
+        let mut states = Vec::new();
         for namespace in named {
-            let look = self.context.namespaces.look(namespace, deadline()).await;
-            let look = look.with_context(|| format!("reading the namespace {namespace}"))?;
-            if matches!(look, Look::OptedIn(_)) {
+            let state = self.context.namespaces.read(namespace, deadline()).await;
+            let state = state.with_context(|| format!("reading the namespace {namespace}"))?;
+            if matches!(state, NamespaceState::OptedIn(_)) {
                 self.wait_for_label(namespace).await;
             }
-            looks.push((namespace.clone(), look));
+            states.push((namespace.clone(), state));
         }
-        Ok(looks)
+        Ok(states)
     }
 
     async fn wait_for_label(&self, namespace: &Namespace) {
@@ -313,37 +296,38 @@ impl SyncedCluster {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        // The label may be gone by now.
+        // The label may have been removed since.
         let _ = timeout(LABEL_TIMEOUT, seen).await;
     }
 
-    /// Does something for each namespace, at the pace that the configuration gives the leader. Once the term is over nothing
-    /// more is begun, and the rows say so.
-    pub(super) async fn each(
+    /// Does the work for each namespace, at the rate that the configuration sets for the leader.
+    /// After the end of the term no work is started, and the rows show that.
+    pub(super) async fn for_each(
         &self,
         names: Vec<Namespace>,
         work: impl AsyncFn(&Namespace) -> Row,
     ) -> Vec<Row> {
         let work = async |namespace: &Namespace| Some(work(namespace).await);
-        self.each_seen(names, work).await
+        self.filter_map(names, work).await
     }
 
-    /// Does what [`Self::each`] does, and leaves out the rows of namespaces that are none of our business.
-    pub(super) async fn each_seen(
+    /// Does the work like [`Self::for_each`], and omits namespaces for which the work returns no
+    /// row.
+    pub(super) async fn filter_map(
         &self,
         names: Vec<Namespace>,
         work: impl AsyncFn(&Namespace) -> Option<Row>,
     ) -> Vec<Row> {
         let all = names.len();
         let per_second = self.context.live.config().refresh.writes_per_second;
-        let mut pace = interval(Duration::from_secs(1) / per_second.max(1));
-        // After a while in which nothing could leave, nothing leaves in a burst.
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let pace = Mutex::new(pace);
+        let mut rate = interval(Duration::from_secs(1) / per_second.max(1));
+        // No burst follows a time in which nothing could start.
+        rate.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let rate = Mutex::new(rate);
         let mut rows = Vec::with_capacity(all);
         let one = async |namespace: Namespace| {
             tokio::select! {
-                _ = async { pace.lock().await.tick().await } => {}
+                _ = async { rate.lock().await.tick().await } => {}
                 () = self.term.lost() => {}
             }
             if self.term.holds() {
@@ -352,7 +336,7 @@ impl SyncedCluster {
                 Some(interrupted(namespace))
             }
         };
-        let mut done = std::pin::pin!(stream::iter(names).map(one).buffer_unordered(AT_ONCE));
+        let mut done = std::pin::pin!(stream::iter(names).map(one).buffer_unordered(CONCURRENCY));
         let mut finished = 0;
         while let Some(row) = done.next().await {
             rows.extend(row);
@@ -364,8 +348,8 @@ impl SyncedCluster {
     }
 }
 
-/// A namespace whose turn didn't come.
+/// Returns the row of a namespace that an interrupted command did not reach.
 pub(super) fn interrupted(namespace: Namespace) -> Row {
     let message = "not done: interrupted".to_owned();
-    Row::bad(namespace, "interrupted", message)
+    Row::error(namespace, "interrupted", message)
 }

@@ -1,7 +1,7 @@
-//! `ecr-injector preview`: what a manifest would look like once admitted. Offline.
+//! `ecr-injector preview`: shows a manifest as it would be admitted. Offline.
 //!
-//! Standard output has the objects alone, so that it can be piped on; everything that is told about them goes to
-//! standard error.
+//! Standard output has the objects alone, so that they can be piped on; the report goes to standard
+//! error.
 
 mod input;
 mod verdict;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use similar::TextDiff;
 
 use self::{input::Source, verdict::Verdict};
+use super::{args::parse_namespace, stdout};
 use crate::{
     admission::manifest::{self, text},
     cluster::{namespace::Namespace, namespaces::OptIn},
@@ -66,7 +67,7 @@ pub struct PreviewArgs {
         env = "ECR_INJECTOR_NAMESPACE",
         value_name = "NAMESPACE",
         default_value = "default",
-        value_parser = super::namespace
+        value_parser = parse_namespace
     )]
     namespace: Namespace,
     /// Output format
@@ -87,7 +88,7 @@ pub struct PreviewArgs {
     config: Option<PathBuf>,
 }
 
-/// How objects are written.
+/// The format of the objects.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum Output {
     /// YAML documents
@@ -100,10 +101,10 @@ enum Output {
 }
 
 impl PreviewArgs {
-    /// Reads everything, then decides, then writes: bad input never leaves half an output.
+    /// Reads all input, then decides, then writes: invalid input never leaves half an output.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load_or_default(self.config.as_deref())?;
-        let sources = Source::of(&self.filenames)?;
+        let sources = Source::from_paths(&self.filenames)?;
         let mut documents = Vec::new();
         for source in &sources {
             documents.extend(source.read()?);
@@ -113,7 +114,7 @@ impl PreviewArgs {
         for document in &mut documents {
             let verdicts: Vec<_> = manifest::objects(document)
                 .iter()
-                .map(|object| Verdict::of(object, &self.namespace, &config.rules))
+                .map(|object| Verdict::new(object, &self.namespace, &config.rules))
                 .collect();
             for verdict in verdicts {
                 report.add(&verdict);
@@ -121,7 +122,7 @@ impl PreviewArgs {
                     continue;
                 }
                 let object = document
-                    .pointer_mut(verdict.place.as_str())
+                    .pointer_mut(verdict.pointer.as_str())
                     .context("an object is no longer where it was found")?;
                 let before = object.clone();
                 json_patch::patch(object, &verdict.patch)
@@ -139,8 +140,9 @@ impl PreviewArgs {
             Output::Json => json(documents)?,
             Output::Patch => changes,
         };
-        let written = super::write_out(&output);
-        // What there is to say is said even if nobody reads the objects any more; to whom should a failure be told?
+        let written = stdout::write(&output);
+        // The report is written even if the objects could not be. There is nowhere left to report
+        // that this write failed.
         let _ = io::stderr().write_all(report.finish(&config.opt_in).as_bytes());
         written.context("writing to standard output")?;
         Ok(ExitCode::SUCCESS)
@@ -190,13 +192,13 @@ fn diff(title: &str, before: &Value, after: &Value) -> anyhow::Result<String> {
         .to_string())
 }
 
-/// What is told about all objects.
+/// The report on all objects.
 #[derive(Default)]
 struct Report {
     text: String,
     objects: usize,
     changed: usize,
-    /// The namespaces whose opt-in it all depends on.
+    /// The namespaces that have to be opted in for the changes.
     namespaces: BTreeSet<String>,
 }
 

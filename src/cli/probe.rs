@@ -1,4 +1,4 @@
-//! `ecr-injector probe`: whether an installation works, shown by a Pod.
+//! `ecr-injector probe`: tests an installation with a Pod.
 
 pub mod pod;
 
@@ -15,8 +15,12 @@ use jiff::SignedDuration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use self::pod::{Probe, ProbeError};
+use super::{
+    args::{parse_duration, parse_namespace},
+    runtime, stdout,
+};
 use crate::{
-    cli::probe::pod::{NotYet, Probe},
     cluster::{Cluster, namespace::Namespace},
     config::Config,
     process::{
@@ -47,26 +51,27 @@ Exit codes:
 Examples:
   ecr-injector probe --namespace team-a --image 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/app
   ecr-injector probe --namespace team-a --image 123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/app --mint --wait 2m";
-const PAUSE: Duration = Duration::from_secs(1);
+/// The pause between two tries.
+const RETRY_PERIOD: Duration = Duration::from_secs(1);
 
 /// Test an installation with a Pod.
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
 pub struct ProbeArgs {
     /// Opted-in namespace to create the Pod in
-    #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
+    #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = parse_namespace)]
     namespace: Namespace,
     /// Image of the Pod; nothing pulls it, so only the registry has to exist
     #[arg(long, env = "ECR_INJECTOR_IMAGE", value_name = "IMAGE")]
     image: String,
     /// Label of the Pod, for an objectSelector of the webhook; may be repeated
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
     /// Also store the Pod, and check that the pull secret has a valid credential for the registry
     #[arg(long, env = "ECR_INJECTOR_MINT", value_parser = FalseyValueParser::new())]
     mint: bool,
     /// How long to retry until it works
-    #[arg(long, env = "ECR_INJECTOR_WAIT", value_name = "DURATION", default_value = "30s", value_parser = super::span)]
+    #[arg(long, env = "ECR_INJECTOR_WAIT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     wait: Duration,
     /// Path of the webhook's configuration file (YAML), for the name of the pull secret and the
     /// aliases; by default every value has its default
@@ -78,13 +83,13 @@ pub struct ProbeArgs {
     kubeconfig: Option<PathBuf>,
 }
 
-fn label(text: &str) -> Result<(String, String), &'static str> {
+fn parse_label(text: &str) -> Result<(String, String), &'static str> {
     let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
 impl ProbeArgs {
-    /// Tries, and fails if it doesn't work in time.
+    /// Tests the installation, and fails if it doesn't work in time.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load_or_default(self.config.as_deref())?;
         let host = host(&self.image, &config)?;
@@ -95,11 +100,7 @@ impl ProbeArgs {
         );
         log::start(log::Format::Text, "off")?;
         tls::install_crypto_provider();
-        let runtime = super::runtime()?;
-        let code = runtime.block_on(self.run_until_signal(&config, host));
-        // What still waits for an answer that nobody wants any more is left behind.
-        runtime.shutdown_background();
-        code
+        runtime::run(self.run_until_signal(&config, host))?
     }
 
     async fn run_until_signal(&self, config: &Config, host: Host) -> anyhow::Result<ExitCode> {
@@ -114,7 +115,7 @@ impl ProbeArgs {
             probe,
             cluster,
             wait: self.wait,
-            end: Instant::now() + self.wait,
+            deadline: Instant::now() + self.wait,
             interrupted: CancellationToken::new(),
         };
         let mut code = None;
@@ -122,13 +123,13 @@ impl ProbeArgs {
         let done = loop {
             tokio::select! {
                 done = &mut done => break done,
-                by = signals.next() => {
+                signalled = signals.next() => {
                     if attempt.interrupted.is_cancelled() {
-                        return Ok(by);
+                        return Ok(signalled);
                     }
-                    code = Some(by);
+                    code = Some(signalled);
                     attempt.interrupted.cancel();
-                    say("interrupted: removing the Pod that is being created; interrupt again to \
+                    print("interrupted: removing the Pod that is being created; interrupt again to \
                      exit at once");
                 }
             }
@@ -145,7 +146,7 @@ struct Attempt {
     probe: Probe,
     cluster: Cluster,
     wait: Duration,
-    end: Instant,
+    deadline: Instant,
     interrupted: CancellationToken,
 }
 
@@ -153,24 +154,24 @@ impl Attempt {
     async fn run(&self, mint: bool) -> anyhow::Result<()> {
         let (probe, client) = (&self.probe, &self.cluster.client);
         let (namespace, secret) = (&probe.namespace, &probe.secret_name);
-        self.until_it_works(async || probe.try_admission(client).await)
+        self.retry(async || probe.admit_dry_run(client).await)
             .await?;
-        super::write_out(&format!(
+        stdout::write(&format!(
             "admitted  a Pod with {} in {namespace} gets {secret} (dry run)\n",
             probe.image
         ))?;
         if !mint {
             return Ok(());
         }
-        let admitted = self.until_it_works(async || probe.be_admitted(client).await);
+        let admitted = self.retry(async || probe.admit(client).await);
         let warnings = admitted.await?;
         let credential = async || {
             let now = SystemClock.now();
             probe.credential(client, &warnings, now).await
         };
-        let expires_at = self.until_it_works(credential).await?;
+        let expires_at = self.retry(credential).await?;
         let left = expires_at.duration_since(SystemClock.now());
-        super::write_out(&format!(
+        stdout::write(&format!(
             "minted    {namespace}/{secret} has a credential for {} until {}, for {:#}\n",
             probe.host,
             to_the_second(expires_at),
@@ -179,38 +180,35 @@ impl Attempt {
         Ok(())
     }
 
-    /// Tries until the time is over, and says why it goes on whenever the reason is another.
-    async fn until_it_works<T>(
-        &self,
-        work: impl AsyncFn() -> Result<T, NotYet>,
-    ) -> anyhow::Result<T> {
-        let mut told = String::new();
+    /// Retries until the deadline, and prints the reason whenever it changes.
+    async fn retry<T>(&self, work: impl AsyncFn() -> Result<T, ProbeError>) -> anyhow::Result<T> {
+        let mut printed = String::new();
         loop {
             anyhow::ensure!(!self.interrupted.is_cancelled(), "interrupted");
             let error = match work().await {
                 Ok(done) => return Ok(done),
                 Err(error) => anyhow::Error::new(error),
             };
-            if Instant::now() + PAUSE >= self.end {
+            if Instant::now() + RETRY_PERIOD >= self.deadline {
                 let server = &self.cluster.server;
                 let seconds = self.wait.as_secs();
                 return Err(error.context(format!("does not work after {seconds} s in {server}")));
             }
             let reason = format!("{error:#}");
-            if reason != told {
-                say(&format!("not yet: {reason}"));
-                told = reason;
+            if reason != printed {
+                print(&format!("not yet: {reason}"));
+                printed = reason;
             }
             tokio::select! {
-                () = sleep(PAUSE) => {}
+                () = sleep(RETRY_PERIOD) => {}
                 () = self.interrupted.cancelled() => {}
             }
         }
     }
 }
 
-/// Whoever doesn't look at it misses nothing.
-fn say(text: &str) {
+/// Writes a line to standard error; a line that can't be written is no error.
+fn print(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 

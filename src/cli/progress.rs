@@ -1,4 +1,4 @@
-//! How far a command has come, on standard error: a bar if that is a terminal, else a line now and then.
+//! The progress of a command on standard error: a bar on a terminal, else a line every few seconds.
 
 use std::{
     env,
@@ -9,75 +9,75 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How often a bar is drawn at the most.
-const DRAW_EVERY: Duration = Duration::from_millis(100);
-/// How often a line is written at the most, the first time included.
-const LINE_EVERY: Duration = Duration::from_secs(5);
-/// The length of a bar.
+/// The least time between two drawings of the bar.
+const BAR_INTERVAL: Duration = Duration::from_millis(100);
+/// The least time between two lines, and before the first.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// The length of the bar.
 const CELLS: usize = 24;
-/// Takes away what stands on the line.
+/// The control sequence that erases the line.
 const CLEAR: &str = "\r\x1b[K";
 
-/// Tells how far a command has come; clones share the line.
+/// Shows the progress of a command; clones share the line.
 #[derive(Clone)]
 pub(super) struct Progress(Arc<Inner>);
 
 struct Inner {
-    doing: &'static str,
+    operation: &'static str,
     is_terminal: bool,
     line: Mutex<Line>,
 }
 
 struct Line {
     is_drawn: bool,
-    told: Instant,
+    updated: Instant,
 }
 
 impl Progress {
-    /// Of a command that does this, such as `refreshing`.
-    pub(super) fn of(doing: &'static str) -> Self {
+    /// Returns the progress of an operation, such as `refreshing`.
+    pub(super) fn new(operation: &'static str) -> Self {
         let is_dumb = env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
         Self(Arc::new(Inner {
-            doing,
+            operation,
             is_terminal: io::stderr().is_terminal() && !is_dumb,
             line: Mutex::new(Line {
                 is_drawn: false,
-                told: Instant::now(),
+                updated: Instant::now(),
             }),
         }))
     }
 
-    /// So many are done, of so many.
+    /// Shows that `done` of `all` namespaces are done.
     pub(super) fn set(&self, done: usize, all: usize) {
         let mut line = self.line();
         let pause = if self.0.is_terminal {
-            DRAW_EVERY
+            BAR_INTERVAL
         } else {
-            LINE_EVERY
+            LINE_INTERVAL
         };
-        if line.told.elapsed() < pause {
+        if line.updated.elapsed() < pause {
             return;
         }
-        line.told = Instant::now();
+        line.updated = Instant::now();
         let text = if self.0.is_terminal {
             line.is_drawn = true;
-            bar(self.0.doing, done, all)
+            bar(self.0.operation, done, all)
         } else {
-            format!("{}: {done} of {all} namespaces\n", self.0.doing)
+            format!("{}: {done} of {all} namespaces\n", self.0.operation)
         };
-        // Whoever doesn't look at it misses nothing.
+        // Progress that can't be shown is no error.
         let _ = io::stderr().write_all(text.as_bytes());
     }
 
-    /// Writes a line to standard error, with no bar in its way.
-    pub(super) fn say(&self, text: &str) {
-        // As above.
+    /// Writes a line to standard error, in place of the bar.
+    pub(super) fn print(&self, text: &str) {
+        // A line that can't be shown is no error.
         let _ = writeln!(self.clone(), "{text}");
     }
 
-    /// Takes the bar away.
+    /// Erases the bar.
     pub(super) fn clear(&self) {
-        // As above.
+        // A bar that can't be erased is no error.
         let _ = clear(&mut self.line());
     }
 
@@ -86,7 +86,7 @@ impl Progress {
     }
 }
 
-/// What else goes to standard error goes through here, logs above all.
+/// Writes other output to standard error, mostly logs, in place of the bar.
 impl Write for Progress {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut line = self.line();
@@ -106,10 +106,10 @@ fn clear(line: &mut Line) -> io::Result<()> {
     Ok(())
 }
 
-fn bar(doing: &str, done: usize, all: usize) -> String {
+fn bar(operation: &str, done: usize, all: usize) -> String {
     let filled = (done * CELLS).checked_div(all).unwrap_or(CELLS).min(CELLS);
     let (full, empty) = ("#".repeat(filled), "-".repeat(CELLS - filled));
-    format!("{CLEAR}{doing} [{full}{empty}] {done}/{all}")
+    format!("{CLEAR}{operation} [{full}{empty}] {done}/{all}")
 }
 
 #[cfg(test)]
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_fills_from_left_to_right_and_never_overflows() {
+    fn bar_fills_from_left_to_right_and_never_overflows() {
         for (done, all, filled) in [
             (0, 10, 0),
             (5, 10, 12),

@@ -1,4 +1,4 @@
-//! `ecr-injector refresh --once`: what the leader does, once and by hand.
+//! `ecr-injector refresh --once`: refreshes the pull secrets like the leader, once and by hand.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cluster::{
         namespace::{Namespace, NamespaceSettings},
-        namespaces::Look,
+        namespaces::NamespaceState,
     },
     pull_secret::{Foreign, Observed, state::State, store::Entry, to_the_second},
     refresh::{
@@ -51,7 +51,7 @@ warning: no --config: all values are defaults. Use the configuration of the webh
 identities mint, and aliases are unknown";
 
 const COMMAND: Command = Command {
-    doing: "refreshing",
+    operation: "refreshing",
     verbs: &["create", "patch"],
     seals: true,
 };
@@ -75,14 +75,14 @@ pub struct RefreshArgs {
 }
 
 impl RefreshArgs {
-    /// Refreshes, and fails if not everything is fresh then.
+    /// Refreshes the pull secrets, and fails if one is not fresh then.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         if !self.once {
             clap::Error::raw(ErrorKind::MissingRequiredArgument, NOT_ONCE).exit();
         }
         self.scope.run(&COMMAND, async |synced| {
-            if self.scope.has_no_config() {
-                synced.progress.say(NO_CONFIG);
+            if !self.scope.has_config() {
+                synced.progress.print(NO_CONFIG);
             }
             if self.scope.dry_run {
                 self.preview(synced).await
@@ -92,7 +92,7 @@ impl RefreshArgs {
         })
     }
 
-    /// The namespaces that the sweep is for.
+    /// Returns the namespaces of the sweep.
     fn names(&self, synced: &SyncedCluster) -> Vec<Namespace> {
         let scope = &self.scope.namespaces;
         let mut names = synced.context.reconciler(None).names();
@@ -105,88 +105,88 @@ impl RefreshArgs {
         let context = &synced.context;
         let reconciler = context.reconciler(None);
         let sweep = Sweep::new(self.all, self.prune);
-        let rows = synced.each_seen(self.names(synced), async |namespace: &Namespace| {
+        let rows = synced.filter_map(self.names(synced), async |namespace: &Namespace| {
             let before = context.secrets.get(namespace);
             let swept = reconciler
                 .reconcile_once(namespace, &sweep, &synced.term)
                 .await;
             let after = context.secrets.get(namespace);
             let settings = context.namespaces.peek(namespace);
-            Seen {
+            NamespaceRefresh {
                 before: before.as_deref().map(Entry::observed),
                 after: after.as_deref().map(Entry::observed),
                 settings: settings.as_ref(),
                 is_excluded: context.live.config().rules.excluded.contains(namespace),
                 now: context.clock.now(),
             }
-            .done(namespace, &swept, !synced.term.holds())
+            .done_row(namespace, &swept, !synced.term.holds())
         });
         let rows = rows.await;
-        let summary = done(&rows, &context.cluster.server);
+        let summary = summary_of_done(&rows, &context.cluster.server);
         Ok(Report { rows, summary })
     }
 
-    /// Reads what isn't known, and does nothing else.
+    /// Reads the pull secrets that are unverified, and changes nothing.
     async fn preview(&self, synced: &SyncedCluster) -> anyhow::Result<Report> {
         self.check_names(synced).await?;
         let context = &synced.context;
         let reconciler = context.reconciler(None);
         let sweep = Sweep::new(self.all, self.prune);
-        let rows = synced.each_seen(self.names(synced), async |namespace: &Namespace| {
+        let rows = synced.filter_map(self.names(synced), async |namespace: &Namespace| {
             let plan = match reconciler.preview(namespace, &sweep).await {
                 Ok(plan) => plan,
                 Err(error) => {
-                    return Some(Row::bad(namespace.clone(), "failed", error.to_string()));
+                    return Some(Row::error(namespace.clone(), "failed", error.to_string()));
                 }
             };
             let known = context.secrets.get(namespace);
             let known = known.as_deref().map(Entry::observed);
             let settings = context.namespaces.peek(namespace);
-            Seen {
+            NamespaceRefresh {
                 before: known,
                 after: known,
                 settings: settings.as_ref(),
                 is_excluded: context.live.config().rules.excluded.contains(namespace),
                 now: context.clock.now(),
             }
-            .would(namespace, plan.as_ref())
+            .planned_row(namespace, plan.as_ref())
         });
         let rows = rows.await;
-        let summary = would(&rows, &context.cluster.server);
+        let summary = summary_of_planned(&rows, &context.cluster.server);
         Ok(Report { rows, summary })
     }
 
-    /// A namespace that was named and isn't one to be refreshed is most likely a mistake: then nothing is done.
+    /// Fails if a named namespace can't be refreshed, which is most likely a mistake.
     async fn check_names(&self, synced: &SyncedCluster) -> anyhow::Result<()> {
         let config = synced.context.live.config();
         let opt_in = &config.opt_in;
-        let mut wrong = Vec::new();
-        for (name, look) in synced.read_namespaces(&self.scope.namespaces).await? {
+        let mut errors = Vec::new();
+        for (name, state) in synced.read_namespaces(&self.scope.namespaces).await? {
             let label = format!("{}={}", opt_in.label, opt_in.value);
-            match look {
-                _ if config.rules.excluded.contains(&name) => wrong.push(format!(
+            match state {
+                _ if config.rules.excluded.contains(&name) => errors.push(format!(
                     "{name} is excluded: by the configuration, as a system namespace, or as the \
                      namespace of ecr-injector"
                 )),
-                Look::OptedIn(_) => {}
-                Look::OptedOut(_) => wrong.push(format!(
+                NamespaceState::OptedIn(_) => {}
+                NamespaceState::OptedOut(_) => errors.push(format!(
                     "{name} is not opted in; to opt in: kubectl label namespace {name} {label}"
                 )),
-                Look::Absent => wrong.push(format!("namespace {name} not found")),
+                NamespaceState::Absent => errors.push(format!("namespace {name} not found")),
             }
         }
         anyhow::ensure!(
-            wrong.is_empty(),
+            errors.is_empty(),
             "nothing was refreshed: {}",
-            wrong.join("; ")
+            errors.join("; ")
         );
         Ok(())
     }
 }
 
-/// What is known of a namespace.
+/// The state of a namespace before and after a sweep, or for a preview of one.
 #[derive(Clone, Copy)]
-struct Seen<'a> {
+struct NamespaceRefresh<'a> {
     before: Option<&'a Observed>,
     after: Option<&'a Observed>,
     settings: Option<&'a NamespaceSettings>,
@@ -194,18 +194,18 @@ struct Seen<'a> {
     now: Timestamp,
 }
 
-impl Seen<'_> {
-    /// Returns what a sweep did for it. Nothing, if it is none of our business.
-    fn done(
+impl NamespaceRefresh<'_> {
+    /// Returns the row of a sweep; `None` if ecr-injector manages nothing in the namespace.
+    fn done_row(
         &self,
         namespace: &Namespace,
         swept: &SweepOutcome,
         is_interrupted: bool,
     ) -> Option<Row> {
-        if !self.is_our_business() {
+        if !self.is_managed() {
             return None;
         }
-        if let Some(row) = self.set_aside(namespace) {
+        if let Some(row) = self.skipped_row(namespace) {
             return Some(row);
         }
         let plan = swept.plan.as_ref();
@@ -217,34 +217,34 @@ impl Seen<'_> {
         } else if let Some(error) = &swept.error {
             let is_refused = error.contains("refused");
             let result = if is_refused { "rejected" } else { "failed" };
-            Row::bad(namespace.clone(), result, error.clone())
+            Row::error(namespace.clone(), result, error.clone())
         } else if !is_done {
             let message = "the pull secret is still due; see the log".to_owned();
-            Row::bad(namespace.clone(), "failed", message)
+            Row::error(namespace.clone(), "failed", message)
         } else {
             match (swept.written, had, has) {
-                (true, _, None) => Row::good(namespace.clone(), "removed"),
-                (true, None, Some(_)) => Row::good(namespace.clone(), "created"),
-                (true, Some(_), Some(_)) => Row::good(namespace.clone(), "renewed"),
-                (false, _, _) => self.standing(namespace, plan),
+                (true, _, None) => Row::ok(namespace.clone(), "removed"),
+                (true, None, Some(_)) => Row::ok(namespace.clone(), "created"),
+                (true, Some(_), Some(_)) => Row::ok(namespace.clone(), "renewed"),
+                (false, _, _) => self.idle_row(namespace, plan),
             }
         };
-        Some(self.with_state(Self::warned(row, plan), plan))
+        Some(self.with_state(Self::with_suspended(row, plan), plan))
     }
 
-    /// Returns what a sweep would do for it.
-    fn would(&self, namespace: &Namespace, plan: Option<&Plan>) -> Option<Row> {
-        if !self.is_our_business() {
+    /// Returns the row of a preview; `None` if ecr-injector manages nothing in the namespace.
+    fn planned_row(&self, namespace: &Namespace, plan: Option<&Plan>) -> Option<Row> {
+        if !self.is_managed() {
             return None;
         }
-        if let Some(row) = self.set_aside(namespace) {
+        if let Some(row) = self.skipped_row(namespace) {
             return Some(row);
         }
         let has = self.after.and_then(Observed::claims);
         let due = plan.filter(|plan| plan.at <= self.now);
         let (result, message) = match due.map(|plan| &plan.action) {
             None => {
-                let row = Self::warned(self.standing(namespace, plan), plan);
+                let row = Self::with_suspended(self.idle_row(namespace, plan), plan);
                 return Some(self.with_state(row, plan));
             }
             Some(Action::Write(desired)) => {
@@ -266,15 +266,15 @@ impl Seen<'_> {
         };
         let row = Row {
             message,
-            ..Row::good(namespace.clone(), result)
+            ..Row::ok(namespace.clone(), result)
         };
         Some(self.with_state(row, plan))
     }
 
-    /// Returns what a pull secret is worth for which there is nothing to do now.
-    fn standing(&self, namespace: &Namespace, plan: Option<&Plan>) -> Row {
+    /// Returns the row of a pull secret for which no work is due.
+    fn idle_row(&self, namespace: &Namespace, plan: Option<&Plan>) -> Row {
         let Some(state) = self.after.and_then(Observed::claims) else {
-            return Row::good(namespace.clone(), "absent");
+            return Row::ok(namespace.clone(), "absent");
         };
         if self.settings.is_none() {
             let result = if state.has_expired(self.now) {
@@ -282,29 +282,30 @@ impl Seen<'_> {
             } else {
                 "opted-out"
             };
-            return Row::good(namespace.clone(), result);
+            return Row::ok(namespace.clone(), result);
         }
         let desired = desired_of(plan);
         let allowed = desired.map_or(0, |desired| desired.keys.len());
         let is_expired = |host| state.freshness(host, self.now) == Freshness::Expired;
         let has_expired = desired.is_some_and(|desired| desired.keys.keys().any(is_expired));
         if state.hosts.is_empty() {
-            Row::good(namespace.clone(), "empty")
+            Row::ok(namespace.clone(), "empty")
         } else if has_expired {
             let message = "a credential has expired and could not be renewed".to_owned();
-            Row::bad(namespace.clone(), "expired", message)
+            Row::error(namespace.clone(), "expired", message)
         } else if allowed == 0 && desired.is_some() {
-            Row::good(namespace.clone(), "suspended")
+            Row::ok(namespace.clone(), "suspended")
         } else {
-            Row::good(namespace.clone(), "fresh")
+            Row::ok(namespace.clone(), "fresh")
         }
     }
 
-    /// Says which hosts the configuration does not allow: their credentials end, and that is most likely not meant.
-    fn warned(row: Row, plan: Option<&Plan>) -> Row {
-        let desired = desired_of(plan).filter(|_| row.is_good);
+    /// Adds the hosts that the configuration suspends: their credentials end, most likely by
+    /// mistake.
+    fn with_suspended(row: Row, plan: Option<&Plan>) -> Row {
+        let desired = desired_of(plan).filter(|_| row.is_ok);
         let suspended = desired.map(|desired| &desired.suspended);
-        let Some((host, why)) = suspended.and_then(|hosts| hosts.first_key_value()) else {
+        let Some((host, cause)) = suspended.and_then(|hosts| hosts.first_key_value()) else {
             return row;
         };
         let more = suspended.map_or(0, |hosts| hosts.len() - 1);
@@ -314,26 +315,26 @@ impl Seen<'_> {
             String::new()
         };
         Row {
-            message: Some(format!("{host}{others} suspended: {why}")),
-            is_good: false,
+            message: Some(format!("{host}{others} suspended: {cause}")),
+            is_ok: false,
             ..row
         }
     }
 
-    /// Whether the namespace is opted in, or has or had a pull secret of ours.
-    fn is_our_business(&self) -> bool {
+    /// Whether the namespace is opted in, or has or had a managed pull secret.
+    fn is_managed(&self) -> bool {
         let has_claims = |known: Option<&Observed>| known.and_then(Observed::claims).is_some();
         !self.is_excluded
             && (self.settings.is_some() || has_claims(self.before) || has_claims(self.after))
     }
 
-    /// The row of a namespace for which nothing can be done.
-    fn set_aside(&self, namespace: &Namespace) -> Option<Row> {
+    /// Returns the row of a namespace that ecr-injector skips.
+    fn skipped_row(&self, namespace: &Namespace) -> Option<Row> {
         let settings = self.settings?;
         if settings.is_terminating {
             return Some(Row {
                 message: Some("the namespace is being deleted".to_owned()),
-                ..Row::good(namespace.clone(), "skipped")
+                ..Row::ok(namespace.clone(), "skipped")
             });
         }
         match self.after {
@@ -364,15 +365,15 @@ fn desired_of(plan: Option<&Plan>) -> Option<&DesiredState> {
 
 fn foreign(namespace: &Namespace, why: Foreign) -> Row {
     let message = format!("not created by ecr-injector, left unchanged: {why}");
-    Row::bad(namespace.clone(), "skipped", message)
+    Row::error(namespace.clone(), "skipped", message)
 }
 
-/// The summary of what was done.
-fn done(rows: &[Row], server: &str) -> String {
+/// Returns the summary of a sweep.
+fn summary_of_done(rows: &[Row], server: &str) -> String {
     let changed = ["created", "renewed", "removed"];
     let changed = rows.iter().filter(|row| changed.contains(&row.result));
-    let (changed, bad) = (changed.count(), bad(rows));
-    let text = match (changed, bad) {
+    let (changed, stale) = (changed.count(), count_errors(rows));
+    let text = match (changed, stale) {
         _ if rows.is_empty() => {
             "no namespace is opted in or has a pull secret of ecr-injector".to_owned()
         }
@@ -385,19 +386,19 @@ fn done(rows: &[Row], server: &str) -> String {
             count(changed, "pull secret"),
             count(rows.len(), "namespace")
         ),
-        (changed, bad) => format!(
-            "{} refreshed; {bad} of {} not fresh, see above",
+        (changed, stale) => format!(
+            "{} refreshed; {stale} of {} not fresh, see above",
             count(changed, "pull secret"),
             count(rows.len(), "namespace")
         ),
     };
-    format!("{text}, in {server}{}", next(rows))
+    format!("{text}, in {server}{}", next_due(rows))
 }
 
-/// The summary of what would be done.
-fn would(rows: &[Row], server: &str) -> String {
+/// Returns the summary of a preview.
+fn summary_of_planned(rows: &[Row], server: &str) -> String {
     let due = rows.iter().filter(|row| row.result.starts_with("would"));
-    let text = match (due.count(), bad(rows)) {
+    let text = match (due.count(), count_errors(rows)) {
         _ if rows.is_empty() => {
             "no namespace is opted in or has a pull secret of ecr-injector".to_owned()
         }
@@ -405,27 +406,27 @@ fn would(rows: &[Row], server: &str) -> String {
             "nothing would be done: all pull secrets are fresh in {}",
             count(rows.len(), "namespace")
         ),
-        (due, bad) => {
-            let bad = match bad {
+        (due, errors) => {
+            let errors = match errors {
                 0 => String::new(),
-                bad => format!("; {bad} can't be refreshed, see above"),
+                errors => format!("; {errors} can't be refreshed, see above"),
             };
             let all = count(rows.len(), "namespace");
-            format!("{due} of {all} would be refreshed{bad}")
+            format!("{due} of {all} would be refreshed{errors}")
         }
     };
-    format!("{text}, in {server}{}", next(rows))
+    format!("{text}, in {server}{}", next_due(rows))
 }
 
-fn bad(rows: &[Row]) -> usize {
-    rows.iter().filter(|row| !row.is_good).count()
+fn count_errors(rows: &[Row]) -> usize {
+    rows.iter().filter(|row| !row.is_ok).count()
 }
 
-/// When there is something to do again.
-fn next(rows: &[Row]) -> String {
+/// Returns a line with the time of the next refresh.
+fn next_due(rows: &[Row]) -> String {
     let later = rows
         .iter()
-        .filter(|row| row.is_good && !row.result.starts_with("would"));
+        .filter(|row| row.is_ok && !row.result.starts_with("would"));
     let due = later.filter_map(|row| Some((row.due_at?, &row.namespace)));
     due.min().map_or_else(String::new, |(at, namespace)| {
         format!("\nnext refresh due at {} ({namespace})", to_the_second(at))

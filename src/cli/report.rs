@@ -1,4 +1,4 @@
-//! What a command did to each namespace: a table for people, JSON for machines.
+//! The report of a command on each namespace: a table for people, JSON for machines.
 
 use clap::ValueEnum;
 use jiff::Timestamp;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{cluster::namespace::Namespace, pull_secret::to_the_second, registry::Host};
 
-/// How a report is written.
+/// The format of a report.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(super) enum Output {
     /// A line per namespace
@@ -16,35 +16,35 @@ pub(super) enum Output {
     Json,
 }
 
-/// One namespace.
+/// The result for one namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) namespace: Namespace,
-    /// What was done, or would be.
+    /// The result, such as `renewed` or `would-renew`.
     pub(super) result: &'static str,
-    /// The hosts that the pull secret names.
+    /// The hosts of the pull secret.
     pub(super) hosts: Vec<Host>,
     /// When the first of its credentials expires.
     pub(super) expires_at: Option<Timestamp>,
-    /// When there is something to do again.
+    /// When work is due next.
     pub(super) due_at: Option<Timestamp>,
-    /// What there is to say about it; if it isn't as it should be, why.
+    /// A remark, or the error.
     pub(super) message: Option<String>,
-    /// Whether it is as it should be.
-    pub(super) is_good: bool,
+    /// Whether the pull secret is in the desired state.
+    pub(super) is_ok: bool,
 }
 
-/// All of them.
+/// The rows of all namespaces, and their summary.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub(super) rows: Vec<Row>,
-    /// For standard error, in one line or more.
+    /// The summary for standard error, in one line or more.
     pub(super) summary: String,
 }
 
 impl Row {
-    /// A namespace that is as it should be, and nothing more to say.
-    pub(super) fn good(namespace: Namespace, result: &'static str) -> Self {
+    /// Returns the row of a namespace in the desired state, without a message.
+    pub(super) fn ok(namespace: Namespace, result: &'static str) -> Self {
         Self {
             namespace,
             result,
@@ -52,26 +52,27 @@ impl Row {
             expires_at: None,
             due_at: None,
             message: None,
-            is_good: true,
+            is_ok: true,
         }
     }
 
-    /// A namespace that isn't.
-    pub(super) fn bad(namespace: Namespace, result: &'static str, message: String) -> Self {
+    /// Returns the row of a namespace that is not in the desired state.
+    pub(super) fn error(namespace: Namespace, result: &'static str, message: String) -> Self {
         Self {
             message: Some(message),
-            is_good: false,
-            ..Self::good(namespace, result)
+            is_ok: false,
+            ..Self::ok(namespace, result)
         }
     }
 }
 
 impl Report {
-    /// Whether every namespace is as it should be.
-    pub(super) fn is_good(&self) -> bool {
-        self.rows.iter().all(|row| row.is_good)
+    /// Whether every namespace is in the desired state.
+    pub(super) fn is_ok(&self) -> bool {
+        self.rows.iter().all(|row| row.is_ok)
     }
 
+    /// Returns the report in a format.
     pub(super) fn to_text(&self, output: Output) -> String {
         match output {
             Output::Table => self.to_table(),
@@ -79,7 +80,7 @@ impl Report {
         }
     }
 
-    /// Nothing, if there is no namespace.
+    /// Returns the table; the empty text if there is no namespace.
     fn to_table(&self) -> String {
         if self.rows.is_empty() {
             return String::new();
@@ -116,13 +117,13 @@ impl Report {
 
     fn to_json(&self) -> Value {
         let rows: Vec<_> = self.rows.iter().map(object).collect();
-        json!({"ok": self.is_good(), "namespaces": rows})
+        json!({"ok": self.is_ok(), "namespaces": rows})
     }
 }
 
 fn cells(row: &Row) -> [String; 6] {
     let when = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), to_the_second);
-    // One line a namespace, whatever an API server or AWS says.
+    // One line per namespace, whatever line breaks a message of the API server or AWS has.
     let message = row.message.as_deref().unwrap_or_default();
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     [
@@ -140,7 +141,7 @@ fn object(row: &Row) -> Value {
     json!({
         "namespace": row.namespace.as_str(),
         "result": row.result,
-        "ok": row.is_good,
+        "ok": row.is_ok,
         "registries": hosts,
         "expiresAt": row.expires_at.map(to_the_second),
         "dueAt": row.due_at.map(to_the_second),
@@ -168,9 +169,9 @@ mod tests {
         let renewed = Row {
             hosts: vec![host("a.example"), host("b.example")],
             expires_at: at,
-            ..Row::good(name("a-long-name"), "renewed")
+            ..Row::ok(name("a-long-name"), "renewed")
         };
-        let failed = Row::bad(name("b"), "failed", "said\non  two lines".to_owned());
+        let failed = Row::error(name("b"), "failed", "said\non  two lines".to_owned());
         Report {
             rows: vec![renewed, failed],
             summary: String::new(),
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_aligned_and_has_a_line_a_namespace() {
+    fn table_is_aligned_and_has_one_line_per_namespace() {
         let expected = "\
 NAMESPACE     RESULT    REGISTRIES   EXPIRES                DUE   MESSAGE
 a-long-name   renewed   2            2026-03-01T12:00:00Z   -
@@ -189,7 +190,7 @@ b             failed    0            -                      -     said on two li
     }
 
     #[test]
-    fn json_has_every_host_and_says_what_is_wrong() {
+    fn json_has_every_host_and_the_error() {
         let text = report().to_text(Output::Json);
         let json: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(json["ok"], false);

@@ -1,88 +1,66 @@
 //! `ecr-injector serve`: the webhook.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    net::{Ipv4Addr, SocketAddr},
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+mod admission;
+mod leader;
+mod listen;
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use rustix::io::Errno;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    leader::{LeaderTasks, LeaseArgs},
+    listen::MAX_ADMIN_CONNECTIONS,
+};
 use super::{
-    certificates::CertificateArgs,
+    certificates::{CertificateArgs, Certificates},
     context::{Context, ContextArgs, instance},
-    span,
+    runtime,
 };
 use crate::{
-    admission::handler::Webhook,
-    cluster::{
-        event_recorder::EventRecorder,
-        lease::{Elector, Leadership, Settings},
-        namespace::Namespace,
-    },
     config::Config,
     process::{
-        file_descriptors::{self, DescriptorNeeds},
         readiness::{self, Condition, Readiness},
         signals::Signals,
     },
-    pull_secret::{
-        gauges, guard,
-        provisioner::{Provisioner, ProvisionerOptions},
-        state_key::KeySecret,
-    },
-    refresh::{Reconciler, discovery::Discoverer},
-    registry::Host,
+    pull_secret::{gauges, guard},
     server::{
-        Admission, MAX_IN_HAND,
-        accept::{Connection, Listener, MAX_CONNECTIONS},
+        Admission,
+        accept::{Connection, Listener},
         admin,
     },
-    telemetry::{log, otel::Traces},
-    tls::{self, CertPublisher, CertResolver, CertSource, self_managed::SelfManaged},
+    telemetry::{
+        log,
+        otel::{Exporter, Traces},
+    },
+    tls::{self, CertPublisher, CertResolver, CertSource},
 };
 
-/// The name of the Lease and the Service, and their namespace where this isn't a Pod.
-const LEASE: &str = "ecr-injector";
-
-/// How long requests under way may take to end.
+/// The default name of the Service.
+const SERVICE: &str = "ecr-injector";
+/// How long requests in flight may take to end.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// The same on the other listener, where nobody asks for anything that matters by then.
+/// How long requests of the admin listener may take to end; no client depends on them by then.
 const ADMIN_GRACE: Duration = Duration::from_secs(1);
-
-/// How long the whole end may take, from when no more reviews are taken: requests, the Lease, background work. With the
-/// time before and the traces after it this has to fit what the kubelet waits before it kills.
-const ENDING: Duration = Duration::from_secs(20);
-
-/// Connections of kubelets and of what reads metrics.
-const MAX_ADMIN_CONNECTIONS: usize = 64;
-
-/// Connections that wait to be accepted, as far as the kernel allows (`net.core.somaxconn`).
-const BACKLOG: u32 = 1024;
-
-/// File descriptors for what does not follow from connections: watches, the leader's calls, AWS, files.
-const OWN_FILES: usize = 64;
-
+/// How long the shutdown may take after the last review was accepted: requests, the Lease,
+/// background tasks. With the delay before and the traces after, the shutdown has to fit the Pod's
+/// grace period.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the last traces may take to be sent.
 const LAST_TRACES: Duration = Duration::from_secs(3);
 
 /// Serve the webhook: answer admission reviews and keep pull secrets in opted-in namespaces.
 ///
-/// AWS credentials, region and endpoints come from the environment by the rules of the AWS SDK (`AWS_*` variables,
-/// profiles, IRSA, EKS Pod Identity, instance roles).
+/// AWS credentials, region and endpoints come from the environment by the rules of the AWS SDK
+/// (`AWS_*` variables, profiles, IRSA, EKS Pod Identity, instance roles).
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -136,44 +114,33 @@ pub struct ServeArgs {
     lease: LeaseArgs,
 }
 
-/// The Lease by which one replica leads, and so keeps the pull secrets fresh.
-#[derive(Debug, Args)]
-struct LeaseArgs {
-    /// Name of the Lease for leader election
-    #[arg(id = "lease_name", long = "lease-name", env = "ECR_INJECTOR_LEASE_NAME", value_name = "NAME", default_value = LEASE)]
-    name: String,
-    /// Namespace of the Lease; by default that of the Pod, outside a cluster ecr-injector
-    #[arg(id = "lease_namespace", long = "lease-namespace", env = "ECR_INJECTOR_LEASE_NAMESPACE", value_name = "NAMESPACE", value_parser = super::namespace)]
-    namespace: Option<Namespace>,
-    /// How long other replicas wait for a leader that does not renew the Lease
-    #[arg(id = "lease_duration", long = "lease-duration", env = "ECR_INJECTOR_LEASE_DURATION", value_name = "DURATION", default_value = "15s", value_parser = span)]
-    duration: Duration,
-    /// How long a leader that can't renew the Lease keeps leading
-    #[arg(id = "lease_renew_deadline", long = "lease-renew-deadline", env = "ECR_INJECTOR_LEASE_RENEW_DEADLINE", value_name = "DURATION", default_value = "10s", value_parser = span)]
-    renew_deadline: Duration,
-    /// Interval between attempts to renew or acquire the Lease
-    #[arg(id = "lease_retry_period", long = "lease-retry-period", env = "ECR_INJECTOR_LEASE_RETRY_PERIOD", value_name = "DURATION", default_value = "2s", value_parser = span)]
-    retry_period: Duration,
+/// The sockets of both listeners.
+struct Sockets {
+    admission: TcpListener,
+    admin: TcpListener,
+    /// The most connections of the admission listener.
+    max_connections: usize,
 }
 
-impl LeaseArgs {
-    /// Where we run, or are to be taken to run.
-    fn home(&self, own: Option<Namespace>) -> anyhow::Result<Namespace> {
-        let named = self.namespace.clone().or(own);
-        let namespace = named.or_else(|| Namespace::parse(LEASE));
-        namespace.context("the Lease has no namespace")
-    }
+/// The running process.
+struct Running {
+    /// The parts, which the background tasks share.
+    context: Context,
+    /// The condition of readiness, which fails at the start of the shutdown.
+    serving: Condition,
+    /// Makes clients of the admission listener connect to other replicas.
+    draining: CancellationToken,
+    admission: Server,
+    /// The election, which releases the Lease when it ends.
+    election: JoinHandle<()>,
+    admin: Server,
+    exporter: Exporter,
+}
 
-    fn settings(&self, namespace: Namespace) -> anyhow::Result<Settings> {
-        let settings = Settings {
-            duration: self.duration,
-            renew_deadline: self.renew_deadline,
-            retry_period: self.retry_period,
-            ..Settings::new(namespace, &self.name, &instance())
-        };
-        settings.check().context("the flags of the Lease")?;
-        Ok(settings)
-    }
+/// A listener that accepts connections in a task of its own.
+struct Server {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
 impl ServeArgs {
@@ -182,29 +149,43 @@ impl ServeArgs {
         let log = log::start(self.log_format, &self.log)
             .with_context(|| format!("--log {:?}", self.log))?;
         tls::install_crypto_provider();
-        super::runtime()?.block_on(self.serve(log))
+        runtime::start()?.block_on(self.serve(log))
     }
 
-    #[allow(
-        clippy::too_many_lines,
-        reason = "the one place where the parts are put together, in the order in which they start and end"
-    )]
     async fn serve(self, log: log::Filter) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
-        let connections = connections();
-        let socket = bind(self.listen, "--listen")?;
-        let admin_socket = bind(self.admin_listen, "--admin-listen")?;
+        let sockets = Sockets {
+            max_connections: listen::max_connections(),
+            admission: listen::bind(self.listen, "--listen")?,
+            admin: listen::bind(self.admin_listen, "--admin-listen")?,
+        };
+        let running = self.start(log, sockets).await?;
+        tracing::info!(listen = %self.listen, admin = %self.admin_listen, version = env!("CARGO_PKG_VERSION"), "serving");
+
+        signals.next().await;
+        tracing::info!(
+            delay_seconds = self.shutdown_delay,
+            "shutting down: draining connections"
+        );
+        running.drain();
+        let delay = Duration::from_secs(self.shutdown_delay);
+        tokio::select! {
+            () = running.shut_down(delay) => Ok(ExitCode::SUCCESS),
+            code = signals.next() => Ok(code),
+        }
+    }
+
+    /// Creates the parts and starts them, in the order in which they depend on each other.
+    async fn start(&self, log: log::Filter, sockets: Sockets) -> anyhow::Result<Running> {
         let mut context = Context::new(&self.context).await?;
-        let home = self.lease.home(context.cluster.own_namespace.clone())?;
+        let home = self
+            .lease
+            .namespace(context.cluster.own_namespace.clone())?;
         let service = self.service_name.clone();
-        let service = service.unwrap_or_else(|| format!("{LEASE}.{}.svc", home.as_str()));
+        let service = service.unwrap_or_else(|| format!("{SERVICE}.{}.svc", home.as_str()));
         let certificates = self.certificates.source(&context, &home, &service)?;
         let settings = self.lease.settings(home)?;
-        let (metrics, tasks, stop) = (
-            context.metrics.clone(),
-            context.tasks.clone(),
-            context.stop.clone(),
-        );
+        let metrics = context.metrics.clone();
 
         follow_log_filter(&context, log, self.log.clone());
         context.follow_file();
@@ -217,9 +198,9 @@ impl ServeArgs {
         let mut readiness = Readiness::default();
         let keyed = context.share_state_key(&mut readiness);
         let synced = context.watch(&mut readiness, Some(keyed));
-        let tls = serve_certificate(&context, &mut readiness, certificates.source, service);
-        let tls = self.certificates.server_config(&context, tls)?;
-        let authority = certificates.authority;
+        let Certificates { source, authority } = certificates;
+        let resolver = serve_certificate(&context, &mut readiness, source, service);
+        let tls = self.certificates.server_config(&context, resolver)?;
         if let Some(authority) = authority.clone() {
             let condition = readiness
                 .condition("ca-bundle-trusted")
@@ -228,192 +209,115 @@ impl ServeArgs {
             context.spawn(authority.watch());
         }
         let serving = readiness.condition("serving").waiting_for("its sockets");
-        let environment = context.environment.clone();
-        context.spawn(async move { environment.check_credentials().await });
-        gauges::measure_at_each_scrape(
-            &metrics.registry,
-            metrics.pull_secret.clone(),
-            context.secrets.clone(),
-            context.namespaces.clone(),
-            context.live.rules.clone(),
-            context.clock.clone(),
-        );
-        test_guard(&context, synced.clone());
+        start_measurements(&context, synced.clone());
         let events = context.events();
-        let provisioner = provisioner(&context, events.clone());
-        let duties = Duties {
+        let provisioner = admission::provisioner(&context, events.clone());
+        let leader_tasks = LeaderTasks {
             reconciler: context.reconciler(Some(events.clone())),
             authority,
             state_key: context.state_key_secret.clone(),
-            discoverer: discoverer(&context, provisioner.clone()),
+            discoverer: leader::discoverer(&context, provisioner.clone()),
         };
-        let leading = lead(&context, settings, duties, synced)?;
-        let webhook = webhook(&context, provisioner, events);
+        let election = leader::elect(&context, settings, leader_tasks, synced)?;
         let draining = CancellationToken::new();
-        let admission = Listener {
-            socket,
-            limit: connections,
-            connection: Connection {
-                tls: Some(TlsAcceptor::from(Arc::new(tls))),
-                router: Admission::new(webhook, metrics.server.clone())
-                    .traced(traces)
-                    .router(),
-                metrics: metrics.server.clone(),
-                draining: draining.clone(),
-            },
+        let webhook = admission::webhook(&context, provisioner, events);
+        let admission = Connection {
+            tls: Some(TlsAcceptor::from(Arc::new(tls))),
+            router: Admission::new(webhook, metrics.server.clone())
+                .with_traces(traces)
+                .router(),
+            metrics: metrics.server.clone(),
+            draining: draining.clone(),
         };
-        let admin = Listener {
-            socket: admin_socket,
-            limit: MAX_ADMIN_CONNECTIONS,
-            connection: Connection {
-                tls: None,
-                router: admin::router(readiness, metrics.registry.clone()),
-                metrics: Arc::default(),
-                draining: CancellationToken::new(),
-            },
+        let admin = Connection {
+            tls: None,
+            router: admin::router(readiness, metrics.registry),
+            metrics: Arc::default(),
+            draining: CancellationToken::new(),
         };
-        let (stop_serving, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let serve = tokio::spawn(admission.run(stop_serving.clone(), tasks.clone(), GRACE));
-        let serve_admin = tokio::spawn(admin.run(stop_admin.clone(), tasks.clone(), ADMIN_GRACE));
+        let tasks = &context.tasks;
+        let limit = sockets.max_connections;
+        let admission = Server::start(sockets.admission, limit, admission, tasks, GRACE);
+        let limit = MAX_ADMIN_CONNECTIONS;
+        let admin = Server::start(sockets.admin, limit, admin, tasks, ADMIN_GRACE);
         serving.hold();
-        tracing::info!(listen = %self.listen, admin = %self.admin_listen, version = env!("CARGO_PKG_VERSION"), "serving");
+        Ok(Running {
+            context,
+            serving,
+            draining,
+            admission,
+            election,
+            admin,
+            exporter,
+        })
+    }
+}
 
-        signals.next().await;
-        tracing::info!(
-            delay_seconds = self.shutdown_delay,
-            "shutting down: draining connections"
-        );
-        serving.fail("stopping");
-        draining.cancel();
-        let ending = async {
-            sleep(Duration::from_secs(self.shutdown_delay)).await;
-            stop_serving.cancel();
-            let ended = timeout(ENDING, async {
-                // A listener's own panic is in the log already.
-                let _ = serve.await;
-                stop.cancel();
-                // It lets go of the Lease, so that another replica can go on at once.
-                let _ = leading.await;
-                stop_admin.cancel();
-                let _ = serve_admin.await;
-                tasks.close();
-                tasks.wait().await;
-            });
-            let ended = ended.await;
-            exporter.finish(LAST_TRACES).await;
-            ended
+impl Server {
+    fn start(
+        socket: TcpListener,
+        limit: usize,
+        connection: Connection,
+        tasks: &TaskTracker,
+        grace: Duration,
+    ) -> Self {
+        let listener = Listener {
+            socket,
+            limit,
+            connection,
         };
-        tokio::select! {
-            ended = ending => {
-                if ended.is_err() {
-                    tracing::warn!("background tasks were still running at shutdown");
-                }
-                tracing::info!("shutdown complete");
-                Ok(ExitCode::SUCCESS)
-            }
-            code = signals.next() => Ok(code),
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(listener.run(stop.clone(), tasks.clone(), grace));
+        Self { stop, task }
+    }
+
+    /// Accepts no more connections, and waits for requests in flight.
+    async fn stop(self) {
+        self.stop.cancel();
+        // A panic of the listener is in the log already.
+        let _ = self.task.await;
+    }
+}
+
+impl Running {
+    /// Makes the process not ready, and asks clients to connect to other replicas.
+    fn drain(&self) {
+        self.serving.fail("stopping");
+        self.draining.cancel();
+    }
+
+    /// Ends all parts, after `delay` for the clients to move to other replicas.
+    async fn shut_down(self, delay: Duration) {
+        sleep(delay).await;
+        let (tasks, stop) = (&self.context.tasks, &self.context.stop);
+        let ended = timeout(SHUTDOWN_TIMEOUT, async {
+            self.admission.stop().await;
+            stop.cancel();
+            // The election releases the Lease, so that another replica can lead at once.
+            let _ = self.election.await;
+            self.admin.stop().await;
+            tasks.close();
+            tasks.wait().await;
+        });
+        let ended = ended.await;
+        self.exporter.finish(LAST_TRACES).await;
+        if ended.is_err() {
+            tracing::warn!("background tasks were still running at shutdown");
         }
+        tracing::info!("shutdown complete");
     }
 }
 
-/// How many connections reviews may come by: fewer where few files may be open.
-fn connections() -> usize {
-    let files = file_descriptors::raise_limit();
-    let needs = DescriptorNeeds {
-        connections: MAX_CONNECTIONS,
-        calls: MAX_IN_HAND,
-        others: MAX_ADMIN_CONNECTIONS + OWN_FILES,
-    };
-    let connections = needs.max_connections(files);
-    if connections < MAX_CONNECTIONS {
-        tracing::warn!(
-            limit = files,
-            connections,
-            "file descriptor limit is low; reducing max connections"
-        );
-    }
-    connections
-}
-
-fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    // The usual queue holds 128: of a burst of more, the kernel drops some without a word to their clients.
-    let listen = |address| {
-        let socket = match address {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    let listener = listen(address).or_else(|error| {
-        let instead = without_ipv6(address, &error).ok_or(error)?;
-        tracing::info!(%address, %instead, "IPv6 is not available; listening on all IPv4 addresses");
-        listen(instead)
-    });
-    listener.with_context(|| format!("{flag} {address}: can't listen there"))
-}
-
-/// Where to listen in the place of all addresses, on a machine whose kernel has no IPv6 (`ipv6.disable=1`).
-fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
-    let is_missing = error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error());
-    let is_all = address.is_ipv6() && address.ip().is_unspecified();
-    (is_missing && is_all).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
-}
-
-fn provisioner(context: &Context, events: EventRecorder) -> Provisioner {
-    Provisioner::new(ProvisionerOptions {
-        writer: context.writer(&context.cluster.client),
-        namespaces: context.namespaces.clone(),
-        tokens: context.tokens.clone(),
-        metrics: context.metrics.pull_secret.clone(),
-        events: Some(events),
-        tasks: context.tasks.clone(),
-        stop: context.stop.clone(),
-    })
-}
-
-/// Hands what Pending Pods want to the provisioner, as an admission that could not write does.
-fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
-    let (rules, namespaces) = (context.live.rules.clone(), context.namespaces.clone());
-    let sink = move |namespace: &Namespace, hosts: BTreeSet<Host>| {
-        let (rules, Some(settings)) = (rules.get(), namespaces.peek(namespace)) else {
-            return;
-        };
-        let hosts = hosts.iter();
-        let keys = hosts.filter_map(|host| rules.key_for(host.as_str(), namespace, &settings));
-        provisioner.retain_demand(namespace, keys.collect(), &rules);
-    };
-    Discoverer::new(
-        context.cluster.refresher.clone(),
-        context.namespaces.clone(),
-        context.live.clone(),
-        context.metrics.refresh.clone(),
-        Arc::new(sink),
-    )
-}
-
-fn webhook(context: &Context, provisioner: Provisioner, events: EventRecorder) -> Webhook {
-    Webhook::new(
-        context.live.rules.clone(),
-        context.namespaces.clone(),
-        context.secrets.clone(),
-        provisioner,
-        context.clock.clone(),
-        context.metrics.admission.clone(),
-    )
-    .with_events(events)
-}
-
-/// Logs what the configuration's file says, or else what the flag says, now and whenever that changes.
-fn follow_log_filter(context: &Context, log: log::Filter, flag: String) {
-    let mut last = flag.clone();
+/// Applies the log filter of the configuration file, or else of the argument, now and at each
+/// change.
+fn follow_log_filter(context: &Context, log: log::Filter, default: String) {
+    let mut last = default.clone();
     let mut apply = move |config: &Config| {
-        let filter = config.log_filter.as_ref().unwrap_or(&flag);
+        let filter = config.log_filter.as_ref().unwrap_or(&default);
         if *filter == last {
             return;
         }
-        // The file's was checked with the rest of it, the flag's at the start.
+        // The file's filter was checked with the file, the argument's at the start.
         if let Err(error) = log.set(filter) {
             let error = anyhow::Error::from(error);
             tracing::warn!(filter, error = %format_args!("{error:#}"), "invalid log filter; keeping the current one");
@@ -430,30 +334,30 @@ fn follow_log_filter(context: &Context, log: log::Filter, flag: String) {
     });
 }
 
-/// Serves what the source brings. The condition holds once there is a certificate.
+/// Returns the resolver of the source's certificates. The condition holds once there is one.
 fn serve_certificate(
     context: &Context,
     readiness: &mut Readiness,
     source: Box<dyn CertSource>,
     service: String,
 ) -> Arc<CertResolver> {
-    let (serving, condition) = (
+    let (resolver, condition) = (
         Arc::<CertResolver>::default(),
         readiness
             .condition("certificate")
             .waiting_for("a certificate"),
     );
-    let served = CertPublisher::new(
-        serving.clone(),
+    let publisher = CertPublisher::new(
+        resolver.clone(),
         service,
         condition,
         context.metrics.tls.clone(),
     );
-    context.spawn(source.run(served));
-    serving
+    context.spawn(source.run(publisher));
+    resolver
 }
 
-/// Once it is known what there is, tries whether the guard refuses what it must.
+/// Tests, once `synced`, whether the guard rejects what it must.
 fn test_guard(context: &Context, synced: [Condition; 2]) {
     let (client, own) = (
         context.cluster.client.clone(),
@@ -466,55 +370,17 @@ fn test_guard(context: &Context, synced: [Condition; 2]) {
     });
 }
 
-/// What the leader does, beside what every replica does.
-#[derive(Clone)]
-struct Duties {
-    reconciler: Reconciler,
-    authority: Option<SelfManaged>,
-    state_key: KeySecret,
-    discoverer: Discoverer,
-}
-
-impl Duties {
-    async fn lead(self, term: Leadership) {
-        let keep = async {
-            if let Some(authority) = self.authority {
-                authority.keep(term.clone()).await;
-            }
-        };
-        tokio::join!(
-            self.reconciler.lead(term.clone()),
-            keep,
-            self.state_key.maintain(&term),
-            self.discoverer.lead(term.clone()),
-        );
-    }
-}
-
-/// Once it is known what there is, takes part in the election, until everything stops. To be awaited then: it releases the
-/// Lease.
-fn lead(
-    context: &Context,
-    settings: Settings,
-    duties: Duties,
-    synced: [Condition; 2],
-) -> anyhow::Result<JoinHandle<()>> {
-    let elector = Elector::new(
-        context.cluster.refresher.clone(),
-        settings,
+/// Starts the look-up of credentials, the gauges of each scrape, and the test of the guard.
+fn start_measurements(context: &Context, synced: [Condition; 2]) {
+    let environment = context.environment.clone();
+    context.spawn(async move { environment.check_credentials().await });
+    gauges::measure_at_each_scrape(
+        &context.metrics.registry,
+        context.metrics.pull_secret.clone(),
+        context.secrets.clone(),
+        context.namespaces.clone(),
+        context.live.rules.clone(),
         context.clock.clone(),
-        context.metrics.cluster.clone(),
-    )?;
-    let stop = context.stop.clone();
-    Ok(tokio::spawn(async move {
-        let known = stop.run_until_cancelled(readiness::all_held(&synced));
-        if known.await.is_none() {
-            return;
-        }
-        let lead = |term: Leadership| duties.clone().lead(term);
-        elector.run(stop, lead).await;
-    }))
+    );
+    test_guard(context, synced);
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,4 +1,5 @@
-//! Which namespaces have changed since the leader last looked: a set, so that a burst of changes costs one look each.
+//! The namespaces that changed since the leader last took them: a set, so that a burst of changes
+//! costs one reconciliation each.
 
 use std::{
     collections::HashSet,
@@ -12,55 +13,55 @@ use tokio::sync::Notify;
 
 use crate::cluster::namespace::Namespace;
 
-/// The changed namespaces; clones share them. Nothing is kept while nobody listens.
+/// The changed namespaces, shared by clones. Nothing is kept while there is no listener.
 #[derive(Debug, Clone, Default)]
 pub struct Changes(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    listening: AtomicBool,
+    has_listener: AtomicBool,
     changed: Mutex<HashSet<Namespace>>,
-    news: Notify,
+    notify: Notify,
 }
 
 impl Changes {
-    /// Something about a namespace or its pull secret has changed.
+    /// Adds a namespace that has changed, or whose pull secret has.
     pub fn notify(&self, namespace: &Namespace) {
-        if self.are_heard() && self.changed().insert(namespace.clone()) {
-            self.0.news.notify_one();
+        if self.has_listener() && self.changed().insert(namespace.clone()) {
+            self.0.notify.notify_one();
         }
     }
 
-    /// From now on changes are kept; what was kept before is forgotten.
+    /// Keeps changes from now on, and forgets those from before.
     pub fn listen(&self) {
         self.changed().clear();
-        self.0.listening.store(true, Ordering::Release);
+        self.0.has_listener.store(true, Ordering::Release);
     }
 
-    /// Whether anybody listens: whether this replica leads.
+    /// Whether there is a listener, that is, whether this replica leads.
     #[must_use]
-    pub fn are_heard(&self) -> bool {
-        self.0.listening.load(Ordering::Acquire)
+    pub fn has_listener(&self) -> bool {
+        self.0.has_listener.load(Ordering::Acquire)
     }
 
-    /// From now on changes are not kept.
+    /// Keeps no changes from now on.
     pub fn ignore(&self) {
-        self.0.listening.store(false, Ordering::Release);
+        self.0.has_listener.store(false, Ordering::Release);
         *self.changed() = HashSet::new();
     }
 
-    /// Waits for changes, and takes all that there are.
+    /// Waits for changes, and takes all of them.
     pub async fn next(&self) -> HashSet<Namespace> {
         loop {
             let changed = std::mem::take(&mut *self.changed());
             if !changed.is_empty() {
                 return changed;
             }
-            self.0.news.notified().await;
+            self.0.notify.notified().await;
         }
     }
 
-    /// Takes one namespace out, if it has changed: whoever looks at it anyway need not be told.
+    /// Takes one namespace, if it has changed, for a caller that reconciles it anyway.
     #[must_use]
     pub fn take(&self, namespace: &Namespace) -> bool {
         self.changed().remove(namespace)

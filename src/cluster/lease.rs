@@ -1,14 +1,15 @@
-//! Who of the replicas does what only one may do: leader election by a Lease, with the rules of Kubernetes' own client.
+//! Leader election among the replicas by a Lease, with the rules of Kubernetes' own client.
 //!
-//! Whoever holds the Lease renews it every retry period. Others take it once they have seen it unchanged for as long as
-//! it says, by their own monotonic clock: that one never runs ahead of the time, as a wall clock may when it is set, and
-//! what the holder wrote about the time counts for nothing. The holder is stricter with itself. It counts from before a
-//! renewal was sent, and by the monotonic and the wall clock, whichever says older (a suspended machine stops the first);
-//! and its term is over at the renew deadline, well before others may begin: the rest of the lease's duration is for
-//! requests of its work that are still under way.
+//! The holder of the Lease renews it every retry period. Other replicas take the Lease once they
+//! have seen it unchanged for its duration, by their own monotonic clock: that clock never runs
+//! ahead of the time, as a wall clock may when it is set, and the times that the holder wrote count
+//! for nothing. The holder is stricter with itself. It counts from before a renewal was sent, by
+//! the monotonic and the wall clock, whichever shows more time (a suspended machine stops the
+//! first); and its term is over at the renew deadline, well before others may begin: the rest of
+//! the lease's duration is for requests of its work that are still in flight.
 //!
-//! A request that was held up on its way can still arrive late. So what the leader writes has to be harmless then: every
-//! write has a precondition, and asks [`Leadership::holds`] just before it is sent.
+//! A delayed request can still arrive late. So what the leader writes has to be harmless then:
+//! every write has a precondition, and asks [`Leadership::holds`] just before it is sent.
 
 mod settings;
 mod term;
@@ -30,16 +31,21 @@ pub use self::{
     term::Leadership,
 };
 use crate::{
-    cluster::{metrics::ClusterMetrics, random},
+    cluster::{
+        call::{ApiCall, CallFailure, CallOutcome},
+        metrics::ClusterMetrics,
+        random,
+    },
     process::clock::{Clock, ClockReading},
     telemetry::log_once::LogOnce,
 };
 
-/// The pause after the API server refused for want of rights: nothing but an admin changes that.
-const REFUSED_PAUSE: Duration = Duration::from_secs(30);
-/// What a Lease that was let go of says of its duration; nobody waits for it, as it has no holder.
+/// The pause after the API server denied access: only an administrator changes that.
+const FORBIDDEN_PAUSE: Duration = Duration::from_secs(30);
+/// The duration of a released Lease; no replica waits for it, as the Lease has no holder.
 const RELEASED_SECONDS: i32 = 1;
-/// What the API server says (422) of a write without a version where somebody made the Lease since it was read.
+/// A part of the API server's message (422) about a write without a version where another replica
+/// created the Lease since it was read.
 const NO_LONGER_ABSENT: &str = "must be specified for an update";
 
 /// Takes part in the election of a leader.
@@ -49,50 +55,51 @@ pub struct Elector {
     identity: String,
     clock: Arc<dyn Clock>,
     metrics: Arc<ClusterMetrics>,
-    seen: Option<Seen>,
+    observed: Option<ObservedLease>,
+    /// The operation and the error that were logged last, until an operation succeeds.
     logged: LogOnce<(&'static str, String)>,
 }
 
-/// A version of the Lease, and when it was first seen.
-struct Seen {
+/// A version of the Lease, and when this replica first read it.
+struct ObservedLease {
     resource_version: Option<String>,
     holder: String,
     since: Instant,
 }
 
-/// Why a call about the Lease came to nothing.
+/// Error of a call on the Lease.
 #[derive(Debug, Error)]
-enum Failure {
+enum LeaseError {
     #[error("another client wrote it first")]
     Conflict,
     #[error("{0}")]
-    Refused(String),
+    Forbidden(String),
     #[error("no response within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]
     Api(String),
 }
 
-impl Failure {
+impl CallOutcome for LeaseError {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Conflict => "conflict",
-            Self::Refused(_) => "rejected",
+            Self::Forbidden(_) => "rejected",
             Self::Timeout(_) => "timeout",
             Self::Api(_) => "error",
         }
     }
 }
 
-impl From<kube::Error> for Failure {
+impl From<kube::Error> for LeaseError {
     fn from(error: kube::Error) -> Self {
         let short = |text: &str| text.chars().take(300).collect::<String>();
         match error {
-            // The guard's refusal has the code of an invalid object.
+            // The guard's rejection has the code of an invalid object.
             kube::Error::Api(status)
                 if status.is_forbidden() || status.message.contains("denied request: ") =>
             {
-                Self::Refused(short(&status.message))
+                Self::Forbidden(short(&status.message))
             }
             kube::Error::Api(status)
                 if status.is_conflict() || status.message.contains(NO_LONGER_ABSENT) =>
@@ -106,18 +113,19 @@ impl From<kube::Error> for Failure {
 
 /// How a term ended.
 enum End {
-    /// We were asked to stop.
+    /// The process stops.
     Stopped,
     /// The work ended by itself, or panicked.
     WorkEnded { panicked: bool },
-    /// No renewal came through in time.
+    /// No renewal succeeded in time.
     Expired,
-    /// The Lease is somebody else's, or gone.
+    /// Another replica holds the Lease, or the Lease was deleted.
     Taken(String),
 }
 
 impl Elector {
-    /// Takes part once it is [run](Self::run). Calls through the client have to be without a retry of its own.
+    /// Returns an elector that takes part once it is [run](Self::run). The client must not retry
+    /// calls.
     pub fn new(
         client: Client,
         settings: Settings,
@@ -131,22 +139,24 @@ impl Elector {
             settings,
             clock,
             metrics,
-            seen: None,
+            observed: None,
             logged: LogOnce::default(),
         })
     }
 
-    /// What the Lease says when we hold it.
+    /// Returns the Lease's `holderIdentity` while this replica holds it.
     #[must_use]
     pub fn identity(&self) -> &str {
         &self.identity
     }
 
-    /// Until `stop`: whenever we become the leader, runs `lead` in a task of its own, tells it when the term is over, and
-    /// waits for its end before anything else. After a stop the Lease is let go of, so that another replica can begin at
-    /// once; so it is when `lead` ends by itself, and then it is tried again after a lease's duration.
+    /// Takes part in the election until `stop`. In each term, runs `lead` in a task of its own,
+    /// signals the end of the term through its [`Leadership`], and waits for the task before
+    /// anything else. Releases the Lease after a stop, so that another replica can begin at once,
+    /// and when `lead` ends by itself; then this replica tries again after a lease's duration.
     ///
-    /// Await it after `stop`. If it is dropped the work is aborted, and others wait until the Lease expires.
+    /// Await the future after `stop`. If it is dropped, the work is aborted, and other replicas
+    /// wait until the Lease expires.
     pub async fn run<F>(
         mut self,
         stop: CancellationToken,
@@ -161,11 +171,11 @@ impl Elector {
             }
             let pause = match acquired {
                 Ok(Some((lease, sent))) => self.lead(lease, sent, &stop, &mut lead).await,
-                Ok(None) | Err(Failure::Conflict) => self.pause(),
-                Err(failure) => {
-                    self.complain("acquire", &failure);
-                    match failure {
-                        Failure::Refused(_) => REFUSED_PAUSE,
+                Ok(None) | Err(LeaseError::Conflict) => self.pause(),
+                Err(error) => {
+                    self.log_once("acquire", &error);
+                    match error {
+                        LeaseError::Forbidden(_) => FORBIDDEN_PAUSE,
                         _ => self.pause(),
                     }
                 }
@@ -174,12 +184,13 @@ impl Elector {
         }
     }
 
-    /// One look at the Lease, and one try to take it if it is free.
+    /// Reads the Lease, and tries once to take it if it is free.
     async fn acquire(
         &mut self,
         stop: &CancellationToken,
-    ) -> Result<Option<(Lease, ClockReading)>, Failure> {
-        // A stop may cut the reading short; a write that was cut short could leave us the holder unknowingly.
+    ) -> Result<Option<(Lease, ClockReading)>, LeaseError> {
+        // A stop may cancel the read, but not the write: after a cancelled write this replica could
+        // be the holder without knowing.
         let Some(found) = stop.run_until_cancelled(self.read()).await else {
             return Ok(None);
         };
@@ -189,43 +200,43 @@ impl Elector {
         {
             return Ok(None);
         }
-        let wanted = self.held(found);
+        let desired = self.held(found);
         let sent = ClockReading::now(&*self.clock);
-        let lease = self.write(&wanted).await?;
+        let lease = self.write(&desired).await?;
         Ok(Some((lease, sent)))
     }
 
-    /// Whether nobody else holds it. The first sight of each version starts its time anew.
+    /// Whether no other replica holds the Lease. The duration starts over with each new version.
     fn is_free(&mut self, lease: &Lease) -> bool {
         let holder = holder(lease);
         if holder.is_empty() || holder == self.identity {
             return true;
         }
         let version = &lease.metadata.resource_version;
-        let seen = match self.seen.take() {
-            Some(seen) if seen.resource_version == *version => seen,
+        let observed = match self.observed.take() {
+            Some(observed) if observed.resource_version == *version => observed,
             before => {
                 if before.is_none_or(|before| before.holder != holder) {
                     tracing::info!(lease = %self.settings.name, ?holder, "another replica leads");
                 }
-                Seen {
+                ObservedLease {
                     resource_version: version.clone(),
                     holder: holder.to_owned(),
                     since: Instant::now(),
                 }
             }
         };
-        // The holder's duration, which may not be ours while a rollout changes it.
-        let lasts = spec(lease)
+        // The holder's duration, which may differ from this replica's while a rollout changes it.
+        let duration = spec(lease)
             .and_then(|spec| spec.lease_duration_seconds)
             .and_then(|seconds| u64::try_from(seconds).ok())
             .map_or(self.settings.duration, Duration::from_secs);
-        let is_free = seen.since.elapsed() >= lasts;
-        self.seen = Some(seen);
+        let is_free = observed.since.elapsed() >= duration;
+        self.observed = Some(observed);
         is_free
     }
 
-    /// One term, from taking the Lease to letting go of it; tells how long to pause before the next try.
+    /// Runs one term, from acquiring the Lease to its end; returns the pause before the next try.
     async fn lead<F>(
         &mut self,
         mut lease: Lease,
@@ -237,12 +248,12 @@ impl Elector {
         F: Future<Output = ()> + Send + 'static,
     {
         tracing::info!(lease = %self.settings.name, identity = %self.identity, "acquired leadership");
-        self.seen = None;
+        self.observed = None;
         self.metrics.leader.set(1);
         self.metrics.lease_transition("leading");
         let leadership = Leadership::new(self.clock.clone(), sent, self.settings.renew_deadline);
-        // Also where this very future is dropped.
-        let _ended = leadership.ended_with_this();
+        // Ends the term also if this future is dropped.
+        let _end = leadership.end_on_drop();
         let mut work = AbortOnDropHandle::new(tokio::spawn(lead(leadership.clone())));
         let end = tokio::select! {
             // Work that ends because the term is over has not ended by itself.
@@ -289,36 +300,37 @@ impl Elector {
         }
     }
 
-    /// Two of the same work at the same time would be worse than none.
+    /// Waits for the work to end: two terms of work at the same time would be worse than none.
     async fn wait_for(&self, work: &mut AbortOnDropHandle<()>) {
-        let patience = self.settings.duration;
-        if timeout(patience, &mut *work).await.is_err() {
-            tracing::warn!(lease = %self.settings.name, elapsed_seconds = patience.as_secs(), "leader tasks are still running; waiting for them to end");
+        let limit = self.settings.duration;
+        if timeout(limit, &mut *work).await.is_err() {
+            tracing::warn!(lease = %self.settings.name, elapsed_seconds = limit.as_secs(), "leader tasks are still running; waiting for them to end");
             // A panic is in the log already, and the work is over either way.
             let _ = work.await;
         }
     }
 
-    /// Renews until the Lease is somebody else's, and tells whose.
+    /// Renews the Lease until another replica holds it, and returns the new holder.
     async fn renew(&mut self, lease: &mut Lease, leadership: &Leadership) -> String {
         let mut next = Instant::now() + self.pause();
         loop {
             sleep_until(next).await;
             next = Instant::now() + self.pause();
             let sent = ClockReading::now(&*self.clock);
-            // A machine that slept is not to prolong what is over.
+            // A machine that was suspended must not renew a term that is over.
             if !leadership.holds() {
                 continue;
             }
             let mut renewed = self.write(&self.held(Some(lease.clone()))).await;
-            if matches!(renewed, Err(Failure::Conflict)) {
-                // Somebody changed a label; or an earlier renewal of ours came through without an answer.
+            if matches!(renewed, Err(LeaseError::Conflict)) {
+                // Another client changed a label; or an earlier renewal arrived, but its response
+                // did not.
                 renewed = match self.read().await {
                     Ok(Some(found)) if holder(&found) == self.identity => {
                         self.write(&self.held(Some(found))).await
                     }
                     Ok(found) => return found.as_ref().map(holder).unwrap_or_default().to_owned(),
-                    Err(failure) => Err(failure),
+                    Err(error) => Err(error),
                 };
             }
             match renewed {
@@ -327,42 +339,42 @@ impl Elector {
                     self.logged.clear();
                     leadership.extend(sent);
                 }
-                Err(failure) => self.complain("renew", &failure),
+                Err(error) => self.log_once("renew", &error),
             }
         }
     }
 
-    /// Lets go of the Lease if it is still ours, so that nobody has to wait.
+    /// Releases the Lease if this replica still holds it, so that no other has to wait.
     async fn release(&mut self, lease: Lease) {
         let mut released = self.write(&self.released(lease)).await;
-        if matches!(released, Err(Failure::Conflict)) {
+        if matches!(released, Err(LeaseError::Conflict)) {
             released = match self.read().await {
                 Ok(Some(found)) if holder(&found) == self.identity => {
                     self.write(&self.released(found)).await
                 }
                 Ok(_) => return,
-                Err(failure) => Err(failure),
+                Err(error) => Err(error),
             };
         }
         match released {
             Ok(_) => {
                 tracing::info!(lease = %self.settings.name, identity = %self.identity, "released the Lease");
             }
-            Err(failure) => {
-                let patience = self.settings.duration;
-                tracing::warn!(lease = %self.settings.name, error = %failure, lease_duration_seconds = patience.as_secs(), "releasing the Lease failed; other replicas wait for it to expire");
+            Err(error) => {
+                let duration = self.settings.duration;
+                tracing::warn!(lease = %self.settings.name, %error, lease_duration_seconds = duration.as_secs(), "releasing the Lease failed; other replicas wait for it to expire");
             }
         }
     }
 
-    /// The Lease as it is when we hold it from now on, or still. What others put on it stays.
+    /// Returns the Lease as held by this replica from now on. Labels and annotations stay.
     fn held(&self, found: Option<Lease>) -> Lease {
         let now = MicroTime(self.clock.now());
         let mut lease = found.unwrap_or_else(|| self.absent());
         lease.metadata.managed_fields = None;
-        let is_ours = holder(&lease) == self.identity;
+        let is_held = holder(&lease) == self.identity;
         let spec = lease.spec.get_or_insert_default();
-        if !is_ours {
+        if !is_held {
             spec.acquire_time = Some(now.clone());
             let transitions = spec.lease_transitions;
             spec.lease_transitions = Some(transitions.map_or(0, |count| count.saturating_add(1)));
@@ -374,7 +386,7 @@ impl Elector {
         lease
     }
 
-    /// The Lease as it is when nobody holds it.
+    /// Returns the Lease without a holder.
     fn released(&self, mut lease: Lease) -> Lease {
         let now = MicroTime(self.clock.now());
         lease.metadata.managed_fields = None;
@@ -399,14 +411,15 @@ impl Elector {
         }
     }
 
-    async fn read(&self) -> Result<Option<Lease>, Failure> {
+    async fn read(&self) -> Result<Option<Lease>, LeaseError> {
         let name = &self.settings.name;
         self.call("get", self.leases.get_opt(name)).await
     }
 
-    /// A PUT to its name, which creates it too (RBAC can narrow that by name). Its resourceVersion and uid are the
-    /// precondition; an absent Lease has neither, and then one that exists is a conflict.
-    async fn write(&self, lease: &Lease) -> Result<Lease, Failure> {
+    /// Writes the Lease by a PUT to its name, which also creates it (RBAC can narrow that by name).
+    /// The resourceVersion and uid are the precondition; an absent Lease has neither, and then one
+    /// that exists is a conflict.
+    async fn write(&self, lease: &Lease) -> Result<Lease, LeaseError> {
         let (name, params) = (&self.settings.name, PostParams::default());
         self.call("update", self.leases.replace(name, &params, lease))
             .await
@@ -416,28 +429,28 @@ impl Elector {
         &self,
         verb: &'static str,
         call: impl Future<Output = kube::Result<T>>,
-    ) -> Result<T, Failure> {
-        let patience = self.settings.retry_period;
-        let result = match timeout(patience, call).await {
-            Ok(result) => result.map_err(Failure::from),
-            Err(_) => Err(Failure::Timeout(patience)),
+    ) -> Result<T, LeaseError> {
+        let limit = self.settings.retry_period;
+        let counted = ApiCall::new(&self.metrics.api_calls, verb, "leases");
+        let error = |failure| match failure {
+            CallFailure::Timeout => LeaseError::Timeout(limit),
+            CallFailure::Kube(error) => error.into(),
         };
-        let outcome = result.as_ref().map_or_else(Failure::as_str, |_| "ok");
-        self.metrics.api_calls.count_call(verb, "leases", outcome);
-        result
+        counted.send(Instant::now() + limit, call, error).await
     }
 
-    /// Says what is wrong once, and not every two seconds; again when it is something else, or came back.
-    fn complain(&mut self, doing: &'static str, failure: &Failure) {
-        let reason = match failure {
-            Failure::Refused(message) => message.clone(),
+    /// Logs an error once, not every two seconds; again when it changes, or returns after a
+    /// success.
+    fn log_once(&mut self, operation: &'static str, error: &LeaseError) {
+        let reason = match error {
+            LeaseError::Forbidden(message) => message.clone(),
             other => other.as_str().to_owned(),
         };
-        if !self.logged.is_new((doing, reason)) {
+        if !self.logged.is_new((operation, reason)) {
             return;
         }
         let (lease, namespace) = (&self.settings.name, &self.settings.namespace);
-        if let Failure::Refused(message) = failure {
+        if let LeaseError::Forbidden(message) = error {
             tracing::warn!(
                 %lease, %namespace, error = message,
                 "not allowed to use the Lease; this replica refreshes no pull secrets, \
@@ -446,11 +459,11 @@ impl Elector {
                  (deploy/rbac.yaml), and allow it in the guard (deploy/guard.yaml)"
             );
         } else {
-            tracing::warn!(%lease, %namespace, operation = doing, error = %failure, "Lease operation failed; retrying, admissions continue");
+            tracing::warn!(%lease, %namespace, operation, %error, "Lease operation failed; retrying, admissions continue");
         }
     }
 
-    /// The retry period, up to a fifth longer.
+    /// Returns the retry period, up to a fifth longer.
     fn pause(&self) -> Duration {
         let retry = self.settings.retry_period;
         let part = u32::try_from(random() % 1000).unwrap_or_default();
@@ -462,7 +475,7 @@ fn spec(lease: &Lease) -> Option<&LeaseSpec> {
     lease.spec.as_ref()
 }
 
-/// Who holds it; nobody is the empty string.
+/// Returns the holder; the empty string if there is none.
 fn holder(lease: &Lease) -> &str {
     spec(lease)
         .and_then(|spec| spec.holder_identity.as_deref())

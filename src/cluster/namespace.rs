@@ -1,18 +1,18 @@
-//! The name of a Kubernetes namespace, checked before it may stand in a URL.
+//! The name of a Kubernetes namespace, checked before it becomes part of a URL, and its settings.
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
-/// The annotation by which a namespace names the role that mints for it.
+/// The annotation of a namespace with the role that mints for it.
 pub const ROLE_ANNOTATION: &str = "ecr-injector.dev/role-arn";
 
-/// What an opted-in namespace says about itself.
+/// The settings in an opted-in namespace's metadata.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NamespaceSettings {
-    /// Its UID: a namespace that was deleted and made again is another.
+    /// The namespace's UID: a namespace that was deleted and created again is another.
     pub uid: Arc<str>,
     /// The text of [`ROLE_ANNOTATION`], unchecked.
     pub role: Option<Arc<str>>,
-    /// Whether it is being deleted: nothing can be created there any more.
+    /// Whether the namespace is being deleted: no object can be created there any more.
     pub is_terminating: bool,
 }
 
@@ -21,13 +21,13 @@ pub struct NamespaceSettings {
 pub struct Namespace(Arc<str>);
 
 impl Namespace {
-    /// Lower-case letters, digits and inner dashes, or `None`.
+    /// Parses lower-case letters, digits and inner dashes; `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         is_label(text).then(|| Self(text.into()))
     }
 
-    /// The name itself.
+    /// Returns the name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_would_change_a_url_is_not_a_namespace() {
+    fn name_that_would_change_a_url_is_not_a_namespace() {
         for text in [
             "",
             "a/b",

@@ -1,4 +1,5 @@
-//! Which namespaces are opted in: a metadata watch, and a live read for one that was labelled a moment ago.
+//! The opted-in namespaces: a metadata watch, and a live read for one that was labelled a moment
+//! ago.
 
 use std::{
     collections::HashMap,
@@ -21,13 +22,15 @@ use super::{
 };
 use crate::{
     cluster::{
+        call::{ApiCall, CallFailure, CallOutcome},
         object::Metadata,
         watch::{Lists, watch},
     },
     process::readiness::Condition,
 };
 
-/// The label that opts a namespace in. The registration's selector and the guard name the same.
+/// The label that opts a namespace in. The webhook configuration's selector and the guard have the
+/// same one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OptIn {
     /// The label's key.
@@ -36,17 +39,19 @@ pub struct OptIn {
     pub value: String,
 }
 
-/// How long the answer of a live read is remembered: until the watch has surely seen the label.
+/// How long the result of a live read is cached: until the watch has surely seen the label.
 const LIVE_TTL: Duration = Duration::from_secs(5);
 /// How long a live read may take.
 const LIVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Live answers remembered. Whoever reaches the port may name namespaces; this bounds what that costs.
-const MAX_LIVE: u64 = 10_000;
-/// Live reads for admissions at the same time; and as many beside them for whoever else looks, mostly the leader. Anybody
-/// who reaches the port may name namespaces, and the leader is not to wait for those.
+/// The most cached results. A client that reaches the port can name any namespace; this bounds the
+/// memory.
+const MAX_CACHED: u64 = 10_000;
+/// The most live reads at the same time for admissions, and as many for other callers, mostly the
+/// leader. A client that reaches the port can name any namespace, and the leader must not wait for
+/// those.
 const MAX_READS: usize = 16;
 
-/// The opted-in namespaces; clones share them.
+/// The opted-in namespaces, shared by clones.
 #[derive(Clone)]
 pub struct Namespaces(Arc<Inner>);
 
@@ -56,13 +61,13 @@ struct Inner {
     known: RwLock<HashMap<Namespace, NamespaceSettings>>,
     live: Cache<Namespace, Option<NamespaceSettings>>,
     admission_reads: Semaphore,
-    looks: Semaphore,
+    other_reads: Semaphore,
     changes: Changes,
     metrics: Arc<ClusterMetrics>,
 }
 
 impl Namespaces {
-    /// An empty store over the cluster's namespaces.
+    /// Returns an empty store of the cluster's namespaces.
     #[must_use]
     pub fn new(
         client: Client,
@@ -75,17 +80,17 @@ impl Namespaces {
             opt_in,
             known: RwLock::default(),
             live: Cache::builder()
-                .max_capacity(MAX_LIVE)
+                .max_capacity(MAX_CACHED)
                 .time_to_live(LIVE_TTL)
                 .build(),
             admission_reads: Semaphore::new(MAX_READS),
-            looks: Semaphore::new(MAX_READS),
+            other_reads: Semaphore::new(MAX_READS),
             changes,
             metrics,
         }))
     }
 
-    /// Keeps the store filled until the future is dropped.
+    /// Fills the store until the future is dropped; `synced` holds after the first list.
     pub async fn run(&self, lists: Lists, synced: Condition) {
         let OptIn { label, value } = &self.0.opt_in;
         let config = lists.config().labels(&format!("{label}={value}"));
@@ -97,13 +102,13 @@ impl Namespaces {
                 Event::InitDone => {
                     let before =
                         std::mem::replace(&mut *self.known_mut(), std::mem::take(&mut listed));
-                    self.tell_differences(&before);
+                    self.notify_differences(&before);
                     synced.hold();
                 }
                 Event::Apply(object) => {
-                    if let Some((namespace, said)) = entry(&object) {
-                        let before = self.known_mut().insert(namespace.clone(), said.clone());
-                        if before != Some(said) {
+                    if let Some((namespace, settings)) = entry(&object) {
+                        let before = self.known_mut().insert(namespace.clone(), settings.clone());
+                        if before != Some(settings) {
                             self.0.changes.notify(&namespace);
                         }
                     }
@@ -124,10 +129,10 @@ impl Namespaces {
         .await;
     }
 
-    fn tell_differences(&self, before: &HashMap<Namespace, NamespaceSettings>) {
+    fn notify_differences(&self, before: &HashMap<Namespace, NamespaceSettings>) {
         let now = self.known();
-        for (namespace, said) in now.iter() {
-            if before.get(namespace) != Some(said) {
+        for (namespace, settings) in now.iter() {
+            if before.get(namespace) != Some(settings) {
                 self.0.changes.notify(namespace);
             }
         }
@@ -138,43 +143,48 @@ impl Namespaces {
         }
     }
 
-    /// What the watch knows of a namespace.
+    /// Returns a namespace's settings, if the watch has it as opted in.
     #[must_use]
     pub fn peek(&self, namespace: &Namespace) -> Option<NamespaceSettings> {
         self.known().get(namespace).cloned()
     }
 
-    /// Returns the UID of an opted-in namespace that the watch knows.
+    /// Returns the UID of a namespace that the watch has as opted in.
     #[must_use]
     pub fn uid(&self, namespace: &Namespace) -> Option<Arc<str>> {
         self.known().get(namespace).map(|known| known.uid.clone())
     }
 
-    /// The opted-in namespaces that the watch knows.
+    /// Returns the names of the opted-in namespaces of the watch.
     #[must_use]
     pub fn names(&self) -> Vec<Namespace> {
         self.known().keys().cloned().collect()
     }
 
-    /// Asks the API server itself what has become of a namespace. Admissions' reads never hold this up.
-    pub async fn look(&self, namespace: &Namespace, deadline: Instant) -> Result<Look, ReadError> {
-        self.look_by(&self.0.looks, namespace, deadline).await
+    /// Reads a namespace from the API server. Admissions' reads never delay this one.
+    pub async fn read(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<NamespaceState, ReadError> {
+        let permits = &self.0.other_reads;
+        self.read_with(permits, namespace, deadline).await
     }
 
-    async fn look_by(
+    async fn read_with(
         &self,
         permits: &Semaphore,
         namespace: &Namespace,
         deadline: Instant,
-    ) -> Result<Look, ReadError> {
+    ) -> Result<NamespaceState, ReadError> {
         let Some(object) = self.get(permits, namespace, deadline).await? else {
-            return Ok(Look::Absent);
+            return Ok(NamespaceState::Absent);
         };
         let OptIn { label, value } = &self.0.opt_in;
         Ok(if object.labels().get(label) == Some(value) {
-            Look::OptedIn(settings_of(&object))
+            NamespaceState::OptedIn(settings_of(&object))
         } else {
-            Look::OptedOut(settings_of(&object))
+            NamespaceState::OptedOut(settings_of(&object))
         })
     }
 
@@ -186,9 +196,9 @@ impl Namespaces {
         self.0.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What an opted-in namespace says about itself; `None` if it is not opted in. A namespace that the watch doesn't
-    /// know is read live, once for all who ask at the same time; if that fails before `deadline`, it is not opted in as
-    /// far as we know.
+    /// Returns an opted-in namespace's settings; `None` if the namespace is not opted in. A
+    /// namespace that the watch doesn't have is read live, once for all callers at the same time;
+    /// if that fails before `deadline`, the namespace counts as not opted in.
     pub async fn opted_in(
         &self,
         namespace: &Namespace,
@@ -198,34 +208,36 @@ impl Namespaces {
             return Some(known.clone());
         }
         let deadline = deadline.min(Instant::now() + LIVE_TIMEOUT);
-        // Whoever asks first reads for all, by a deadline of its own: it may be later than ours, and it may be too soon.
+        // The first caller reads for all, with its own deadline, which may be later or earlier than
+        // this caller's.
         loop {
             let read = self
                 .0
                 .live
-                .try_get_with_by_ref(namespace, self.read(namespace, deadline));
+                .try_get_with_by_ref(namespace, self.read_settings(namespace, deadline));
             let error = match timeout_at(deadline, read).await {
                 Ok(Ok(opted_in)) => return opted_in,
                 Ok(Err(error)) => error,
                 Err(_) => Arc::new(ReadError::Timeout),
             };
-            let was_anothers = matches!(*error, ReadError::Timeout) && Instant::now() < deadline;
-            if !was_anothers {
+            let was_other_deadline =
+                matches!(*error, ReadError::Timeout) && Instant::now() < deadline;
+            if !was_other_deadline {
                 tracing::warn!(%namespace, %error, "reading the namespace's label failed");
                 return None;
             }
         }
     }
 
-    async fn read(
+    async fn read_settings(
         &self,
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<NamespaceSettings>, ReadError> {
         let permits = &self.0.admission_reads;
-        Ok(match self.look_by(permits, namespace, deadline).await? {
-            Look::OptedIn(said) => Some(said),
-            Look::OptedOut(_) | Look::Absent => None,
+        Ok(match self.read_with(permits, namespace, deadline).await? {
+            NamespaceState::OptedIn(settings) => Some(settings),
+            NamespaceState::OptedOut(_) | NamespaceState::Absent => None,
         })
     }
 
@@ -235,35 +247,24 @@ impl Namespaces {
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<Metadata<Object>>, ReadError> {
-        let read = timeout_at(deadline, async {
+        let read = async {
             // Neither semaphore is ever closed.
             let _permit = permits.acquire().await;
             self.0.api.get_opt(namespace.as_str()).await
-        });
-        let result = read.await;
-        let outcome = match &result {
-            Ok(Ok(_)) => "ok",
-            Ok(Err(_)) => "error",
-            Err(_) => "timeout",
         };
-        self.0
-            .metrics
-            .api_calls
-            .count_call("get", "namespaces", outcome);
-        result
-            .map_err(|_| ReadError::Timeout)?
-            .map_err(|error| ReadError::Api(Box::new(error)))
+        let call = ApiCall::new(&self.0.metrics.api_calls, "get", "namespaces");
+        call.send(deadline, read, ReadError::from).await
     }
 }
 
-/// What has become of a namespace.
+/// The state of a namespace, as the API server has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Look {
-    /// It is opted in.
+pub enum NamespaceState {
+    /// The namespace is opted in.
     OptedIn(NamespaceSettings),
-    /// It is there and not opted in.
+    /// The namespace exists and is not opted in.
     OptedOut(NamespaceSettings),
-    /// It is not there.
+    /// There is no such namespace.
     Absent,
 }
 
@@ -282,15 +283,33 @@ pub fn settings_of(object: &Metadata<Object>) -> NamespaceSettings {
     }
 }
 
-/// Why a namespace couldn't be read.
+/// Error of reading a namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// No answer in time.
+    /// The API server did not respond in time.
     #[error("no response in time")]
     Timeout,
-    /// The API server's error, or none could be reached.
+    /// The API server returned an error, or can't be reached.
     #[error(transparent)]
     Api(Box<kube::Error>),
+}
+
+impl CallOutcome for ReadError {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Api(_) => "error",
+        }
+    }
+}
+
+impl From<CallFailure> for ReadError {
+    fn from(failure: CallFailure) -> Self {
+        match failure {
+            CallFailure::Timeout => Self::Timeout,
+            CallFailure::Kube(error) => Self::Api(Box::new(error)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -310,7 +329,7 @@ mod tests {
         Namespace::parse(name).expect("a name")
     }
 
-    /// Over an API server that never answers about strangers.
+    /// Returns a store over an API server that never responds for namespaces named `stranger-*`.
     fn namespaces() -> Namespaces {
         let service = tower::service_fn(|request: Request<Body>| async move {
             if request.uri().path().contains("stranger") {
@@ -338,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn leaders_look_waits_for_no_admission() {
+    async fn leaders_read_waits_for_no_admission() {
         let namespaces = namespaces();
         let strangers = (0..2 * MAX_READS).map(|number| {
             let (namespaces, name) = (namespaces.clone(), format!("stranger-{number}"));
@@ -347,14 +366,14 @@ mod tests {
                 namespaces.opted_in(&namespace(&name), deadline).await
             }
         });
-        let look = async {
+        let read = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             assert_eq!(namespaces.0.admission_reads.available_permits(), 0);
             let deadline = Instant::now() + Duration::from_millis(100);
-            namespaces.look(&namespace("team"), deadline).await
+            namespaces.read(&namespace("team"), deadline).await
         };
-        let (strangers, look) = tokio::join!(futures::future::join_all(strangers), look);
+        let (strangers, read) = tokio::join!(futures::future::join_all(strangers), read);
         assert!(strangers.iter().all(Option::is_none));
-        assert!(matches!(look, Ok(Look::OptedIn(_))), "{look:?}");
+        assert!(matches!(read, Ok(NamespaceState::OptedIn(_))), "{read:?}");
     }
 }

@@ -1,8 +1,9 @@
-//! Objects that anybody in a namespace may write, read so that nothing in them is in our way.
+//! Partial types for objects that tenants may write, so that no content of theirs breaks a list.
 //!
-//! Whoever may write an object may write its managed fields too, with dates that no type of ours can hold: the API server
-//! takes the year 9999. Read as the whole type, one such object ends every list that it is in, and kube's client logs what
-//! it couldn't read. So only what is used is read.
+//! A client that may write an object may also write its managed fields, with dates that no type
+//! here can hold: the API server accepts the year 9999. Read as the whole type, one such object
+//! ends every list that it is in, and kube's client logs what it couldn't read. So only the fields
+//! in use are read.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -15,15 +16,16 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
-/// An object's metadata alone: names, versions, labels, annotations, and whether it is being deleted.
+/// An object's metadata alone: names, versions, labels, annotations, and whether the object is
+/// being deleted.
 #[derive(Clone)]
 pub struct Metadata<K> {
-    /// As far as they are read.
+    /// The metadata, with the fields in use.
     pub metadata: ObjectMeta,
     kind: PhantomData<fn() -> K>,
 }
 
-/// A whole Secret, with as much of its metadata.
+/// A Secret's type and data, with the same part of its metadata.
 #[derive(Clone)]
 pub struct WholeSecret(pub Secret);
 
@@ -52,7 +54,7 @@ impl From<Read> for ObjectMeta {
             creation_timestamp: read
                 .creation_timestamp
                 .and_then(|text| text.parse().ok().map(Time)),
-            // That there is one is all that anybody asks.
+            // Callers ask only whether there is a timestamp.
             deletion_timestamp: read.deletion_timestamp.map(|_| Time(Timestamp::UNIX_EPOCH)),
             ..Self::default()
         }
@@ -100,7 +102,7 @@ impl<K> fmt::Debug for Metadata<K> {
     }
 }
 
-/// What it holds is never shown.
+/// Shows the metadata, never the data.
 impl fmt::Debug for WholeSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("WholeSecret")
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_used_is_read_and_nothing_else_can_be_wrong() {
+    fn fields_in_use_are_read_and_others_can_hold_anything() {
         let text = r#"{"apiVersion": "v1", "kind": "Secret", "type": "t", "data": {"a": "eA=="}, "metadata": {
             "name": "n", "namespace": "team", "uid": "u", "resourceVersion": "7", "labels": {"l": "1"},
             "annotations": {"a": "2"}, "creationTimestamp": "2027-01-15T08:00:00Z",

@@ -1,15 +1,15 @@
-//! How objects are marked as written by ecr-injector.
+//! The marks of objects that ecr-injector writes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-/// The label that makes a Secret ours.
+/// The label of a Secret that ecr-injector manages.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 /// The value of [`MANAGED_BY_LABEL`].
 pub const MANAGED_BY: &str = "ecr-injector";
 /// The field manager of every write.
 pub const FIELD_MANAGER: &str = "ecr-injector";
 
-/// Whether the metadata has our label.
+/// Whether the metadata has the label of ecr-injector.
 #[must_use]
 pub fn is_managed(metadata: &ObjectMeta) -> bool {
     let labels = metadata.labels.as_ref();

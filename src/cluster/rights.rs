@@ -1,5 +1,5 @@
-//! What this account may do, asked before anything is done: a command names all that it lacks at once, instead of failing
-//! in the middle at the first.
+//! Checks this account's permissions before a command starts: the command reports all missing
+//! permissions at once, instead of failing at the first one midway.
 
 use std::{fmt, time::Duration};
 
@@ -14,32 +14,32 @@ use tokio::time::timeout;
 
 use crate::cluster::namespace::Namespace;
 
-/// How long the API server may take for all answers. They are the first that it is asked.
+/// How long the API server may take for all checks, which are the first calls to it.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// Questions at the same time.
-const AT_ONCE: usize = 8;
+/// Checks at the same time.
+const CONCURRENCY: usize = 8;
 
-/// One thing that a command has to be allowed.
+/// A permission that a command needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permission {
-    /// Such as `get`.
+    /// The verb, such as `get`.
     pub verb: &'static str,
-    /// Scope what.
+    /// The objects.
     pub on: Scope,
-    /// In which namespaces; `None`: in all.
+    /// The namespaces; `None` for all of them.
     pub namespaces: Option<Vec<Namespace>>,
 }
 
-/// What a right is on.
+/// The objects of a permission.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// The namespaces themselves.
+    /// Namespace objects.
     Namespaces,
     /// The Secrets of this name.
     Secrets(String),
 }
 
-/// A right that this account has not.
+/// A permission that this account lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     verb: &'static str,
@@ -47,19 +47,19 @@ pub struct Missing {
     namespace: Option<Namespace>,
 }
 
-/// Why it isn't known what this account may do.
+/// Error of a check of permissions.
 #[derive(Debug, Error)]
 pub enum RightsError {
-    /// This account may not even ask.
+    /// This account may not check its permissions.
     #[error("the API server rejects the check: {0}")]
     Refused(String),
-    /// There was no answer.
+    /// The API server did not respond.
     #[error("no response within {} s", TIMEOUT.as_secs())]
     Timeout,
-    /// The API server doesn't know who asks.
+    /// The API server does not accept the credentials.
     #[error("the API server does not accept these credentials: {0}")]
     Unauthorized(String),
-    /// It couldn't be asked, or failed.
+    /// The API server can't be reached, or failed.
     #[error("the call to the API server failed")]
     Call(#[source] Box<kube::Error>),
 }
@@ -79,7 +79,7 @@ impl fmt::Display for Missing {
 }
 
 impl Permission {
-    /// This verb in all namespaces.
+    /// Returns the permission for a verb in all namespaces.
     #[must_use]
     pub fn everywhere(verb: &'static str, on: Scope) -> Self {
         Self {
@@ -102,9 +102,9 @@ impl Missing {
     fn attributes(&self) -> ResourceAttributes {
         let namespace = self.namespace.as_ref().map(ToString::to_string);
         let (resource, name) = match &self.on {
-            // A namespace is in itself.
+            // A Namespace object is authorized as in its own namespace.
             Scope::Namespaces => ("namespaces", namespace.clone()),
-            // A list with a field selector for one name is authorized as of that name.
+            // A list with a field selector for one name is authorized as that name.
             Scope::Secrets(name) => ("secrets", Some(name.clone())),
         };
         ResourceAttributes {
@@ -118,14 +118,17 @@ impl Missing {
     }
 }
 
-/// Asks for each right, and tells those that are missing. Where the question itself is refused, nothing is: then each call
-/// will tell.
-pub async fn missing(client: &Client, rights: &[Permission]) -> Result<Vec<Missing>, RightsError> {
-    let answers = stream::iter(rights)
-        .map(|right| lacks(client, right))
-        .buffered(AT_ONCE)
+/// Checks each permission, and returns those that are missing. If the API server rejects the check
+/// itself, none are: then each call will report its own error.
+pub async fn missing(
+    client: &Client,
+    permissions: &[Permission],
+) -> Result<Vec<Missing>, RightsError> {
+    let checks = stream::iter(permissions)
+        .map(|permission| lacks(client, permission))
+        .buffered(CONCURRENCY)
         .try_concat();
-    let missing = timeout(TIMEOUT, answers)
+    let missing = timeout(TIMEOUT, checks)
         .await
         .map_err(|_| RightsError::Timeout)?;
     match missing {
@@ -137,7 +140,7 @@ pub async fn missing(client: &Client, rights: &[Permission]) -> Result<Vec<Missi
     }
 }
 
-/// As whom we call, as far as the API server says so.
+/// Returns this account's user name, if the API server reports it.
 pub async fn account(client: &Client) -> Option<String> {
     let reviews: Api<SelfSubjectReview> = Api::all(client.clone());
     let params = PostParams::default();
@@ -146,18 +149,18 @@ pub async fn account(client: &Client) -> Option<String> {
     answer.await.ok()?.ok()?.status?.user_info?.username
 }
 
-async fn lacks(client: &Client, right: &Permission) -> Result<Vec<Missing>, RightsError> {
-    // Whoever may in all namespaces needn't be asked for each.
-    let everywhere = right.lacking(None);
+async fn lacks(client: &Client, permission: &Permission) -> Result<Vec<Missing>, RightsError> {
+    // A permission in all namespaces includes each of them.
+    let everywhere = permission.lacking(None);
     if is_allowed(client, &everywhere).await? {
         return Ok(Vec::new());
     }
-    let Some(namespaces) = &right.namespaces else {
+    let Some(namespaces) = &permission.namespaces else {
         return Ok(vec![everywhere]);
     };
     let mut lacking = Vec::new();
     for namespace in namespaces {
-        let here = right.lacking(Some(namespace.clone()));
+        let here = permission.lacking(Some(namespace.clone()));
         if !is_allowed(client, &here).await? {
             lacking.push(here);
         }
@@ -191,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_is_missing_on_what_and_where() {
+    fn missing_permission_names_verb_objects_and_namespace() {
         let team = Namespace::parse("team");
         let secrets = Scope::Secrets("ecr-pull-secret".to_owned());
         let right = Permission::everywhere("delete", secrets);

@@ -1,7 +1,8 @@
-//! Keeps a watch running: events go to a sink, errors are waited out.
+//! Watches that never end: events go to a sink, and after an error the watch begins again.
 //!
-//! Whatever goes wrong, the sink hears of what is new within a minute after it went right again. kube's own watcher has
-//! no limit to a request that is never answered, pauses for up to a minute, and none at all after a watch that merely ended.
+//! Whatever fails, the sink gets what is new within a minute after it works again. kube's own
+//! watcher has no timeout for a request that is never answered, a backoff of up to a minute, and
+//! none at all after a watch that merely ended.
 
 use std::{
     fmt::Debug,
@@ -22,64 +23,64 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::random;
 
-/// The pause after the first error; it doubles up to [`Patience::pause`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// How much of a pause chance may take off, in thousandths: replicas don't come back in step.
+/// The backoff after the first error, doubled up to [`WatchTimeouts::max_backoff`].
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// The jitter, which shortens a backoff, in thousandths: replicas don't reconnect in step.
 const JITTER: u64 = 250;
-/// The least time from the beginning of one watch to that of the next.
+/// The least time from the start of one watch to the start of the next.
 const GAP: Duration = Duration::from_millis(500);
-/// Objects to a page of a list. kube's 500 of them are some megabytes of JSON at a time, most of it managed fields, and a
-/// page more or less costs a millisecond.
+/// Objects in a page of a list. kube's 500 are some megabytes of JSON at a time, most of them
+/// managed fields, and another page costs a millisecond.
 const PAGE: u32 = 100;
-/// By how much kube lets a watch outlast the end that it asked for.
+/// By how much kube lets a watch exceed the `timeoutSeconds` that it asked for.
 const KUBE_MARGIN: Duration = Duration::from_secs(5);
 
-/// How long what may take.
+/// The timeouts and the longest backoff of a watch.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// When the API server is asked to end a watch, in seconds. One that is heard of neither then nor in the five seconds
-    /// after is dead, and begun anew.
+pub struct WatchTimeouts {
+    /// The `timeoutSeconds` of a watch. A watch that has not ended five seconds after them is dead
+    /// and begins again.
     pub watch_seconds: u32,
-    /// How long a connection may bring no byte while there is an answer to come. More than a quiet watch takes: its end
-    /// is no error.
-    pub silence: Duration,
-    /// The longest pause after errors.
-    pub pause: Duration,
+    /// How long a connection may bring no byte of a response. Longer than a quiet watch lasts: its
+    /// end is no error.
+    pub read: Duration,
+    /// The longest backoff after errors.
+    pub max_backoff: Duration,
 }
 
-impl Default for Patience {
+impl Default for WatchTimeouts {
     fn default() -> Self {
         Self {
             watch_seconds: 35,
-            silence: Duration::from_secs(42),
-            pause: Duration::from_secs(8),
+            read: Duration::from_secs(42),
+            max_backoff: Duration::from_secs(8),
         }
     }
 }
 
-impl Patience {
-    /// How long it takes at most until there is a new request after one that failed: that one is silent, and then there
-    /// are pauses.
+impl WatchTimeouts {
+    /// Returns the longest time until there is a new request after one that failed: the failed one
+    /// times out, and then there are a backoff and the gap.
     #[must_use]
     pub fn longest(&self) -> Duration {
         let watch = Duration::from_secs(self.watch_seconds.into()) + KUBE_MARGIN;
-        watch.max(self.silence) + self.pause + GAP
+        watch.max(self.read) + self.max_backoff + GAP
     }
 }
 
-/// How a watch is told what there is, before it is told what changes.
+/// How a watch gets the objects that exist, before it gets their changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Lists {
-    /// By a list, page by page: every API server does that.
+    /// By a list, page by page, which every API server supports.
     #[default]
     Paged,
-    /// By the watch itself, object by object (KEP-3157): the API server keeps no list in memory for it. One that refuses is
-    /// asked for pages from then on.
+    /// By the watch itself, object by object (KEP-3157): the API server keeps no list in memory for
+    /// it. If an API server rejects that, the watch lists pages from then on.
     Streamed,
 }
 
 impl Lists {
-    /// What kube's watcher has to be told for it. The selectors are the caller's.
+    /// Returns the configuration of kube's watcher, to which the caller adds its selectors.
     #[must_use]
     pub fn config(self) -> watcher::Config {
         let config = watcher::Config::default();
@@ -90,7 +91,7 @@ impl Lists {
     }
 }
 
-/// Watches until the future is dropped. `name` is for the log.
+/// Watches until the future is dropped; `name` is for the log.
 pub async fn watch<K>(
     name: &'static str,
     api: Api<K>,
@@ -99,12 +100,12 @@ pub async fn watch<K>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    watch_with(Patience::default(), name, api, config, sink).await;
+    watch_with(WatchTimeouts::default(), name, api, config, sink).await;
 }
 
-/// [`watch`] with times of one's own. The client's has to be the same silence.
+/// Watches like [`watch`], with other timeouts. The client must have the same read timeout.
 pub async fn watch_with<K>(
-    patience: Patience,
+    timeouts: WatchTimeouts,
     name: &'static str,
     api: Api<K>,
     config: watcher::Config,
@@ -112,8 +113,8 @@ pub async fn watch_with<K>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut config = config.timeout(patience.watch_seconds).page_size(PAGE);
-    let mut pauses = Pauses::new(patience);
+    let mut config = config.timeout(timeouts.watch_seconds).page_size(PAGE);
+    let mut backoff = WatchBackoff::new(timeouts);
     loop {
         let mut events = std::pin::pin!(watcher(api.clone(), config.clone()));
         while let Some(event) = events.next().await {
@@ -125,56 +126,58 @@ pub async fn watch_with<K>(
                 Err(error) => error,
             };
             if config.initial_list_strategy == InitialListStrategy::StreamingList
-                && streams_no_lists(&error)
+                && lacks_streaming_lists(&error)
             {
                 tracing::warn!(watch = name, %error, "API server does not support streaming lists; falling back to paginated lists");
                 config.initial_list_strategy = InitialListStrategy::ListWatch;
                 break;
             }
             tracing::warn!(watch = name, %error, "watch failed; retrying");
-            sleep(pauses.next(Instant::now(), random())).await;
-            if is_refusal(&error) {
+            sleep(backoff.next(Instant::now(), random())).await;
+            if needs_relist(&error) {
                 break;
             }
         }
     }
 }
 
-/// What is heard of the one object of a name.
+/// The state of the one object of a name, as a watch shows it.
 #[derive(Debug)]
-pub enum News<K> {
-    /// It is this.
-    Is(K),
-    /// There is none; what it was last, if it was deleted while it was watched.
-    Gone(Option<K>),
+pub enum ObjectState<K> {
+    /// The object exists.
+    Present(K),
+    /// There is no such object; its last version, if it was deleted while it was watched.
+    Absent(Option<K>),
 }
 
-/// Watches the one object of a name until the future is dropped: all that a role permits which is narrowed to that name.
+/// Watches the one object of a name until the future is dropped: all that a Role with that
+/// `resourceName` permits.
 pub async fn watch_one<K>(
-    what: &'static str,
+    label: &'static str,
     api: Api<K>,
     name: &str,
-    mut sink: impl FnMut(News<K>),
+    mut sink: impl FnMut(ObjectState<K>),
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut is_listed = false;
-    watch(what, api, config, |event| match event {
+    watch(label, api, config, |event| match event {
         Event::Init => is_listed = false,
         Event::InitApply(object) => {
             is_listed = true;
-            sink(News::Is(object));
+            sink(ObjectState::Present(object));
         }
-        Event::Apply(object) => sink(News::Is(object)),
+        Event::Apply(object) => sink(ObjectState::Present(object)),
         Event::InitDone if is_listed => {}
-        Event::InitDone => sink(News::Gone(None)),
-        Event::Delete(object) => sink(News::Gone(Some(object))),
+        Event::InitDone => sink(ObjectState::Absent(None)),
+        Event::Delete(object) => sink(ObjectState::Absent(Some(object))),
     })
     .await;
 }
 
-/// An object's version. They are numbers that grow (KEP-5504 makes it part of the API's contract).
+/// Returns an object's version. Versions are numbers that grow (KEP-5504 makes that part of the
+/// API's contract).
 #[must_use]
 pub fn version(metadata: &ObjectMeta) -> u64 {
     let version = metadata.resource_version.as_deref();
@@ -183,20 +186,20 @@ pub fn version(metadata: &ObjectMeta) -> u64 {
         .unwrap_or_default()
 }
 
-/// Whether there is no going on from where the watch stood, so that it begins with a list. kube's watcher does so only
-/// for an event of 410 and would ask for the same again and again; an answer of 410 can come from what is between us and
-/// the API server, too.
-fn is_refusal(error: &watcher::Error) -> bool {
-    answered(error).is_some_and(|code| (400..500).contains(&code) && code != 429)
+/// Whether the watch can't continue from its version and has to list again. kube's watcher lists
+/// again only after an event of 410, and would otherwise repeat the rejected request; a response of
+/// 410 can also come from a proxy before the API server.
+fn needs_relist(error: &watcher::Error) -> bool {
+    status_code(error).is_some_and(|code| (400..500).contains(&code) && code != 429)
 }
 
-/// Whether it is the request that isn't understood: the answer where the feature `WatchList` is off.
-fn streams_no_lists(error: &watcher::Error) -> bool {
-    matches!(answered(error), Some(400 | 422))
+/// Whether the API server did not understand the request, as where the feature `WatchList` is off.
+fn lacks_streaming_lists(error: &watcher::Error) -> bool {
+    matches!(status_code(error), Some(400 | 422))
 }
 
-/// The status that a watch was answered with, by the response or by an event in it.
-fn answered(error: &watcher::Error) -> Option<u16> {
+/// Returns the status code of a response to a watch, or of an error event in it.
+fn status_code(error: &watcher::Error) -> Option<u16> {
     use kube::Error::Api;
     use watcher::Error::{WatchError, WatchFailed, WatchStartFailed};
     match error {
@@ -207,39 +210,40 @@ fn answered(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-/// How long to wait after errors. The pause grows while they come in a row; an event between them is no sign that all is
-/// well, for a list may succeed each time and the watch after it never.
-struct Pauses {
-    patience: Patience,
+/// The backoff of a watch. It grows while errors come in a row, and an event between two errors
+/// does not reset it: a list may succeed each time and the watch after it never.
+struct WatchBackoff {
+    timeouts: WatchTimeouts,
     next: Duration,
     last_error: Option<Instant>,
 }
 
-impl Pauses {
-    fn new(patience: Patience) -> Self {
+impl WatchBackoff {
+    fn new(timeouts: WatchTimeouts) -> Self {
         Self {
-            patience,
+            timeouts,
             next: Duration::ZERO,
             last_error: None,
         }
     }
 
     fn next(&mut self, now: Instant, random: u64) -> Duration {
-        let is_row = |last| now.duration_since(last) < self.patience.longest() * 2;
+        let is_row = |last| now.duration_since(last) < self.timeouts.longest() * 2;
         if !self.last_error.is_some_and(is_row) {
-            self.next = FIRST_PAUSE;
+            self.next = FIRST_BACKOFF;
         }
         self.last_error = Some(now);
-        let pause = self.next.min(self.patience.pause);
-        self.next = pause * 2;
+        let backoff = self.next.min(self.timeouts.max_backoff);
+        self.next = backoff * 2;
         let share = 1000 - random % (JITTER + 1);
-        pause * u32::try_from(share).unwrap_or(1000) / 1000
+        backoff * u32::try_from(share).unwrap_or(1000) / 1000
     }
 }
 
-/// The same client, but its watches begin at least [`GAP`] apart. An API server that shuts down, or a proxy that lets no
-/// answer last, ends a watch as soon as it began, and kube's watcher takes that for the end of a quiet one.
-pub(super) fn paced(client: Client) -> Client {
+/// Returns the client with its watches begun at least [`GAP`] apart. An API server that shuts down,
+/// or a proxy that cuts off long responses, ends a watch as soon as it began, and kube's watcher
+/// takes that for the end of a quiet watch.
+pub(super) fn spaced(client: Client) -> Client {
     let namespace = client.default_namespace().to_owned();
     let next = Arc::new(Mutex::new(Instant::now()));
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -270,28 +274,28 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_double_up_to_the_longest_and_chance_only_shortens_them() {
-        let patience = Patience::default();
+    async fn backoff_doubles_to_a_limit_and_jitter_only_shortens_it() {
+        let timeouts = WatchTimeouts::default();
         for (random, percent) in [(0, 100), (130, 87), (250, 75), (251, 100)] {
-            let mut pauses = Pauses::new(patience);
+            let mut backoff = WatchBackoff::new(timeouts);
             for seconds in [1, 2, 4, 8, 8, 8] {
-                let pause = pauses.next(Instant::now(), random);
+                let wait = backoff.next(Instant::now(), random);
                 let whole = Duration::from_secs(seconds);
-                assert!(pause <= whole, "{pause:?}");
-                assert_eq!(pause.as_millis() / (10 * u128::from(seconds)), percent);
-                tokio::time::advance(patience.longest()).await;
+                assert!(wait <= whole, "{wait:?}");
+                assert_eq!(wait.as_millis() / (10 * u128::from(seconds)), percent);
+                tokio::time::advance(timeouts.longest()).await;
             }
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_error_after_a_good_while_is_a_first_one() {
-        let patience = Patience::default();
-        let mut pauses = Pauses::new(patience);
+    async fn error_after_a_long_success_has_the_first_backoff() {
+        let timeouts = WatchTimeouts::default();
+        let mut backoff = WatchBackoff::new(timeouts);
         for _ in 0..5 {
-            pauses.next(Instant::now(), 0);
+            backoff.next(Instant::now(), 0);
         }
-        tokio::time::advance(patience.longest() * 2).await;
-        assert_eq!(pauses.next(Instant::now(), 0), FIRST_PAUSE);
+        tokio::time::advance(timeouts.longest() * 2).await;
+        assert_eq!(backoff.next(Instant::now(), 0), FIRST_BACKOFF);
     }
 }

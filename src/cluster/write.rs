@@ -1,43 +1,57 @@
-//! What a writer of one object needs: a call with a deadline, why it came to nothing, and a pause that grows while
-//! somebody else undoes what was written.
+//! Writes of one object: the call, its errors, and a backoff that grows while another client undoes
+//! what was written.
 
 use std::time::Duration;
 
 use kube::core::Status;
 use thiserror::Error;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-/// How long one call that writes may take.
+use super::call::{ApiCall, CallFailure, CallOutcome};
+
+/// How long one write may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How much of an API server's message is shown, in characters.
+/// The most that is shown of an API server's message, in characters.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// The pause after the first failure; it doubles up to [`MAX_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_mins(5);
-/// A repair within this time after the last one, and the pause before it, is of the same damage by the same hand.
-const ROW: Duration = Duration::from_mins(1);
+/// The backoff after the first failure, doubled up to [`MAX_BACKOFF`].
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_mins(5);
+/// A write within this time after the last one, and the backoff before it, repairs the same change
+/// by the same client.
+const CONTENTION_WINDOW: Duration = Duration::from_mins(1);
 
-/// Why something wasn't written.
+/// Why an object was not written.
 #[derive(Debug, Error)]
 pub(crate) enum WriteError {
-    /// Somebody else wrote it first.
+    /// Another client wrote the object first.
     #[error("another client wrote it first")]
     Conflict,
-    /// The term is over.
+    /// This replica's term as the leader is over.
     #[error("another replica leads now")]
     NotLeading,
-    /// The API server doesn't answer.
+    /// The API server did not respond.
     #[error("no response within {} s", CALL_TIMEOUT.as_secs())]
     Timeout,
-    /// The API server refuses, or can't be reached; its whole message.
+    /// The API server rejected the write, or can't be reached; its whole message.
     #[error("{}", short(.0))]
     Failed(String),
 }
 
 impl WriteError {
-    /// Returns the word for the metric of calls.
-    pub(crate) fn as_str(&self) -> &'static str {
+    /// Gives a failure its meaning; `is_conflict` decides whether a rejected write lost to another.
+    fn new(failure: CallFailure, is_conflict: impl FnOnce(&Status) -> bool) -> Self {
+        match failure {
+            CallFailure::Timeout => Self::Timeout,
+            CallFailure::Kube(kube::Error::Api(status)) if is_conflict(&status) => Self::Conflict,
+            CallFailure::Kube(kube::Error::Api(status)) => Self::Failed(status.message.clone()),
+            CallFailure::Kube(error) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl CallOutcome for WriteError {
+    fn as_str(&self) -> &'static str {
         match self {
             Self::Conflict => "conflict",
             Self::NotLeading => "not_leading",
@@ -47,59 +61,57 @@ impl WriteError {
     }
 }
 
-/// Makes one call that writes, with its deadline. `lost` decides of a refusal whether somebody else was first.
-pub(crate) async fn call<T>(
-    call: impl Future<Output = kube::Result<T>>,
-    lost: impl FnOnce(&Status) -> bool,
+/// Makes one write, with its deadline; `is_conflict` decides whether a rejected write lost to
+/// another.
+pub(crate) async fn write<T>(
+    call: ApiCall<'_>,
+    write: impl Future<Output = kube::Result<T>>,
+    is_conflict: impl FnOnce(&Status) -> bool,
 ) -> Result<T, WriteError> {
-    match timeout(CALL_TIMEOUT, call).await {
-        Ok(Ok(written)) => Ok(written),
-        Ok(Err(kube::Error::Api(status))) if lost(&status) => Err(WriteError::Conflict),
-        Ok(Err(kube::Error::Api(status))) => Err(WriteError::Failed(status.message.clone())),
-        Ok(Err(error)) => Err(WriteError::Failed(error.to_string())),
-        Err(_) => Err(WriteError::Timeout),
-    }
+    let deadline = Instant::now() + CALL_TIMEOUT;
+    let error = |failure| WriteError::new(failure, is_conflict);
+    call.send(deadline, write, error).await
 }
 
 fn short(text: &str) -> String {
     text.chars().take(MAX_MESSAGE_CHARS).collect()
 }
 
-/// When a write that failed, or was undone by others, may be tried again.
+/// The backoff of a write that failed, or that another client undid.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBackoff {
-    pause: Duration,
+    wait: Duration,
     last: Option<Instant>,
 }
 
 impl WriteBackoff {
-    /// Returns the end of the pause, if anything was written or failed yet.
+    /// Returns the end of the backoff, if a write was made or failed yet.
     pub(crate) fn until(&self) -> Option<Instant> {
-        self.last.map(|last| last + self.pause)
+        self.last.map(|last| last + self.wait)
     }
 
-    /// Returns whether the pause is over.
+    /// Whether the backoff is over.
     pub(crate) fn is_over(&self) -> bool {
         self.until().is_none_or(|at| at <= Instant::now())
     }
 
-    /// Notes a write. The first one has no pause after it: what is damaged once is repaired at once.
+    /// Records a write. The first one has no backoff after it: a single change is repaired at once.
     pub(crate) fn wrote(&mut self) {
         let now = Instant::now();
-        let is_row = self
+        let is_contended = self
             .last
-            .is_some_and(|last| now.duration_since(last) < self.pause * 2 + ROW);
-        self.pause = if is_row {
-            (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE)
+            .is_some_and(|last| now.duration_since(last) < self.wait * 2 + CONTENTION_WINDOW);
+        self.wait = if is_contended {
+            (self.wait * 2).clamp(FIRST_BACKOFF, MAX_BACKOFF)
         } else {
             Duration::ZERO
         };
         self.last = Some(now);
     }
 
-    /// Notes a failure.
+    /// Records a write that failed.
     pub(crate) fn failed(&mut self) {
-        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
+        self.wait = (self.wait * 2).clamp(FIRST_BACKOFF, MAX_BACKOFF);
         self.last = Some(Instant::now());
     }
 }

@@ -36,12 +36,13 @@ use super::{
 };
 use crate::{
     cluster::{
+        call::ApiCall,
         lease::Leadership,
         namespace::Namespace,
         object::WholeSecret,
         ownership::{FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL},
-        watch::{News, version, watch_one},
-        write::{WriteBackoff, WriteError, call},
+        watch::{ObjectState, version, watch_one},
+        write::{WriteBackoff, WriteError, write},
     },
     process::{clock::Clock, readiness::Condition},
     telemetry::log_once::LogOnce,
@@ -129,9 +130,9 @@ impl KeySecret {
     /// Watches the Secret, and uses its keys, until the future is dropped.
     pub async fn watch(self) {
         let (api, name) = (self.0.api.clone(), &self.0.name);
-        watch_one("the state key", api, name, |news| match news {
-            News::Is(WholeSecret(secret)) => self.0.record_watched(&secret),
-            News::Gone(last) => {
+        watch_one("the state key", api, name, |state| match state {
+            ObjectState::Present(WholeSecret(secret)) => self.0.record_watched(&secret),
+            ObjectState::Absent(last) => {
                 let number = last.map(|WholeSecret(last)| version(&last.metadata));
                 self.0.seen.send_modify(|seen| {
                     seen.content = Content::Absent;
@@ -301,11 +302,8 @@ impl Inner {
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let patch = Patch::Apply(&secret);
         let patch = self.api.patch(&self.name, &params, &patch);
-        let written = call(patch, Status::is_conflict).await;
-        let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
-        self.metrics
-            .api_calls
-            .count_call("apply", "secrets", outcome);
+        let call = ApiCall::new(&self.metrics.api_calls, "apply", "secrets");
+        let written = write(call, patch, Status::is_conflict).await;
         let WholeSecret(written) = written.map_err(|error| redact(keys, error))?;
         self.record_written(&written);
         Ok(())

@@ -11,7 +11,7 @@ use crate::{
         event_recorder::EventRecorder,
         lease::Leadership,
         namespace::{Namespace, NamespaceSettings},
-        namespaces::{Look, Namespaces, ReadError},
+        namespaces::{NamespaceState, Namespaces, ReadError},
     },
     process::{clock::Clock, current::Current},
     pull_secret::{
@@ -60,7 +60,7 @@ pub trait NamespaceSource: Send + Sync + 'static {
         &'a self,
         namespace: &'a Namespace,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Look, ReadError>>;
+    ) -> BoxFuture<'a, Result<NamespaceState, ReadError>>;
 }
 
 impl NamespaceSource for Namespaces {
@@ -76,8 +76,8 @@ impl NamespaceSource for Namespaces {
         &'a self,
         namespace: &'a Namespace,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Look, ReadError>> {
-        Box::pin(self.look(namespace, deadline))
+    ) -> BoxFuture<'a, Result<NamespaceState, ReadError>> {
+        Box::pin(self.read(namespace, deadline))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
         changes::Changes,
         lease::Leadership,
         namespace::{Namespace, NamespaceSettings},
-        namespaces::Look,
+        namespaces::NamespaceState,
     },
     pull_secret::{
         Damage, DesiredCredential, Existing, Observed,
@@ -288,12 +288,12 @@ impl Reconciler {
         })?;
         match read {
             // The watch will report that too.
-            Look::OptedIn(_) => Ok(false),
-            Look::Absent => {
+            NamespaceState::OptedIn(_) => Ok(false),
+            NamespaceState::Absent => {
                 self.0.secrets.forget_namespace(namespace);
                 Ok(true)
             }
-            Look::OptedOut(_) => {
+            NamespaceState::OptedOut(_) => {
                 let now = self.0.clock.now();
                 let is_wanted = |existing: &Existing| {
                     let claims = existing.claims.as_ref();

@@ -1,9 +1,10 @@
 //! The accept loop: from a listening socket to HTTP/1.1 requests, with every wait bounded.
 //!
-//! hyper's one header timeout is also its idle limit, and those two must differ: a client that dawdles over a request's
-//! head is cut off in seconds, while a kept-alive connection may rest longer than the 90 s for which the API server
-//! keeps its own. So hyper gets the idle limit, and the head's time is kept here, around the stream. So is the time that
-//! an answer may wait for a client that doesn't read it, for which hyper has no limit at all.
+//! hyper's one header timeout is also its idle timeout, and those two must differ: a client that
+//! sends a request's head slowly is cut off in seconds, while a kept-alive connection may be idle
+//! longer than the 90 s for which the API server keeps its own. So hyper gets the idle timeout, and
+//! the stream around it has the timeout of the head. The stream also has the timeout of a response
+//! that the client doesn't read, for which hyper has none.
 
 use std::{
     io,
@@ -36,50 +37,53 @@ use tower::ServiceExt as _;
 
 use super::metrics::{Handshake, ServerMetrics, Shed};
 
-/// Connections served at the same time. One more takes the place of the one that can best be spared.
+/// The most connections at the same time. One more replaces the one that is least in use.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// A TLS handshake, from the first byte to the last.
+/// The timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A request's head, from its first byte; for a new connection from the beginning, its handshake included.
+/// The timeout of a request's head, from its first byte; on a new connection from its start, with
+/// the handshake.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// A kept-alive connection's rest between two requests. The API server closes its own after 90 s, and does not retry a
-/// review that met a closed connection.
+/// How long a kept-alive connection may be idle. The API server closes its own after 90 s, and does
+/// not retry a review that met a closed connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
-/// An answer, from when the client's window is full until all of it is sent.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a request's head may take.
+/// The timeout of a response, from when the client's window is full until all of it is sent.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest head of a request.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADERS: usize = 64;
-/// How long a new connection waits for a place before it looks again for one that can be spared.
-const SEAT_PAUSE: Duration = Duration::from_millis(50);
-/// The pause after an accept that failed, such as for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a new connection waits for a slot before it tries again to close an idle connection.
+const SLOT_RETRY: Duration = Duration::from_millis(50);
+/// The pause after an accept that failed, as without free file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// One listener.
+/// A listener and the limit of its connections.
 pub struct Listener {
-    /// Where connections come from.
+    /// The listening socket.
     pub socket: TcpListener,
-    /// How many are served at the same time.
+    /// The most connections at the same time.
     pub limit: usize,
-    /// How each of them is served.
+    /// The settings of each connection.
     pub connection: Connection,
 }
 
-/// How a connection is served.
+/// The settings of a connection.
 #[derive(Clone)]
 pub struct Connection {
-    /// `None` serves plain HTTP.
+    /// The TLS acceptor; `None` serves plain HTTP.
     pub tls: Option<TlsAcceptor>,
-    /// What answers.
+    /// The routes.
     pub router: Router,
-    /// What is counted.
+    /// The metrics of connections.
     pub metrics: Arc<ServerMetrics>,
-    /// Once this is cancelled, each answer asks its client to connect anew: to somebody who is not about to stop.
+    /// Once cancelled, each response has `Connection: close`, so that its client connects to
+    /// another replica.
     pub draining: CancellationToken,
 }
 
 impl Listener {
-    /// Accepts until `stop`, then lets the requests under way end, for at most `grace`, and cuts off what is left.
+    /// Accepts connections until `stop`, then waits at most `grace` for requests in flight, and
+    /// closes the connections that are left.
     pub async fn run(self, stop: CancellationToken, tasks: TaskTracker, grace: Duration) {
         let limit = Arc::new(ConnectionLimit::new(self.limit));
         let graceful = GracefulShutdown::new();
@@ -90,11 +94,11 @@ impl Listener {
                 Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
                     self.connection.metrics.connection_failure("accept");
-                    sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_RETRY).await;
                     continue;
                 }
             };
-            // A failure only means that small answers may wait for an acknowledgement.
+            // A failure only means that small responses may wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
             let Some(slot) = stop.run_until_cancelled(limit.take()).await else {
                 break;
@@ -105,7 +109,7 @@ impl Listener {
                 let served = connection.serve_as(stream, watcher, slot.state.clone());
                 tokio::select! {
                     () = served => {}
-                    () = slot.given_up.cancelled() => {
+                    () = slot.shed.cancelled() => {
                         connection.metrics.connection_failure("shed");
                         connection.metrics.shed(Shed::Connection);
                     }
@@ -125,7 +129,7 @@ impl Listener {
 }
 
 impl Connection {
-    /// Serves one connection to its end. Through `watcher` it learns that it is to end after the request under way.
+    /// Serves one connection to its end; `watcher` signals to end after the request in flight.
     pub async fn serve<S>(&self, stream: S, watcher: Watcher)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -168,11 +172,11 @@ impl Connection {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let guarded = TimeoutStream {
+        let stream = TimeoutStream {
             inner: stream,
             state: state.clone(),
             head: Box::pin(sleep_until(head_by)),
-            answer: None,
+            response: None,
         };
         let service = Requests {
             router: self.router.clone(),
@@ -184,7 +188,7 @@ impl Connection {
             .header_read_timeout(IDLE_TIMEOUT)
             .max_buf_size(MAX_HEAD_BYTES)
             .max_headers(MAX_HEADERS)
-            .serve_connection(TokioIo::new(guarded), service);
+            .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%error, "connection ended with an error");
             self.metrics
@@ -209,19 +213,19 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Where a connection stands between two requests.
+/// The phase of a connection between two requests.
 #[derive(Default)]
 struct ConnectionState {
     phase: AtomicU8,
-    /// When its last answer was made, as a count of all answers; 0 before the first.
-    answered: AtomicU64,
+    /// The number of the connection's last response among all responses; 0 before the first.
+    last_response: AtomicU64,
 }
 
 const HEAD: u8 = 0;
 const BUSY: u8 = 1;
 const IDLE: u8 = 2;
 
-static ANSWERS: AtomicU64 = AtomicU64::new(0);
+static RESPONSES: AtomicU64 = AtomicU64::new(0);
 
 impl ConnectionState {
     fn is(&self, phase: u8) -> bool {
@@ -232,15 +236,16 @@ impl ConnectionState {
         self.phase.store(phase, Ordering::Relaxed);
     }
 
-    fn answered(&self) {
-        let count = ANSWERS.fetch_add(1, Ordering::Relaxed) + 1;
-        self.answered.store(count, Ordering::Relaxed);
+    fn responded(&self) {
+        let count = RESPONSES.fetch_add(1, Ordering::Relaxed) + 1;
+        self.last_response.store(count, Ordering::Relaxed);
         self.set(IDLE);
     }
 }
 
-/// The places for connections. Whoever reaches the port can take all of them and rest there, so when they are taken, a
-/// new connection gets the place of one that never sent a request, else of the one that has rested longest.
+/// The slots for connections. A client that reaches the port can take all of them and stay idle, so
+/// when none is free, a new connection gets the slot of one that never sent a request, else of the
+/// one that has been idle longest.
 struct ConnectionLimit {
     free: Arc<Semaphore>,
     taken: Mutex<Vec<Taken>>,
@@ -249,13 +254,13 @@ struct ConnectionLimit {
 #[derive(Clone)]
 struct Taken {
     state: Arc<ConnectionState>,
-    given_up: CancellationToken,
+    shed: CancellationToken,
 }
 
-/// A connection's place; free again when dropped.
+/// A connection's slot, free again when dropped.
 struct Slot {
     state: Arc<ConnectionState>,
-    given_up: CancellationToken,
+    shed: CancellationToken,
     limit: Arc<ConnectionLimit>,
     _permit: OwnedSemaphorePermit,
 }
@@ -271,38 +276,38 @@ impl ConnectionLimit {
     async fn take(self: &Arc<Self>) -> Slot {
         let permit = loop {
             if self.free.available_permits() == 0 {
-                self.give_up_one();
+                self.shed_one();
             }
-            match timeout(SEAT_PAUSE, self.free.clone().acquire_owned()).await {
+            match timeout(SLOT_RETRY, self.free.clone().acquire_owned()).await {
                 Ok(Ok(permit)) => break permit,
-                // All were busy; one of them may rest by now.
+                // All were busy; one of them may be idle by now.
                 Err(_) => {}
                 Ok(Err(_)) => unreachable!("the semaphore is never closed"),
             }
         };
         let taken = Taken {
             state: Arc::default(),
-            given_up: CancellationToken::new(),
+            shed: CancellationToken::new(),
         };
         self.taken().push(taken.clone());
         Slot {
             state: taken.state,
-            given_up: taken.given_up,
+            shed: taken.shed,
             limit: self.clone(),
             _permit: permit,
         }
     }
 
-    /// The list is in the order of arrival, and of equals the first goes. While all are busy, none does.
-    fn give_up_one(&self) {
+    /// Closes the connection that has been idle longest, of equals the oldest; none while all are
+    /// busy.
+    fn shed_one(&self) {
         let taken = self.taken();
-        let spared = taken
+        let idle = taken
             .iter()
-            .filter(|taken| !taken.state.is(BUSY) && !taken.given_up.is_cancelled());
-        if let Some(spared) =
-            spared.min_by_key(|taken| taken.state.answered.load(Ordering::Relaxed))
-        {
-            spared.given_up.cancel();
+            .filter(|taken| !taken.state.is(BUSY) && !taken.shed.is_cancelled());
+        let last_response = |taken: &&Taken| taken.state.last_response.load(Ordering::Relaxed);
+        if let Some(longest) = idle.min_by_key(last_response) {
+            longest.shed.cancel();
         }
     }
 
@@ -319,17 +324,18 @@ impl Drop for Slot {
     }
 }
 
-/// A stream that fails a read when a request's head takes too long, and a write when an answer does.
+/// A stream that fails a read when a request's head takes too long, and a write when a response
+/// does.
 struct TimeoutStream<S> {
     inner: S,
     state: Arc<ConnectionState>,
     head: Pin<Box<Sleep>>,
-    /// Runs while bytes of an answer wait for the client to read.
-    answer: Option<Pin<Box<Sleep>>>,
+    /// Runs while bytes of a response wait for the client to read.
+    response: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> TimeoutStream<S> {
-    /// Gives up a write that has waited too long.
+    /// Fails a write that has waited too long.
     fn bound<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -337,8 +343,8 @@ impl<S> TimeoutStream<S> {
     ) -> Poll<io::Result<T>> {
         if result.is_pending() {
             let timer = self
-                .answer
-                .get_or_insert_with(|| Box::pin(sleep(ANSWER_TIMEOUT)));
+                .response
+                .get_or_insert_with(|| Box::pin(sleep(RESPONSE_TIMEOUT)));
             if timer.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(too_slow("the response was read too slowly")));
             }
@@ -347,8 +353,8 @@ impl<S> TimeoutStream<S> {
     }
 }
 
-fn too_slow(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, what)
+fn too_slow(message: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, message)
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
@@ -386,7 +392,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.inner).poll_flush(cx);
         if result.is_ready() {
-            this.answer = None;
+            this.response = None;
         }
         this.bound(cx, result)
     }
@@ -412,7 +418,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
     }
 }
 
-/// Hands requests to the router and notes when their head is there and when they are answered.
+/// Passes requests to the router, and records when their head is complete and when they have a
+/// response.
 struct Requests {
     router: Router,
     draining: CancellationToken,
@@ -434,7 +441,7 @@ impl Service<http::Request<Incoming>> for Requests {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
-            state.answered();
+            state.responded();
             response
         })
     }

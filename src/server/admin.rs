@@ -1,4 +1,4 @@
-//! The second listener: liveness, readiness and metrics, in plain HTTP and apart from admission.
+//! The admin listener: liveness, readiness and metrics, in plain HTTP and apart from admission.
 
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ struct Admin {
     registry: Arc<Registry>,
 }
 
-/// `/livez` says that the process answers, `/readyz` whether it should get traffic (`?verbose` why), `/metrics` the rest.
+/// Returns the routes: `/livez` shows that the process responds, `/readyz` whether it should get
+/// traffic (`?verbose` why), and `/metrics` the metrics.
 pub fn router(readiness: Readiness, registry: Arc<Registry>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok\n"))

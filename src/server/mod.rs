@@ -1,4 +1,5 @@
-//! The admission listener's HTTP: one path, one method, one content type, and a bound on everything.
+//! The HTTP of the admission listener: one path, one method, one content type, and a limit for each
+//! resource. What a review holds is the [`ReviewHandler`]'s.
 
 pub mod accept;
 pub mod admin;
@@ -25,100 +26,120 @@ use tokio::{
 };
 
 use self::metrics::{ServerMetrics, Shed};
-use crate::{
-    admission::handler::Webhook,
-    telemetry::{log::line, otel::Traces},
+use crate::telemetry::{
+    log::line,
+    otel::{Trace, Traces},
 };
 
-/// The path that the registration names.
+/// The path of the webhook configuration.
 pub const PATH: &str = "/mutate";
-/// The largest body: API objects reach 3 MiB, and a review of an UPDATE holds two.
+/// The largest body: API objects reach 3 MiB, and a review of an UPDATE has two.
 pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
-/// All bodies in flight together.
+/// The memory for all bodies in flight.
 pub const BODY_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// Reviews in hand at the same time. One more is answered at once, and its Pod let in without a pull secret.
-pub const MAX_IN_HAND: usize = 512;
-/// The budget is counted in these.
+/// The most reviews at the same time. One more gets a response at once, and its Pod is admitted
+/// without a pull secret.
+pub const MAX_REVIEWS: usize = 512;
+/// The unit of the budget's permits.
 const BUDGET_UNIT_BYTES: usize = 1024;
-/// A body is kept in blocks of this size while it comes. It is also the most that is set aside before the first byte is
-/// there: a length that a client announces costs it nothing.
+/// The size of the blocks that hold a body while it is read, and the most that is allocated before
+/// the first byte: a client can announce any length at no cost.
 const BLOCK_BYTES: usize = 64 * 1024;
-/// A body, from its head to its last byte.
+/// The timeout of a body, from its head to its last byte.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// What the API server waits if the registration doesn't say; it always appends `?timeout=`.
+/// The API server's timeout if the URL has none; the API server always appends `?timeout=`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The bounds of a registration's `timeoutSeconds`.
+/// The limits of a webhook configuration's `timeoutSeconds`.
 const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// The part of the timeout that is left for the network and a busy API server, as a divisor.
+/// The part of the timeout that is reserved for the network and a busy API server, as a divisor.
 const MARGIN_SHARE: u32 = 4;
-/// A parser's complaint may quote what it complains about, which is as long as the client likes.
-const MAX_COMPLAINT_CHARS: usize = 300;
+/// The longest error in a response. A parser's error may quote its input, which the client chooses.
+const MAX_ERROR_CHARS: usize = 300;
 
-/// The admission listener's handler.
-pub struct Admission {
-    webhook: Webhook,
+/// Handles the body of a review.
+pub trait ReviewHandler: Send + Sync + 'static {
+    /// Returns the response to a review, before `deadline`; or for the client why the body is none.
+    fn review(
+        &self,
+        body: &[u8],
+        started: Instant,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
+
+    /// Returns the response to a review for which there is no capacity.
+    fn reject_overloaded(
+        &self,
+        body: &[u8],
+        started: Instant,
+        trace: &mut Trace,
+    ) -> Result<Vec<u8>, String>;
+}
+
+/// The handler of the admission listener's requests.
+pub struct Admission<H> {
+    handler: H,
     metrics: Arc<ServerMetrics>,
     traces: Traces,
     budget: Semaphore,
-    places: Semaphore,
+    reviews: Semaphore,
 }
 
-/// Why a request is not answered with a review: its status, and the reason as a metric's label and as a text.
-type Refusal = (StatusCode, &'static str, String);
+/// Why a request gets no review as its response: the status, and the reason as a metric's label and
+/// as a text.
+type Rejection = (StatusCode, &'static str, String);
 
-impl Admission {
-    /// A handler over a webhook.
+impl<H: ReviewHandler> Admission<H> {
+    /// Returns a handler of requests that passes their bodies to `handler`.
     #[must_use]
-    pub fn new(webhook: Webhook, metrics: Arc<ServerMetrics>) -> Self {
+    pub fn new(handler: H, metrics: Arc<ServerMetrics>) -> Self {
         Self {
-            webhook,
+            handler,
             metrics,
             traces: Traces::default(),
             budget: Semaphore::new(BODY_BUDGET_BYTES / BUDGET_UNIT_BYTES),
-            places: Semaphore::new(MAX_IN_HAND),
+            reviews: Semaphore::new(MAX_REVIEWS),
         }
     }
 
-    /// The same, and each admission is a span of a trace.
+    /// Adds traces: each admission becomes a span.
     #[must_use]
-    pub fn traced(self, traces: Traces) -> Self {
+    pub fn with_traces(self, traces: Traces) -> Self {
         Self { traces, ..self }
     }
 
-    /// The routes.
+    /// Returns the routes.
     pub fn router(self) -> Router {
         Router::new()
-            .route(PATH, post(mutate))
+            .route(PATH, post(mutate::<H>))
             .with_state(Arc::new(self))
     }
 
-    async fn handle(&self, request: Request) -> Result<Vec<u8>, Refusal> {
+    async fn handle(&self, request: Request) -> Result<Vec<u8>, Rejection> {
         let _in_flight = InFlight::count(&self.metrics);
         let mut trace = self.traces.admission(request.headers());
         let started = Instant::now();
-        let deadline = started + allowed(timeout_of(request.uri()));
+        let deadline = started + without_margin(timeout_of(request.uri()));
         if !is_json(request.headers()) {
             let text = "the Content-Type must be application/json".to_owned();
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", text));
         }
-        let (_permit, body) = self.read(request, started, deadline).await?;
-        let place = self.places.try_acquire();
+        let (_budget, body) = self.read(request, started, deadline).await?;
+        let permit = self.reviews.try_acquire();
         let review = async {
-            if place.is_ok() {
-                self.webhook
-                    .review(&body, started, deadline, &mut trace)
-                    .await
+            if permit.is_ok() {
+                let review = self.handler.review(&body, started, deadline, &mut trace);
+                review.await
             } else {
                 self.metrics.shed(Shed::Review);
-                self.webhook.reject_overloaded(&body, started, &mut trace)
+                self.handler.reject_overloaded(&body, started, &mut trace)
             }
         };
         let review = AssertUnwindSafe(review).catch_unwind().await;
         match review {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                let complaint = error.with_cause();
-                let text = complaint.chars().take(MAX_COMPLAINT_CHARS).collect();
+                let text = error.chars().take(MAX_ERROR_CHARS).collect();
                 Err((StatusCode::BAD_REQUEST, "not_a_review", text))
             }
             Err(_) => {
@@ -130,14 +151,14 @@ impl Admission {
         }
     }
 
-    /// Reads the body. Its place in the budget grows with what has come of it, so that a few clients that announce much
-    /// and send little can't take the budget from the others.
+    /// Reads the body. Its share of the budget grows with the bytes that were read, so that a few
+    /// clients that announce much and send little can't take the budget from the others.
     async fn read(
         &self,
         request: Request,
         started: Instant,
         deadline: Instant,
-    ) -> Result<(Option<SemaphorePermit<'_>>, Vec<u8>), Refusal> {
+    ) -> Result<(Option<SemaphorePermit<'_>>, Vec<u8>), Rejection> {
         let length = length_of(request.headers());
         if length.is_some_and(|length| length > MAX_BODY_BYTES) {
             return Err(too_large());
@@ -159,7 +180,7 @@ impl Admission {
                     return Err((StatusCode::REQUEST_TIMEOUT, "body_timeout", text));
                 }
             };
-            // What is no data is a trailer.
+            // A frame without data is a trailer.
             let Ok(data) = frame.into_data() else {
                 continue;
             };
@@ -184,16 +205,16 @@ impl Admission {
     }
 }
 
-/// What has come of a body, in blocks of one size. A buffer that doubles leaves a trail of smaller ones, and one of the
-/// whole length from the beginning may be memory long before it is written to, where pages are huge: either way many
-/// bodies together would cost several times what they hold.
+/// The part of a body that was read, in blocks of one size. A buffer that doubles leaves smaller
+/// ones behind, and a buffer of the whole length may take memory long before it is written to,
+/// where pages are huge: either way many bodies together would take several times their length.
 struct Blocks {
     full: Vec<Vec<u8>>,
     last: Vec<u8>,
 }
 
 impl Blocks {
-    /// For a body of this length, if it comes.
+    /// Returns no blocks, for a body of this announced length.
     fn with_capacity(length: usize) -> Self {
         Self {
             full: Vec::new(),
@@ -217,13 +238,13 @@ impl Blocks {
         }
     }
 
-    /// All of it in one piece; most bodies are one already.
+    /// Returns the body in one buffer; most bodies are one block.
     fn into_whole(self) -> Vec<u8> {
         if self.full.is_empty() {
             return self.last;
         }
         let mut whole = Vec::with_capacity(self.len());
-        // Each block goes as soon as it is copied.
+        // Each block is freed as soon as it is copied.
         for block in self.full {
             whole.extend_from_slice(&block);
         }
@@ -232,7 +253,7 @@ impl Blocks {
     }
 }
 
-/// Counts a request as in flight until it is dropped, also by a client that gives up.
+/// Counts a request as in flight until dropped, also when the client disconnects.
 struct InFlight<'a>(&'a ServerMetrics);
 
 impl<'a> InFlight<'a> {
@@ -248,14 +269,19 @@ impl Drop for InFlight<'_> {
     }
 }
 
-fn too_large() -> Refusal {
+fn too_large() -> Rejection {
     let text = format!("the body may have at most {MAX_BODY_BYTES} bytes");
     (StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
 }
 
-async fn mutate(State(admission): State<Arc<Admission>>, request: Request) -> Response {
+async fn mutate<H: ReviewHandler>(
+    State(admission): State<Arc<Admission<H>>>,
+    request: Request,
+) -> Response {
     match admission.handle(request).await {
-        Ok(answer) => ([(CONTENT_TYPE, "application/json")], Body::from(answer)).into_response(),
+        Ok(response) => {
+            ([(CONTENT_TYPE, "application/json")], Body::from(response)).into_response()
+        }
         Err((status, reason, text)) => {
             admission.metrics.refused_request(reason);
             let shown = &*line(&text, text.len());
@@ -278,7 +304,7 @@ fn length_of(headers: &HeaderMap) -> Option<usize> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// What the API server appended: `?timeout=5s`. Anything else is the default.
+/// Returns the timeout that the API server appended (`?timeout=5s`), or the default.
 fn timeout_of(uri: &Uri) -> Duration {
     let query = uri.query().unwrap_or_default();
     let text = query
@@ -294,8 +320,8 @@ fn timeout_of(uri: &Uri) -> Duration {
     })
 }
 
-/// How much of the API server's timeout we use.
-fn allowed(timeout: Duration) -> Duration {
+/// Returns the API server's timeout without the margin.
+fn without_margin(timeout: Duration) -> Duration {
     timeout / MARGIN_SHARE * (MARGIN_SHARE - 1)
 }
 
@@ -304,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_deadline_follows_the_timeout_in_the_url_with_a_margin() {
+    fn deadline_is_the_timeout_in_the_url_with_a_margin() {
         for (uri, milliseconds) in [
             ("/mutate?timeout=10s", 7_500),
             ("/mutate?timeout=1s", 750),
@@ -318,7 +344,7 @@ mod tests {
         ] {
             let uri: Uri = uri.parse().expect("a URI");
             assert_eq!(
-                allowed(timeout_of(&uri)),
+                without_margin(timeout_of(&uri)),
                 Duration::from_millis(milliseconds),
                 "{uri}"
             );
@@ -326,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_in_blocks_is_whole_whatever_its_pieces() {
+    fn body_in_blocks_is_whole_for_any_frames() {
         let bytes: Vec<u8> = (0..=250).cycle().take(3 * BLOCK_BYTES + 7).collect();
         for length in [
             0,
@@ -351,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_type_may_have_parameters_and_any_case() {
+    fn content_type_may_have_parameters_and_any_case() {
         for (value, json) in [
             ("application/json", true),
             ("Application/JSON; charset=utf-8", true),

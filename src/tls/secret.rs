@@ -15,7 +15,7 @@ use super::{
 use crate::{
     cluster::{
         namespace::Namespace,
-        watch::{News, watch_one},
+        watch::{ObjectState, watch_one},
     },
     process::clock::Clock,
     telemetry::error_chain::error_chain,
@@ -62,8 +62,8 @@ impl NamedSecret {
         let api = self.api.clone();
         watch_one("the certificate's Secret", api, &self.name, |news| {
             let found = match news {
-                News::Is(secret) => Content::Present(Arc::new(pem_pair(secret))),
-                News::Gone(_) => Content::Absent,
+                ObjectState::Present(secret) => Content::Present(Arc::new(pem_pair(secret))),
+                ObjectState::Absent(_) => Content::Absent,
             };
             content.send_replace(found);
         })

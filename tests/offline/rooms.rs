@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 /// its own floor or below.
 const FLOORS: &[&str] = &[
     "cli",
-    "server",
     "refresh",
     "admission",
     "config",
@@ -20,6 +19,7 @@ const FLOORS: &[&str] = &[
     "tls",
     "cluster",
     "registry",
+    "server",
     "telemetry",
     "process",
     "lib",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support;
 use crate::support::{Ends, Fault, WatchedApi};
 use ecr_injector::cluster::Cluster;
-use ecr_injector::cluster::watch::{Lists, Patience, watch_with};
+use ecr_injector::cluster::watch::{Lists, WatchTimeouts, watch_with};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
@@ -18,10 +18,10 @@ use kube::{Api, Config, ResourceExt as _};
 use tokio::task::JoinHandle;
 
 /// Short, and in the order of the real ones: a quiet watch ends before its silence is an error.
-const SHORT: Patience = Patience {
+const SHORT: WatchTimeouts = WatchTimeouts {
     watch_seconds: 1,
-    silence: Duration::from_secs(2),
-    pause: Duration::from_millis(500),
+    read: Duration::from_secs(2),
+    max_backoff: Duration::from_millis(500),
 };
 
 /// What a request takes that is answered.
@@ -29,10 +29,10 @@ const ANSWER: Duration = Duration::from_secs(1);
 
 type Object = PartialObjectMeta<Namespace>;
 
-fn objects(api: &WatchedApi, patience: Patience) -> Api<Object> {
+fn objects(api: &WatchedApi, timeouts: WatchTimeouts) -> Api<Object> {
     support::crypto();
     let config = Config::new(api.url().parse().unwrap());
-    Api::all(Cluster::of(config, patience).unwrap().client)
+    Api::all(Cluster::new(config, timeouts).unwrap().client)
 }
 
 /// The names that a watch has told of, as a store keeps them. The watch ends with it.
@@ -42,12 +42,12 @@ struct Store {
 }
 
 impl Store {
-    fn watching(api: &WatchedApi, patience: Patience) -> Self {
-        Self::told_by(Lists::Paged, api, patience)
+    fn watching(api: &WatchedApi, timeouts: WatchTimeouts) -> Self {
+        Self::told_by(Lists::Paged, api, timeouts)
     }
 
-    fn told_by(lists: Lists, api: &WatchedApi, patience: Patience) -> Self {
-        let api = objects(api, patience);
+    fn told_by(lists: Lists, api: &WatchedApi, timeouts: WatchTimeouts) -> Self {
+        let api = objects(api, timeouts);
         let names = Arc::new(Mutex::new(BTreeSet::new()));
         let store = names.clone();
         let mut listed = BTreeSet::new();
@@ -62,7 +62,7 @@ impl Store {
             }
         };
         let config = lists.config();
-        let watch = tokio::spawn(watch_with(patience, "names", api, config, sink));
+        let watch = tokio::spawn(watch_with(timeouts, "names", api, config, sink));
         Self { names, watch }
     }
 
@@ -82,10 +82,10 @@ impl Drop for Store {
 }
 
 /// A store that has seen the first object and watches.
-async fn synced(patience: Patience) -> (WatchedApi, Store) {
+async fn synced(timeouts: WatchTimeouts) -> (WatchedApi, Store) {
     let api = WatchedApi::start().await;
     api.create("first");
-    let store = Store::watching(&api, patience);
+    let store = Store::watching(&api, timeouts);
     store.sees("first", ANSWER).await;
     api.is_watched(ANSWER).await;
     (api, store)
@@ -93,12 +93,12 @@ async fn synced(patience: Patience) -> (WatchedApi, Store) {
 
 #[test]
 fn real_times_add_up_to_less_than_a_minute() {
-    let patience = Patience::default();
+    let timeouts = WatchTimeouts::default();
     let least = Duration::from_secs(5);
-    assert!(patience.longest() + least <= Duration::from_mins(1));
+    assert!(timeouts.longest() + least <= Duration::from_mins(1));
     // Else the quiet end of a watch would be an error.
-    let quiet = Duration::from_secs(patience.watch_seconds.into()) + least;
-    assert!(quiet < patience.silence);
+    let quiet = Duration::from_secs(timeouts.watch_seconds.into()) + least;
+    assert!(quiet < timeouts.read);
 }
 
 #[tokio::test]
@@ -148,11 +148,11 @@ async fn version_gone_by_the_status_is_listed_again() {
 
 #[tokio::test]
 async fn watch_that_always_lists_first_does_so_ever_more_rarely() {
-    let patience = Patience {
-        pause: Duration::from_secs(4),
+    let timeouts = WatchTimeouts {
+        max_backoff: Duration::from_secs(4),
         ..SHORT
     };
-    let (api, _store) = synced(patience).await;
+    let (api, _store) = synced(timeouts).await;
     api.forget(Fault::GoneByEvent);
     api.keep_forgetting();
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -206,11 +206,11 @@ async fn watches_that_end_at_once_dont_storm_the_api_server() {
 #[tokio::test]
 async fn watch_that_begins_and_says_nothing_more_is_given_up() {
     // The connection's own silence would be an error only later.
-    let patience = Patience {
-        silence: Duration::from_secs(20),
+    let timeouts = WatchTimeouts {
+        read: Duration::from_secs(20),
         ..SHORT
     };
-    let (api, store) = synced(patience).await;
+    let (api, store) = synced(timeouts).await;
     api.next_watch(Fault::Silent);
     api.meets_a_fault(Duration::from_secs(3)).await;
     api.create("second");
@@ -291,11 +291,11 @@ async fn time_that_a_connection_was_idle_is_no_silence() {
     let objects = objects(&api, SHORT);
     let list = async || objects.list(&ListParams::default()).await.unwrap();
     list().await;
-    tokio::time::sleep(SHORT.silence * 3 / 4).await;
+    tokio::time::sleep(SHORT.read * 3 / 4).await;
     api.next_list(Fault::Late);
     list().await;
     assert_eq!(api.connections(), 1);
-    tokio::time::sleep(SHORT.silence * 5 / 4).await;
+    tokio::time::sleep(SHORT.read * 5 / 4).await;
     list().await;
     assert_eq!(api.connections(), 2);
 }

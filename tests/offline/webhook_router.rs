@@ -9,7 +9,7 @@ use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ecr_injector::config::Config;
-use ecr_injector::server::{MAX_BODY_BYTES, MAX_IN_HAND};
+use ecr_injector::server::{MAX_BODY_BYTES, MAX_REVIEWS};
 use futures::StreamExt as _;
 use futures::stream::{self, FuturesUnordered};
 use http::{Method, Request, StatusCode, header};
@@ -512,10 +512,10 @@ async fn hanging_api_server_costs_the_pod_at_most_the_time_left() {
     assert_eq!(response(&body), json!({"uid": "u", "allowed": true}));
 }
 
-/// So many reviews that wait for ECR that no more can be in hand.
+/// As many reviews that wait for ECR as there may be at the same time.
 fn full(webhook: &InProcess) -> FuturesUnordered<impl Future<Output = (StatusCode, String)>> {
     webhook.mint.set_hangs(true);
-    let reviews = 0..MAX_IN_HAND;
+    let reviews = 0..MAX_REVIEWS;
     reviews
         .map(async |number| post(webhook, review(&format!("u-{number}"), IMAGE)).await)
         .collect()

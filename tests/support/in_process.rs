@@ -109,7 +109,7 @@ impl InProcess {
         let clock = Arc::new(FixedClock::default());
         let live = Live::new(config, None);
         let admission = admission(&api, &live, &mint, &clock, &metrics);
-        let router = admission.traced(traces).router();
+        let router = admission.with_traces(traces).router();
         Self {
             api,
             mint,
@@ -197,7 +197,7 @@ fn admission(
     mint: &Arc<FakeMint>,
     clock: &Arc<FixedClock>,
     metrics: &Metrics,
-) -> Admission {
+) -> Admission<Webhook> {
     // Only the decision's clock panics: the rest is to go on.
     let steady: Arc<dyn Clock> = Arc::new(FixedClock::default());
     let tasks = TaskTracker::new();

@@ -13,7 +13,7 @@ use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::changes::Changes;
 use ecr_injector::cluster::lease::Leadership;
 use ecr_injector::cluster::namespace::{Namespace, NamespaceSettings};
-use ecr_injector::cluster::namespaces::{Look, ReadError};
+use ecr_injector::cluster::namespaces::{NamespaceState, ReadError};
 use ecr_injector::config::Config;
 use ecr_injector::config::live::Live;
 use ecr_injector::process::clock::Clock;
@@ -572,17 +572,17 @@ impl NamespaceSource for SimCluster {
         &'a self,
         namespace: &'a Namespace,
         _: Instant,
-    ) -> BoxFuture<'a, Result<Look, ReadError>> {
+    ) -> BoxFuture<'a, Result<NamespaceState, ReadError>> {
         async move {
             sleep(Duration::from_millis(5)).await;
             let mut inner = self.inner();
             inner.asks += 1;
             Ok(if let Some(settings) = inner.settings.get(namespace) {
-                Look::OptedIn(settings.clone())
+                NamespaceState::OptedIn(settings.clone())
             } else if inner.out.contains(namespace) {
-                Look::OptedOut(NamespaceSettings::default())
+                NamespaceState::OptedOut(NamespaceSettings::default())
             } else {
-                Look::Absent
+                NamespaceState::Absent
             })
         }
         .boxed()

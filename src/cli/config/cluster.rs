@@ -1,4 +1,5 @@
-//! `ecr-injector config check --cluster`: what a file would suspend in a cluster, before it is applied. Reads metadata alone.
+//! `ecr-injector config check --cluster`: finds the registries that a file would suspend in a
+//! cluster, before the file is applied. Reads metadata alone.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::super::{one_shot, report::count};
+use super::super::{permissions::check_permissions, report::count};
 use crate::{
     cluster::{
         Cluster,
@@ -33,27 +34,30 @@ use crate::{
     rules::Revocation,
 };
 
-/// Objects in a page of a list.
+/// The number of objects in a page of a list.
 const PAGE: u32 = 500;
-/// How long a page may take.
+/// How long one page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
-/// The suspended hosts that the text names; JSON has all of them.
+/// The most suspended hosts that the text names; JSON has all of them.
 const NAMED: usize = 20;
 
-/// What was found in a cluster.
+/// The comparison of a file with a cluster.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct Comparison {
     server: String,
-    /// Namespaces that have the file's label.
+    /// The number of namespaces with the file's label.
     opted_in: usize,
-    /// Pull secrets whose hosts can't be read.
+    /// The number of pull secrets whose hosts can't be read.
     unreadable: usize,
     revocation: Revocation,
     pub(super) impact: Impact,
 }
 
 /// Reads the cluster's opted-in namespaces and the metadata of their pull secrets.
-pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::Result<Found> {
+pub(super) async fn compare(
+    config: &Config,
+    kubeconfig: Option<&Path>,
+) -> anyhow::Result<Comparison> {
     let cluster = Cluster::connect(kubeconfig)
         .await
         .context("no cluster found; set --kubeconfig or KUBECONFIG")?;
@@ -62,7 +66,7 @@ pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::
         Permission::everywhere("list", Scope::Namespaces),
         Permission::everywhere("list", Scope::Secrets(rules.secret_name.clone())),
     ];
-    one_shot::demand_rights(&cluster, &rights).await?;
+    check_permissions(&cluster, &rights).await?;
     let label = format!("{}={}", config.opt_in.label, config.opt_in.value);
     let namespaces: Vec<Metadata<NamespaceObject>> = list(
         &Api::all(cluster.client.clone()),
@@ -99,7 +103,7 @@ pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::
             Some((namespace, namespaces::settings_of(object), hosts))
         })
         .collect();
-    Ok(Found {
+    Ok(Comparison {
         server: cluster.server,
         opted_in: namespaces.len(),
         unreadable,
@@ -108,7 +112,7 @@ pub(super) async fn read(config: &Config, kubeconfig: Option<&Path>) -> anyhow::
     })
 }
 
-/// Lists everything, page by page, each with a deadline of its own.
+/// Lists all objects, page by page, with a timeout for each page.
 async fn list<K>(api: &Api<K>, params: ListParams) -> anyhow::Result<Vec<K>>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
@@ -128,8 +132,8 @@ where
     }
 }
 
-impl Found {
-    /// Returns the lines for people, below those that say what the file amounts to.
+impl Comparison {
+    /// Returns the lines for people, to print below the summary of the file.
     pub(super) fn to_text(&self) -> String {
         let impact = &self.impact;
         let mut cluster = format!(
@@ -154,12 +158,12 @@ impl Found {
             )
         };
         let mut text = format!("  cluster       {cluster}\n  suspends      {suspended}\n");
-        for it in impact.suspended.iter().take(NAMED) {
+        for suspended in impact.suspended.iter().take(NAMED) {
             let Suspended {
                 namespace,
                 host,
                 cause,
-            } = it;
+            } = suspended;
             // Writing to a String can't fail.
             let _ = writeln!(text, "    {namespace}  {host}  {cause}");
         }
@@ -169,7 +173,7 @@ impl Found {
         text
     }
 
-    /// Returns the same as one object.
+    /// Returns the comparison as a JSON object.
     pub(super) fn to_json(&self, file: &str) -> Value {
         let impact = &self.impact;
         let suspended = impact.suspended.iter().map(|it| {
@@ -193,8 +197,8 @@ impl Found {
         })
     }
 
-    /// Fails if the file looks like a mistake.
-    pub(super) fn demand_good(&self) -> anyhow::Result<()> {
+    /// Fails if the file suspends so much that it looks like a mistake.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
         let impact = &self.impact;
         ensure!(
             !impact.is_widespread(),
@@ -218,13 +222,13 @@ mod tests {
     use super::*;
     use crate::{refresh::impact::Cause, registry::Host, rules::Suspension};
 
-    fn found(affected: usize, namespaces: usize) -> Found {
+    fn comparison(affected: usize, namespaces: usize) -> Comparison {
         let suspended = (0..affected).map(|number| Suspended {
             namespace: Namespace::parse(&format!("team-{number:02}")).expect("valid"),
             host: Host::parse("images.example.com").expect("valid"),
             cause: Cause::Rules(Suspension::NotEcr),
         });
-        Found {
+        Comparison {
             server: "https://10.0.0.1".to_owned(),
             opted_in: namespaces + 1,
             unreadable: 0,
@@ -239,13 +243,13 @@ mod tests {
 
     #[test]
     fn text_names_twenty_hosts_and_counts_the_rest() {
-        let text = found(0, 1).to_text();
+        let text = comparison(0, 1).to_text();
         let expected = "  cluster       https://10.0.0.1; 2 namespaces opted in, 1 with 1 registry in their pull secrets\n  \
             suspends      nothing\n";
         assert_eq!(text, expected);
-        let text = found(20, 60).to_text();
+        let text = comparison(20, 60).to_text();
         assert!(!text.contains("more"), "{text}");
-        let text = found(23, 60).to_text();
+        let text = comparison(23, 60).to_text();
         assert!(
             text.contains("23 registries in 23 namespaces: kept until they expire"),
             "{text}"
@@ -257,15 +261,15 @@ mod tests {
 
     #[test]
     fn widespread_suspension_fails() {
-        assert!(found(9, 9).demand_good().is_ok());
-        let error = found(11, 20).demand_good().expect_err("a mistake");
+        assert!(comparison(9, 9).check().is_ok());
+        let error = comparison(11, 20).check().expect_err("a mistake");
         assert!(error.to_string().contains("11 of 20 namespaces"), "{error}");
-        let json = found(11, 20).to_json("config.yaml");
+        let json = comparison(11, 20).to_json("config.yaml");
         assert_eq!(
             (&json["ok"], &json["affectedNamespaces"]),
             (&json!(false), &json!(11))
         );
         assert_eq!(json["suspended"][10]["reason"], "not_ecr");
-        assert_eq!(found(1, 20).to_json("config.yaml")["ok"], true);
+        assert_eq!(comparison(1, 20).to_json("config.yaml")["ok"], true);
     }
 }

@@ -1,4 +1,4 @@
-//! Where manifests are read from.
+//! The sources of manifests: files, directories and standard input.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::admission::manifest::text;
 
-/// The files that `kubectl` takes from a directory.
+/// The extensions of files that `kubectl` reads from a directory.
 const EXTENSIONS: [&str; 3] = ["json", "yaml", "yml"];
 
-/// One file, or standard input.
+/// A file, or standard input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Stdin,
@@ -22,8 +22,8 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// What the flags name, directories as their files.
-    pub(super) fn of(paths: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
+    /// Returns the sources that the arguments name, and the files of directories.
+    pub(super) fn from_paths(paths: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
         if paths.is_empty() {
             if io::stdin().is_terminal() {
                 bail!(
@@ -48,7 +48,7 @@ impl Source {
         Ok(sources)
     }
 
-    /// Its documents.
+    /// Reads the documents.
     pub(super) fn read(&self) -> anyhow::Result<Vec<Value>> {
         let (name, bytes) = match self {
             Self::Stdin => {

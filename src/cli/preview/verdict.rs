@@ -1,4 +1,4 @@
-//! What the webhook would do to one object, and how a person is told.
+//! The webhook's decision on one object, and its report for people.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -23,39 +23,39 @@ use crate::{
     rules::Rules,
 };
 
-/// What would become of an object.
+/// The decision on an object.
 pub(super) struct Verdict {
     kind: String,
     name: String,
-    /// The object's namespace, if it names one.
+    /// The object's namespace, if the object has one.
     own_namespace: Option<String>,
-    /// The namespace that it would be in.
+    /// The namespace that the object would be created in.
     pub(super) namespace: String,
-    /// Where the object reference in its document.
-    pub(super) place: PointerBuf,
-    /// What would be changed in it.
+    /// The object's position in its document.
+    pub(super) pointer: PointerBuf,
+    /// The change of the object.
     pub(super) patch: Patch,
     outcome: Outcome,
-    /// What is to be said beside it: the field's name and the text.
+    /// Remarks: the field's name and the text.
     notes: Vec<(&'static str, String)>,
 }
 
 enum Outcome {
-    /// There is no Pod in it.
+    /// The object has no Pod.
     PassedThrough,
-    LeftAlone(String),
+    Skipped(String),
     Injected,
 }
 
 impl Verdict {
-    /// Decides as the webhook does, for a namespace that opted in and has no pull secret yet.
-    pub(super) fn of(object: &Object<'_>, default: &Namespace, rules: &Rules) -> Self {
+    /// Decides like the webhook, for an opted-in namespace without a pull secret.
+    pub(super) fn new(object: &Object<'_>, default: &Namespace, rules: &Rules) -> Self {
         let mut verdict = Self {
             kind: object.kind.to_owned(),
             name: object.name.to_owned(),
             own_namespace: object.namespace.map(str::to_owned),
             namespace: object.namespace.unwrap_or(default.as_str()).to_owned(),
-            place: object.path.clone(),
+            pointer: object.path.clone(),
             patch: Patch::default(),
             outcome: Outcome::PassedThrough,
             notes: vec![],
@@ -63,21 +63,21 @@ impl Verdict {
         let template = object
             .template
             .as_deref()
-            .and_then(|place| Some((place, object.value.pointer(place.as_str())?)));
-        if let Some((place, template)) = template {
-            verdict.decide(place, template, rules);
+            .and_then(|pointer| Some((pointer, object.value.pointer(pointer.as_str())?)));
+        if let Some((pointer, template)) = template {
+            verdict.decide(pointer, template, rules);
         }
         verdict
     }
 
-    fn decide(&mut self, place: &Pointer, template: &Value, rules: &Rules) {
+    fn decide(&mut self, pointer: &Pointer, template: &Value, rules: &Rules) {
         let pod: Pod<'_> = match serde_path_to_error::deserialize(template) {
             Ok(pod) => pod,
             Err(error) => {
-                let field = format!("{}.{}", dotted(place), error.path());
+                let field = format!("{}.{}", dotted(pointer), error.path());
                 let field = field.trim_start_matches('.');
                 let why = format!("the API server would reject it: {field}: {}", error.inner());
-                self.outcome = Outcome::LeftAlone(why);
+                self.outcome = Outcome::Skipped(why);
                 return;
             }
         };
@@ -93,7 +93,7 @@ impl Verdict {
             opted_in: Some(&NamespaceSettings::default()),
             secret: SecretFacts::Absent,
         };
-        // Nothing is old where there is no pull secret, so any time will do.
+        // Without a pull secret nothing can be old, so any time will do.
         let decision = match demand(&request, rules) {
             Ok(demand) => decide(demand, rules, &facts, Timestamp::UNIX_EPOCH),
             Err(reason) => Decision::Skip(reason),
@@ -102,15 +102,15 @@ impl Verdict {
             Decision::Skip(reason) => {
                 let warning = warning_for(reason, rules);
                 self.notes.extend(warning.map(|text| ("warning", text)));
-                self.outcome = Outcome::LeftAlone(self.why(reason, &domains));
+                self.outcome = Outcome::Skipped(self.skip_message(reason, &domains));
             }
             Decision::Inject(injection) | Decision::InjectAfterEnsuring(injection, _) => {
-                self.inject(place, injection, rules);
+                self.inject(pointer, injection, rules);
             }
         }
     }
 
-    fn inject(&mut self, place: &Pointer, injection: Injection, rules: &Rules) {
+    fn inject(&mut self, pointer: &Pointer, injection: Injection, rules: &Rules) {
         let Injection {
             reference,
             hosts,
@@ -122,7 +122,7 @@ impl Verdict {
             .filter_map(|host| rules.aliases.resolve(host.as_str()));
         self.notes
             .extend(resolved.map(|(host, registry)| ("registry", describe(&host, &registry))));
-        let list = format!("{}.spec.imagePullSecrets", dotted(place));
+        let list = format!("{}.spec.imagePullSecrets", dotted(pointer));
         let list = list.trim_start_matches('.');
         let name = &rules.secret_name;
         let secret = match reference {
@@ -133,11 +133,11 @@ impl Verdict {
         self.notes.push(("secret", secret));
         self.notes
             .extend(warnings.into_iter().map(|text| ("warning", text)));
-        self.patch = patch::append_in(place, name, reference);
+        self.patch = patch::append_in(pointer, name, reference);
         self.outcome = Outcome::Injected;
     }
 
-    fn why(&self, reason: SkipReason, domains: &BTreeSet<String>) -> String {
+    fn skip_message(&self, reason: SkipReason, domains: &BTreeSet<String>) -> String {
         let namespace = &self.namespace;
         match reason {
             SkipReason::NoRegistry if domains.is_empty() => "it has no image".into(),
@@ -162,7 +162,7 @@ impl Verdict {
             }
             SkipReason::Disabled => "it is annotated ecr-injector.dev/inject: disabled".into(),
             SkipReason::Mirror => "a mirror Pod must not reference Secrets".into(),
-            // No cluster was asked, so none of these can be known.
+            // These depend on a cluster, which a preview does not read.
             SkipReason::NotAPod
             | SkipReason::OtherOperation
             | SkipReason::Deleting
@@ -172,12 +172,12 @@ impl Verdict {
         }
     }
 
-    /// Whether its Pods would have the pull secret.
+    /// Whether the object's Pods would reference the pull secret.
     pub(super) fn is_injected(&self) -> bool {
         matches!(self.outcome, Outcome::Injected)
     }
 
-    /// The patch with the object's name.
+    /// Returns the patch with the object's name.
     pub(super) fn to_json(&self) -> Value {
         json!({
             "kind": self.kind,
@@ -187,10 +187,10 @@ impl Verdict {
         })
     }
 
-    /// Kind, namespace and name. An object without a Pod may have no namespace at all.
+    /// Returns the kind, namespace and name. An object without a Pod may have no namespace at all.
     pub(super) fn title(&self) -> String {
         let or =
-            |text: &str, otherwise: &str| if text.is_empty() { otherwise } else { text }.to_owned();
+            |text: &str, default: &str| if text.is_empty() { default } else { text }.to_owned();
         let (kind, name) = (or(&self.kind, "(no kind)"), or(&self.name, "(no name)"));
         match (&self.own_namespace, &self.outcome) {
             (None, Outcome::PassedThrough) => format!("{kind} {name}"),
@@ -199,13 +199,13 @@ impl Verdict {
     }
 }
 
-/// The block of the report.
+/// Writes the object's block of the report.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.title())?;
         match &self.outcome {
             Outcome::PassedThrough => writeln!(f, "unchanged: it has no Pod")?,
-            Outcome::LeftAlone(why) => writeln!(f, "skipped: {why}")?,
+            Outcome::Skipped(why) => writeln!(f, "skipped: {why}")?,
             Outcome::Injected if self.patch.0.is_empty() => writeln!(f, "already injected")?,
             Outcome::Injected => writeln!(f, "inject")?,
         }
@@ -237,8 +237,8 @@ fn describe(host: &Host, registry: &Registry) -> String {
     }
 }
 
-fn dotted(place: &Pointer) -> String {
-    let tokens: Vec<_> = place
+fn dotted(pointer: &Pointer) -> String {
+    let tokens: Vec<_> = pointer
         .tokens()
         .map(|token| token.decoded().into_owned())
         .collect();

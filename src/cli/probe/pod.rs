@@ -1,4 +1,5 @@
-//! An installation as its users meet it: a Pod that names an image is created, and what becomes of it is looked at.
+//! The test of an installation from a user's side: creates a Pod, and checks the admitted Pod and
+//! the pull secret.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,52 +24,53 @@ use crate::{
     token::Freshness,
 };
 
-/// How long one call may take: longer than any webhook may (30 s), and the API server asks several in a row.
+/// How long one call may take: longer than any webhook may (30 s), as the API server calls several
+/// in a row.
 const CALL_TIMEOUT: Duration = Duration::from_secs(35);
-/// Keeps a Pod from being scheduled, for good: nobody removes it.
+/// The scheduling gate that keeps the Pod from being scheduled: no controller removes the gate.
 const GATE: &str = "ecr-injector.dev/probe";
 
-/// A Pod that is created to see what becomes of it.
+/// A Pod that tests an installation.
 #[derive(Debug, Clone)]
 pub struct Probe {
-    /// Where.
+    /// The Pod's namespace.
     pub namespace: Namespace,
-    /// What it names.
+    /// The Pod's image.
     pub image: String,
-    /// The registry of that.
+    /// The registry of the image.
     pub host: Host,
-    /// What it is labelled with, where the registration looks at Pods' labels.
+    /// The Pod's labels, for an `objectSelector` of the webhook.
     pub labels: BTreeMap<String, String>,
-    /// What the pull secret is called.
+    /// The pull secret's name.
     pub secret_name: String,
     name: String,
 }
 
-/// What is not as it should be, so far.
+/// Error of a test.
 #[derive(Debug, Error)]
-pub enum NotYet {
-    /// The API server didn't do what it was asked.
-    #[error("{doing} {what}: {why}")]
-    Refused {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        what: String,
-        /// In its words.
-        why: String,
+pub enum ProbeError {
+    /// The API server rejected a call.
+    #[error("{operation} {object}: {message}")]
+    Rejected {
+        /// The operation.
+        operation: &'static str,
+        /// The object.
+        object: String,
+        /// The API server's message.
+        message: String,
     },
-    /// It didn't answer, or couldn't be asked.
-    #[error("{doing} {what}")]
+    /// The API server did not respond, or can't be reached.
+    #[error("{operation} {object}")]
     Call {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        what: String,
-        /// Why.
+        /// The operation.
+        operation: &'static str,
+        /// The object.
+        object: String,
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The Pod was admitted, as it was.
+    /// The Pod was admitted without the pull secret.
     #[error(
         "the Pod was admitted without {secret_name} in its imagePullSecrets{}: either the \
          webhook is not called for Pods of {namespace} (is the namespace labelled? does the \
@@ -76,27 +78,27 @@ pub enum NotYet {
          or skipped the Pod",
         with_warnings(.warnings)
     )]
-    LeftAlone {
-        /// The entry that it lacks.
+    NotInjected {
+        /// The entry that the Pod lacks.
         secret_name: String,
-        /// Where.
+        /// The Pod's namespace.
         namespace: Namespace,
-        /// What the API server said beside.
+        /// The warnings of the API server's response.
         warnings: Vec<String>,
     },
-    /// The pull secret doesn't open the registry.
-    #[error("{what} has no valid credential for {host}{}", with_warnings(.warnings))]
+    /// The pull secret has no valid credential for the registry.
+    #[error("{secret} has no valid credential for {host}{}", with_warnings(.warnings))]
     NoCredential {
         /// The pull secret.
-        what: String,
+        secret: String,
         /// The registry.
         host: Host,
-        /// What was said when the Pod was admitted.
+        /// The warnings of the Pod's admission.
         warnings: Vec<String>,
     },
 }
 
-/// What was said when a Pod was admitted.
+/// The warnings of a Pod's admission.
 type Warnings = Vec<String>;
 
 fn with_warnings(warnings: &[String]) -> String {
@@ -108,7 +110,7 @@ fn with_warnings(warnings: &[String]) -> String {
 }
 
 impl Probe {
-    /// A Pod with a name that no other has.
+    /// Returns a Pod with a unique name.
     #[must_use]
     pub fn new(namespace: Namespace, image: String, host: Host, secret_name: String) -> Self {
         let name = format!("ecr-injector-probe-{:016x}", random());
@@ -122,8 +124,8 @@ impl Probe {
         }
     }
 
-    /// Creates the Pod in a dry run: nothing is stored, nothing minted, nothing written.
-    pub async fn try_admission(&self, client: &Client) -> Result<Warnings, NotYet> {
+    /// Creates the Pod in a dry run: no object is stored, and no token minted.
+    pub async fn admit_dry_run(&self, client: &Client) -> Result<Warnings, ProbeError> {
         let dry_run = PostParams {
             dry_run: true,
             ..PostParams::default()
@@ -131,10 +133,11 @@ impl Probe {
         self.create(client, &dry_run, "creating (dry run)").await
     }
 
-    /// Stores the Pod, which no node ever runs, and removes it again: the webhook has then written the pull secret, or told why
-    /// it couldn't.
-    pub async fn be_admitted(&self, client: &Client) -> Result<Warnings, NotYet> {
-        // Nothing is stored that couldn't be removed: whether it may be is told even of a Pod that isn't there.
+    /// Stores the Pod, which no node ever runs, and removes it again. The webhook has then written
+    /// the pull secret, or returned a warning.
+    pub async fn admit(&self, client: &Client) -> Result<Warnings, ProbeError> {
+        // Without the permission to delete the Pod none is stored; the API server checks it even if
+        // there is no Pod.
         self.remove(client).await?;
         let created = self
             .create(client, &PostParams::default(), "creating")
@@ -143,8 +146,8 @@ impl Probe {
         created
     }
 
-    /// Removes the Pod, if it is there.
-    async fn remove(&self, client: &Client) -> Result<(), NotYet> {
+    /// Removes the Pod, if it exists.
+    async fn remove(&self, client: &Client) -> Result<(), ProbeError> {
         let pods: Api<Pod> = Api::namespaced(client.clone(), self.namespace.as_str());
         let now = DeleteParams {
             grace_period_seconds: Some(0),
@@ -152,23 +155,23 @@ impl Probe {
         };
         let removed = async { pods.delete(&self.name, &now).await.map(drop) };
         match in_time(removed).await {
-            Err(Failed::Refused(status)) if status.code == 404 => Ok(()),
-            removed => removed.map_err(|failed| failed.at("removing", self.what())),
+            Err(Failed::Rejected(status)) if status.code == 404 => Ok(()),
+            removed => removed.map_err(|failed| failed.during("removing", self.object())),
         }
     }
 
-    /// Until when the pull secret opens the registry. Its metadata alone are asked for, not what is in it.
+    /// Returns when the pull secret's credential for the registry expires. Reads metadata alone.
     pub async fn credential(
         &self,
         client: &Client,
         warnings: &[String],
         now: Timestamp,
-    ) -> Result<Timestamp, NotYet> {
+    ) -> Result<Timestamp, ProbeError> {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), self.namespace.as_str());
-        let what = format!("the Secret {}/{}", self.namespace, self.secret_name);
+        let object = format!("the Secret {}/{}", self.namespace, self.secret_name);
         let secret = in_time(secrets.get_metadata(&self.secret_name))
             .await
-            .map_err(|failed| failed.at("reading", what.clone()))?;
+            .map_err(|failed| failed.during("reading", object.clone()))?;
         let state = pull_secret::state_of(&secret.metadata)
             .filter(|_| ownership::is_managed(&secret.metadata));
         let entry = state
@@ -178,8 +181,8 @@ impl Probe {
             .map(|credential| credential.lifetime);
         entry
             .map(|life| life.expires_at)
-            .ok_or_else(|| NotYet::NoCredential {
-                what,
+            .ok_or_else(|| ProbeError::NoCredential {
+                secret: object,
                 host: self.host.clone(),
                 warnings: warnings.to_vec(),
             })
@@ -189,21 +192,21 @@ impl Probe {
         &self,
         client: &Client,
         params: &PostParams,
-        doing: &'static str,
-    ) -> Result<Warnings, NotYet> {
-        let failed = |failed: Failed| failed.at(doing, self.what());
+        operation: &'static str,
+    ) -> Result<Warnings, ProbeError> {
+        let failed = |failed: Failed| failed.during(operation, self.object());
         let request = self.request(params).map_err(failed)?;
-        // Past kube's own `create`, which keeps the answer's head to itself.
-        let answer = async {
+        // kube's own `create` does not return the response's headers, which have the warnings.
+        let response = async {
             let (head, body) = client.send(request).await?.into_parts();
             let body = body.collect().await?.to_bytes();
             Ok((head, body))
         };
-        let (head, body) = in_time(answer).await.map_err(failed)?;
+        let (head, body) = in_time(response).await.map_err(failed)?;
         if !head.status.is_success() {
             let status = serde_json::from_slice(&body)
                 .unwrap_or_else(|_| Status::failure(head.status.as_str(), ""));
-            return Err(failed(Failed::Refused(Box::new(status))));
+            return Err(failed(Failed::Rejected(Box::new(status))));
         }
         let pod: Pod = serde_json::from_slice(&body).map_err(|error| failed(error.into()))?;
         let warnings = warnings(&head.headers);
@@ -214,7 +217,7 @@ impl Probe {
         if entries.any(|entry| entry.name == self.secret_name) {
             Ok(warnings)
         } else {
-            Err(NotYet::LeftAlone {
+            Err(ProbeError::NotInjected {
                 secret_name: self.secret_name.clone(),
                 namespace: self.namespace.clone(),
                 warnings,
@@ -229,7 +232,7 @@ impl Probe {
         Ok(request.map_err(kube::Error::BuildRequest)?.map(Body::from))
     }
 
-    /// A Pod that *restricted* Pod Security and a quota of resources have nothing against.
+    /// Returns a Pod that *restricted* Pod Security and a ResourceQuota accept.
     fn pod(&self) -> serde_json::Value {
         json!({
             "apiVersion": "v1",
@@ -262,28 +265,28 @@ impl Probe {
         })
     }
 
-    fn what(&self) -> String {
+    fn object(&self) -> String {
         format!("the Pod {}/{}", self.namespace, self.name)
     }
 }
 
-/// A call that came to nothing.
+/// Error of a call.
 enum Failed {
-    Refused(Box<Status>),
+    Rejected(Box<Status>),
     Call(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Failed {
-    fn at(self, doing: &'static str, what: String) -> NotYet {
+    fn during(self, operation: &'static str, object: String) -> ProbeError {
         match self {
-            Self::Refused(status) => NotYet::Refused {
-                doing,
-                what,
-                why: status.message,
+            Self::Rejected(status) => ProbeError::Rejected {
+                operation,
+                object,
+                message: status.message,
             },
-            Self::Call(source) => NotYet::Call {
-                doing,
-                what,
+            Self::Call(source) => ProbeError::Call {
+                operation,
+                object,
                 source,
             },
         }
@@ -293,7 +296,7 @@ impl Failed {
 impl From<kube::Error> for Failed {
     fn from(error: kube::Error) -> Self {
         match error {
-            kube::Error::Api(status) => Self::Refused(status),
+            kube::Error::Api(status) => Self::Rejected(status),
             other => Self::Call(other.into()),
         }
     }
@@ -307,14 +310,14 @@ impl From<serde_json::Error> for Failed {
 
 async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failed> {
     match timeout(CALL_TIMEOUT, call).await {
-        Ok(answer) => Ok(answer?),
+        Ok(result) => Ok(result?),
         Err(_) => Err(Failed::Call(
             format!("no response within {} s", CALL_TIMEOUT.as_secs()).into(),
         )),
     }
 }
 
-/// The texts of the `Warning` headers (RFC 9111, 5.5: `299 - "text"`).
+/// Returns the texts of the `Warning` headers (RFC 9111, 5.5: `299 - "text"`).
 fn warnings(headers: &HeaderMap) -> Warnings {
     let texts = headers.get_all(WARNING).into_iter();
     texts

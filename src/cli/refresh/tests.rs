@@ -1,4 +1,4 @@
-//! Rows and summaries of sweeps that are made up.
+//! Unit tests of the rows and summaries of `refresh --once`.
 
 use jiff::SignedDuration;
 
@@ -31,7 +31,7 @@ fn later(hours: i64) -> Timestamp {
     NOW + SignedDuration::from_hours(hours)
 }
 
-/// A state whose hosts have a credential until so many hours from now, or none.
+/// Returns a state whose hosts have a credential for a number of hours, or none.
 fn state(hosts: &[(&str, Option<i64>)]) -> State {
     let hosts = hosts.iter().map(|(text, ends)| {
         let credential = ends.map(|ends| Credential {
@@ -57,7 +57,7 @@ fn managed(hosts: &[(&str, Option<i64>)]) -> Observed {
     Observed::Managed(state(hosts))
 }
 
-/// A plan by which these hosts are allowed and those suspended.
+/// Returns a plan that allows some hosts and suspends others.
 fn write(at: Timestamp, allowed: &[&str], suspended: &[&str]) -> Plan {
     let key = |text: &str| {
         let registry = Registry::parse(text).expect("a registry");
@@ -92,12 +92,12 @@ fn swept(written: bool, error: Option<&str>, plan: Option<Plan>) -> SweepOutcome
     }
 }
 
-fn seen<'a>(
+fn refresh_of<'a>(
     before: Option<&'a Observed>,
     after: Option<&'a Observed>,
     settings: Option<&'a NamespaceSettings>,
-) -> Seen<'a> {
-    Seen {
+) -> NamespaceRefresh<'a> {
+    NamespaceRefresh {
         before,
         after,
         settings,
@@ -107,17 +107,17 @@ fn seen<'a>(
 }
 
 fn done_to(
-    seen: Seen<'_>,
+    refresh: NamespaceRefresh<'_>,
     swept: &SweepOutcome,
     is_interrupted: bool,
 ) -> Option<(&'static str, bool)> {
-    let row = seen.done(&team(), swept, is_interrupted)?;
-    Some((row.result, row.is_good))
+    let row = refresh.done_row(&team(), swept, is_interrupted)?;
+    Some((row.result, row.is_ok))
 }
 
 #[test]
 #[allow(clippy::too_many_lines, reason = "a table")]
-fn row_has_what_was_done_and_whether_it_is_well() {
+fn row_has_the_result_and_whether_it_is_ok() {
     let settings = NamespaceSettings::default();
     let terminating = NamespaceSettings {
         is_terminating: true,
@@ -168,7 +168,7 @@ fn row_has_what_was_done_and_whether_it_is_well() {
             swept(true, None, fine()),
             Some(("renewed", true)),
         ),
-        // A suspended registry is most likely a mistake, whatever was written.
+        // A suspended registry is most likely a mistake, even if something was written.
         (
             has(secret),
             opted_in,
@@ -211,7 +211,7 @@ fn row_has_what_was_done_and_whether_it_is_well() {
             swept(true, Some("x"), due()),
             Some(("failed", false)),
         ),
-        // Still due, and nobody says why.
+        // The pull secret is still due, without an error.
         (
             has(secret),
             opted_in,
@@ -230,7 +230,7 @@ fn row_has_what_was_done_and_whether_it_is_well() {
             swept(false, None, None),
             Some(("skipped", true)),
         ),
-        // Nothing of ours in a namespace that isn't opted in.
+        // A namespace that isn't opted in has no managed pull secret.
         (has(theirs), None, swept(false, None, None), None),
         ((None, None), None, swept(false, None, None), None),
         (
@@ -258,9 +258,9 @@ fn row_has_what_was_done_and_whether_it_is_well() {
             Some(("removed", true)),
         ),
     ] {
-        let seen = seen(before, after, settings);
+        let refresh = refresh_of(before, after, settings);
         assert_eq!(
-            done_to(seen, &swept, false),
+            done_to(refresh, &swept, false),
             expected,
             "{before:?} {swept:?}"
         );
@@ -268,12 +268,12 @@ fn row_has_what_was_done_and_whether_it_is_well() {
 }
 
 #[test]
-fn interrupted_row_is_one_with_something_left() {
+fn interrupted_row_has_work_left() {
     let (settings, secret) = (
         NamespaceSettings::default(),
         managed(&[(IRELAND, Some(12))]),
     );
-    let seen = seen(Some(&secret), Some(&secret), Some(&settings));
+    let refresh = refresh_of(Some(&secret), Some(&secret), Some(&settings));
     for (swept, expected) in [
         (
             swept(false, None, Some(write(NOW, &[IRELAND], &[]))),
@@ -292,7 +292,7 @@ fn interrupted_row_is_one_with_something_left() {
             ("failed", false),
         ),
     ] {
-        assert_eq!(done_to(seen, &swept, true), Some(expected), "{swept:?}");
+        assert_eq!(done_to(refresh, &swept, true), Some(expected), "{swept:?}");
     }
 }
 
@@ -302,48 +302,51 @@ fn excluded_namespace_has_no_row() {
         NamespaceSettings::default(),
         managed(&[(IRELAND, Some(12))]),
     );
-    let seen = Seen {
+    let refresh = NamespaceRefresh {
         is_excluded: true,
-        ..seen(Some(&secret), Some(&secret), Some(&settings))
+        ..refresh_of(Some(&secret), Some(&secret), Some(&settings))
     };
-    assert_eq!(seen.done(&team(), &swept(false, None, None), false), None);
-    assert_eq!(seen.would(&team(), None), None);
+    assert_eq!(
+        refresh.done_row(&team(), &swept(false, None, None), false),
+        None
+    );
+    assert_eq!(refresh.planned_row(&team(), None), None);
 }
 
 #[test]
-fn suspended_registries_are_named_with_their_reason() {
+fn suspended_registry_is_named_with_its_reason() {
     let secret = managed(&[(IRELAND, Some(12)), (OREGON, Some(12))]);
     let settings = NamespaceSettings::default();
-    let seen = seen(Some(&secret), Some(&secret), Some(&settings));
+    let refresh = refresh_of(Some(&secret), Some(&secret), Some(&settings));
     let plan = write(later(3), &[], &[IRELAND, OREGON]);
-    let row = seen.done(&team(), &swept(false, None, Some(plan.clone())), false);
+    let row = refresh.done_row(&team(), &swept(false, None, Some(plan.clone())), false);
     let row = row.expect("a row");
     let message = format!("{IRELAND} and 1 more suspended: the registry is not in the allow list");
     assert_eq!(row.message.as_deref(), Some(message.as_str()));
     assert_eq!(row.expires_at, Some(later(12)), "it is used until then");
-    assert_eq!(seen.would(&team(), Some(&plan)), Some(row));
-    // By an identity's rules.
+    assert_eq!(refresh.planned_row(&team(), Some(&plan)), Some(row));
+    // An identity's rules suspend the registry.
     let why = Suspension::NoIdentity(Refusal::NoDefault);
     let mut one = write(later(3), &[IRELAND], &[]);
     if let Action::Write(desired) = &mut one.action {
         desired.suspended.insert(host(OREGON), why);
     }
-    let row = seen.would(&team(), Some(&one)).expect("a row");
-    assert_eq!((row.result, row.is_good), ("fresh", false));
+    let row = refresh.planned_row(&team(), Some(&one)).expect("a row");
+    assert_eq!((row.result, row.is_ok), ("fresh", false));
     let message = format!("{OREGON} suspended: {why}");
     assert_eq!(row.message.as_deref(), Some(message.as_str()));
 }
 
 #[test]
-fn preview_tells_what_is_due_from_what_is_not() {
+fn preview_shows_the_work_that_is_due() {
     let (settings, secret) = (
         NamespaceSettings::default(),
         managed(&[(IRELAND, Some(12))]),
     );
-    let has = seen(Some(&secret), Some(&secret), Some(&settings));
-    let lacks = seen(None, None, Some(&settings));
-    let opted_out = seen(Some(&secret), Some(&secret), None);
-    for (seen, plan, expected) in [
+    let has = refresh_of(Some(&secret), Some(&secret), Some(&settings));
+    let lacks = refresh_of(None, None, Some(&settings));
+    let opted_out = refresh_of(Some(&secret), Some(&secret), None);
+    for (refresh, plan, expected) in [
         (has, plan(NOW, Action::Read), "would-verify"),
         (has, plan(later(3), Action::Read), "fresh"),
         (has, write(NOW, &[IRELAND], &[]), "would-renew"),
@@ -352,26 +355,30 @@ fn preview_tells_what_is_due_from_what_is_not() {
         (opted_out, plan(NOW, Action::Delete), "would-remove"),
         (opted_out, plan(later(3), Action::Delete), "opted-out"),
     ] {
-        let row = seen.would(&team(), Some(&plan)).expect("a row");
+        let row = refresh.planned_row(&team(), Some(&plan)).expect("a row");
         assert_eq!((row.result, row.due_at), (expected, Some(plan.at)));
-        assert!(row.is_good, "{expected}");
-        let hosts = seen.after.map_or(0, |_| 1);
-        let expires_at = seen.after.map(|_| later(12));
+        assert!(row.is_ok, "{expected}");
+        let hosts = refresh.after.map_or(0, |_| 1);
+        let expires_at = refresh.after.map(|_| later(12));
         assert_eq!((row.hosts.len(), row.expires_at), (hosts, expires_at));
     }
     assert_eq!(
-        lacks.would(&team(), None).map(|row| row.result),
+        lacks.planned_row(&team(), None).map(|row| row.result),
         Some("absent")
     );
 }
 
 #[test]
-fn preview_counts_what_is_renewed_and_dropped() {
+fn preview_counts_renewed_and_dropped_registries() {
     let secret = managed(&[(IRELAND, Some(12)), (OREGON, Some(12))]);
     let settings = NamespaceSettings::default();
-    let seen = seen(Some(&secret), Some(&secret), Some(&settings));
+    let refresh = refresh_of(Some(&secret), Some(&secret), Some(&settings));
     let mut plan = write(NOW, &[IRELAND], &[]);
-    let message = |plan: &Plan| seen.would(&team(), Some(plan)).and_then(|row| row.message);
+    let message = |plan: &Plan| {
+        refresh
+            .planned_row(&team(), Some(plan))
+            .and_then(|row| row.message)
+    };
     assert_eq!(message(&plan).as_deref(), Some("1 of 1 registry"));
     if let Action::Write(desired) = &mut plan.action {
         desired.due.clear();
@@ -389,42 +396,42 @@ fn row_without_a_next_time_has_no_due_date() {
         NamespaceSettings::default(),
         managed(&[(IRELAND, Some(12))]),
     );
-    let seen = seen(Some(&secret), Some(&secret), Some(&settings));
+    let refresh = refresh_of(Some(&secret), Some(&secret), Some(&settings));
     let never = write(Timestamp::MAX, &[IRELAND], &[]);
-    let row = seen.would(&team(), Some(&never)).expect("a row");
+    let row = refresh.planned_row(&team(), Some(&never)).expect("a row");
     assert_eq!(row.due_at, None);
 }
 
 #[test]
-fn summary_says_so_when_nothing_was_due() {
+fn summary_shows_when_nothing_was_due() {
     let row = |result| Row {
         due_at: Some(later(3)),
-        ..Row::good(team(), result)
+        ..Row::ok(team(), result)
     };
     let next = "\nnext refresh due at 1970-01-01T03:00:00Z (team)";
     assert_eq!(
-        done(&[row("fresh")], "x"),
+        summary_of_done(&[row("fresh")], "x"),
         format!("nothing to do: all pull secrets are fresh in 1 namespace, in x{next}")
     );
-    let failed = Row::bad(team(), "failed", "why".to_owned());
+    let failed = Row::error(team(), "failed", "why".to_owned());
     assert_eq!(
-        done(&[row("renewed"), failed.clone()], "x"),
+        summary_of_done(&[row("renewed"), failed.clone()], "x"),
         format!("1 pull secret refreshed; 1 of 2 namespaces not fresh, see above, in x{next}")
     );
     assert_eq!(
-        done(&[row("created"), row("removed"), row("fresh")], "x"),
+        summary_of_done(&[row("created"), row("removed"), row("fresh")], "x"),
         format!("2 pull secrets refreshed, nothing else was due in 3 namespaces, in x{next}")
     );
     assert_eq!(
-        done(&[], "x"),
+        summary_of_done(&[], "x"),
         "no namespace is opted in or has a pull secret of ecr-injector, in x"
     );
     assert_eq!(
-        would(&[row("would-renew"), failed], "x"),
+        summary_of_planned(&[row("would-renew"), failed], "x"),
         "1 of 2 namespaces would be refreshed; 1 can't be refreshed, see above, in x"
     );
     assert_eq!(
-        would(&[row("fresh")], "x"),
+        summary_of_planned(&[row("fresh")], "x"),
         format!("nothing would be done: all pull secrets are fresh in 1 namespace, in x{next}")
     );
 }

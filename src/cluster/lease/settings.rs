@@ -1,4 +1,4 @@
-//! Which Lease is held and how patiently, and by which times an election is safe.
+//! The settings of a leader election, and the check that its times are safe.
 
 use std::time::Duration;
 
@@ -6,66 +6,69 @@ use thiserror::Error;
 
 use crate::cluster::namespace::{Namespace, is_label};
 
-/// How much longer than the retry period a pause may be, as a divisor of it: replicas don't ask in step.
+/// The jitter, which lengthens the retry period by up to this part of it: replicas don't retry in
+/// step.
 pub(super) const JITTER_SHARE: u32 = 5;
 
-/// Which Lease, as whom, and how patiently.
+/// The settings of a leader election.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The Lease's namespace: our own.
+    /// The Lease's namespace, which is ecr-injector's own.
     pub namespace: Namespace,
     /// The Lease's name.
     pub name: String,
-    /// Who we are, for people: the Pod's name. Each [`super::Elector`] adds something random, so that a restarted container
-    /// doesn't take itself for the one before.
+    /// The Pod's name, for people. Each [`super::Elector`] adds a random suffix, so that a
+    /// restarted container doesn't mistake its predecessor's Lease for its own.
     pub identity: String,
-    /// How long others wait for a holder that is silent. In the Lease it is rounded up to whole seconds.
+    /// How long other replicas wait for a holder that does not renew. The Lease has whole seconds,
+    /// rounded up.
     pub duration: Duration,
-    /// How long after its last renewal a holder ends its term. What is left of the duration is for the requests that its
-    /// work has under way, so it has to be longer than any of them may take.
+    /// How long after its last renewal a holder ends its term. The rest of the duration is for the
+    /// requests that its work has in flight, so it has to be longer than any of them may take.
     pub renew_deadline: Duration,
-    /// The pause between two tries, up to a fifth longer by chance; and how long one call may take.
+    /// The pause between two tries, lengthened by a jitter of up to a fifth; and how long one call
+    /// may take.
     pub retry_period: Duration,
 }
 
-/// What is wrong with [`Settings`].
+/// Error in [`Settings`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SettingsError {
-    /// The name can't be a Lease's.
+    /// The name is not valid for a Lease.
     #[error(
         "the Lease's name {0:?} is not one: lower-case letters, digits and inner dashes, at most 63"
     )]
     Name(String),
-    /// Nobody could tell who leads.
+    /// The identity is missing, so that no log could show who leads.
     #[error("the identity is empty")]
     Identity,
-    /// The holder would go on when others may have begun.
+    /// The holder would continue when another replica may have begun.
     #[error(
         "the lease duration ({duration:?}) has to be longer than the renew deadline ({renew_deadline:?})"
     )]
     Duration {
-        /// As it was set.
+        /// The value as configured.
         duration: Duration,
-        /// As it was set.
+        /// The value as configured.
         renew_deadline: Duration,
     },
-    /// One renewal that comes late by its jitter would end the term.
+    /// One renewal that is late by its jitter would end the term.
     #[error(
         "the renew deadline ({renew_deadline:?}) has to be longer than the retry period with its jitter ({retry:?})"
     )]
     RenewDeadline {
-        /// As it was set.
+        /// The value as configured.
         renew_deadline: Duration,
         /// The longest pause between two tries.
         retry: Duration,
     },
-    /// It would ask without a pause.
+    /// The replica would retry without a pause.
     #[error("the retry period is zero")]
     RetryPeriod,
 }
 
 impl Settings {
-    /// Kubernetes' own times: 15 s, 10 s and 2 s.
+    /// Returns settings with Kubernetes' own times: 15 s, 10 s and 2 s.
     #[must_use]
     pub fn new(namespace: Namespace, name: &str, identity: &str) -> Self {
         Self {
@@ -78,7 +81,7 @@ impl Settings {
         }
     }
 
-    /// Whether an election by these is safe.
+    /// Checks that an election with these settings is safe.
     pub fn check(&self) -> Result<(), SettingsError> {
         let retry = self.retry_period + self.retry_period / JITTER_SHARE;
         if !is_label(&self.name) {
@@ -115,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn times_by_which_two_could_lead_are_refused() {
+    fn times_with_which_two_could_lead_are_rejected() {
         let namespace = Namespace::parse("ecr-injector").expect("a name");
         let usual = Settings::new(namespace, "ecr-injector", "pod");
         assert_eq!(usual.check(), Ok(()));

@@ -1,4 +1,4 @@
-//! A term as the leader, and how its work asks whether it still lasts.
+//! A term as the leader, whose work asks whether it still lasts.
 
 use std::{
     fmt,
@@ -11,24 +11,26 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::process::clock::{Clock, ClockReading};
 
-/// A term as the leader: the fence of its work. Clones are of the same term, and a term that is over never comes back.
+/// A term as the leader, and the fence of its work. Clones share the term, and a term that is over
+/// never comes back.
 #[derive(Clone)]
 pub struct Leadership(Arc<Term>);
 
 struct Term {
     ended: CancellationToken,
-    /// What it rests on; nothing, if a person wants the work done and no Lease is held.
+    /// The last renewal of the Lease; `None` if a person started the work and no Lease is held.
     renewal: Option<Renewal>,
 }
 
 struct Renewal {
     clock: Arc<dyn Clock>,
-    lasts: Duration,
+    deadline: Duration,
     sent: Mutex<ClockReading>,
 }
 
 impl Leadership {
-    /// Leave to work that rests on no Lease and that nothing ends but [`Self::end`]: for a person who asks for one sweep.
+    /// Returns a term without a Lease, which only [`Self::end`] ends: for a person who starts one
+    /// sweep.
     #[must_use]
     pub fn unlimited() -> Self {
         Self(Arc::new(Term {
@@ -37,20 +39,21 @@ impl Leadership {
         }))
     }
 
-    /// Counts from a moment before the Lease was asked for, for so long.
-    pub(super) fn new(clock: Arc<dyn Clock>, sent: ClockReading, lasts: Duration) -> Self {
+    /// Returns a term that lasts for `deadline` from `sent`, a reading before the Lease was
+    /// written.
+    pub(super) fn new(clock: Arc<dyn Clock>, sent: ClockReading, deadline: Duration) -> Self {
         Self(Arc::new(Term {
             ended: CancellationToken::new(),
             renewal: Some(Renewal {
                 clock,
-                lasts,
+                deadline,
                 sent: Mutex::new(sent),
             }),
         }))
     }
 
-    /// Whether the term still lasts, now. To be asked immediately before each request that only the leader may send; it
-    /// costs two readings of clocks. Once it is `false` it stays so.
+    /// Whether the term still lasts. Call this immediately before each request that only the leader
+    /// may send; a call reads two clocks. Once the result is `false`, it stays `false`.
     #[must_use]
     pub fn holds(&self) -> bool {
         if self.0.ended.is_cancelled() {
@@ -59,14 +62,15 @@ impl Leadership {
         let Some(renewal) = &self.0.renewal else {
             return true;
         };
-        let holds = renewal.sent().age(&*renewal.clock) < renewal.lasts;
+        let holds = renewal.sent().age(&*renewal.clock) < renewal.deadline;
         if !holds {
             self.end();
         }
         holds
     }
 
-    /// Waits for the end of the term. The work has to end then, and the next term waits for it.
+    /// Waits for the end of the term. The work has to end then, and the next term waits for the
+    /// work.
     pub async fn lost(&self) {
         self.0.ended.cancelled().await;
     }
@@ -76,12 +80,12 @@ impl Leadership {
         self.0.ended.cancel();
     }
 
-    /// The term is over when this is dropped.
-    pub(super) fn ended_with_this(&self) -> DropGuard {
+    /// Returns a guard that ends the term when it is dropped.
+    pub(super) fn end_on_drop(&self) -> DropGuard {
         self.0.ended.clone().drop_guard()
     }
 
-    /// Counts from a later renewal, unless the term is over.
+    /// Extends the term from a later renewal, unless the term is over.
     pub(super) fn extend(&self, sent: ClockReading) -> bool {
         if !self.holds() {
             return false;
@@ -98,7 +102,7 @@ impl Leadership {
             let Some(renewal) = &self.0.renewal else {
                 return self.lost().await;
             };
-            let deadline = renewal.sent().monotonic + renewal.lasts;
+            let deadline = renewal.sent().monotonic + renewal.deadline;
             tokio::select! {
                 () = sleep_until(deadline) => {}
                 () = self.lost() => {}
@@ -136,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_term_counts_from_before_its_renewal_was_sent() {
+    async fn term_counts_from_before_its_renewal_was_sent() {
         let clock = Arc::new(SettableClock::default());
         let sent = ClockReading::now(&*clock);
         let leadership = Leadership::new(clock.clone(), sent, DEADLINE);
@@ -157,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_sweep_by_hand_rests_on_no_lease() {
+    async fn sweep_by_hand_needs_no_lease() {
         let leadership = Leadership::unlimited();
         advance(seconds(100_000)).await;
         assert!(

@@ -24,7 +24,7 @@ use crate::{
 const DURATION: Duration = Duration::from_secs(15);
 const DEADLINE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
-/// What tokio's timers may be late by.
+/// The most by which tokio's timers may be late.
 const TICK: Duration = Duration::from_millis(2);
 
 /// The one Lease, with the preconditions of the real API server.
@@ -36,12 +36,12 @@ struct Stored {
     lease: Option<Value>,
     version: u64,
     made: u64,
-    /// When and by whom it was written.
+    /// The time and the holder of each write.
     writes: Vec<(Instant, String)>,
     refused: u32,
 }
 
-/// How the API server treats one client.
+/// The API server's behaviour for one client.
 #[derive(Default)]
 struct Treatment {
     hangs: AtomicBool,
@@ -124,7 +124,7 @@ impl FakeLease {
         (StatusCode::OK, lease)
     }
 
-    /// As somebody else, without asking for a version.
+    /// Changes the Lease like another client, without a precondition.
     fn change(&self, change: impl FnOnce(&mut Value)) {
         let mut stored = self.stored();
         stored.version += 1;
@@ -161,7 +161,7 @@ fn status(code: StatusCode, reason: &str, message: &str) -> (StatusCode, Value) 
     (code, object)
 }
 
-/// A process that takes part, with work that counts how many do it.
+/// A replica that takes part in the election, with the term of its work.
 struct Replica {
     identity: String,
     treatment: Arc<Treatment>,
@@ -172,13 +172,13 @@ struct Replica {
     task: JoinHandle<()>,
 }
 
-/// How the work of a replica behaves.
+/// The behaviour of a replica's work.
 #[derive(Clone, Copy, Default)]
 enum Work {
-    /// Until the term is over.
+    /// Ends when the term is over.
     #[default]
     Good,
-    /// As long again as this after it.
+    /// Ends this long after the term.
     Slow(Duration),
     Returns,
     Panics,
@@ -230,7 +230,7 @@ fn replica_with(api: &FakeLease, work: Work, treatment: &Arc<Treatment>) -> Repl
     }
 }
 
-/// Says that the work is over, however it ended.
+/// Records that the work is over when dropped.
 struct Over(Arc<watch::Sender<Option<Leadership>>>);
 
 impl Drop for Over {
@@ -274,7 +274,7 @@ fn seconds(count: u64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_many_exactly_one_leads_at_any_time() {
+async fn exactly_one_of_many_replicas_leads() {
     let api = FakeLease::default();
     let replicas: Vec<_> = (0..8).map(|_| replica(&api)).collect();
     sleep(seconds(3)).await;
@@ -305,14 +305,14 @@ async fn of_many_exactly_one_leads_at_any_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_takes_over_when_the_lease_has_expired_and_not_before() {
+async fn expired_lease_is_taken_over_and_not_before() {
     let api = FakeLease::default();
     let mut first = replica(&api);
     first.begins(seconds(3)).await;
     let acquired = api.lease()["spec"]["acquireTime"].clone();
     let mut second = replica(&api);
     sleep(seconds(33)).await;
-    // As kill -9.
+    // The process ends as by kill -9.
     first.task.abort();
     second.begins(seconds(20)).await;
     let silent = api.first_write_of(&second.identity) - api.last_write_of(&first.identity);
@@ -324,7 +324,7 @@ async fn another_takes_over_when_the_lease_has_expired_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_election_aborts_its_work() {
+async fn dropped_election_aborts_its_work() {
     let api = FakeLease::default();
     let mut replica = replica_with(&api, Work::Slow(seconds(1000)), &Arc::default());
     let leadership = replica.begins(seconds(3)).await;
@@ -334,7 +334,7 @@ async fn a_dropped_election_aborts_its_work() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_holder_before_a_hung_api_server_steps_down_before_another_may_begin() {
+async fn holder_with_hung_api_server_ends_before_another_may_begin() {
     let api = FakeLease::default();
     let mut first = replica(&api);
     let leadership = first.begins(seconds(3)).await;
@@ -349,21 +349,21 @@ async fn a_holder_before_a_hung_api_server_steps_down_before_another_may_begin()
     let between = api.first_write_of(&second.identity) - ended;
     assert!(between + DEADLINE + TICK >= DURATION, "{between:?}");
     assert!(first.metric(r#"ecr_injector_lease_transitions_total{to="lost"} 1"#));
-    // When the API server answers again it finds another in its place.
+    // Once the API server responds again, the replica finds another holder.
     first.treatment.hangs.store(false, SeqCst);
     sleep(seconds(30)).await;
     assert!(!first.works() && second.works());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_machine_that_slept_has_lost_its_term_at_once() {
+async fn suspended_machine_loses_its_term_at_once() {
     let api = FakeLease::default();
     let mut replica = replica(&api);
     let leadership = replica.begins(seconds(3)).await;
     sleep(seconds(7)).await;
     let written = api.stored().writes.len();
     assert!(leadership.holds());
-    // The monotonic clock stood still meanwhile.
+    // The monotonic clock stopped meanwhile.
     replica.clock.jump(60);
     assert!(!leadership.holds());
     replica.ends(Duration::from_millis(1)).await;
@@ -372,12 +372,12 @@ async fn a_machine_that_slept_has_lost_its_term_at_once() {
         written,
         "it prolonged what was over"
     );
-    // Nobody else was there.
+    // There was no other replica.
     assert!(replica.begins(seconds(3)).await.holds());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_machine_that_slept_finds_out_also_when_its_work_does_not_ask() {
+async fn suspended_machine_ends_its_term_without_being_asked() {
     let api = FakeLease::default();
     let mut replica = replica(&api);
     replica.begins(seconds(3)).await;
@@ -389,7 +389,7 @@ async fn a_machine_that_slept_finds_out_also_when_its_work_does_not_ask() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_is_set_back_prolongs_nothing() {
+async fn clock_set_back_extends_no_term() {
     let api = FakeLease::default();
     let mut replica = replica(&api);
     let leadership = replica.begins(seconds(3)).await;
@@ -401,7 +401,7 @@ async fn a_clock_that_is_set_back_prolongs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_is_set_forward_takes_no_lease_from_its_holder() {
+async fn clock_set_forward_takes_no_lease_from_its_holder() {
     let api = FakeLease::default();
     let mut first = replica(&api);
     first.begins(seconds(3)).await;
@@ -414,7 +414,7 @@ async fn a_clock_that_is_set_forward_takes_no_lease_from_its_holder() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_let_go_of_is_taken_within_three_seconds() {
+async fn released_lease_is_taken_over_in_3s() {
     let api = FakeLease::default();
     let mut first = replica(&api);
     let leadership = first.begins(seconds(3)).await;
@@ -435,7 +435,7 @@ async fn a_lease_that_is_let_go_of_is_taken_within_three_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_let_go_of_when_the_work_has_ended_and_not_before() {
+async fn lease_is_released_after_the_work_has_ended() {
     let api = FakeLease::default();
     let mut first = replica_with(&api, Work::Slow(seconds(4)), &Arc::default());
     let leadership = first.begins(seconds(3)).await;
@@ -453,7 +453,7 @@ async fn a_lease_is_let_go_of_when_the_work_has_ended_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_leads_twice_while_old_work_has_not_ended() {
+async fn new_term_waits_for_the_work_of_the_old_one() {
     let api = FakeLease::default();
     let mut replica = replica_with(&api, Work::Slow(seconds(100)), &Arc::default());
     replica.begins(seconds(3)).await;
@@ -465,7 +465,7 @@ async fn nobody_leads_twice_while_old_work_has_not_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_holder_that_finds_another_in_its_place_steps_down_and_leaves_it_there() {
+async fn holder_that_finds_another_steps_down() {
     let api = FakeLease::default();
     let mut replica = replica(&api);
     let leadership = replica.begins(seconds(3)).await;
@@ -478,7 +478,7 @@ async fn a_holder_that_finds_another_in_its_place_steps_down_and_leaves_it_there
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_holder_whose_lease_was_deleted_steps_down_before_it_takes_part_again() {
+async fn holder_of_a_deleted_lease_steps_down_first() {
     let api = FakeLease::default();
     let mut replica = replica(&api);
     let leadership = replica.begins(seconds(3)).await;
@@ -490,7 +490,7 @@ async fn a_holder_whose_lease_was_deleted_steps_down_before_it_takes_part_again(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_label_that_somebody_adds_costs_no_term_and_stays() {
+async fn label_of_another_client_stays_and_ends_no_term() {
     let api = FakeLease::default();
     let mut replica = replica(&api);
     let leadership = replica.begins(seconds(3)).await;
@@ -506,7 +506,7 @@ async fn a_label_that_somebody_adds_costs_no_term_and_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_whose_answer_was_lost_costs_no_term() {
+async fn renewal_with_a_lost_response_ends_no_term() {
     let api = FakeLease::default();
     let mut replica = replica(&api);
     let leadership = replica.begins(seconds(3)).await;
@@ -517,7 +517,7 @@ async fn a_renewal_whose_answer_was_lost_costs_no_term() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_was_taken_without_an_answer_is_known_for_ours() {
+async fn lease_taken_without_a_response_is_recognized() {
     let api = FakeLease::default();
     let treatment = Arc::<Treatment>::default();
     treatment.hangs_after_writing.store(true, SeqCst);
@@ -537,7 +537,7 @@ async fn work_that_ends_or_panics_lets_another_replica_try() {
         good.begins(seconds(3)).await;
         sleep(seconds(60)).await;
         assert!(good.works());
-        // It tries again, when nobody leads.
+        // The broken replica tries again when there is no leader.
         let before = api.last_write_of(&broken.identity);
         good.stop.cancel();
         sleep(seconds(30)).await;
@@ -546,7 +546,7 @@ async fn work_that_ends_or_panics_lets_another_replica_try() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_right_is_told_once_and_asked_for_rarely() {
+async fn missing_permission_is_logged_once_and_retried_rarely() {
     let log = Log::default();
     let _guard = log.start();
     let api = FakeLease::default();
@@ -558,7 +558,7 @@ async fn a_missing_right_is_told_once_and_asked_for_rarely() {
     assert_eq!(log.count("cannot GET resource"), 1);
     let refused = api.stored().refused;
     assert!((10..=25).contains(&refused), "{refused}");
-    // Another reason is told again.
+    // Another reason is logged again.
     treatment.forbids.store(false, SeqCst);
     treatment.forbids_writes.store(true, SeqCst);
     sleep(seconds(600)).await;
@@ -570,7 +570,7 @@ async fn a_missing_right_is_told_once_and_asked_for_rarely() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_told_once_and_the_next_one_again() {
+async fn each_outage_is_logged_once() {
     let log = Log::default();
     let _guard = log.start();
     let api = FakeLease::default();
@@ -586,7 +586,7 @@ async fn an_outage_is_told_once_and_the_next_one_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_is_quick_also_before_a_hung_api_server() {
+async fn stop_is_quick_even_with_a_hung_api_server() {
     let api = FakeLease::default();
     let treatment = Arc::<Treatment>::default();
     treatment.hangs.store(true, SeqCst);
@@ -604,7 +604,7 @@ async fn a_stop_is_quick_also_before_a_hung_api_server() {
 }
 
 #[test]
-fn pauses_differ_within_a_fifth() {
+fn retry_jitter_is_within_a_fifth() {
     let client = || FakeLease::default().client(&Arc::default());
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let _context = runtime.as_ref().expect("a runtime").enter();

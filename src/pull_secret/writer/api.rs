@@ -8,13 +8,15 @@ use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    cluster::{namespace::Namespace, object::WholeSecret, ownership::FIELD_MANAGER},
+    cluster::{
+        call::{ApiCall, CallFailure, CallOutcome, within},
+        namespace::Namespace,
+        object::WholeSecret,
+        ownership::FIELD_MANAGER,
+    },
     pull_secret::{error::PullSecretError, guard, metrics::PullSecretMetrics},
 };
 
@@ -105,19 +107,10 @@ impl KubeSecrets {
         let limited = async {
             // The semaphore is never closed.
             let _permit = self.calls.acquire().await;
-            timeout(CALL_TIMEOUT, call).await.ok()
+            within(CALL_TIMEOUT, call).await
         };
-        let answer = timeout_at(deadline, limited).await.ok().flatten();
-        let result = match answer {
-            Some(answer) => answer.map_err(|error| CallError::from(&error)),
-            None => Err(CallError::Timeout(format!(
-                "no response within {} s or before the request's deadline",
-                CALL_TIMEOUT.as_secs()
-            ))),
-        };
-        let outcome = result.as_ref().err().map_or("ok", CallError::as_str);
-        self.metrics.api_calls.count_call(verb, "secrets", outcome);
-        result
+        let counted = ApiCall::new(&self.metrics.api_calls, verb, "secrets");
+        counted.send(deadline, limited, CallError::from).await
     }
 }
 
@@ -179,10 +172,8 @@ impl SecretApi for KubeSecrets {
     }
 }
 
-impl CallError {
-    /// Returns the error as a metric's label.
-    #[must_use]
-    pub fn as_str(&self) -> &'static str {
+impl CallOutcome for CallError {
+    fn as_str(&self) -> &'static str {
         match self {
             Self::Conflict => "conflict",
             Self::Guard(_) => "guard",
@@ -203,6 +194,18 @@ impl CallError {
             Self::Failed(message) | Self::Timeout(message) => {
                 PullSecretError::Api { verb, message }
             }
+        }
+    }
+}
+
+impl From<CallFailure> for CallError {
+    fn from(failure: CallFailure) -> Self {
+        match failure {
+            CallFailure::Kube(error) => Self::from(&error),
+            CallFailure::Timeout => Self::Timeout(format!(
+                "no response within {} s or before the request's deadline",
+                CALL_TIMEOUT.as_secs()
+            )),
         }
     }
 }

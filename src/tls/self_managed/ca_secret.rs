@@ -7,17 +7,19 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
+    core::Status,
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use crate::{
     cluster::{
+        call::ApiCall,
         lease::Leadership,
         namespace::Namespace,
         ownership::{FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL, is_managed},
-        watch::{News, version, watch_one},
-        write::{WriteError, call},
+        watch::{ObjectState, version, watch_one},
+        write::{WriteError, write},
     },
     telemetry::error_chain::error_chain,
     tls::{
@@ -116,12 +118,17 @@ impl CaSecret {
 
     /// Watches the Secret until the future is dropped.
     pub async fn follow(&self) {
-        watch_one("the CA", self.api.clone(), &self.name, |news| match news {
-            News::Is(secret) => self.observe(&secret),
-            News::Gone(last) => {
-                self.mark_deleted(last.map_or(u64::MAX, |last| version(&last.metadata)));
-            }
-        })
+        watch_one(
+            "the CA",
+            self.api.clone(),
+            &self.name,
+            |state| match state {
+                ObjectState::Present(secret) => self.observe(&secret),
+                ObjectState::Absent(last) => {
+                    self.mark_deleted(last.map_or(u64::MAX, |last| version(&last.metadata)));
+                }
+            },
+        )
         .await;
     }
 
@@ -180,15 +187,9 @@ impl CaSecret {
         if term.is_some_and(|term| !term.holds()) {
             return Err(WriteError::NotLeading);
         }
-        let written = call(self.api.patch(&self.name, &params, &patch), |status| {
-            status.is_conflict()
-        });
-        let written = written.await;
-        let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
-        self.metrics
-            .api_calls
-            .count_call("apply", "secrets", outcome);
-        self.observe(&written?);
+        let patch = self.api.patch(&self.name, &params, &patch);
+        let call = ApiCall::new(&self.metrics.api_calls, "apply", "secrets");
+        self.observe(&write(call, patch, Status::is_conflict).await?);
         Ok(())
     }
 

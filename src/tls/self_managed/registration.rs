@@ -18,9 +18,10 @@ use tokio::sync::watch;
 
 use crate::{
     cluster::{
+        call::ApiCall,
         lease::Leadership,
-        watch::{News, watch_one},
-        write::{WriteError, call},
+        watch::{ObjectState, watch_one},
+        write::{WriteError, write},
     },
     tls::metrics::TlsMetrics,
 };
@@ -184,9 +185,9 @@ impl Registration {
     /// Watches the registration until the future is dropped.
     pub async fn follow(&self) {
         let api = self.api.clone();
-        watch_one("our registration", api, &self.name, |news| match news {
-            News::Is(registration) => self.observe(&registration, Origin::Watch),
-            News::Gone(_) => {
+        watch_one("our registration", api, &self.name, |state| match state {
+            ObjectState::Present(registration) => self.observe(&registration, Origin::Watch),
+            ObjectState::Absent(_) => {
                 self.state.send_replace(RegistrationState::Absent);
             }
         })
@@ -223,15 +224,17 @@ impl Registration {
             return Err(WriteError::NotLeading);
         }
         let params = PatchParams::default();
-        // The API server answers a failed test operation as an invalid patch.
-        let conflicts =
+        // A test that fails is an invalid patch to the API server.
+        let is_conflict =
             |status: &Status| matches!(status.code, 409 | 422) && !status.message.contains(POLICY);
-        let written = call(self.api.patch(&self.name, &params, &patch), conflicts).await;
-        let outcome = written.as_ref().map_or_else(WriteError::as_str, |_| "ok");
-        self.metrics
-            .api_calls
-            .count_call("patch", "mutatingwebhookconfigurations", outcome);
-        self.observe(&written?, Origin::OwnWrite);
+        let call = ApiCall::new(
+            &self.metrics.api_calls,
+            "patch",
+            "mutatingwebhookconfigurations",
+        );
+        let patch = self.api.patch(&self.name, &params, &patch);
+        let written = write(call, patch, is_conflict).await?;
+        self.observe(&written, Origin::OwnWrite);
         Ok(())
     }
 }

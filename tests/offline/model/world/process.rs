@@ -17,7 +17,7 @@ use ecr_injector::{
         changes::Changes,
         lease::Leadership,
         namespace::{Namespace, NamespaceSettings},
-        namespaces::{Look, Namespaces, ReadError},
+        namespaces::{NamespaceState, Namespaces, ReadError},
     },
     config::live::Live,
     process::clock::Clock,
@@ -229,13 +229,13 @@ impl NamespaceSource for KnownNamespaces {
         &'a self,
         namespace: &'a Namespace,
         _: Instant,
-    ) -> BoxFuture<'a, Result<Look, ReadError>> {
+    ) -> BoxFuture<'a, Result<NamespaceState, ReadError>> {
         async move {
             let is_in = *namespace == team() && lock(&self.server).is_opted_in;
             Ok(if is_in {
-                Look::OptedIn(settings(namespace))
+                NamespaceState::OptedIn(settings(namespace))
             } else {
-                Look::OptedOut(settings(namespace))
+                NamespaceState::OptedOut(settings(namespace))
             })
         }
         .boxed()

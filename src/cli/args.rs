@@ -1,0 +1,54 @@
+//! Arguments and parsers of values that several subcommands share.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+
+use crate::{
+    aws::{AwsEnvironmentError, Trust, credentials::Source},
+    cluster::namespace::Namespace,
+};
+
+/// The arguments of commands that call AWS.
+#[derive(Debug, Args)]
+pub(super) struct AwsArgs {
+    /// CA bundle (PEM) to verify AWS endpoints with, instead of the system's
+    #[arg(long, env = "AWS_CA_BUNDLE", value_name = "FILE")]
+    aws_ca_bundle: Option<PathBuf>,
+    /// The only source of ambient credentials to use; credentials of any other source are an error
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_EXPECT_CREDENTIALS",
+        value_name = "SOURCE",
+        value_parser = source_parser()
+    )]
+    pub(super) expect_credentials: Option<Source>,
+}
+
+/// Returns a parser of the names that the log and the metric have for sources of credentials.
+fn source_parser() -> impl TypedValueParser<Value = Source> {
+    let names = Source::ALL.map(Source::as_str);
+    PossibleValuesParser::new(names).try_map(|name| Source::parse(&name).ok_or("no such source"))
+}
+
+impl AwsArgs {
+    /// Reads the CA bundle.
+    pub(super) fn trust(&self) -> Result<Trust, AwsEnvironmentError> {
+        Trust::load(self.aws_ca_bundle.as_deref())
+    }
+}
+
+/// Parses the name of a namespace.
+pub(super) fn parse_namespace(text: &str) -> Result<Namespace, &'static str> {
+    Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
+}
+
+/// Parses a duration that is not negative.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok();
+    let duration = parsed.and_then(|duration| Duration::try_from(duration).ok());
+    duration.ok_or("expected a duration such as 15s or 400ms")
+}

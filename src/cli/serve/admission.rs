@@ -1,0 +1,65 @@
+//! The webhook as the handler of the server's reviews, and its parts.
+
+use tokio::time::Instant;
+
+use crate::{
+    admission::handler::Webhook,
+    cli::context::Context,
+    cluster::event_recorder::EventRecorder,
+    pull_secret::provisioner::{Provisioner, ProvisionerOptions},
+    server::ReviewHandler,
+    telemetry::otel::Trace,
+};
+
+impl ReviewHandler for Webhook {
+    async fn review(
+        &self,
+        body: &[u8],
+        started: Instant,
+        deadline: Instant,
+        trace: &mut Trace,
+    ) -> Result<Vec<u8>, String> {
+        let response = Self::review(self, body, started, deadline, trace).await;
+        response.map_err(|error| error.with_cause())
+    }
+
+    fn reject_overloaded(
+        &self,
+        body: &[u8],
+        started: Instant,
+        trace: &mut Trace,
+    ) -> Result<Vec<u8>, String> {
+        let response = Self::reject_overloaded(self, body, started, trace);
+        response.map_err(|error| error.with_cause())
+    }
+}
+
+/// Returns the handler of admission reviews.
+pub(super) fn webhook(
+    context: &Context,
+    provisioner: Provisioner,
+    events: EventRecorder,
+) -> Webhook {
+    Webhook::new(
+        context.live.rules.clone(),
+        context.namespaces.clone(),
+        context.secrets.clone(),
+        provisioner,
+        context.clock.clone(),
+        context.metrics.admission.clone(),
+    )
+    .with_events(events)
+}
+
+/// Returns the provisioner of pull secrets.
+pub(super) fn provisioner(context: &Context, events: EventRecorder) -> Provisioner {
+    Provisioner::new(ProvisionerOptions {
+        writer: context.writer(&context.cluster.client),
+        namespaces: context.namespaces.clone(),
+        tokens: context.tokens.clone(),
+        metrics: context.metrics.pull_secret.clone(),
+        events: Some(events),
+        tasks: context.tasks.clone(),
+        stop: context.stop.clone(),
+    })
+}

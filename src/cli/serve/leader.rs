@@ -1,0 +1,138 @@
+//! The leader of the replicas: the arguments of its election, and its tasks.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::task::JoinHandle;
+
+use crate::{
+    cli::{
+        args::{parse_duration, parse_namespace},
+        context::{Context, instance},
+    },
+    cluster::{
+        lease::{Elector, Leadership, Settings},
+        namespace::Namespace,
+    },
+    process::readiness::{self, Condition},
+    pull_secret::{provisioner::Provisioner, state_key::KeySecret},
+    refresh::{Reconciler, discovery::Discoverer},
+    registry::Host,
+    tls::self_managed::SelfManaged,
+};
+
+/// The default name of the Lease, and the namespace of an installation outside a Pod.
+const NAME: &str = "ecr-injector";
+
+/// The arguments of the Lease, whose holder refreshes the pull secrets.
+#[derive(Debug, Args)]
+pub(super) struct LeaseArgs {
+    /// Name of the Lease for leader election
+    #[arg(id = "lease_name", long = "lease-name", env = "ECR_INJECTOR_LEASE_NAME", value_name = "NAME", default_value = NAME)]
+    name: String,
+    /// Namespace of the Lease; by default that of the Pod, outside a cluster ecr-injector
+    #[arg(id = "lease_namespace", long = "lease-namespace", env = "ECR_INJECTOR_LEASE_NAMESPACE", value_name = "NAMESPACE", value_parser = parse_namespace)]
+    namespace: Option<Namespace>,
+    /// How long other replicas wait for a leader that does not renew the Lease
+    #[arg(id = "lease_duration", long = "lease-duration", env = "ECR_INJECTOR_LEASE_DURATION", value_name = "DURATION", default_value = "15s", value_parser = parse_duration)]
+    duration: Duration,
+    /// How long a leader that can't renew the Lease keeps leading
+    #[arg(id = "lease_renew_deadline", long = "lease-renew-deadline", env = "ECR_INJECTOR_LEASE_RENEW_DEADLINE", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    renew_deadline: Duration,
+    /// Interval between attempts to renew or acquire the Lease
+    #[arg(id = "lease_retry_period", long = "lease-retry-period", env = "ECR_INJECTOR_LEASE_RETRY_PERIOD", value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
+    retry_period: Duration,
+}
+
+impl LeaseArgs {
+    /// Returns the namespace of the installation: the argument, that of the Pod, or the default.
+    pub(super) fn namespace(&self, own: Option<Namespace>) -> anyhow::Result<Namespace> {
+        let namespace = self.namespace.clone().or(own);
+        let namespace = namespace.or_else(|| Namespace::parse(NAME));
+        namespace.context("the Lease has no namespace")
+    }
+
+    /// Returns the settings of the election, if they are safe.
+    pub(super) fn settings(&self, namespace: Namespace) -> anyhow::Result<Settings> {
+        let settings = Settings {
+            duration: self.duration,
+            renew_deadline: self.renew_deadline,
+            retry_period: self.retry_period,
+            ..Settings::new(namespace, &self.name, &instance())
+        };
+        settings.check().context("the flags of the Lease")?;
+        Ok(settings)
+    }
+}
+
+/// The tasks of the leader.
+#[derive(Clone)]
+pub(super) struct LeaderTasks {
+    pub(super) reconciler: Reconciler,
+    pub(super) authority: Option<SelfManaged>,
+    pub(super) state_key: KeySecret,
+    pub(super) discoverer: Discoverer,
+}
+
+impl LeaderTasks {
+    async fn run(self, term: Leadership) {
+        let keep_authority = async {
+            if let Some(authority) = self.authority {
+                authority.keep(term.clone()).await;
+            }
+        };
+        tokio::join!(
+            self.reconciler.lead(term.clone()),
+            keep_authority,
+            self.state_key.maintain(&term),
+            self.discoverer.lead(term.clone()),
+        );
+    }
+}
+
+/// Takes part in the election once `synced`, until the process stops. The handle must be awaited
+/// then: the task releases the Lease.
+pub(super) fn elect(
+    context: &Context,
+    settings: Settings,
+    tasks: LeaderTasks,
+    synced: [Condition; 2],
+) -> anyhow::Result<JoinHandle<()>> {
+    let elector = Elector::new(
+        context.cluster.refresher.clone(),
+        settings,
+        context.clock.clone(),
+        context.metrics.cluster.clone(),
+    )?;
+    let stop = context.stop.clone();
+    Ok(tokio::spawn(async move {
+        let ready = stop.run_until_cancelled(readiness::all_held(&synced));
+        if ready.await.is_none() {
+            return;
+        }
+        let lead = |term: Leadership| tasks.clone().run(term);
+        elector.run(stop, lead).await;
+    }))
+}
+
+/// Returns a discoverer that passes the needs of pending Pods to the provisioner, like an admission
+/// that could not write the pull secret.
+pub(super) fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
+    let (rules, namespaces) = (context.live.rules.clone(), context.namespaces.clone());
+    let sink = move |namespace: &Namespace, hosts: BTreeSet<Host>| {
+        let (rules, Some(settings)) = (rules.get(), namespaces.peek(namespace)) else {
+            return;
+        };
+        let hosts = hosts.iter();
+        let keys = hosts.filter_map(|host| rules.key_for(host.as_str(), namespace, &settings));
+        provisioner.retain_demand(namespace, keys.collect(), &rules);
+    };
+    Discoverer::new(
+        context.cluster.refresher.clone(),
+        context.namespaces.clone(),
+        context.live.clone(),
+        context.metrics.refresh.clone(),
+        Arc::new(sink),
+    )
+}
