@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::metrics::ApiCalls;
@@ -45,30 +46,32 @@ impl<'a> ApiCall<'a> {
     }
 
     /// Makes the call until `deadline`, gives a failure its meaning by `error`, and counts the
-    /// outcome.
-    pub(crate) async fn send<T, F: Into<CallFailure>, E: CallOutcome>(
+    /// outcome. A combinator instead of an `async fn` has one copy of the call in its future.
+    pub(crate) fn send<T, F: Into<CallFailure>, E: CallOutcome>(
         self,
         deadline: Instant,
         call: impl Future<Output = Result<T, F>>,
         error: impl FnOnce(CallFailure) -> E,
-    ) -> Result<T, E> {
-        let result = match timeout_at(deadline, call).await {
-            Ok(result) => result.map_err(|failure| error(failure.into())),
-            Err(_) => Err(error(CallFailure::Timeout)),
-        };
-        let outcome = result.as_ref().map_or_else(E::as_str, |_| "ok");
-        self.counter.count_call(self.verb, self.resource, outcome);
-        result
+    ) -> impl Future<Output = Result<T, E>> {
+        timeout_at(deadline, call).map(move |response| {
+            let result = match response {
+                Ok(result) => result.map_err(|failure| error(failure.into())),
+                Err(_) => Err(error(CallFailure::Timeout)),
+            };
+            let outcome = result.as_ref().map_or_else(E::as_str, |_| "ok");
+            self.counter.count_call(self.verb, self.resource, outcome);
+            result
+        })
     }
 }
 
 /// Bounds a part of a call: the request itself, without the wait for its turn.
-pub(crate) async fn within<T>(
+pub(crate) fn within<T>(
     limit: Duration,
     call: impl Future<Output = kube::Result<T>>,
-) -> Result<T, CallFailure> {
-    match timeout(limit, call).await {
+) -> impl Future<Output = Result<T, CallFailure>> {
+    timeout(limit, call).map(|response| match response {
         Ok(result) => result.map_err(CallFailure::Kube),
         Err(_) => Err(CallFailure::Timeout),
-    }
+    })
 }

@@ -247,12 +247,12 @@ impl Namespaces {
         namespace: &Namespace,
         deadline: Instant,
     ) -> Result<Option<Metadata<Object>>, ReadError> {
+        let call = ApiCall::new(&self.0.metrics.api_calls, "get", "namespaces");
         let read = async {
             // Neither semaphore is ever closed.
             let _permit = permits.acquire().await;
             self.0.api.get_opt(namespace.as_str()).await
         };
-        let call = ApiCall::new(&self.0.metrics.api_calls, "get", "namespaces");
         call.send(deadline, read, ReadError::from).await
     }
 }

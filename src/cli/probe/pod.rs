@@ -232,7 +232,7 @@ impl Probe {
         Ok(request.map_err(kube::Error::BuildRequest)?.map(Body::from))
     }
 
-    /// Returns a Pod that *restricted* Pod Security and a ResourceQuota accept.
+    /// Returns a Pod that *restricted* Pod Security and a `ResourceQuota` accept.
     fn pod(&self) -> serde_json::Value {
         json!({
             "apiVersion": "v1",
