@@ -227,11 +227,8 @@ impl Registration {
         // A test that fails is an invalid patch to the API server.
         let is_conflict =
             |status: &Status| matches!(status.code, 409 | 422) && !status.message.contains(POLICY);
-        let call = ApiCall::new(
-            &self.metrics.api_calls,
-            "patch",
-            "mutatingwebhookconfigurations",
-        );
+        let calls = &self.metrics.api_calls;
+        let call = ApiCall::new(calls, "patch", "mutatingwebhookconfigurations");
         let patch = self.api.patch(&self.name, &params, &patch);
         let written = write(call, patch, is_conflict).await?;
         self.observe(&written, Origin::OwnWrite);
