@@ -179,7 +179,7 @@ schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the 
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart templates::schema_of_the_values
 
 .PHONY: deploy
-deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and the table in the chart's README from its values, anew
+deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and the table in the chart's README from its values
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what certs_has readme_has
 
 .PHONY: versions

@@ -14,7 +14,7 @@ usage: certs/generate.sh [OPTION]… [FOLDER]
   --secret NAME          the Secret that --apply writes (NAME-tls)
   --apply                writes the Secret and the registration's caBundle, in the cluster of kubectl's current context
 
-FOLDER, by default that of this script, gets ca.crt and ca.key once, and tls.crt and tls.key anew each time.
+FOLDER, by default that of this script, gets ca.crt and ca.key once, and tls.crt and tls.key each time.
 USAGE
   exit 2
 }

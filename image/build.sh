@@ -50,7 +50,7 @@ export SOURCE_DATE_EPOCH=$epoch
 created=$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)
 
 # A static binary that names no folder of this machine, and no time: mimalloc would have that of its compilation in it. Not
-# the commit's either, for which all parts in C would be built anew each time.
+# the commit's either, for which all parts in C would be rebuilt each time.
 build() {
   local sysroot hash cargo_home=${CARGO_HOME:-$HOME/.cargo} flags
   sysroot=$(rustc --print sysroot)

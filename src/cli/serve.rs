@@ -271,7 +271,7 @@ impl Server {
         Self { stop, task }
     }
 
-    /// Accepts no more connections, and waits for requests in flight.
+    /// Stops accepting connections, and waits for requests in flight.
     async fn stop(self) {
         self.stop.cancel();
         // A panic of the listener is in the log already.

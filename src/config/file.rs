@@ -43,12 +43,12 @@ pub(super) struct File {
     secret_name: Option<String>,
     /// Which namespaces are opted in.
     opt_in: Option<FileOptIn>,
-    /// What happens to a Pod whose pull secret can't be completed in time.
+    /// Handling of a Pod whose pull secret can't be completed in time.
     #[schemars(extend("default" = "admit"))]
     on_failure: Option<FileOnFailure>,
     /// Which registries get credentials; by default all.
     allow: Option<FileAllow>,
-    /// What happens to credentials that the rules (allow, identities, aliases) no longer allow.
+    /// Handling of credentials that the rules (allow, identities, aliases) no longer allow.
     #[schemars(extend("default" = "onExpiry"))]
     revoke: Option<FileRevocation>,
     /// Other host names (a CNAME, a mirror) that stand for ECR registries.

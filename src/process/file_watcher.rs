@@ -21,7 +21,7 @@ pub(crate) enum Settling {
     TwoReads,
 }
 
-/// What a poll found.
+/// The result of a poll.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FileChange<T> {
     /// The files hold what is in use.

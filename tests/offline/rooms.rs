@@ -1,6 +1,6 @@
 //! The plan of the house: which room stands above which, and which rooms are pure. A room that decides can be read and
 //! tested alone only while it imports nothing that acts, so this test reads the sources and holds them to it.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -360,6 +360,109 @@ fn imports_point_downwards_and_pure_rooms_stay_pure() {
         })
         .collect();
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+/// Returns the files that each file imports.
+fn imports(files: &[File]) -> BTreeMap<String, BTreeSet<String>> {
+    let names: BTreeSet<_> = files.iter().map(|file| file.name.clone()).collect();
+    let of_file = |file: &File| {
+        let paths = paths(&code(&file.text));
+        let targets = paths
+            .iter()
+            .filter_map(|path| target_of(&file.name, path))
+            .filter_map(|target| file_of(&target, &names).map(str::to_owned))
+            .filter(|target| *target != file.name);
+        (file.name.clone(), targets.collect())
+    };
+    files.iter().map(of_file).collect()
+}
+
+/// Returns a circle of imports, if there is one.
+fn circle(imports: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<&str>> {
+    fn visit<'a>(
+        name: &'a str,
+        imports: &'a BTreeMap<String, BTreeSet<String>>,
+        path: &mut Vec<&'a str>,
+        done: &mut BTreeSet<&'a str>,
+    ) -> Option<Vec<&'a str>> {
+        if let Some(at) = path.iter().position(|other| *other == name) {
+            return Some(path[at..].to_vec());
+        }
+        if done.contains(name) {
+            return None;
+        }
+        path.push(name);
+        let targets = imports.get(name).into_iter().flatten();
+        let found = targets
+            .into_iter()
+            .find_map(|target| visit(target, imports, path, done));
+        path.pop();
+        done.insert(name);
+        found
+    }
+    let mut done = BTreeSet::new();
+    let mut names = imports.keys();
+    names.find_map(|name| visit(name, imports, &mut Vec::new(), &mut done))
+}
+
+#[test]
+fn no_import_runs_in_a_circle() {
+    let files: Vec<File> = files()
+        .into_iter()
+        .filter(|file| !file.is_tests())
+        .collect();
+    let imports = imports(&files);
+    assert!(imports.values().flatten().count() > 100, "{imports:?}");
+    assert_eq!(circle(&imports), None);
+}
+
+#[test]
+fn circle_of_imports_is_found() {
+    let file = |name: &str, text: &str| File {
+        name: name.to_owned(),
+        path: String::new(),
+        text: text.to_owned(),
+    };
+    let files = [
+        file("a", "pub mod b; use self::b::X;"),
+        file("a/b", "use crate::c;"),
+        file("c", "fn f() { crate::a::g() }"),
+    ];
+    assert_eq!(circle(&imports(&files)), Some(vec!["a", "a/b", "c"]));
+    assert_eq!(circle(&imports(&files[..2])), None);
+}
+
+/// The most entries of `src`: a newcomer reads the list at one glance.
+const MAX_ENTRIES: usize = 16;
+/// The most lines of a file without its tests.
+const MAX_LINES: usize = 500;
+
+#[test]
+fn top_floor_and_files_stay_small() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    assert!(fs::read_dir(root).unwrap().count() <= MAX_ENTRIES);
+    for file in files().iter().filter(|file| !file.is_tests()) {
+        let text = file.text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let lines = text.lines().count();
+        assert!(lines <= MAX_LINES, "src/{}: {lines} lines", file.path);
+    }
+}
+
+#[test]
+fn doc_comments_begin_with_a_verb_or_a_noun() {
+    for file in files() {
+        let mut follows = false;
+        for line in file.text.lines().map(str::trim_start) {
+            let text = line.strip_prefix("/// ").or(line.strip_prefix("//! "));
+            if let Some(text) = text.filter(|_| !follows) {
+                let is_clause = ["What ", "Who ", "The same"]
+                    .iter()
+                    .any(|it| text.starts_with(it));
+                assert!(!is_clause, "src/{}: {text}", file.path);
+            }
+            follows = line.starts_with("//");
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 #   tests/tools/build.sh control-plane helm
 #
 # A folder beside this script is a module, and its go.mod says which version: a change there, or of how a program is built,
-# builds it anew. KUBEBUILDER_ASSETS names a folder that has the control plane already, HELM a Helm 4 or 3, KUBE_SCORE a kube-score,
+# rebuilds it. KUBEBUILDER_ASSETS names a folder that has the control plane already, HELM a Helm 4 or 3, KUBE_SCORE a kube-score,
 # UMOCI a umoci: then that one is used.
 set -euo pipefail
 

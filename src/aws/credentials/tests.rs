@@ -273,7 +273,7 @@ fn what_is_begun_is_told_from_what_is_absent() {
     }
 }
 
-/// What a profile says when its base credentials failed so.
+/// The error of a profile whose base credentials failed.
 async fn profile_that_failed(cause: CredentialsError) -> String {
     let wrapped = Err(CredentialsError::provider_error(cause));
     let chain = chain(vec![(Source::Profile, vec![wrapped])]);

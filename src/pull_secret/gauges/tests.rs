@@ -1,4 +1,4 @@
-//! What is measured of pull secrets that are made up.
+//! Unit tests of `gauges`, with pull secrets that are made up.
 
 use std::{
     convert::Infallible,
