@@ -59,7 +59,7 @@ fn rows(page: &str, first_column: &str) -> Vec<Vec<String>> {
             is_wanted = false;
         } else if cells(line)[0] == first_column {
             is_wanted = true;
-        } else if is_wanted && !line.starts_with("|---") {
+        } else if is_wanted && !line.starts_with("| ---") {
             rows.push(cells(line));
         }
     }
