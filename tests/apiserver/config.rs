@@ -70,7 +70,7 @@ async fn config_check_says_what_a_file_would_suspend() {
     for line in [
         "; 14 namespaces opted in, 12 with 24 registries in their pull secrets\n",
         "  suspends      nothing\n",
-        "good.yaml: good\n",
+        "good.yaml: valid\n",
     ] {
         assert!(ran.stdout.contains(line), "{line} not in {ran:#?}");
     }

@@ -546,7 +546,7 @@ async fn changes_nothing_of_its_registration_but_the_ca_bundles() {
     for (change, refusal) in [
         (
             set("/webhooks/0/name", json!("other.ecr-injector.dev")),
-            "renames and moves no entry",
+            "renames and moves no webhook",
         ),
         (
             set("/webhooks/0/clientConfig/service/name", json!("other")),

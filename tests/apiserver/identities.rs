@@ -263,7 +263,7 @@ async fn annotation_outside_the_patterns_gets_a_warning_and_no_token() {
         ),
         (
             "nonsense".to_owned(),
-            "annotation ecr-injector.dev/role-arn is not a role's ARN",
+            "annotation ecr-injector.dev/role-arn is not the ARN of a role",
         ),
     ] {
         let namespace = bed.with_role("refused", &arn).await;

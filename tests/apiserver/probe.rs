@@ -123,7 +123,7 @@ async fn failure_is_retried_for_the_given_time_and_then_named() {
     assert!(begun.elapsed() > Duration::from_secs(1), "{stderr}");
     assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
     // Said once, and at the end.
-    let why = "the Pod is admitted without ecr-pull-secret in its imagePullSecrets";
+    let why = "the Pod was admitted without ecr-pull-secret in its imagePullSecrets";
     assert_eq!(stderr.matches(why).count(), 2, "{stderr}");
     assert!(
         stderr
