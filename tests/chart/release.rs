@@ -717,7 +717,7 @@ fn without_the_second_entry(folder: &Path) {
     assert!(copied.success());
     let path = folder.join("templates/registration.yaml");
     let text = fs::read_to_string(&path).unwrap();
-    let (first, _) = text.split_once("  # An image that changes").unwrap();
+    let (first, _) = text.split_once("  # A changed image").unwrap();
     fs::write(path, first).unwrap();
 }
 
