@@ -27,5 +27,6 @@ pub fn text() -> String {
     for (name, value) in schema.as_object().into_iter().flatten() {
         fields.entry(name.clone()).or_insert_with(|| value.clone());
     }
-    format!("{:#}\n", Value::Object(fields))
+    // Doc comments are wrapped at 100 columns; descriptions are not.
+    format!("{:#}\n", Value::Object(fields)).replace("\\n", " ")
 }
