@@ -95,6 +95,7 @@ async fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+#[allow(clippy::too_many_lines, reason = "one scenario in its order")]
 async fn demo() -> anyhow::Result<()> {
     let stays = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
         [] => false,

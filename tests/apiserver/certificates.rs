@@ -500,6 +500,7 @@ async fn serves_as_installed_and_to_the_api_server_alone() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one scenario in its order")]
 async fn certificate_in_a_secret_is_followed_and_a_bad_one_not_served() {
     let cluster = Cluster::turn().await;
     let role = json!({

@@ -31,6 +31,7 @@ async fn versions(plane: &ControlPlane) -> Vec<String> {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one scenario in its order")]
 async fn config_check_says_what_a_file_would_suspend() {
     support::crypto();
     let plane = ControlPlane::start().await;

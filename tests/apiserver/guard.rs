@@ -516,6 +516,7 @@ async fn own_secrets_have_their_name_type_and_namespace() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 async fn changes_nothing_of_its_registration_but_the_ca_bundles() {
     let (_, us, admin) = ready().await;
     let registrations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
@@ -673,6 +674,7 @@ async fn leads_by_its_lease_and_hands_it_over_in_three_seconds() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 async fn holds_its_one_lease_and_no_other_even_with_a_wider_role() {
     let (cluster, us, admin) = ready().await;
     let _turn = LEASE.lock().await;
@@ -922,6 +924,7 @@ async fn judges_nobody_else() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one scenario in its order")]
 async fn is_found_in_force_at_the_start_and_missing_when_it_is() {
     let plane = ControlPlane::start().await;
     let installation = Installation::apply(&plane).await;

@@ -33,6 +33,7 @@ const NAMESPACE: &str = "tools";
 const FULLNAME: &str = "pull-ecr-injector";
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one scenario in its order")]
 async fn release_installs_upgrades_and_uninstalls_with_pods_served() {
     let cluster = Cluster::start().await;
     let port = format!("service: {{port: {}}}", usable_port(&cluster.plane));

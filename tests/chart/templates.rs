@@ -415,6 +415,7 @@ fn schema_knows_each_value_and_no_other() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn values_that_cannot_be_are_refused_by_the_schema() {
     let digits = "image: {digest: 'sha256:12'}";
     for (values, complaint) in [

@@ -712,6 +712,7 @@ fn pod() -> Value {
 }
 
 #[tokio::test(start_paused = true)]
+#[allow(clippy::too_many_lines, reason = "a table")]
 async fn admission_line_has_the_fields_of_the_table() {
     let logs = Logs::start();
     let webhook = InProcess::new();

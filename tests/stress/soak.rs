@@ -361,6 +361,7 @@ impl Direct {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::too_many_lines, reason = "one scenario in its order")]
 async fn pods_are_all_served_while_everything_changes() {
     let _alone = crate::alone().await;
     let mut soak = Soak::start(|options| {

@@ -104,6 +104,7 @@ fn figures(subjects: &[(&Observed, bool)]) -> Summary {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn every_pull_secret_has_one_state() {
     for (observed, expected) in [
         (managed(&[(1, EU, Some(700))]), Some(PullSecretState::Fresh)),

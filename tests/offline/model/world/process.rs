@@ -285,6 +285,7 @@ fn metrics() -> Metrics {
 
 impl World<'_> {
     /// Starts a process, which lists what there is.
+    #[allow(clippy::too_many_lines, reason = "one process, put together")]
     pub(super) fn process(&self, index: usize) -> Process {
         let clock: Arc<dyn Clock> = self.clock.clone();
         let live = Live::new(self.scenario.configs[self.config].clone(), None);
