@@ -403,7 +403,7 @@ async fn limit_of_256_descriptors_sheds_connections_and_no_work() {
     bench.serves_a_cold_namespace(&webhook, "fewer-files").await;
     assert!(webhook.metric("process_open_fds").await < 250.0);
     let shed = webhook
-        .metric(r#"ecr_injector_shed_total{what="connection"}"#)
+        .metric(r#"ecr_injector_shed_total{kind="connection"}"#)
         .await;
     assert!(shed > 300.0, "{shed}");
     let failed = r#"ecr_injector_connection_failures_total{reason="accept"}"#;
