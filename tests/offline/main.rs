@@ -21,6 +21,7 @@ mod operations;
 mod refresh;
 mod rooms;
 mod rotation;
+mod sabotage;
 mod traces;
 mod versions;
 mod watch;
