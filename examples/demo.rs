@@ -56,7 +56,7 @@ const DEFAULT_IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/a
 /// The first finds a namespace without a pull secret, the second one with it.
 const REPLICAS: usize = 2;
 const LIMIT: Duration = Duration::from_secs(30);
-/// What the API server measured of its calls to us.
+/// The API server's metric of the duration of its calls to the webhook.
 const ADMISSION_SECONDS: &str = "apiserver_admission_webhook_admission_duration_seconds";
 const WEBHOOK_LABEL: &str = r#"{name="create.ecr-injector.dev"}"#;
 
@@ -220,7 +220,7 @@ impl Image {
     }
 }
 
-/// Who answers `ecr:GetAuthorizationToken`.
+/// The AWS that answers `ecr:GetAuthorizationToken`.
 enum Aws {
     Fake(FakeAws),
     Real,
@@ -235,7 +235,7 @@ impl Aws {
         }
     }
 
-    /// What the webhook's process finds around it.
+    /// Returns the environment of the webhook's process.
     fn environment(&self) -> Vec<(String, String)> {
         match self {
             Self::Fake(fake) => fake.environment(),
@@ -481,7 +481,7 @@ fn log(webhook: &Webhook) -> Vec<Value> {
         .collect()
 }
 
-/// What the webhook complained of, to end an error's text with.
+/// Returns the webhook's warnings and errors, to end an error's text with.
 fn warnings(webhook: &Webhook) -> String {
     let mut lines = log(webhook);
     lines.retain(|line| matches!(line["level"].as_str(), Some("WARN" | "ERROR")));
@@ -489,7 +489,7 @@ fn warnings(webhook: &Webhook) -> String {
     lines.concat()
 }
 
-/// Tells each step as it begins, and its time when it is done.
+/// Prints each step as it begins, and the time of the step when it is done.
 #[derive(Default)]
 struct Progress(usize);
 

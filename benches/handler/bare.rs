@@ -1,5 +1,5 @@
-//! What ours is compared with: the same crates with their defaults, no bounds, no guards, and a handler that reads the
-//! body and answers with fixed bytes.
+//! A bare server to compare the webhook with: the same crates with their defaults, no bounds, no
+//! guards, and a handler that reads the body and answers with fixed bytes.
 
 use std::convert::Infallible;
 use std::fs;

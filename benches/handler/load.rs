@@ -22,7 +22,7 @@ pub const COMMAND: &str = "load";
 /// An API server keeps up to 25 idle ones.
 pub const CONNECTIONS: usize = 8;
 
-/// What is asked of whom.
+/// A load: the server, the request's body, and the duration.
 pub struct Load<'a> {
     pub address: SocketAddr,
     pub authority: &'a Path,

@@ -133,7 +133,7 @@ fn compare() {
     assert_eq!(after, before, "a warm admission called somebody");
 }
 
-/// What the servers stand in.
+/// The environment of the servers.
 struct Setting {
     folder: GuardedFolder,
     certificate: ServingCertificate,

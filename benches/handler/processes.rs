@@ -61,7 +61,7 @@ impl Server {
         self
     }
 
-    /// What it says of itself, if it does.
+    /// Returns the server's metrics, if the server has an admin listener.
     pub fn metrics(&self) -> Option<String> {
         self.admin?;
         let response = self.get("/metrics");

@@ -1,4 +1,5 @@
-//! What a cluster's users see: Pods created through a real API server that calls the real binary.
+//! Tests of admission as a cluster's users see it: Pods created through a real API server that
+//! calls the real binary.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

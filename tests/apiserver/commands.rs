@@ -203,7 +203,7 @@ impl Ran {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// What was done to each namespace.
+    /// Returns the result of each namespace.
     #[track_caller]
     fn results(&self) -> BTreeMap<String, String> {
         let json = self.json();
@@ -575,7 +575,7 @@ async fn termination_loses_nothing_and_lists_what_was_done() {
     }
 }
 
-/// What no test with neighbours can do: all namespaces of a cluster, refreshed and then cleaned.
+/// Refreshes and then cleans all namespaces of a cluster, which no test with neighbours can do.
 #[tokio::test]
 async fn sees_to_a_whole_cluster_and_clears_it() {
     let (ground, aws) = (Ground::start().await, FakeAws::start());
@@ -795,7 +795,7 @@ async fn every_missing_right_is_named_at_once() {
         .ended(0);
 }
 
-/// Then each call tells by itself.
+/// Each call then shows by itself whether the right is there.
 #[tokio::test]
 async fn refresh_goes_on_where_rights_can_not_be_asked() {
     let (ground, aws) = (Ground::start().await, FakeAws::start());

@@ -1,5 +1,5 @@
-//! What the leader finds of Pending Pods on a real API server, with the rights of `deploy/` and the one that `discover: pods`
-//! needs beside them.
+//! Tests of the leader's discovery of Pending Pods on a real API server, with the rights of
+//! `deploy/` and the one that `discover: pods` needs beside them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};

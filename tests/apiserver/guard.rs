@@ -1,5 +1,6 @@
-//! What our own account may do, held against a real API server: `deploy/rbac.yaml` and `deploy/guard.yaml`, each
-//! way. docs/explanation/security.md makes the promises; here they are tried with a token of that account.
+//! Tests of the rights of our own account on a real API server: `deploy/rbac.yaml` and
+//! `deploy/guard.yaml`, each way. docs/explanation/security.md makes the promises; here they are
+//! tried with a token of that account.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;

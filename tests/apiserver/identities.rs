@@ -1,5 +1,5 @@
-//! Who mints, seen from the API server: tenants get their own role's tokens and never another's, at a cost that follows the
-//! roles and regions and not the namespaces.
+//! Tests of the identities that mint, seen from the API server: tenants get their own role's tokens
+//! and never another's, at a cost that follows the roles and regions and not the namespaces.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! What people copy from `deploy/` and change: the examples for Argo CD, Flux and Terraform say what the chart says.
+//! Tests of the examples for Argo CD, Flux and Terraform, which people copy from `deploy/` and
+//! change: the examples agree with the chart.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +27,8 @@ impl Release {
         }
     }
 
-    /// What the chart renders, and what is in the cluster once we have filled it in.
+    /// Returns the registration that the chart renders, and the one in the cluster once the webhook
+    /// has filled in the `caBundle`.
     fn registration(&self, name: &Value) -> (Value, Value) {
         let name = name.as_str().unwrap();
         let rendered = find(&self.objects, "MutatingWebhookConfiguration", name);

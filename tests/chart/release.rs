@@ -672,7 +672,7 @@ impl Cluster {
         self.get(&format!("{REGISTRATIONS}/zz-{FULLNAME}")).await
     }
 
-    /// What each entry of the registration trusts.
+    /// Returns the CA bundle of each entry of the registration.
     async fn bundles(&self) -> Vec<String> {
         let registration = self.registration().await;
         let entries = registration["webhooks"].as_array().unwrap().iter();

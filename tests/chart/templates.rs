@@ -155,7 +155,8 @@ extraObjects: [{apiVersion: v1, kind: ConfigMap, metadata: {name: more}, data: {
 /// Kinds that only an operator's definitions bring: their shape is looked at here, and no API server of ours knows them.
 const FOREIGN: &[&str] = &["cert-manager.io/v1", "monitoring.coreos.com/v1"];
 
-/// What kube-score would have otherwise and stays as it is: the check, the sets of values in which it finds something, and why.
+/// The findings of kube-score that stay as they are: the check, the sets of values in which
+/// kube-score finds something, and why.
 const LEFT: &[(&str, In, &str)] = &[
     (
         "container-resources",

@@ -83,7 +83,7 @@ fn validator() -> Validator {
     jsonschema::validator_for(&schema).unwrap()
 }
 
-/// `make schema` writes it anew.
+/// `make schema` regenerates the schema.
 #[test]
 fn schema_in_docs_is_the_one_that_the_code_makes() {
     let path = of_repository("docs/reference/config.schema.json");

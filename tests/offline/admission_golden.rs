@@ -1,4 +1,4 @@
-//! What is decided about a Pod, held by example: `tests/pods/*.yaml`.
+//! Golden tests of the decisions about Pods, held by example: `tests/pods/*.yaml`.
 //!
 //! A fixture is a Pod's YAML, headed by why it is there. A second document may change the situation ([`Situation`]); without
 //! one the Pod is created in an opted-in namespace that has no pull secret, under the default configuration. The
@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 
 const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
 
-/// What surrounds a Pod.
+/// The situation in which a Pod is reviewed.
 #[derive(Debug, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 struct Situation {
@@ -90,7 +90,7 @@ struct Fixture {
     situation: Situation,
 }
 
-/// What the webhook would answer and do.
+/// The webhook's answer and actions for a Pod.
 struct Verdict {
     /// The verdict in a word or two.
     word: String,
@@ -262,7 +262,7 @@ fn ensured(host: &Host, key: &TokenKey) -> String {
     )
 }
 
-/// What must hold of every patch: it applies, changes nothing but the list, and is empty the second time.
+/// Checks every patch: it applies, changes nothing but the list, and is empty the second time.
 fn check(fixture: &Fixture, pod: &Value) -> Result<(), TestCaseError> {
     let verdict = fixture.verdict(pod);
     let mut after = pod.clone();

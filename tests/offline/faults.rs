@@ -14,12 +14,12 @@ fn read(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What stands between backticks.
+/// Returns the texts between backticks.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// A row's tests, each as what cargo has to be told: its target and its name.
+/// Returns each row's tests, each by what cargo needs to run the test: its target and its name.
 fn rows(document: &str, head: &str) -> Vec<BTreeSet<(String, String)>> {
     let text = read(document);
     let lines = text.lines().skip_while(|line| !line.starts_with(head));

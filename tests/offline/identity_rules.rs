@@ -66,7 +66,7 @@ fn said(role: Option<&str>) -> NamespaceSettings {
     }
 }
 
-/// Who mints, in a word: `ambient`, a role's name, or why nobody does.
+/// Returns the identity that mints, in a word: `ambient`, a role's name, or why none does.
 fn who(identities: &Identities, host: &str, namespace: &str, annotation: Option<&str>) -> String {
     let namespace = Namespace::parse(namespace).expect("a namespace");
     let choice = identities.choose(&registry(host), &namespace, &said(annotation));

@@ -2,10 +2,11 @@
 //! provisioner, the writer, the stores and the leader's loop of each process run on a paused clock, and every call to the API
 //! server, every news of a watch and every event is a step whose place in the order the explorer chooses.
 //!
-//! Each schedule is replayed from the start, since tasks can't be copied. Of the schedules that differ only in the order of
-//! steps that don't touch each other one is explored (sleep sets), and a state that was reached before is not explored again:
-//! it is told from others by what each process has heard, in its order, and by what is stored and on its way. Where a
-//! scenario has more schedules than its limit, as many as that are explored in order and as many more at random.
+//! Each schedule is replayed from the start, since tasks can't be copied. Of the schedules that
+//! differ only in the order of steps that don't touch each other one is explored (sleep sets), and
+//! a state that was reached before is not explored again: a state is identified by what each
+//! process has heard, in its order, and by what is stored and on its way. Where a scenario has more
+//! schedules than its limit, as many as that are explored in order and as many more at random.
 //! `MODEL_TIMES=20 cargo test --test offline model::` raises all limits by that factor.
 //!
 //! | invariant | says |
@@ -59,7 +60,7 @@ refresh: {writesPerSecond: 1000}
 allow: {accounts: ["123456789012", "210987654321"]}
 publicEcr: true
 "#;
-/// What is not allowed is taken out at once.
+/// The registries that are not allowed are taken out at once.
 const REVOKING: &str = r#"
 refresh: {writesPerSecond: 1000}
 allow: {accounts: ["210987654321"]}
@@ -67,12 +68,12 @@ revoke: immediately
 "#;
 const HOUR: u64 = 3600;
 
-/// What happens that no process of ours decides.
+/// An event that no process of ours decides.
 #[derive(Debug, Clone, Copy)]
 pub enum Event {
     /// A Pod with images in these registries comes to a replica.
     Admit(usize, &'static [&'static str]),
-    /// The same in a namespace that is not opted in.
+    /// A Pod with such images comes to a replica in a namespace that is not opted in.
     AdmitStranger(usize, &'static [&'static str]),
     /// A quota refuses writes, or no longer.
     Quota(bool),
@@ -88,7 +89,7 @@ pub enum Event {
     Edit,
     /// Somebody writes a state of these hosts without a seal.
     Forge(&'static [&'static str]),
-    /// The same in a namespace that is not opted in.
+    /// Somebody writes such a state in a namespace that is not opted in.
     ForgeStranger(&'static [&'static str]),
     /// Somebody keeps a copy of the Secret.
     Copy,
@@ -100,15 +101,15 @@ pub enum Event {
     Pass(u64),
 }
 
-/// What is explored.
+/// A scenario to explore.
 pub struct Scenario {
     /// How many replicas there are; the leader may be one of them, or one more process.
     pub replicas: usize,
     pub leader: usize,
     pub configs: Vec<Config>,
-    /// What happened before, one after another.
+    /// The events that happened before, one after another.
     pub setup: &'static [Event],
-    /// What happens, each script in its order, and any of them before the others.
+    /// The events to explore, each script in its order, and any of them before the others.
     pub scripts: &'static [&'static [Event]],
     /// Whether calls to AWS wait as well.
     pub mints_wait: bool,

@@ -66,7 +66,7 @@ const PURE: &[&str] = &[
     "token/error",
 ];
 
-/// What a pure room may import from other crates. Whatever is not here has to be argued for.
+/// The imports from other crates that a pure room may have. Any other has to be argued for.
 const PURE_IMPORTS: &[&str] = &[
     "base64",
     "hmac",
@@ -254,7 +254,7 @@ fn tokens(code: &str) -> Vec<&str> {
     tokens
 }
 
-/// Reads one path from a token on, with everything in its braces; tells where it ended.
+/// Reads one path from a token on, with everything in its braces, and returns where the path ended.
 fn path_at(tokens: &[&str], mut at: usize, prefix: &str, paths: &mut BTreeSet<String>) -> usize {
     let is_word = |token: &str| token.starts_with(|c: char| c.is_alphabetic() || c == '_');
     let mut path = prefix.to_owned();

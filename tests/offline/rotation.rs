@@ -55,10 +55,10 @@ struct World {
     now: Timestamp,
     dice: Dice,
     secret: Arc<Authority>,
-    /// What the registration was made to trust since when; the last one counts.
+    /// The registration's CA bundles, each with the start of its trust; the last one counts.
     published: Vec<(Timestamp, String)>,
     published_since: Option<Timestamp>,
-    /// Somebody reset the registration; until then it isn't put right.
+    /// Somebody reset the registration; until then the registration isn't repaired.
     reset_until: Option<Timestamp>,
     leaderless_until: Timestamp,
     replicas: Vec<Replica>,
@@ -108,7 +108,7 @@ impl World {
         }
     }
 
-    /// What may happen at any time: once in some days each.
+    /// Lets misfortunes happen at any time: each once in some days.
     fn misfortune(&mut self, pace: i64) {
         if self.dice.roll(10 * DAY) < pace {
             self.leaderless_until = self.now + seconds(self.dice.roll(3 * DAY));

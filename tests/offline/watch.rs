@@ -24,7 +24,7 @@ const SHORT: WatchTimeouts = WatchTimeouts {
     max_backoff: Duration::from_millis(500),
 };
 
-/// What a request takes that is answered.
+/// The time limit of a request that is answered.
 const ANSWER: Duration = Duration::from_secs(1);
 
 type Object = PartialObjectMeta<Namespace>;
@@ -35,7 +35,7 @@ fn objects(api: &WatchedApi, timeouts: WatchTimeouts) -> Api<Object> {
     Api::all(Cluster::new(config, timeouts).unwrap().client)
 }
 
-/// The names that a watch has told of, as a store keeps them. The watch ends with it.
+/// The names that a watch has reported, as a store keeps them. The watch ends with the store.
 struct Store {
     names: Arc<Mutex<BTreeSet<String>>>,
     watch: JoinHandle<()>,
@@ -66,7 +66,7 @@ impl Store {
         Self { names, watch }
     }
 
-    /// Waits for a name, and tells how long that took.
+    /// Waits for a name, and returns how long that took.
     async fn sees(&self, name: &str, limit: Duration) -> Duration {
         let start = Instant::now();
         let seen = async || self.names.lock().unwrap().contains(name).then_some(());
@@ -300,7 +300,7 @@ async fn time_that_a_connection_was_idle_is_no_silence() {
     assert_eq!(api.connections(), 2);
 }
 
-/// What was logged.
+/// The captured log.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

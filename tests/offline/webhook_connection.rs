@@ -1,4 +1,5 @@
-//! What one connection may do and how long it may take for it: in paused time, over streams that are no sockets.
+//! Tests of the limits and the timeouts of one connection: in paused time, over streams that are no
+//! sockets.
 
 use std::time::Duration;
 

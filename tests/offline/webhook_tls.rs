@@ -23,7 +23,7 @@ use crate::support::{InProcess, Tls, Wire, eventually};
 
 const TARGET: &str = "/mutate?timeout=10s";
 const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:v1";
-/// What a busy machine may add to a time.
+/// The time that a busy machine may add to a duration.
 const SLACK: Duration = Duration::from_secs(2);
 
 struct Bed {

@@ -106,7 +106,7 @@ async fn two_processes_that_race_on_two_registries_lose_none() {
     assert!(conflicts > 0.5, "there was no race at all");
 }
 
-/// What a load came to.
+/// The results of a load.
 #[derive(Debug)]
 #[expect(dead_code, reason = "most are only shown")]
 struct Summary {

@@ -1,5 +1,6 @@
-//! What the stores keep of a namespace, to the byte: both watches' and the leader's plan. `make scale` measures the whole
-//! process; here the allocator counts what is held, and nothing else is in it.
+//! Tests of the memory that the stores keep for a namespace, to the byte: both watches' and the
+//! leader's plan. `make scale` measures the whole process; here the allocator counts what is held,
+//! and nothing else is in that count.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -36,13 +36,13 @@ use tokio_rustls::client::TlsStream;
 
 const TARGET: &str = "/mutate?timeout=10s";
 const SOON: Duration = Duration::from_secs(30);
-/// What a busy machine may add to a time.
+/// The time that a busy machine may add to a duration.
 const SLACK: Duration = Duration::from_secs(3);
 const BINARY: &str = env!("CARGO_BIN_EXE_ecr-injector");
 
 type Client = Wire<TlsStream<TcpStream>>;
 
-/// What the processes of these tests share.
+/// The test bed that the processes of these tests share.
 struct Bench {
     plane: ControlPlane,
     aws: FakeAws,

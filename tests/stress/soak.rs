@@ -168,7 +168,7 @@ async fn bundle(admin: &Caller) -> String {
     String::from_utf8(bytes.unwrap()).unwrap()
 }
 
-/// What a load came to.
+/// The results of a load.
 #[derive(Default)]
 struct Summary {
     seconds: f64,

@@ -31,7 +31,7 @@ pub struct Bed {
     pub webhook: Webhook,
 }
 
-/// A Pod as it was stored, and what its creator was told.
+/// A Pod as it was stored, and the warnings that its creator got.
 #[derive(Debug)]
 pub struct Admitted {
     pub pod: Pod,

@@ -144,12 +144,13 @@ impl GuardedChild {
         self.release();
     }
 
-    /// What happens when the test process ends: the watcher's pipe closes.
+    /// Closes the watcher's pipe, as the end of the test process does.
     pub fn lose(&mut self) {
         self.watcher = None;
     }
 
-    /// Tells the watcher that there is nothing left to kill: by now the process id may be another program's.
+    /// Informs the watcher that nothing is left to kill: by now the process id may be another
+    /// program's.
     fn release(&mut self) {
         if let Some(mut watcher) = self.watcher.take() {
             let _ = watcher.write_all(b"released\n");

@@ -14,7 +14,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use tokio::net::TcpListener;
 
-/// What a collector was sent.
+/// The bodies of the requests that a collector has received.
 #[derive(Clone, Default)]
 pub struct Received(Arc<Mutex<Vec<Bytes>>>);
 

@@ -11,7 +11,7 @@ use super::webhook::built_for_tests;
 
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// What a command came to.
+/// The result of a command that has ended.
 #[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,

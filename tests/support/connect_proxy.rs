@@ -62,12 +62,13 @@ impl ConnectProxy {
         }
     }
 
-    /// What `HTTPS_PROXY` has to be.
+    /// Returns the value for `HTTPS_PROXY`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The same with a user and a password, which are taken as they stand: encode them where a URL needs that.
+    /// Returns the value for `HTTPS_PROXY` with a user and a password, which are taken as they are:
+    /// encode them where a URL needs that.
     pub fn url_for(&self, user: &str, password: &str) -> String {
         format!("http://{user}:{password}@{}", self.address)
     }

@@ -74,7 +74,7 @@ pub struct ControlPlane {
 struct Running {
     options: Options,
     etcd: String,
-    /// What was stored before the first test.
+    /// The contents of etcd before the first test.
     pristine: Contents,
     block: Block,
     authority_pem: String,
@@ -86,20 +86,21 @@ struct Running {
     folder: GuardedFolder,
 }
 
-/// What a control plane has beyond etcd and kube-apiserver.
+/// The parts of a control plane beyond etcd and kube-apiserver.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Runs kube-controller-manager too: Deployments make Pods, namespaces get their `default` account, deletions end.
     pub controllers: bool,
     pub audit: AuditLevel,
-    /// Traces every request, so that webhooks are told of which trace a review is. Nobody takes the traces.
+    /// Traces every request, so that webhooks learn to which trace a review belongs. Nobody
+    /// collects the traces.
     pub traces: bool,
 }
 
 /// How much of each request the audit log holds.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum AuditLevel {
-    /// Who did what to which object, and what came of it.
+    /// The user, the verb, the object and the outcome of each request.
     #[default]
     Metadata,
     /// The bodies as well: it then holds Secret data.
@@ -257,7 +258,7 @@ impl ControlPlane {
         );
     }
 
-    /// The same, with this on its standard input.
+    /// Runs kubectl as the admin, with `input` on its standard input.
     pub async fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Output {
         let mut kubectl = Command::new(programs().join("kubectl"))
             .arg("--kubeconfig")

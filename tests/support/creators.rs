@@ -1,5 +1,5 @@
-//! People who create Pods all the time, by a `ServiceAccount` and not as an admin, whose calls the API server would prefer.
-//! What counts is what was stored: a failure policy of Ignore hides every error.
+//! People who create Pods all the time, by a `ServiceAccount` and not as an admin, whose calls the
+//! API server would prefer. Only stored Pods count: a failure policy of Ignore hides every error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,14 +14,14 @@ use super::control_plane::ControlPlane;
 use super::installation::PULL_SECRET;
 use super::pods::{pod, pull_secrets};
 
-/// They go on until they are told to stop.
+/// The creators of Pods, which run until they are stopped.
 pub struct Creators {
     stop: CancellationToken,
     counts: Arc<Counts>,
     workers: JoinSet<()>,
 }
 
-/// What became of their Pods.
+/// The counts of the creators' Pods, by outcome.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Created {
     pub stored: usize,

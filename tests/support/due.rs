@@ -94,7 +94,8 @@ pub fn minted_ago(
     secret
 }
 
-/// The same for a namespace of a cluster and the pull secret that it has now, if any.
+/// Returns a pull secret as [`minted_ago`] does, for a namespace of a cluster and the pull secret
+/// that the namespace has now, if any.
 pub async fn minted_ago_in(
     admin: &Client,
     keys: &StateKeys,

@@ -12,7 +12,7 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 
-/// When every Secret was created: the time that [`super::in_process::FixedClock`] tells.
+/// The creation time of every Secret: the time of [`super::in_process::FixedClock`].
 const CREATED_AT: &str = "2027-01-15T08:00:00Z";
 
 /// Clones share what is stored.

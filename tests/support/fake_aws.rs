@@ -1,6 +1,7 @@
-//! ECR, ECR Public and STS on a loopback port, in their real wire protocols, so that the binary under test talks to them
-//! through the real SDK and its own endpoint variables, or through a proxy and under their real names. It notes each call,
-//! and can be told to misbehave while it runs.
+//! ECR, ECR Public and STS on a loopback port, in their real wire protocols, so that the binary
+//! under test talks to them through the real SDK and its own endpoint variables, or through a proxy
+//! and under their real names. The fake notes each call, and can be made to misbehave while it
+//! runs.
 //!
 //! | room | what it stands for |
 //! |---|---|
@@ -91,9 +92,10 @@ pub enum Behaviour {
     Refuse,
     /// 500.
     ServerError,
-    /// What is issued has expired an hour ago.
+    /// Issues tokens and sessions that expired an hour ago.
     Expired,
-    /// Says that the caller's session has: 400 `ExpiredTokenException` (STS: 403 `ExpiredToken`).
+    /// Says that the caller's session has expired: 400 `ExpiredTokenException` (STS: 403
+    /// `ExpiredToken`).
     ExpiredToken,
     /// ECR answers 200 with something that is no token. STS answers 200 with something that is no XML.
     Garbage(Garbage),
@@ -164,7 +166,7 @@ enum Service {
     Sts,
 }
 
-/// What the fake reads of a request.
+/// The parts of a request that the fake reads.
 struct Request {
     service: Service,
     operation: String,
@@ -190,12 +192,12 @@ impl Knobs {
 }
 
 impl FakeAws {
-    /// Without TLS.
+    /// Starts the fake without TLS.
     pub fn start() -> Self {
         Self::listening("http", None)
     }
 
-    /// The same over TLS, with a certificate for these names.
+    /// Starts the fake with TLS and a certificate for these names.
     pub fn start_tls(authority: &Authority, names: &[&str]) -> Self {
         let acceptor = TlsAcceptor::from(authority.server_config(names));
         Self::listening("https", Some(acceptor))

@@ -53,7 +53,8 @@ fn under_target(path: &str, advice: &str) -> PathBuf {
     program
 }
 
-/// 4 or 3. The former applies on the server's side unless it is told otherwise; the latter knows its own side alone.
+/// Returns Helm's major version, 4 or 3. Helm 4 applies on the server's side unless asked
+/// otherwise; Helm 3 knows its own side alone.
 pub fn major() -> u32 {
     static MAJOR: LazyLock<u32> = LazyLock::new(|| {
         let output = run(&["version", "--template", "{{.Version}}"]);
@@ -87,12 +88,12 @@ fn run_by(program: &Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// The same, with `values` in a file.
+/// Runs Helm with `values` in a file.
 pub fn helm(arguments: &[&str], values: &str) -> Output {
     helm_by(&program(), arguments, values)
 }
 
-/// The same, by this Helm.
+/// Runs this Helm with `values` in a file.
 pub fn helm_by(program: &Path, arguments: &[&str], values: &str) -> Output {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(values.as_bytes()).unwrap();
@@ -100,7 +101,7 @@ pub fn helm_by(program: &Path, arguments: &[&str], values: &str) -> Output {
     run_by(program, &[arguments, &values].concat())
 }
 
-/// What `helm template` writes for this release, or what it complains of.
+/// Returns the output of `helm template` for this release, or else the errors that Helm prints.
 pub fn try_template(release: &str, namespace: &str, values: &str) -> Result<String, String> {
     let chart = chart();
     let arguments = [
@@ -125,7 +126,7 @@ pub fn objects(release: &str, namespace: &str, values: &str) -> Vec<Value> {
     objects
 }
 
-/// What `helm test` makes, in its order.
+/// Returns the objects that `helm test` makes, in the order of Helm's output.
 pub fn of_the_test(release: &str, namespace: &str, values: &str) -> Vec<Value> {
     let mut objects = all(release, namespace, values);
     objects.retain(is_of_the_test);

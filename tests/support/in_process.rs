@@ -54,13 +54,13 @@ pub struct InProcess {
     pub live: Live,
     pub router: Router,
     pub metrics: Metrics,
-    /// Asks clients to connect anew, once it is cancelled.
+    /// Asks clients to reconnect, once this token is cancelled.
     pub draining: CancellationToken,
     /// Dropping it would end the connections.
     running: GracefulShutdown,
 }
 
-/// Always tells the same time, until it is told to panic.
+/// A clock that always shows the same time, until a test makes the clock panic.
 #[derive(Default)]
 pub struct FixedClock(AtomicBool);
 

@@ -22,10 +22,10 @@ use super::{eventually, pods, webhook};
 pub const NAME: &str = "ecr-injector";
 /// Opts a namespace in.
 pub const OPT_IN: (&str, &str) = ("ecr-injector.dev/inject", "enabled");
-/// What the registration is called.
+/// The name of the registration.
 pub const REGISTRATION: &str = "zz-ecr-injector";
 pub const PULL_SECRET: &str = "ecr-pull-secret";
-/// What the API server and the audit log call us.
+/// The user name of the webhook in the API server and in the audit log.
 pub const USER: &str = "system:serviceaccount:ecr-injector:ecr-injector";
 
 const CLUSTER_IP: u8 = 9;
@@ -40,7 +40,7 @@ const MANIFESTS: &[&str] = &[
     "poddisruptionbudget.yaml",
 ];
 
-/// What a webhook process needs to serve as the installed Service.
+/// The address and the certificates that a webhook process needs to serve as the installed Service.
 pub struct Installation {
     service: SocketAddr,
     authority: Authority,
@@ -137,14 +137,14 @@ impl Installation {
         wait_until_patched(plane).await;
     }
 
-    /// Applies the registration, which has no caBundle, and tells how many entries it has.
+    /// Applies the registration, which has no caBundle, and returns the number of its entries.
     pub async fn apply_registration(&self, plane: &ControlPlane) -> usize {
         let registration = self.registration();
         plane.apply(&registration.to_string()).await;
         registration["webhooks"].as_array().unwrap().len()
     }
 
-    /// What `deploy/` registers.
+    /// Returns the registration of `deploy/`.
     pub fn registration(&self) -> Value {
         let mut registration = documents("registration.yaml").remove(0);
         for webhook in registration["webhooks"].as_array_mut().unwrap() {

@@ -1,4 +1,4 @@
-//! What the kernel knows of a process.
+//! The CPU time and the memory of a process, as the kernel counts them.
 
 use std::fs;
 use std::time::Duration;

@@ -28,7 +28,7 @@ pub struct Rewriter {
     _runtime: OwnRuntime,
 }
 
-/// What becomes of the names in `imagePullSecrets`.
+/// A change of the names in `imagePullSecrets`.
 pub type Change = fn(Vec<String>) -> Vec<String>;
 
 #[derive(Clone)]

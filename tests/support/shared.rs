@@ -1,5 +1,6 @@
-//! What the tests of a module share: the first that needs it starts it, and it ends when tests of other modules have
-//! started enough of their own. A `static` alone would keep every control plane until the process ends.
+//! Resources that the tests of a module share: the first test that needs one starts it, and the
+//! resource ends when tests of other modules have started enough of their own. A `static` alone
+//! would keep every control plane until the process ends.
 
 use std::any::Any;
 use std::collections::VecDeque;

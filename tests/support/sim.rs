@@ -69,7 +69,7 @@ impl Clock for SimClock {
     }
 }
 
-/// What AWS does with a call that is made in a certain time.
+/// A failure of AWS, for the calls that are made in a certain time.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// It says so at once.
@@ -159,7 +159,7 @@ impl Mint for SimAws {
     }
 }
 
-/// What the API server does with the writes to a namespace.
+/// An obstacle to the writes to a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Obstacle {
     Quota,
@@ -238,7 +238,7 @@ impl SimCluster {
         self.inner.lock().unwrap()
     }
 
-    /// What this replica knows of the pull secrets.
+    /// Returns this replica's store of pull secrets.
     pub fn known(&self) -> PullSecrets {
         self.known.lock().unwrap().clone().unwrap()
     }
@@ -286,7 +286,7 @@ impl SimCluster {
         )
     }
 
-    /// What a replica knows that has only listed the pull secrets.
+    /// Gives the replica a store that has only listed the pull secrets.
     pub fn know_by_the_list_alone(&self) {
         let store = self.store();
         *self.known.lock().unwrap() = Some(store);
@@ -448,7 +448,7 @@ impl SimCluster {
         self.changes.notify(namespace);
     }
 
-    /// What is known of a pull secret.
+    /// Returns what the replica has observed of a pull secret.
     pub fn observed(&self, namespace: &Namespace) -> Option<Observed> {
         let entry = self.known().get(namespace)?;
         Some(entry.observed().clone())
@@ -718,7 +718,8 @@ impl Sim {
         self
     }
 
-    /// What an admission leaves that found no token: a pull secret that names these hosts.
+    /// Creates the pull secret that an admission without a token leaves: one that names these
+    /// hosts.
     pub fn intend(&self, namespace: &Namespace, hosts: &[&str]) {
         self.give(namespace, hosts, None);
     }
@@ -837,19 +838,19 @@ impl Sim {
         names
     }
 
-    /// The same whatever restarts: the tokens of a new process are none.
+    /// Returns the simulation as a restart leaves it: a new process has no tokens.
     #[must_use]
     pub fn restarted(mut self) -> Self {
         self.tokens = TokenCache::new(self.aws.clone(), self.clock.clone(), TaskTracker::new());
         self
     }
 
-    /// What a metric counts, where it is a whole number.
+    /// Returns the value of a metric that is a whole number.
     pub fn count(&self, series: &str) -> usize {
         format!("{:.0}", self.metric(series)).parse().unwrap()
     }
 
-    /// What a metric says.
+    /// Returns the value of a metric.
     pub fn metric(&self, series: &str) -> f64 {
         super::webhook::sum(&self.metrics.registry.to_text(), series)
     }

@@ -63,7 +63,7 @@ impl Trust {
         Self::of_bundle(&authority.pem())
     }
 
-    /// Who trusts these authorities (PEM), such as a `caBundle`.
+    /// Returns the trust of a client in these authorities (PEM), such as a `caBundle`.
     pub fn of_bundle(bundle: &str) -> Self {
         super::crypto();
         let mut roots = RootCertStore::empty();

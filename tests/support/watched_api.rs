@@ -46,7 +46,7 @@ struct World {
     connections: usize,
 }
 
-/// What goes wrong with one request.
+/// A failure of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// No byte ever comes.
@@ -99,7 +99,7 @@ impl WatchedApi {
         format!("http://{}", self.address)
     }
 
-    /// Makes an object, of which watches are told.
+    /// Creates an object and sends it to the watches.
     pub fn create(&self, name: &str) {
         let mut world = self.shared.world();
         world.version += 1;
@@ -137,12 +137,12 @@ impl WatchedApi {
         self.shared.world().cut = Some((period, ends));
     }
 
-    /// What goes wrong with the next list.
+    /// Injects a fault into the next list.
     pub fn next_list(&self, fault: Fault) {
         self.shared.world().next_list = Some(fault);
     }
 
-    /// What goes wrong with the next watch.
+    /// Injects a fault into the next watch.
     pub fn next_watch(&self, fault: Fault) {
         self.shared.world().next_watch = Some(fault);
     }

@@ -122,7 +122,7 @@ impl Webhook {
         self.listen
     }
 
-    /// Where it tells life, readiness and metrics.
+    /// Returns the address of the admin listener: liveness, readiness and metrics.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_listen
     }

@@ -9,7 +9,7 @@ pub struct Wire<S> {
     received: Vec<u8>,
 }
 
-/// What the server answered.
+/// The server's answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,

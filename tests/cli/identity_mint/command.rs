@@ -18,7 +18,7 @@ pub(crate) const REGION: &str = "eu-west-1";
 pub(crate) const NAMESPACE: &str = "team-a";
 pub(crate) const ROLE: &str = "arn:aws:iam::111122223333:role/ecr-pull";
 
-/// What every run has to end within: 10 s for the mint, and what it takes to start a process on a busy machine.
+/// The time limit of every run: 10 s for the mint, and 1 s to start a process on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(11);
 /// When a run that doesn't end is given up.
 const PATIENCE: Duration = Duration::from_secs(30);

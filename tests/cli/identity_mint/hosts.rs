@@ -144,7 +144,8 @@ const ROWS: [Row; 22] = [
     ),
 ];
 
-/// What is asked through a proxy: the names, and for each the region and the service that the call was signed for.
+/// The requests through a proxy: the names, and for each the region and the service that the call
+/// was signed for.
 struct Asked {
     targets: Vec<String>,
     calls: Vec<(String, String, String)>,

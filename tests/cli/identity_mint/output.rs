@@ -1,4 +1,4 @@
-//! What the command prints, and how it ends: offline unless told otherwise, in both formats.
+//! Tests of the command's output and exit code: offline unless asked to mint, in both formats.
 
 use serde_json::{Value, json};
 

@@ -37,7 +37,7 @@ fn assumption(aws: &FakeAws) -> Call {
     calls.remove(0)
 }
 
-/// What it says is that [`ROLE`] mints.
+/// Asserts that the report names [`ROLE`] as the identity that mints.
 #[track_caller]
 fn is_role(run: &Run) {
     let identity = &run.report["identity"];

@@ -73,7 +73,7 @@ fn profile(name: &str, keys: &Keys) -> String {
     )
 }
 
-/// What a credential process prints.
+/// Returns the output of a credential process.
 fn printed(keys: &Keys) -> String {
     serde_json::json!({
         "Version": 1,

@@ -16,7 +16,7 @@ use super::{
 /// Schedules that are longer than this are cut there.
 const MAX_DEPTH: usize = 80;
 
-/// What was explored.
+/// The extent of an exploration.
 #[derive(Debug, Default)]
 pub struct Explored {
     /// States, each different from all others.
@@ -66,7 +66,7 @@ struct Explorer<'a> {
     random: Option<u64>,
 }
 
-/// What is wrong, and after which steps.
+/// A violation, after the steps that lead to it.
 type FieldError = (Vec<Step>, Violation);
 
 /// Explores a scenario, by at most so many schedules: all in their order, and if there are more, as many at random. Panics

@@ -49,16 +49,16 @@ pub enum Request {
     Delete { uid: String, version: String },
 }
 
-/// What a watch brings.
+/// A change that a watch brings.
 #[derive(Clone)]
 pub struct News {
     pub is_deletion: bool,
     pub metadata: ObjectMeta,
-    /// Tells one content from another.
+    /// A digest that differs between two contents.
     pub content: u64,
 }
 
-/// What is stored.
+/// The stored objects, with what the tests note of them.
 pub struct Server {
     pub version: u64,
     pub secrets: BTreeMap<Namespace, Secret>,
@@ -69,7 +69,8 @@ pub struct Server {
     pub has_quota: bool,
     /// How many writes of ours came through.
     pub writes: u64,
-    /// What they wrote, and to which object: the test's own proof, which believes no seal.
+    /// Digests of what our processes wrote, and to which object: the test's own proof, which
+    /// believes no seal.
     ours: HashSet<u64>,
 }
 
@@ -86,7 +87,7 @@ pub fn keys() -> StateKeys {
     StateKeys::new(StateKey::new([7; 32]), None)
 }
 
-/// What a stored Secret truly holds.
+/// The true content of a stored Secret.
 #[derive(Debug, Clone, Default)]
 pub struct Truth {
     /// The state, if one of our processes wrote all of it.
@@ -146,7 +147,7 @@ impl Server {
         Ok(written)
     }
 
-    /// Stores a Secret as changed, and tells the watches.
+    /// Stores a Secret as changed, and sends the change to the watches.
     pub fn put(
         &mut self,
         namespace: &Namespace,
@@ -177,7 +178,7 @@ impl Server {
         secret
     }
 
-    /// Deletes a Secret, and tells the watches.
+    /// Deletes a Secret, and sends the deletion to the watches.
     pub fn delete(&mut self, namespace: &Namespace) {
         let Some(mut secret) = self.secrets.remove(namespace) else {
             return;
@@ -219,7 +220,7 @@ impl Server {
         });
     }
 
-    /// What a namespace's Secret truly holds.
+    /// Returns the true content of a namespace's Secret.
     pub fn truth(&self, namespace: &Namespace) -> Arc<Truth> {
         let stored = self.secrets.get(namespace);
         stored.map_or_else(Arc::default, |secret| {
@@ -291,12 +292,12 @@ impl Truth {
     }
 }
 
-/// Tells one content of a Secret from another, and one version from another.
+/// Returns a digest that differs between two contents of a Secret, and between two versions.
 pub fn content(secret: &Secret) -> u64 {
     digest((written_content(secret), &secret.metadata.resource_version))
 }
 
-/// Tells what was written to one object from all else.
+/// Returns a digest that distinguishes what was written to one object from all else.
 fn written_content(secret: &Secret) -> u64 {
     let annotations = secret.metadata.annotations.as_ref();
     let state = annotations.and_then(|it| it.get(STATE_ANNOTATION));

@@ -53,10 +53,10 @@ const TICK: Duration = Duration::from_millis(2);
 const AFTER_CONFLICT: Duration = Duration::from_millis(16);
 /// Longer than the pause after a refusal of the guard.
 const AFTER_GUARD: Duration = Duration::from_millis(151);
-/// What passes until all is quiet, in seconds: retries and backoffs of any length end within.
+/// The seconds that pass until all is quiet: retries and backoffs of any length end within.
 const QUIET: [u64; 7] = [1, 1, 2, 20, 6 * 60, 6 * 60, 31 * 60];
 
-/// What the explorer may do next.
+/// A step that the explorer may take next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
     /// The next event of a script happens.
@@ -69,11 +69,12 @@ pub enum Step {
     Deliver(usize),
     /// A process reads the configuration file.
     Configure(usize),
-    /// The watch of namespaces tells a process whether the namespace is opted in.
+    /// The watch of namespaces brings a process the opt-in state of the namespace.
     Learn(usize),
 }
 
-/// What a step reads and what it changes, as bits: what each process knows, its configuration, and these.
+/// The state that a step reads and changes, as bits: the knowledge of each process, its
+/// configuration, and these.
 #[derive(Debug, Clone, Copy)]
 pub struct Footprint {
     reads: u32,
@@ -82,7 +83,7 @@ pub struct Footprint {
 
 /// The first bit of the configurations; those below are what the processes know.
 const LOCALS: u32 = 1 << 8;
-/// What is stored, and what a test notes of it.
+/// The stored objects, and the test's notes of them.
 const SERVER: u32 = 1 << 16;
 /// The namespace's label.
 const LABEL: u32 = 1 << 17;
@@ -109,7 +110,7 @@ struct Admission {
     knew: Option<u64>,
     response: Arc<Mutex<Option<Vec<u8>>>>,
     is_done: bool,
-    /// Whether it was told that all is there.
+    /// Whether the Pod was reported ready.
     is_ready: bool,
 }
 
@@ -134,12 +135,12 @@ pub struct World<'a> {
     damage: Option<u64>,
     /// Whether only a restarted leader could know what was lost.
     is_memory_lost: bool,
-    /// What must be there in the end.
+    /// The hosts that must be in the Secret in the end.
     wanted: BTreeSet<Host>,
-    /// What the leader was asked to take out.
+    /// The hosts that the leader was asked to take out.
     revoked: BTreeSet<Host>,
     restarts: u64,
-    /// What happened, for people, if somebody reads it.
+    /// A log of the run for people, if somebody reads one.
     pub story: Option<Vec<String>>,
 }
 

@@ -1,4 +1,4 @@
-//! What becomes of credentials that can't be renewed.
+//! Tests of the expiry of credentials that can't be renewed.
 
 use jiff::SignedDuration;
 

@@ -1,4 +1,4 @@
-//! What fails for one holds up no other.
+//! Tests of isolation: a failure for one holds up no other.
 
 use jiff::SignedDuration;
 

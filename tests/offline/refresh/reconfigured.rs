@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use super::{IDENTITIES, IRELAND, PUBLIC, VIRGINIA};
 use crate::support::sim::{Sim, most_in_a_second, namespace};
 
-/// Who minted a team's credential.
+/// Returns the identity that minted a team's credential.
 fn minted_by(sim: &Sim, team: &str, host: &str) -> Option<String> {
     let state = sim.cluster.state(&namespace(team))?;
     let mut hosts = state.hosts.iter();

@@ -1,4 +1,4 @@
-//! What others do to pull secrets.
+//! Tests of the repairs after others have changed or deleted pull secrets.
 
 use jiff::SignedDuration;
 

@@ -1,5 +1,6 @@
-//! What etcd holds, over the JSON that it speaks beside gRPC: read once when a control plane is ready, and restored when a
-//! test has ended, so that the next one finds what the first one found.
+//! The contents of etcd, over the JSON that etcd speaks beside gRPC: read once when a control plane
+//! is ready, and restored when a test has ended, so that the next test finds what the first one
+//! found.
 
 use std::collections::HashMap;
 

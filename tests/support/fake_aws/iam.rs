@@ -24,7 +24,7 @@ struct Holder {
     until: Option<Timestamp>,
 }
 
-/// What goes with every access key: the fake looks at no signature's value.
+/// Returns the secret of every access key: the fake checks no signature's value.
 pub fn secret_access_key() -> String {
     format!("key-{SECRET_MARKER}")
 }

@@ -1,4 +1,5 @@
-//! What a secret looks like in a text that must not have it: itself, and whatever the layers of a Secret make of it.
+//! The forms of a secret that a text must not have: the secret itself, and whatever the layers of a
+//! Kubernetes Secret make of it.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
@@ -32,7 +33,8 @@ pub(super) fn find(text: &str, passwords: &[String]) -> Option<String> {
         .find_map(|(name, form)| text.contains(&form).then_some(name))
 }
 
-/// What `text` looks like within base64: one form for each place that it can have in a group of three bytes.
+/// Returns the forms of `text` within base64: one for each place that the text can have in a group
+/// of three bytes.
 fn encoded_forms(text: &str) -> [String; 3] {
     [0, 1, 2].map(|before| {
         let encoded = BASE64_STANDARD_NO_PAD.encode([&vec![0; before], text.as_bytes()].concat());

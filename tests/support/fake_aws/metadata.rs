@@ -27,7 +27,7 @@ const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 const CONTAINER_PATH: &str = "/v1/credentials";
 const DEFAULT_LIFETIME: Duration = Duration::from_hours(6);
 
-/// What a credential endpoint does with its callers. Changes count from the next request on.
+/// The behaviour of a credential endpoint to its callers. Changes count from the next request on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Manners {
     #[default]
@@ -118,7 +118,7 @@ impl ContainerCredentials {
         Self(Endpoint::start(aws, role, container))
     }
 
-    /// What `AWS_CONTAINER_CREDENTIALS_FULL_URI` has to be.
+    /// Returns the value for `AWS_CONTAINER_CREDENTIALS_FULL_URI`.
     pub fn uri(&self) -> String {
         format!("http://{}{CONTAINER_PATH}", self.0.address)
     }
@@ -170,7 +170,7 @@ impl ClosedPort {
         self.address
     }
 
-    /// What `AWS_CONTAINER_CREDENTIALS_FULL_URI` is while the agent is down.
+    /// Returns the value of `AWS_CONTAINER_CREDENTIALS_FULL_URI` while the agent is down.
     pub fn container_uri(&self) -> String {
         format!("http://{}{CONTAINER_PATH}", self.address)
     }

@@ -1,4 +1,4 @@
-//! What is checked of every write, and of every Pod that is told that all is there.
+//! Checks of every write, and of every Pod that is reported ready.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,8 @@ use super::{
 };
 
 impl World<'_> {
-    /// I2: whoever is told that all is there has all there, unless others took it and the replica couldn't know.
+    /// I2: a Pod that is reported ready has all its hosts in the Secret, unless others took them
+    /// and the replica couldn't know.
     pub(super) fn check_ready(
         &self,
         hosts: &BTreeSet<Host>,

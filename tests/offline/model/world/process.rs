@@ -208,7 +208,7 @@ impl Mint for ProcessMint {
     }
 }
 
-/// What a leader knows of namespaces.
+/// A leader's knowledge of namespaces.
 pub(super) struct KnownNamespaces {
     is_opted_in: Arc<AtomicBool>,
     server: SharedServer,
@@ -274,7 +274,7 @@ pub(super) struct Process {
     pub(super) is_opted_in: Arc<AtomicBool>,
     /// Whether it has known of an opt-out since it last had nothing to do.
     pub(super) is_out_for_good: bool,
-    /// What has come in, in its order: with it, all that the process knows is told.
+    /// A digest of the process's input, in its order, which determines all that the process knows.
     pub(super) history: u64,
 }
 
