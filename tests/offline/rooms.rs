@@ -448,17 +448,34 @@ fn top_floor_and_files_stay_small() {
     }
 }
 
+/// Returns the path and the text of every Rust file in a folder.
+fn texts(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut texts = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                texts.push((path, text));
+            }
+        }
+    }
+    texts
+}
+
 #[test]
 fn doc_comments_begin_with_a_verb_or_a_noun() {
-    for file in files() {
+    for (path, text) in ["src", "tests", "benches", "examples"].map(texts).concat() {
         let mut follows = false;
-        for line in file.text.lines().map(str::trim_start) {
-            let text = line.strip_prefix("/// ").or(line.strip_prefix("//! "));
-            if let Some(text) = text.filter(|_| !follows) {
-                let is_clause = ["What ", "Who ", "The same"]
-                    .iter()
-                    .any(|it| text.starts_with(it));
-                assert!(!is_clause, "src/{}: {text}", file.path);
+        for line in text.lines().map(str::trim_start) {
+            let doc = line.strip_prefix("/// ").or(line.strip_prefix("//! "));
+            if let Some(doc) = doc.filter(|_| !follows) {
+                let clauses = ["What ", "Who ", "The same"];
+                let is_clause = clauses.iter().any(|clause| doc.starts_with(clause));
+                assert!(!is_clause, "{}: {doc}", path.display());
             }
             follows = line.starts_with("//");
         }

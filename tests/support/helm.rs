@@ -73,7 +73,7 @@ pub fn next() -> PathBuf {
     if major() == 3 { built() } else { program() }
 }
 
-/// Runs it in environment that have no plugins, repositories or cluster.
+/// Runs Helm in an environment without plugins, repositories and clusters.
 pub fn run(arguments: &[&str]) -> Output {
     run_by(&program(), arguments)
 }

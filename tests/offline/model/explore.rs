@@ -67,7 +67,7 @@ struct Explorer<'a> {
 }
 
 /// A violation, after the steps that lead to it.
-type FieldError = (Vec<Step>, Violation);
+type Counterexample = (Vec<Step>, Violation);
 
 /// Explores a scenario, by at most so many schedules: all in their order, and if there are more, as many at random. Panics
 /// with the schedule of what is wrong, as people read it.
@@ -117,7 +117,7 @@ fn runtime() -> Runtime {
 }
 
 impl Explorer<'_> {
-    fn expect(&self, ran: Result<(), FieldError>) {
+    fn expect(&self, ran: Result<(), Counterexample>) {
         if let Err((steps, violation)) = ran {
             let story = runtime().block_on(tell(self.scenario, &steps));
             panic!("{}\nafter {:?}:\n{story}", violation.0, self.explored);
@@ -136,7 +136,7 @@ impl Explorer<'_> {
     }
 
     /// Follows the schedule, and goes on from its end until there is nothing new.
-    async fn run(&mut self) -> Result<(), FieldError> {
+    async fn run(&mut self) -> Result<(), Counterexample> {
         self.explored.schedules += 1;
         let mut taken = Vec::new();
         let begun = World::new(self.scenario, false).await;
