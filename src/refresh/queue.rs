@@ -2,7 +2,7 @@
 //! the time is an argument.
 //!
 //! No urgency that a tenant can claim comes first for ever. Within a priority the namespace that
-//! was served the longest ago comes first, and one of [`TURNS_PER_ENDING`] turns goes to the
+//! was served the longest ago comes first, and one of `TURNS_PER_ENDING` turns goes to the
 //! credential that ends first, whatever its priority.
 
 use std::collections::{BTreeSet, HashMap};
