@@ -143,6 +143,9 @@ mod tests {
             ("a*b*c", "abc", true),
             ("a*b*c", "axxbyyc", true),
             ("a*b*c", "acb", false),
+            // Pieces don't overlap.
+            ("a*bb*b", "abb", false),
+            ("a*bb*b", "abbb", true),
             ("a*a", "a", false),
             ("**", "x", true),
             ("{namespace}", "team-a", true),
@@ -173,6 +176,13 @@ mod tests {
             "arn:aws:iam::1:role/{namespace}",
             "arn:aws:iam::1:role/team-b"
         ));
+    }
+
+    #[test]
+    fn pattern_is_shown_as_it_was_written() {
+        for text in ["team-*", "arn:aws:iam::*:role/{namespace}"] {
+            assert_eq!(Pattern::parse(text).expect("a pattern").to_string(), text);
+        }
     }
 
     #[test]
