@@ -38,6 +38,7 @@ use crate::{
         admin,
     },
     telemetry::{
+        error_chain::error_chain,
         log,
         otel::{Exporter, Traces},
     },
@@ -319,8 +320,8 @@ fn follow_log_filter(context: &Context, log: log::Filter, default: String) {
         }
         // The file's filter was checked with the file, the argument's at the start.
         if let Err(error) = log.set(filter) {
-            let error = anyhow::Error::from(error);
-            tracing::warn!(filter, error = %format_args!("{error:#}"), "invalid log filter; keeping the current one");
+            let error = error_chain(&error);
+            tracing::warn!(filter, %error, "invalid log filter; keeping the current one");
         }
         filter.clone_into(&mut last);
     };

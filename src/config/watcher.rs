@@ -1,7 +1,6 @@
 //! Watches the configuration file: reads it again whenever it changes, and keeps the last valid one.
 
 use std::{
-    error::Error as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -19,7 +18,7 @@ use crate::{
         clock::Clock,
         file_watcher::{FileChange, FileWatcher, Settling},
     },
-    telemetry::log_once::LogOnce,
+    telemetry::{error_chain::error_chain, log_once::LogOnce},
 };
 
 /// A configuration file that was read, before it is watched.
@@ -111,10 +110,7 @@ impl Follower {
     }
 
     fn reject(&mut self, error: &ConfigError, metrics: &ConfigMetrics) {
-        let message = match error.source() {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        };
+        let message = error_chain(error);
         // The further lines are the YAML parser's excerpt of the file, which is for a terminal.
         let error = message.lines().next().unwrap_or_default().to_owned();
         if self.rejection.is_new(message) {

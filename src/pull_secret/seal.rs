@@ -1,7 +1,7 @@
 //! The proof that a state is ours: a message authentication code (HMAC-SHA-256) under a key that
 //! only this installation holds.
 //!
-//! Whoever may write Secrets in a namespace can write any label, type, digest or date there.
+//! A client that may write Secrets in a namespace can write any label, type, digest or date there.
 //! Without the key nobody can write a valid code, so a state with a valid code was written by one
 //! of our replicas, for this very Secret.
 

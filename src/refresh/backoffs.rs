@@ -1,8 +1,8 @@
 //! Backs off from namespaces: after failures, and after work that time alone does not explain.
 //!
-//! Whoever may edit a pull secret, a label or a Pod can make work. So each write and each read that
-//! time alone does not explain is charged to its namespace, whatever the reason, and from the third
-//! within [`WINDOW`] on the namespace backs off for longer and longer.
+//! A client that may edit a pull secret, a label or a Pod can make work. So each write and each
+//! read that time alone does not explain is charged to its namespace, whatever the reason, and from
+//! the third within [`WINDOW`] on the namespace backs off for longer and longer.
 
 use std::{
     collections::{HashMap, VecDeque},

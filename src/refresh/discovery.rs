@@ -35,7 +35,7 @@ use crate::{
     config::{Discovery, live::Live},
     registry::Host,
     rules::Rules,
-    telemetry::log_once::LogOnce,
+    telemetry::{error_chain::error_chain, log_once::LogOnce},
 };
 
 /// The time from one round to the next, give or take [`JITTER`]: the kubelet retries a pull after
@@ -348,7 +348,7 @@ impl Discoverer {
                  none"
             ),
             Err(error) => tracing::warn!(
-                error = error as &dyn std::error::Error,
+                error = error_chain(error),
                 "listing pending Pods failed; retrying every minute"
             ),
         }

@@ -1,9 +1,9 @@
 //! Single flight: the mints that are in flight or queued, which callers share, and how many there
 //! may be.
 //!
-//! Whoever reaches the webhook's port can name registries, so the work that names alone cause is
-//! bounded here, by lanes: a full lane delays no other. No operation here visits more than one key,
-//! or more than [`MAX_UNPROVEN`].
+//! A client that reaches the webhook's port can name registries, so the work that names alone cause
+//! is bounded here, by lanes: a full lane delays no other. No operation here visits more than one
+//! key, or more than [`MAX_UNPROVEN`].
 
 use std::{
     collections::{HashMap, HashSet},

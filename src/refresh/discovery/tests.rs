@@ -14,6 +14,7 @@ use crate::{
     cli::metrics::Metrics,
     cluster::{changes::Changes, namespaces::OptIn},
     config::Config,
+    telemetry::log::captured::Log,
 };
 
 const IRELAND: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
@@ -259,4 +260,17 @@ fn period_is_jittered_by_a_tenth_at_most() {
         let jittered = jittered(PERIOD, random);
         assert_eq!(jittered, Duration::from_millis(millis), "{random}");
     }
+}
+
+/// The JSON log writes none of an error's causes by itself.
+#[tokio::test]
+async fn failed_run_is_logged_with_its_cause_in_one_field() {
+    let server = Server::new(|_| (500, String::new()));
+    let discoverer = discoverer(&server, Live::new(pods_config("pods"), None));
+    let log = Log::default();
+    let _guard = log.start();
+    let cause = serde_json::from_str::<Value>("{").expect_err("half an object");
+    let expected = format!("error=\"the answer is not a list of Pods: {cause}\"");
+    discoverer.report(&Err(RoundError::Malformed(cause)), &mut LogOnce::default());
+    assert_eq!(log.count(&expected), 1, "{expected}");
 }
