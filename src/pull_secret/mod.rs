@@ -26,6 +26,7 @@ use k8s_openapi::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, de::IgnoredAny};
+use serde_json::Value;
 use thiserror::Error;
 
 use self::state::{DataDigest, Seal, State, Subject};
@@ -62,6 +63,10 @@ pub enum Foreign {
     /// The Secret is immutable.
     #[error("it is immutable")]
     Immutable,
+    /// The Secret was handed over by its label, with a docker config that ecr-injector did not
+    /// write: nothing of it may be lost.
+    #[error("its docker config has entries that ecr-injector did not write")]
+    Entries,
 }
 
 /// The facts about a namespace's pull secret that a decision needs.
@@ -246,11 +251,13 @@ impl Existing {
             Some(state) => state.hosts.keys().cloned().collect(),
             None => hosts_in(bytes),
         };
+        let proven = claims.as_ref().filter(|state| is_proven(state));
+        if proven.is_none() && has_others_entries(bytes) {
+            return Err(Foreign::Entries);
+        }
         // Other keys of the data belong to others: nothing that pulls images reads them, and an
         // apply can't remove them.
-        let intact = claims
-            .as_ref()
-            .filter(|state| state.digest == DataDigest::new(bytes) && is_proven(state));
+        let intact = proven.filter(|state| state.digest == DataDigest::new(bytes));
         Ok(Self {
             uid: secret.metadata.uid.clone().unwrap_or_default(),
             resource_version: secret.metadata.resource_version.clone().unwrap_or_default(),
@@ -271,6 +278,29 @@ fn read_auths(bytes: &[u8]) -> BTreeMap<Host, SecretString> {
         .into_iter()
         .filter_map(|(host, auth)| Some((Host::parse(&host)?, auth.auth)))
         .collect()
+}
+
+/// Returns whether a docker config has anything that ecr-injector never writes, such as another
+/// registry's user or an ECR registry's under `https://`. Whatever is no docker config opens no
+/// registry.
+fn has_others_entries(bytes: &[u8]) -> bool {
+    /// `AWS:` in base64; the next character depends on the token.
+    const USER: &str = "QVdTO";
+    let Ok(mut config) = serde_json::from_slice::<BTreeMap<String, Value>>(bytes) else {
+        return false;
+    };
+    let auths = config.remove("auths").unwrap_or_default();
+    let is_ours = |(host, entry): (&String, &Value)| {
+        let entry = entry.as_object().filter(|entry| entry.len() == 1);
+        let auth = entry.and_then(|entry| entry.get("auth")?.as_str());
+        Host::parse(host).is_some() && auth.is_some_and(|auth| auth.starts_with(USER))
+    };
+    let auths_are_ours = match &auths {
+        Value::Null => true,
+        Value::Object(auths) => auths.iter().all(is_ours),
+        _ => false,
+    };
+    !auths_are_ours || !config.is_empty()
 }
 
 /// Returns the hosts that a docker config names, at most the first [`MAX_HOSTS`].

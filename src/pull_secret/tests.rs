@@ -335,6 +335,53 @@ fn unlabeled_immutable_or_other_typed_secret_is_foreign() {
 }
 
 #[test]
+fn handed_over_secret_with_other_entries_is_foreign() {
+    let read = |config: &str| {
+        let mut secret = Case::add([(host(1), fresh("pw", 12))]).create();
+        let annotations = secret.metadata.annotations.as_mut().expect("some");
+        annotations.remove(STATE_ANNOTATION);
+        set_data(&mut secret, config);
+        Existing::read(&secret, |_| unreachable!("there is no state")).map(|_| ())
+    };
+    let ecr = host(1);
+    // The credentials are base64 of AWS:pw, and of me:pw.
+    for foreign in [
+        r#"{"auths":{"ghcr.io":{"auth":"bWU6cHc="}}}"#.to_owned(),
+        format!(r#"{{"auths":{{"https://{ecr}":{{"auth":"QVdTOnB3"}}}}}}"#),
+        format!(r#"{{"auths":{{"{ecr}/team":{{"auth":"QVdTOnB3"}}}}}}"#),
+        format!(r#"{{"auths":{{"{ecr}":{{"username":"AWS","password":"pw"}}}}}}"#),
+        format!(
+            r#"{{"auths":{{"{ecr}":{{"username":"AWS","password":"pw","auth":"QVdTOnB3"}}}}}}"#
+        ),
+        format!(r#"{{"auths":{{"{ecr}":{{"auth":"QVdTOnB3"}},"ghcr.io":{{"auth":"bWU6cHc="}}}}}}"#),
+        format!(r#"{{"auths":{{"{ecr}":{{"auth":"QVdTOnB3"}}}},"credHelpers":{{"ghcr.io":"x"}}}}"#),
+        r#"{"auths":{"ghcr.io":null}}"#.to_owned(),
+        r#"{"auths":["ghcr.io"]}"#.to_owned(),
+        r#"{"ghcr.io":{"auth":"bWU6cHc="}}"#.to_owned(),
+    ] {
+        assert_eq!(read(&foreign), Err(Foreign::Entries), "{foreign}");
+    }
+    for empty_or_ours in [
+        format!(r#"{{"auths":{{"{ecr}":{{"auth":"QVdTOnB3"}}}}}}"#),
+        r#"{"auths":{}}"#.to_owned(),
+        r#"{"auths":null}"#.to_owned(),
+        "{}".to_owned(),
+        "null".to_owned(),
+        "\"text\"".to_owned(),
+    ] {
+        assert_eq!(read(&empty_or_ours), Ok(()), "{empty_or_ours}");
+    }
+}
+
+#[test]
+fn others_entries_in_a_secret_of_ours_leave_it_ours() {
+    let mut secret = Case::add([(host(1), fresh("pw", 12))]).create();
+    set_data(&mut secret, r#"{"auths":{"ghcr.io":{"auth":"bWU6cHc="}}}"#);
+    let read = Existing::read(&secret, |_| true).map(|read| read.state);
+    assert_eq!(read, Ok(None));
+}
+
+#[test]
 fn claimed_hosts_are_bounded() {
     let names = (0..20_000).map(|number| host(number).to_string());
     let auths: Vec<String> = names.map(|it| format!(r#""{it}":{{}}"#)).collect();

@@ -466,10 +466,7 @@ fn secret_without_our_label_is_foreign_at_first_sight() {
 fn secret_without_a_state_is_known_by_the_hosts_of_its_data() {
     let store = store();
     let mut unstated = secret(7);
-    let config = format!(
-        r#"{{"auths": {{"{}": {{}}, "https://x/v1/": {{}}}}}}"#,
-        host(1)
-    );
+    let config = format!(r#"{{"auths": {{"{}": {{"auth": "QVdTOnB3"}}}}}}"#, host(1));
     set_data(&mut unstated, &config);
     unstated.metadata.annotations = None;
     read(&store, &unstated);
