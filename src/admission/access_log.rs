@@ -18,9 +18,10 @@ const MAX_LOGGED_HOSTS: usize = 16;
 
 /// Logs an admission and sets the attributes of its span, unless neither is recorded.
 pub(super) fn record(request: &Request<'_>, outcome: &Outcome, elapsed: Duration, span: &mut Span) {
-    let is_logged = match &outcome.error {
-        None => tracing::enabled!(tracing::Level::INFO),
-        Some(_) => tracing::enabled!(tracing::Level::WARN),
+    let is_logged = if outcome.error.is_none() && request.unreadable.is_none() {
+        tracing::enabled!(tracing::Level::INFO)
+    } else {
+        tracing::enabled!(tracing::Level::WARN)
     };
     if is_logged || span.is_recording() {
         let line = AccessLogLine::new(request, outcome, elapsed);
@@ -55,6 +56,8 @@ impl<'a> AccessLogLine<'a> {
         let name = |name: &'a str| line(name, MAX_LOGGED_BYTES);
         let pod = request.object.as_ref();
         let (owner_kind, owner) = pod.map_or(("", ""), Pod::owner);
+        let error = outcome.error.as_ref().map(ToString::to_string);
+        let unreadable = || request.unreadable.as_ref().map(ToString::to_string);
         let micros = u32::try_from(elapsed.as_micros()).unwrap_or(u32::MAX);
         Self {
             uid: name(request.uid()),
@@ -70,10 +73,9 @@ impl<'a> AccessLogLine<'a> {
             token_source: outcome.tokens.as_str(),
             secret_outcome: outcome.secret.as_str(),
             elapsed_ms: f64::from(micros) / 1000.0,
-            error: outcome
-                .error
-                .as_ref()
-                .map(|error| line(&error.to_string(), MAX_LOGGED_ERROR_BYTES).into_owned()),
+            error: error
+                .or_else(unreadable)
+                .map(|error| line(&error, MAX_LOGGED_ERROR_BYTES).into_owned()),
         }
     }
 

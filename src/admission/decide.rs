@@ -20,10 +20,24 @@ use crate::{
 /// The facts about the namespace of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// The namespace's settings, if it has the opt-in label.
-    pub opted_in: Option<&'a NamespaceSettings>,
+    /// Whether the namespace is opted in.
+    pub opt_in: OptInFacts<'a>,
     /// The namespace's pull secret.
     pub secret: SecretFacts<'a>,
+    /// Whether the Pod's ServiceAccount makes the API server reject a Pod that references the pull
+    /// secret.
+    pub account_rejects_reference: bool,
+}
+
+/// The facts about a namespace's opt-in label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptInFacts<'a> {
+    /// The namespace has the label, and these settings.
+    OptedIn(&'a NamespaceSettings),
+    /// The namespace lacks the label.
+    NotOptedIn,
+    /// The namespace couldn't be read.
+    Unknown,
 }
 
 /// The decision on one request.
@@ -35,6 +49,10 @@ pub enum Decision {
     Inject(Injection),
     /// The Pod gets the reference once these tokens are in the pull secret, each under its host.
     InjectAfterEnsuring(Injection, BTreeMap<Host, TokenKey>),
+    /// The Pod gets the reference, although nothing is known about the namespace: the API server
+    /// asks only about Pods of opted-in namespaces, and a reference to a Secret that doesn't exist
+    /// does no harm. Nothing is written until the namespace is known to be opted in.
+    InjectUnprovisioned(Injection),
 }
 
 /// The change to a Pod, and to the pull secret.
@@ -58,8 +76,10 @@ pub struct Injection {
 /// The reason why a request is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SkipReason {
-    /// The object is not a Pod, or can't be read as one.
+    /// The object is not a Pod.
     NotAPod,
+    /// The object is a Pod that can't be read.
+    UnreadablePod,
     /// The operation is neither CREATE nor UPDATE.
     OtherOperation,
     /// The Pod is the mirror of a static Pod.
@@ -80,8 +100,8 @@ pub enum SkipReason {
     NoIdentity(Refusal),
     /// The Secret of the configured name isn't managed by ecr-injector.
     Foreign(Foreign),
-    /// Too many other reviews are in flight.
-    Overloaded,
+    /// The API server would reject the Pod with the reference, because of its ServiceAccount.
+    MountableSecrets,
 }
 
 /// The registries that a Pod needs, before anything is known about its namespace.
@@ -98,11 +118,13 @@ pub struct Demand {
 
 /// Returns the demand of a request; the common case, a Pod without ECR images, ends here.
 pub fn demand(request: &Request<'_>, rules: &Rules) -> Result<Demand, SkipReason> {
-    let pod = request
-        .object
-        .as_ref()
-        .filter(|_| request.is_pod)
-        .ok_or(SkipReason::NotAPod)?;
+    if !request.is_pod {
+        return Err(SkipReason::NotAPod);
+    }
+    if request.unreadable.is_some() {
+        return Err(SkipReason::UnreadablePod);
+    }
+    let pod = request.object.as_ref().ok_or(SkipReason::NotAPod)?;
     let is_stored = match request.operation {
         Operation::Create => false,
         Operation::Update => true,
@@ -147,17 +169,40 @@ impl Demand {
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
+
+    /// Returns the injection for a namespace about which nothing is known.
+    fn injection(self) -> Injection {
+        Injection {
+            reference: if self.is_stored {
+                ReferenceState::Present
+            } else {
+                self.reference
+            },
+            hosts: self.registries.into_keys().collect(),
+            warnings: self.warnings,
+            due: false,
+            unnoted: BTreeMap::new(),
+            refusal: None,
+        }
+    }
 }
 
 /// Decides on a demand by the facts about its namespace.
 #[must_use]
 pub fn decide(demand: Demand, rules: &Rules, facts: &Facts<'_>, now: Timestamp) -> Decision {
-    let Some(settings) = facts.opted_in else {
+    if facts.opt_in == OptInFacts::NotOptedIn {
         return Decision::Skip(SkipReason::NotOptedIn);
-    };
+    }
     if let SecretFacts::Foreign(why) = facts.secret {
         return Decision::Skip(SkipReason::Foreign(why));
     }
+    let is_added = !demand.is_stored && demand.reference != ReferenceState::Present;
+    if is_added && facts.account_rejects_reference {
+        return Decision::Skip(SkipReason::MountableSecrets);
+    }
+    let OptInFacts::OptedIn(settings) = facts.opt_in else {
+        return Decision::InjectUnprovisioned(demand.injection());
+    };
     let Demand {
         namespace,
         reference,
@@ -249,8 +294,12 @@ pub fn warning_for(reason: SkipReason, rules: &Rules) -> Option<String> {
             "no pull secret added: the allow list has none of this Pod's ECR registries",
         )),
         SkipReason::NoIdentity(why) => Some(warning(&why.to_string())),
-        SkipReason::Overloaded => Some(warning(
-            "overloaded: this Pod was admitted without a pull secret; recreate it",
+        SkipReason::MountableSecrets => Some(warning(&format!(
+            "ServiceAccount enforces mountable secrets: add {} to its imagePullSecrets",
+            rules.secret_name
+        ))),
+        SkipReason::UnreadablePod => Some(warning(
+            "this Pod could not be read; if it has ECR images, they may fail to pull",
         )),
         _ => None,
     }
@@ -345,6 +394,7 @@ impl SkipReason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotAPod => "not_a_pod",
+            Self::UnreadablePod => "unreadable_pod",
             Self::OtherOperation => "other_operation",
             Self::Mirror => "mirror_pod",
             Self::Disabled => "disabled",
@@ -355,7 +405,7 @@ impl SkipReason {
             Self::NotAllowed => "registry_not_allowed",
             Self::NoIdentity(why) => why.as_str(),
             Self::Foreign(_) => "foreign",
-            Self::Overloaded => "overloaded",
+            Self::MountableSecrets => "mountable_secrets",
         }
     }
 }

@@ -7,16 +7,19 @@ use tokio::time::Instant;
 
 use super::{
     access_log,
-    decide::{Decision, Demand, Facts, Injection, SkipReason, decide, demand},
+    decide::{Decision, Demand, Facts, Injection, OptInFacts, SkipReason, decide, demand},
     metrics::AdmissionMetrics,
     outcome::Outcome,
+    pod::Pod,
     review::{Request, ReviewError},
+    slots::Slots,
 };
 use crate::{
     cluster::{
         event_recorder::EventRecorder,
         namespace::{Namespace, NamespaceSettings},
         namespaces::Namespaces,
+        service_accounts::ServiceAccounts,
     },
     identity::Refusal,
     process::{clock::Clock, current::Current},
@@ -24,24 +27,36 @@ use crate::{
         SecretFacts,
         events::PullSecretEvent,
         provisioner::{Provisioned, Provisioner, PullSecretError, SecretSource},
-        store::PullSecrets,
+        store::{Entry, PullSecrets},
     },
     rules::Rules,
     telemetry::{
+        error_chain::error_chain,
         otel::{InPhase, Span, SpanParent, Trace},
         phases::Phase,
     },
 };
 
+pub use super::slots::MAX_WAITING;
+
+/// The most admissions at the same time in namespaces that the watch doesn't have as opted in. A
+/// client that reaches the port can name any namespace.
+pub const MAX_UNKNOWN: usize = 256;
+
 /// The mutating webhook: answers reviews.
 pub struct Webhook {
     rules: Current<Rules>,
     namespaces: Namespaces,
+    accounts: Option<ServiceAccounts>,
     secrets: PullSecrets,
     provisioner: Provisioner,
     clock: Arc<dyn Clock>,
     metrics: Arc<AdmissionMetrics>,
     events: Option<EventRecorder>,
+    /// The slots of admissions that wait in namespaces that are known.
+    waiting: Slots,
+    /// The slots of those that wait for the read of their namespace.
+    unknown: Slots,
 }
 
 impl Webhook {
@@ -58,11 +73,23 @@ impl Webhook {
         Self {
             rules,
             namespaces,
+            accounts: None,
             secrets,
             provisioner,
             clock,
             metrics,
             events: None,
+            waiting: Slots::new(MAX_WAITING),
+            unknown: Slots::new(MAX_UNKNOWN),
+        }
+    }
+
+    /// Adds no reference to the Pods of ServiceAccounts that reject it.
+    #[must_use]
+    pub fn with_service_accounts(self, accounts: ServiceAccounts) -> Self {
+        Self {
+            accounts: Some(accounts),
+            ..self
         }
     }
 
@@ -107,24 +134,6 @@ impl Webhook {
         Ok(outcome.response.to_json(&request))
     }
 
-    /// Answers a review at once because too many others are in flight: Pods that need no pull
-    /// secret are admitted as usual, others without one, or denied under `onFailure: deny`.
-    pub fn reject_overloaded(
-        &self,
-        body: &[u8],
-        started: Instant,
-        trace: &mut Trace,
-    ) -> Result<Vec<u8>, ReviewError> {
-        let request = self.parse(body, trace)?;
-        let rules = self.rules.get();
-        let outcome = match demand(&request, &rules) {
-            Err(reason) => Outcome::skip(reason, &rules),
-            Ok(_) => Outcome::overloaded(&request, &rules),
-        };
-        self.record(&request, &outcome, started.elapsed(), &mut trace.span);
-        Ok(outcome.response.to_json(&request))
-    }
-
     fn parse<'a>(&self, body: &'a [u8], trace: &Trace) -> Result<Request<'a>, ReviewError> {
         let _parsing = trace.parent.enter(&self.metrics.phases, Phase::Parse);
         Request::parse(body)
@@ -143,41 +152,53 @@ impl Webhook {
             place,
         } = admission;
         let namespace = demand.namespace().clone();
-        let opted_in = self.namespaces.opted_in(&namespace, deadline).await;
+        let opted_in = self.opted_in(&namespace, deadline).await;
         let mut entry = self.secrets.get(&namespace);
-        if let Some(settings) = &opted_in
+        // Held until the answer, by an admission that waits for anything but its namespace.
+        let mut slot = None;
+        if let Ok(Some(settings)) = &opted_in
             && entry.as_ref().is_some_and(|entry| entry.is_unread())
-            && !request.dry_run
         {
-            // The Secret most likely has the credentials already; after a restart AWS may be
-            // unavailable.
-            let provisioner = &self.provisioner;
-            provisioner
-                .read_if_unread(&namespace, settings, deadline)
-                .await;
-            entry = self.secrets.get(&namespace);
+            slot = self.waiting.try_acquire(&namespace);
+            if slot.is_some() {
+                // The Secret most likely has the credentials already; after a restart AWS may be
+                // unavailable. And it may be somebody else's.
+                let provisioner = &self.provisioner;
+                provisioner
+                    .read_if_unread(&namespace, settings, deadline)
+                    .await;
+                entry = self.secrets.get(&namespace);
+            }
         }
-        let secret = entry
-            .as_ref()
-            .map_or(SecretFacts::Absent, |entry| entry.facts());
-        let facts = Facts {
-            opted_in: opted_in.as_ref(),
-            secret,
-        };
-        let decision = decide(demand, rules, &facts, self.clock.now());
+        let decision = decide(
+            demand,
+            rules,
+            &self.facts(request, &namespace, &opted_in, entry.as_deref()),
+            self.clock.now(),
+        );
         drop(deciding);
+        let settings = opted_in.as_ref().ok().and_then(Option::as_ref);
         // A dry run has no side effect.
         if !request.dry_run {
-            self.publish_event(&namespace, opted_in.as_ref(), &decision);
+            self.publish_event(request, &namespace, settings, &decision);
         }
-        // A namespace without settings is skipped.
-        let settings = opted_in.unwrap_or_default();
+        // A namespace without settings is skipped, or nothing is known about it.
+        let settings = settings.cloned().unwrap_or_default();
         match decision {
             Decision::Skip(reason) => Outcome::skip(reason, rules),
             Decision::Inject(injection) => {
                 self.inject(request, &namespace, &settings, injection, rules)
             }
+            Decision::InjectUnprovisioned(injection) => {
+                let error = opted_in.err().unwrap_or(PullSecretError::Overloaded);
+                self.inject_later(admission, &namespace, injection, error)
+            }
             Decision::InjectAfterEnsuring(injection, missing) => {
+                slot = slot.or_else(|| self.waiting.try_acquire(&namespace));
+                if slot.is_none() {
+                    let error = PullSecretError::Overloaded;
+                    return self.inject_later(admission, &namespace, injection, error);
+                }
                 let count = missing.len();
                 let provisioned = self
                     .provisioner
@@ -186,6 +207,64 @@ impl Webhook {
                 provisioned_outcome(request, injection, count, provisioned, rules)
             }
         }
+    }
+
+    /// Returns the settings of an opted-in namespace, from memory or by a read.
+    async fn opted_in(
+        &self,
+        namespace: &Namespace,
+        deadline: Instant,
+    ) -> Result<Option<NamespaceSettings>, PullSecretError> {
+        if let Some(known) = self.namespaces.recall(namespace).await {
+            return Ok(known);
+        }
+        let slot = self.unknown.try_acquire(namespace);
+        let _slot = slot.ok_or(PullSecretError::Overloaded)?;
+        let read = self.namespaces.opted_in(namespace, deadline).await;
+        read.map_err(|error| PullSecretError::Namespace {
+            message: error_chain(&*error),
+        })
+    }
+
+    fn facts<'a>(
+        &self,
+        request: &Request<'_>,
+        namespace: &Namespace,
+        opted_in: &'a Result<Option<NamespaceSettings>, PullSecretError>,
+        entry: Option<&'a Entry>,
+    ) -> Facts<'a> {
+        let account = request.object.as_ref().map(Pod::service_account);
+        Facts {
+            opt_in: match opted_in {
+                Ok(Some(settings)) => OptInFacts::OptedIn(settings),
+                Ok(None) => OptInFacts::NotOptedIn,
+                Err(_) => OptInFacts::Unknown,
+            },
+            secret: entry.map_or(SecretFacts::Absent, Entry::facts),
+            account_rejects_reference: self
+                .accounts
+                .as_ref()
+                .zip(account)
+                .is_some_and(|(accounts, name)| accounts.rejects_reference(namespace, name)),
+        }
+    }
+
+    /// Adds the reference to a Pod whose pull secret is not provisioned now, because of `error`, but
+    /// in the background as soon as that is possible.
+    fn inject_later(
+        &self,
+        admission: Admission<'_>,
+        namespace: &Namespace,
+        injection: Injection,
+        error: PullSecretError,
+    ) -> Outcome {
+        let Admission { request, rules, .. } = admission;
+        let hosts = injection.hosts.clone();
+        let count = hosts.len();
+        if !request.dry_run {
+            self.provisioner.retain_demand(namespace, hosts, rules);
+        }
+        Outcome::not_ready(request, injection, count, error, rules)
     }
 
     /// Adds the reference to a Pod whose pull secret has every credential, and records its demand.
@@ -218,6 +297,7 @@ impl Webhook {
 
     fn publish_event(
         &self,
+        request: &Request<'_>,
         namespace: &Namespace,
         settings: Option<&NamespaceSettings>,
         decision: &Decision,
@@ -227,10 +307,16 @@ impl Webhook {
                 Some(PullSecretEvent::Foreign { why: *why })
             }
             Decision::Skip(SkipReason::NoIdentity(refusal)) => role_refused(settings, *refusal),
+            Decision::Skip(SkipReason::MountableSecrets) => {
+                let account = request.object.as_ref().map(Pod::service_account);
+                account.map(|account| PullSecretEvent::MountableSecrets {
+                    account: account.to_owned(),
+                })
+            }
             Decision::Inject(injection) | Decision::InjectAfterEnsuring(injection, _) => injection
                 .refusal
                 .and_then(|refusal| role_refused(settings, refusal)),
-            Decision::Skip(_) => None,
+            Decision::Skip(_) | Decision::InjectUnprovisioned(_) => None,
         };
         if let (Some(events), Some(event)) = (&self.events, event) {
             events.publish(namespace, &event);
@@ -248,6 +334,7 @@ impl Webhook {
 }
 
 /// An admission in progress: the request, and the values that stay the same to its end.
+#[derive(Clone, Copy)]
 struct Admission<'a> {
     request: &'a Request<'a>,
     rules: &'a Arc<Rules>,

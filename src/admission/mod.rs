@@ -9,3 +9,4 @@ pub mod outcome;
 pub mod patch;
 pub mod pod;
 pub mod review;
+mod slots;

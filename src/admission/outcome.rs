@@ -15,7 +15,7 @@ use crate::{
 
 /// The HTTP status of a denial under `onFailure: deny`: the controller tries again later.
 const STATUS_NOT_READY: u16 = 503;
-/// The HTTP status of a denial because of overload.
+/// The HTTP status of a denial because of overload: too many requests.
 const STATUS_OVERLOADED: u16 = 429;
 
 /// The outcome of an admission.
@@ -85,24 +85,6 @@ impl Outcome {
         }
     }
 
-    /// Admits the Pod without a pull secret because of overload, or denies the Pod under
-    /// `onFailure: deny`.
-    pub(super) fn overloaded(request: &Request<'_>, rules: &Rules) -> Self {
-        let skipped = Self::skip(SkipReason::Overloaded, rules);
-        if !denies(request, rules) {
-            return skipped;
-        }
-        let message = "ecr-injector: overloaded: too many Pods are being created; try again";
-        Self {
-            response: Response {
-                denial: Some((STATUS_OVERLOADED, message.to_owned())),
-                ..Response::default()
-            },
-            verdict: Verdict::Deny,
-            ..skipped
-        }
-    }
-
     /// Adds the reference to the Pod.
     pub(super) fn inject(injection: Injection, reason: &'static str, rules: &Rules) -> Self {
         let Injection {
@@ -147,7 +129,7 @@ impl Outcome {
             );
             return Self {
                 response: Response {
-                    denial: Some((STATUS_NOT_READY, message)),
+                    denial: Some((status_of(&error), message)),
                     ..Response::default()
                 },
                 verdict: Verdict::Deny,
@@ -171,6 +153,9 @@ impl Outcome {
                  (limits.registriesPerSecret: {limit})",
                 hosts.len()
             )),
+            PullSecretError::Namespace { .. } => warning(&format!(
+                "this namespace could not be read ({label}); image pulls may fail until it can"
+            )),
             PullSecretError::Refused { .. } => warning(&format!(
                 "the API server rejected Secret {} ({label}); see the Events of this namespace",
                 rules.secret_name
@@ -191,6 +176,14 @@ impl Outcome {
             verdict: Verdict::InjectUnready,
             ..Self::inject(injection, label, rules)
         }
+    }
+}
+
+/// Returns the HTTP status of a denial because of an error.
+fn status_of(error: &PullSecretError) -> u16 {
+    match error {
+        PullSecretError::Overloaded => STATUS_OVERLOADED,
+        _ => STATUS_NOT_READY,
     }
 }
 

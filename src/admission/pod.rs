@@ -74,6 +74,8 @@ struct Spec<'a> {
     volumes: Option<Vec<Text<'a>>>,
     #[serde(borrow, default, deserialize_with = "names")]
     image_pull_secrets: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default)]
+    service_account_name: Option<Text<'a>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -253,6 +255,18 @@ impl<'a> Pod<'a> {
             Some(list) if list.iter().any(|listed| listed.0 == name) => ReferenceState::Present,
             Some(_) => ReferenceState::Missing,
         }
+    }
+
+    /// Returns the name of the Pod's ServiceAccount, as the API server defaults it.
+    #[must_use]
+    pub fn service_account(&self) -> &str {
+        let named = self
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.service_account_name.as_ref());
+        named
+            .filter(|name| !name.0.is_empty())
+            .map_or("default", |name| &name.0)
     }
 
     /// Returns whether the Pod opts out by its annotation.

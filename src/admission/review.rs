@@ -5,7 +5,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use json_patch::Patch;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -36,6 +36,8 @@ pub struct Request<'a> {
     pub object: Option<Pod<'a>>,
     /// The stored object, on UPDATE.
     pub old_object: Option<Pod<'a>>,
+    /// The reason why the Pod, or the stored one, can't be read.
+    pub unreadable: Option<serde_json::Error>,
 }
 
 /// The operation on the object.
@@ -108,9 +110,10 @@ fn none<R>() -> Option<R> {
     None
 }
 
+/// A request whose objects are read as `O`.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WireRequest<'a> {
+#[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
+struct WireRequest<'a, O> {
     #[serde(borrow, default)]
     uid: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -122,10 +125,10 @@ struct WireRequest<'a> {
     operation: Option<Operation>,
     #[serde(default)]
     dry_run: Option<bool>,
-    #[serde(borrow, default)]
-    object: Option<Pod<'a>>,
-    #[serde(borrow, default)]
-    old_object: Option<Pod<'a>>,
+    #[serde(default = "none")]
+    object: Option<O>,
+    #[serde(default = "none")]
+    old_object: Option<O>,
 }
 
 #[derive(Deserialize)]
@@ -139,7 +142,7 @@ struct Resource<'a> {
     resource: Option<Text<'a>>,
 }
 
-/// The part of a request that an answer needs if the object can't be read as a Pod.
+/// The part of a request that an answer needs if nothing else can be read.
 #[derive(Deserialize)]
 struct WireUid<'a> {
     #[serde(borrow, default)]
@@ -150,13 +153,26 @@ impl<'a> Request<'a> {
     /// Parses a review. A review whose uid can be read is always `Ok`, even if its object is no Pod
     /// at all: the caller can then allow the object rather than fail the review.
     pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
-        match serde_json::from_slice::<Review<'a, WireRequest<'a>>>(body) {
-            Ok(review) => Self::from_wire(review),
-            Err(error) => Self::without_object(body, error),
-        }
+        let error = match serde_json::from_slice::<Review<'a, WireRequest<'a, Pod<'a>>>>(body) {
+            Ok(review) => return Self::from_wire(review, Some),
+            Err(error) => error,
+        };
+        let Ok(review) = serde_json::from_slice::<Review<'a, WireRequest<'a, IgnoredAny>>>(body)
+        else {
+            return Self::with_uid_alone(body, error);
+        };
+        let request = Self::from_wire(review, |_| None)?;
+        let unreadable = request.is_pod.then_some(error);
+        Ok(Self {
+            unreadable,
+            ..request
+        })
     }
 
-    fn from_wire(review: Review<'a, WireRequest<'a>>) -> Result<Self, ReviewError> {
+    fn from_wire<O>(
+        review: Review<'a, WireRequest<'a, O>>,
+        pod: impl Fn(O) -> Option<Pod<'a>>,
+    ) -> Result<Self, ReviewError> {
         check_version(review.api_version.as_ref(), review.kind.as_ref())?;
         let request = review.request.ok_or(ReviewError::NoRequest)?;
         let text = |text: &Option<Text<'a>>| {
@@ -177,12 +193,13 @@ impl<'a> Request<'a> {
             namespace: request.namespace.unwrap_or(Text("".into())),
             is_pod,
             dry_run: request.dry_run.unwrap_or(false),
-            object: if is_pod { request.object } else { None },
-            old_object: if is_pod { request.old_object } else { None },
+            object: request.object.filter(|_| is_pod).and_then(&pod),
+            old_object: request.old_object.filter(|_| is_pod).and_then(&pod),
+            unreadable: None,
         })
     }
 
-    fn without_object(body: &'a [u8], error: serde_json::Error) -> Result<Self, ReviewError> {
+    fn with_uid_alone(body: &'a [u8], error: serde_json::Error) -> Result<Self, ReviewError> {
         let Ok(review) = serde_json::from_slice::<Review<'a, WireUid<'a>>>(body) else {
             return Err(ReviewError::Json(error));
         };
@@ -196,6 +213,7 @@ impl<'a> Request<'a> {
             dry_run: false,
             object: None,
             old_object: None,
+            unreadable: None,
         })
     }
 
@@ -210,6 +228,7 @@ impl<'a> Request<'a> {
             dry_run: false,
             object: Some(object),
             old_object: None,
+            unreadable: None,
         }
     }
 
@@ -362,7 +381,8 @@ mod tests {
         ] {
             let body = body(&request);
             let request = Request::parse(&body).expect("answered");
-            assert!(!request.is_pod || request.operation == Operation::Other);
+            let is_read = request.is_pod && request.unreadable.is_none();
+            assert!(!is_read || request.operation == Operation::Other);
             let answer: Value =
                 serde_json::from_slice(&Response::default().to_json(&request)).expect("json");
             assert_eq!(answer["response"], json!({"uid": "u", "allowed": true}));

@@ -1,10 +1,11 @@
 //! The parts of every command that works on a cluster: clients, stores, and the tasks that fill
 //! them.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, builder::FalseyValueParser};
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -19,6 +20,7 @@ use crate::{
         event_recorder::{EventRecorder, EventRecorderOptions, REPORTER},
         namespace::Namespace,
         namespaces::Namespaces,
+        service_accounts::ServiceAccounts,
         watch::Lists,
     },
     config::{Config, ConfigError, live::Live, watcher::ConfigWatcher},
@@ -40,6 +42,10 @@ use crate::{
 
 /// The default namespace of an installation.
 const INSTALLATION: &str = "ecr-injector";
+
+/// How long readiness waits for the first list of ServiceAccounts. Without it, Pods of most accounts
+/// are admitted as usual.
+const FIRST_ACCOUNTS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The arguments of the configuration and the cluster.
 #[derive(Debug, Args)]
@@ -241,6 +247,36 @@ impl Context {
             watched.run(client, &name, lists, condition).await;
         });
         [namespaces_synced, secrets_synced]
+    }
+
+    /// Starts the watch of ServiceAccounts, if the configuration has it, for the accounts that
+    /// reject a reference to the pull secret. Readiness waits for the first list, for a while.
+    pub(super) fn watch_service_accounts(
+        &self,
+        readiness: &mut Readiness,
+    ) -> Option<ServiceAccounts> {
+        if !self.live.config().watches_service_accounts {
+            return None;
+        }
+        let synced = readiness
+            .condition("service-accounts-synced")
+            .waiting_for("the first list of ServiceAccounts");
+        let client = self.cluster.client.clone();
+        let metrics = self.metrics.cluster.clone();
+        let accounts = ServiceAccounts::new(client, self.secret_name(), metrics);
+        let (watched, condition, lists) = (accounts.clone(), synced.clone(), self.lists);
+        self.spawn(async move { watched.run(lists, condition).await });
+        self.spawn(async move {
+            let first = readiness::all_held(std::slice::from_ref(&synced));
+            if timeout(FIRST_ACCOUNTS_TIMEOUT, first).await.is_err() {
+                tracing::warn!(
+                    "ServiceAccounts can't be listed; grant list and watch on serviceaccounts, or \
+                     set watchServiceAccounts: false"
+                );
+                synced.hold();
+            }
+        });
+        Some(accounts)
     }
 
     /// Starts to share the state key. The condition holds once there is a key.

@@ -221,7 +221,8 @@ impl ServeArgs {
         };
         let election = leader::elect(&context, settings, leader_tasks, synced)?;
         let draining = CancellationToken::new();
-        let webhook = admission::webhook(&context, provisioner, events);
+        let accounts = context.watch_service_accounts(&mut readiness);
+        let webhook = admission::webhook(&context, provisioner, events, accounts);
         let admission = Connection {
             tls: Some(TlsAcceptor::from(Arc::new(tls))),
             router: Admission::new(webhook, metrics.server.clone())

@@ -9,6 +9,8 @@ use crate::telemetry::metrics::{Counters, Labels, Registry};
 pub struct ClusterMetrics {
     /// Opted-in namespaces that the watch knows.
     pub namespaces: Gauge,
+    /// ServiceAccounts whose Pods may not reference the pull secret.
+    pub rejecting_accounts: Gauge,
     /// 1 while this replica is the leader.
     pub leader: Gauge,
     /// Events that were not published because the queue was full.
@@ -25,6 +27,11 @@ impl ClusterMetrics {
             namespaces: registry.register(
                 "opted_in_namespaces",
                 "Opted-in namespaces known from the watch",
+                Gauge::default(),
+            ),
+            rejecting_accounts: registry.register(
+                "mountable_secrets_service_accounts",
+                "ServiceAccounts that enforce mountable secrets and don't list the pull secret",
                 Gauge::default(),
             ),
             leader: registry.register(

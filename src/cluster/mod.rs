@@ -13,6 +13,7 @@ pub mod object;
 pub mod ownership;
 mod random;
 pub mod rights;
+pub mod service_accounts;
 pub mod watch;
 pub(crate) mod write;
 

@@ -149,6 +149,15 @@ impl Namespaces {
         self.known().get(namespace).cloned()
     }
 
+    /// Returns without a call what is known about a namespace, from the watch or a recent read:
+    /// its settings, or `Some(None)` if it is not opted in.
+    pub async fn recall(&self, namespace: &Namespace) -> Option<Option<NamespaceSettings>> {
+        if let Some(settings) = self.peek(namespace) {
+            return Some(Some(settings));
+        }
+        self.0.live.get(namespace).await
+    }
+
     /// Returns the UID of a namespace that the watch has as opted in.
     #[must_use]
     pub fn uid(&self, namespace: &Namespace) -> Option<Arc<str>> {
@@ -198,14 +207,14 @@ impl Namespaces {
 
     /// Returns an opted-in namespace's settings; `None` if the namespace is not opted in. A
     /// namespace that the watch doesn't have is read live, once for all callers at the same time;
-    /// if that fails before `deadline`, the namespace counts as not opted in.
+    /// an error means that nothing is known about the namespace.
     pub async fn opted_in(
         &self,
         namespace: &Namespace,
         deadline: Instant,
-    ) -> Option<NamespaceSettings> {
+    ) -> Result<Option<NamespaceSettings>, Arc<ReadError>> {
         if let Some(known) = self.known().get(namespace) {
-            return Some(known.clone());
+            return Ok(Some(known.clone()));
         }
         let deadline = deadline.min(Instant::now() + LIVE_TIMEOUT);
         // The first caller reads for all, with its own deadline, which may be later or earlier than
@@ -216,15 +225,14 @@ impl Namespaces {
                 .live
                 .try_get_with_by_ref(namespace, self.read_settings(namespace, deadline));
             let error = match timeout_at(deadline, read).await {
-                Ok(Ok(opted_in)) => return opted_in,
+                Ok(Ok(opted_in)) => return Ok(opted_in),
                 Ok(Err(error)) => error,
                 Err(_) => Arc::new(ReadError::Timeout),
             };
             let was_other_deadline =
                 matches!(*error, ReadError::Timeout) && Instant::now() < deadline;
             if !was_other_deadline {
-                tracing::warn!(%namespace, %error, "reading the namespace's label failed");
-                return None;
+                return Err(error);
             }
         }
     }
@@ -373,7 +381,7 @@ mod tests {
             namespaces.read(&namespace("team"), deadline).await
         };
         let (strangers, read) = tokio::join!(futures::future::join_all(strangers), read);
-        assert!(strangers.iter().all(Option::is_none));
+        assert!(strangers.iter().all(Result::is_err));
         assert!(matches!(read, Ok(NamespaceState::OptedIn(_))), "{read:?}");
     }
 }

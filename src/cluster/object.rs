@@ -10,7 +10,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
-    api::core::v1::Secret,
+    api::core::v1::{Secret, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use kube::Resource;
@@ -28,6 +28,15 @@ pub struct Metadata<K> {
 /// A Secret's type and data, with the same part of its metadata.
 #[derive(Clone)]
 pub struct WholeSecret(pub Secret);
+
+/// A ServiceAccount's metadata, and the names of its `imagePullSecrets`.
+#[derive(Clone, Debug)]
+pub struct PullingAccount {
+    /// The metadata, with the fields in use.
+    pub metadata: ObjectMeta,
+    /// The names of the Secrets with which its Pods pull images.
+    pub pull_secrets: Vec<String>,
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -96,6 +105,27 @@ impl<'de> Deserialize<'de> for WholeSecret {
     }
 }
 
+impl<'de> Deserialize<'de> for PullingAccount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Reference {
+            name: Option<String>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Object {
+            metadata: Read,
+            image_pull_secrets: Option<Vec<Reference>>,
+        }
+        let object = Object::deserialize(deserializer)?;
+        let references = object.image_pull_secrets.into_iter().flatten();
+        Ok(Self {
+            metadata: object.metadata.into(),
+            pull_secrets: references.filter_map(|reference| reference.name).collect(),
+        })
+    }
+}
+
 impl<K> fmt::Debug for Metadata<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Metadata").field(&self.metadata).finish()
@@ -148,6 +178,10 @@ macro_rules! resource_of {
 
 impl<K: Resource> Resource for Metadata<K> {
     resource_of!(K, true, metadata);
+}
+
+impl Resource for PullingAccount {
+    resource_of!(ServiceAccount, false, metadata);
 }
 
 impl Resource for WholeSecret {

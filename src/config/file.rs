@@ -77,6 +77,11 @@ pub(super) struct File {
     /// Where the leader discovers registries that no admission reported.
     #[schemars(extend("default" = "none"))]
     discover: Option<FileDiscovery>,
+    /// Whether ServiceAccounts are watched, so that a Pod whose account enforces mountable secrets
+    /// and doesn't list the pull secret is admitted without the reference: the API server would
+    /// reject the Pod with it. Needs list and watch on serviceaccounts; a change requires a restart.
+    #[schemars(extend("default" = true))]
+    watch_service_accounts: Option<bool>,
     /// Whether the pull secret of an opted-out namespace is deleted once all its credentials have
     /// expired.
     #[schemars(extend("default" = false))]
@@ -212,6 +217,9 @@ impl File {
         let max_hosts = config.rules.registries_per_secret;
         (config.refresh, config.session_cap) =
             fields.check(&config.rules.aliases, max_hosts, &mut errors);
+        if let Some(watches) = self.watch_service_accounts {
+            config.watches_service_accounts = watches;
+        }
         if let Some(filter) = self.log.and_then(|log| log.filter) {
             config.log_filter = errors.record(log_filter(filter));
         }

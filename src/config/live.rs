@@ -60,7 +60,7 @@ impl Live {
     ///
     /// The watches select by the Secret's name and the label from their start, and the guard, RBAC
     /// and the registration contain the same name and label: a new name is a new set of Secrets,
-    /// and a change has to be made in all four.
+    /// and a change has to be made in all four. The watch of ServiceAccounts needs its rights.
     #[must_use]
     pub fn replace(&self, config: Config) -> Vec<&'static str> {
         let mut config = config.excluding(self.own_namespace.clone());
@@ -87,6 +87,11 @@ impl Live {
                 wanted.clone_from(current);
                 needs_restart.push(field);
             }
+        }
+        let watches = running.watches_service_accounts;
+        if config.watches_service_accounts != watches {
+            config.watches_service_accounts = watches;
+            needs_restart.push("watchServiceAccounts");
         }
         let rules = Arc::new(config.rules.clone());
         self.session_cap.replace(config.session_cap);

@@ -27,6 +27,8 @@ pub struct Config {
     pub session_cap: SessionCap,
     /// The settings of the leader, which refreshes the pull secrets.
     pub refresh: Refresh,
+    /// Whether ServiceAccounts are watched for the Secrets that their Pods may reference.
+    pub watches_service_accounts: bool,
     /// The log filter in the form of `RUST_LOG`, if the file has one.
     pub log_filter: Option<String>,
 }
@@ -62,6 +64,7 @@ impl Default for Config {
             },
             session_cap: SessionCap::default(),
             refresh: Refresh::default(),
+            watches_service_accounts: true,
             log_filter: None,
         }
     }

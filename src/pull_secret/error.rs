@@ -57,6 +57,15 @@ pub enum PullSecretError {
         "the state key is not known yet; the condition state-key on /readyz says what it waits for"
     )]
     NoKey,
+    /// The namespace couldn't be read, so whether it is opted in is not known.
+    #[error("reading the namespace failed: {message}")]
+    Namespace {
+        /// The cause.
+        message: String,
+    },
+    /// Too many other admissions wait for their pull secrets.
+    #[error("too many other admissions wait for their pull secrets")]
+    Overloaded,
     /// The request's deadline came first; the work goes on.
     #[error("not done before the request's deadline")]
     Deadline,
@@ -86,6 +95,8 @@ impl PullSecretError {
             Self::Contended => "conflict",
             Self::NotLeading => "not_leading",
             Self::NoKey => "no_state_key",
+            Self::Namespace { .. } => "namespace_unknown",
+            Self::Overloaded => "overloaded",
             Self::Deadline => "deadline",
             Self::Crashed => "internal_error",
         }

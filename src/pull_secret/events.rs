@@ -65,6 +65,11 @@ pub enum PullSecretEvent {
         /// The API server's message.
         message: String,
     },
+    /// The API server would reject a Pod with the reference, because of its ServiceAccount.
+    MountableSecrets {
+        /// The account's name.
+        account: String,
+    },
     /// The role that the namespace requests can't be used.
     RoleRefused {
         /// The annotation's value.
@@ -182,6 +187,17 @@ impl ToEventRecord for PullSecretEvent {
                     quote(message)
                 ),
             ),
+            Self::MountableSecrets { account } => {
+                let account = quote(account);
+                let note = format!(
+                    "ServiceAccount {account} enforces mountable secrets \
+                     (kubernetes.io/enforce-mountable-secrets) and does not list {secret}, so its \
+                     Pods are admitted without the pull secret. To have it used: kubectl patch \
+                     serviceaccount {account} -n {namespace} -p \
+                     '{{\"imagePullSecrets\":[{{\"name\":\"{secret}\"}}]}}'"
+                );
+                EventRecord::warning("MountableSecretsEnforced", "Skip", account, &note)
+            }
             Self::RoleRefused { role, why } => {
                 let (role, why) = (quote(role), quote(why));
                 let note =

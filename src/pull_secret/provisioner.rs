@@ -8,7 +8,7 @@ mod attempt;
 mod outcome;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -69,7 +69,7 @@ struct Inner {
 /// The hosts that a namespace's Pods demand, and the rules of the last admission among them.
 #[derive(Clone)]
 struct RetainedDemand {
-    hosts: BTreeMap<Host, TokenKey>,
+    hosts: BTreeSet<Host>,
     rules: Arc<Rules>,
 }
 
@@ -89,6 +89,18 @@ pub struct ProvisionerOptions {
     pub tasks: TaskTracker,
     /// Ends the retries.
     pub stop: CancellationToken,
+}
+
+impl RetainedDemand {
+    /// Returns the hosts for which an identity may mint by the namespace's settings of now.
+    fn keys(
+        &self,
+        namespace: &Namespace,
+        settings: &NamespaceSettings,
+    ) -> BTreeMap<Host, TokenKey> {
+        let key = |host: &Host| self.rules.key_for(host.as_str(), namespace, settings);
+        self.hosts.iter().filter_map(key).collect()
+    }
 }
 
 impl Provisioner {
@@ -117,12 +129,12 @@ impl Provisioner {
     ) -> Provisioned {
         let (this, name, parent) = (self.clone(), namespace.clone(), parent.clone());
         let demand = RetainedDemand {
-            hosts,
+            hosts: hosts.keys().cloned().collect(),
             rules: rules.clone(),
         };
-        let (attempted, settings) = (demand.clone(), settings.clone());
+        let (rules, settings) = (rules.clone(), settings.clone());
         let task = self.0.options.tasks.spawn(async move {
-            this.attempt(&name, &settings, &attempted, deadline, &parent)
+            this.attempt(&name, &settings, &hosts, &rules, deadline, &parent)
                 .await
         });
         let provisioned = match timeout_at(deadline, task).await {
@@ -145,14 +157,9 @@ impl Provisioner {
     }
 
     /// Retains the demand of Pods, and writes it as soon as that is possible.
-    pub fn retain_demand(
-        &self,
-        namespace: &Namespace,
-        hosts: BTreeMap<Host, TokenKey>,
-        rules: &Arc<Rules>,
-    ) {
+    pub fn retain_demand(&self, namespace: &Namespace, hosts: BTreeSet<Host>, rules: &Arc<Rules>) {
         let rules = rules.clone();
-        if !self.0.options.writer.names_all(namespace, hosts.keys()) {
+        if !self.0.options.writer.names_all(namespace, &hosts) {
             self.retain(namespace, RetainedDemand { hosts, rules });
         }
     }
@@ -214,7 +221,8 @@ impl Provisioner {
         &self,
         namespace: &Namespace,
         settings: &NamespaceSettings,
-        demand: &RetainedDemand,
+        hosts: &BTreeMap<Host, TokenKey>,
+        rules: &Rules,
         deadline: Instant,
         parent: &SpanParent,
     ) -> Provisioned {
@@ -225,10 +233,10 @@ impl Provisioner {
             metrics: &options.metrics,
             namespace,
             settings,
-            rules: &demand.rules,
+            rules,
             deadline,
         };
-        attempt.run(&demand.hosts, parent).await
+        attempt.run(hosts, parent).await
     }
 
     /// Retains demand, and retries in the background until the Secret names all of it.
@@ -276,6 +284,8 @@ fn is_retryable(error: &PullSecretError) -> bool {
         | PullSecretError::Api { .. }
         | PullSecretError::Contended
         | PullSecretError::NoKey
+        | PullSecretError::Namespace { .. }
+        | PullSecretError::Overloaded
         | PullSecretError::Deadline
         | PullSecretError::Crashed => true,
     }
@@ -303,10 +313,21 @@ impl Retry {
             let Some(demand) = self.demand() else { return };
             let namespaces = &self.provisioner.0.options.namespaces;
             let deadline = Instant::now() + ATTEMPT_TIMEOUT;
-            let settings = namespaces.opted_in(&self.namespace, deadline).await;
-            let Some(settings) = settings.filter(|settings| !settings.is_terminating) else {
-                return self.finish("the namespace is no longer opted in");
+            let settings = match namespaces.opted_in(&self.namespace, deadline).await {
+                Ok(settings) => settings,
+                Err(error) => {
+                    let message = error.to_string();
+                    self.report(&PullSecretError::Namespace { message }, &mut is_logged);
+                    continue;
+                }
             };
+            let Some(settings) = settings.filter(|settings| !settings.is_terminating) else {
+                return self.finish("the namespace is not opted in");
+            };
+            let hosts = demand.keys(&self.namespace, &settings);
+            if hosts.is_empty() {
+                return self.finish("no identity may mint for the registries that its Pods need");
+            }
             // The semaphore is never closed.
             let _permit = self.provisioner.0.retries.acquire().await;
             let provisioned = self
@@ -314,7 +335,8 @@ impl Retry {
                 .attempt(
                     &self.namespace,
                     &settings,
-                    &demand,
+                    &hosts,
+                    &demand.rules,
                     deadline,
                     &SpanParent::default(),
                 )
@@ -324,7 +346,7 @@ impl Retry {
                 .0
                 .options
                 .writer
-                .names_all(&self.namespace, demand.hosts.keys());
+                .names_all(&self.namespace, hosts.keys());
             match provisioned.result {
                 Ok(()) if self.is_complete(&demand) => {
                     return self.finish("it has every registry that its Pods need");

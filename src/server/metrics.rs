@@ -30,7 +30,7 @@ impl ServerMetrics {
             ),
             shed: registry.counters(
                 "shed",
-                "Connections, request bodies and reviews that were shed because of overload",
+                "Connections and request bodies that were shed because of overload",
                 "kind",
                 Shed::ALL.map(Shed::as_str),
             ),
@@ -65,7 +65,7 @@ impl ServerMetrics {
         }
     }
 
-    /// Counts a connection, a body or a review that was shed because of overload.
+    /// Counts a connection or a body that was shed because of overload.
     pub fn shed(&self, kind: Shed) {
         self.shed.count(kind.as_str());
     }
@@ -100,13 +100,11 @@ pub enum Shed {
     Connection,
     /// A body exceeded the limit on the bytes of all bodies in flight.
     Body,
-    /// A review was answered at once, because too many others were in progress.
-    Review,
 }
 
 impl Shed {
     /// Every value.
-    pub const ALL: [Self; 3] = [Self::Connection, Self::Body, Self::Review];
+    pub const ALL: [Self; 2] = [Self::Connection, Self::Body];
 
     /// Returns the value as a metric's label.
     #[must_use]
@@ -114,7 +112,6 @@ impl Shed {
         match self {
             Self::Connection => "connection",
             Self::Body => "body",
-            Self::Review => "review",
         }
     }
 }

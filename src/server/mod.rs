@@ -37,9 +37,6 @@ pub const PATH: &str = "/mutate";
 pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// The memory for all bodies in flight.
 pub const BODY_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// The most reviews at the same time. One more gets a response at once, and its Pod is admitted
-/// without a pull secret.
-pub const MAX_REVIEWS: usize = 512;
 /// The unit of the budget's permits.
 const BUDGET_UNIT_BYTES: usize = 1024;
 /// The size of the blocks that hold a body while it is read, and the most that is allocated before
@@ -66,14 +63,6 @@ pub trait ReviewHandler: Send + Sync + 'static {
         deadline: Instant,
         trace: &mut Trace,
     ) -> impl Future<Output = Result<Vec<u8>, String>> + Send;
-
-    /// Returns the response to a review for which there is no capacity.
-    fn reject_overloaded(
-        &self,
-        body: &[u8],
-        started: Instant,
-        trace: &mut Trace,
-    ) -> Result<Vec<u8>, String>;
 }
 
 /// The handler of the admission listener's requests.
@@ -82,7 +71,6 @@ pub struct Admission<H> {
     metrics: Arc<ServerMetrics>,
     traces: Traces,
     budget: Semaphore,
-    reviews: Semaphore,
 }
 
 /// Why a request gets no review as its response: the status, and the reason as a metric's label and
@@ -98,7 +86,6 @@ impl<H: ReviewHandler> Admission<H> {
             metrics,
             traces: Traces::default(),
             budget: Semaphore::new(BODY_BUDGET_BYTES / BUDGET_UNIT_BYTES),
-            reviews: Semaphore::new(MAX_REVIEWS),
         }
     }
 
@@ -125,16 +112,7 @@ impl<H: ReviewHandler> Admission<H> {
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", text));
         }
         let (_budget, body) = self.read(request, started, deadline).await?;
-        let permit = self.reviews.try_acquire();
-        let review = async {
-            if permit.is_ok() {
-                let review = self.handler.review(&body, started, deadline, &mut trace);
-                review.await
-            } else {
-                self.metrics.shed(Shed::Review);
-                self.handler.reject_overloaded(&body, started, &mut trace)
-            }
-        };
+        let review = self.handler.review(&body, started, deadline, &mut trace);
         let review = AssertUnwindSafe(review).catch_unwind().await;
         match review {
             Ok(Ok(response)) => Ok(response),

@@ -12,6 +12,7 @@ use crate::support::pods::{pod, pod_with, pull_secrets};
 use crate::support::rewriter::Change;
 use crate::support::{Bed, Rewriter, Shared, eventually};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
@@ -274,6 +275,14 @@ async fn foreign_secret_is_untouched_and_the_pod_gets_a_warning() {
     let client = bed.plane.pod_creator().await;
     let docker = json!({".dockerconfigjson": "{\"auths\":{}}"});
     let labels = json!({"app.kubernetes.io/managed-by": "ecr-injector"});
+    let handed_over = |config: &serde_json::Value| {
+        json!({"type": "kubernetes.io/dockerconfigjson", "metadata": {"labels": labels},
+            "stringData": {".dockerconfigjson": config.to_string()}})
+    };
+    let login = json!({"username": "AWS", "password": "pw", "auth": "QVdTOnB3"});
+    let registry_of_others = json!({"auths": {"ghcr.io": login}});
+    let https = format!("https://{}", registry(123_456_789_012, "us-east-1"));
+    let under_https = json!({"auths": {https: {"auth": "QVdTOnB3"}}});
     let cases = [
         (
             "unlabelled",
@@ -290,6 +299,16 @@ async fn foreign_secret_is_untouched_and_the_pod_gets_a_warning() {
             json!({"type": "kubernetes.io/dockerconfigjson", "metadata": {"labels": labels}, "stringData": docker,
                 "immutable": true}),
             "it is immutable",
+        ),
+        (
+            "registry",
+            handed_over(&registry_of_others),
+            "its docker config has entries that ecr-injector did not write",
+        ),
+        (
+            "scheme",
+            handed_over(&under_https),
+            "its docker config has entries that ecr-injector did not write",
         ),
     ];
     for (case, mut secret, why) in cases {
@@ -323,6 +342,133 @@ async fn foreign_secret_is_untouched_and_the_pod_gets_a_warning() {
         }
         assert_eq!(secrets.get(PULL_SECRET).await.unwrap(), made, "{case}");
     }
+}
+
+/// The warning for a Pod whose `ServiceAccount` enforces mountable secrets.
+const ENFORCED: &str = "ecr-injector: ServiceAccount enforces mountable secrets: add ecr-pull-secret to its imagePullSecrets";
+
+/// Creates a Pod of an account until the webhook knows the account as expected, and returns the
+/// warnings.
+async fn admitted_as(bed: &Bed, namespace: &str, account: &str, pulls: &[&str]) -> Vec<String> {
+    let client = bed.plane.pod_creator().await;
+    let mut with_account = spec(&image("us-east-1"));
+    with_account["serviceAccountName"] = json!(account);
+    let number = std::cell::Cell::new(0);
+    let what = format!("a Pod of {account} with {pulls:?}");
+    eventually(&what, Duration::from_secs(10), async || {
+        number.set(number.get() + 1);
+        let name = format!("{account}-{}-{}", pulls.len(), number.get());
+        let admitted = create(&client, namespace, &pod_with(&name, &with_account), false).await;
+        // Until the watch has the account, the API server may reject the Pod.
+        let admitted = admitted.ok()?;
+        (pull_secrets(&admitted.pod) == pulls).then_some(admitted.warnings)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn account_that_enforces_mountable_secrets_keeps_its_pods() {
+    let bed = bed().await;
+    let namespace = bed.opted_in("mountable").await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(bed.plane.admin().await, &namespace);
+    let enforcing = |name: &str, value: &str| -> ServiceAccount {
+        let annotations = json!({"kubernetes.io/enforce-mountable-secrets": value});
+        serde_json::from_value(json!({"metadata": {"name": name, "annotations": annotations}}))
+            .unwrap()
+    };
+    let post = PostParams::default();
+    accounts
+        .create(&post, &enforcing("app", "true"))
+        .await
+        .unwrap();
+    accounts.create(&post, &enforcing("go", "T")).await.unwrap();
+    accounts
+        .create(&post, &enforcing("lax", "yes"))
+        .await
+        .unwrap();
+    for account in ["app", "go"] {
+        let warnings = admitted_as(&bed, &namespace, account, &[]).await;
+        assert_eq!(warnings, [ENFORCED], "{account}");
+    }
+    let event = bed.note(
+        &namespace,
+        &["MountableSecretsEnforced"],
+        Duration::from_secs(10),
+    );
+    let note = event.await;
+    assert!(note.contains("kubectl patch serviceaccount"), "{note}");
+    let warnings = admitted_as(&bed, &namespace, "lax", &[PULL_SECRET]).await;
+    assert_eq!(warnings, [] as [&str; 0]);
+
+    // The API server does reject such a reference.
+    let client = bed.plane.pod_creator().await;
+    let mut referring = spec(&image("us-east-1"));
+    referring["serviceAccountName"] = json!("app");
+    referring["imagePullSecrets"] = json!([{"name": PULL_SECRET}]);
+    let rejected = create(&client, &namespace, &pod_with("by-hand", &referring), false).await;
+    let message = rejected.unwrap_err().message;
+    assert!(
+        message.contains("does not reference that imagePullSecret"),
+        "{message}"
+    );
+
+    // What the warning says helps.
+    let listed = json!({"imagePullSecrets": [{"name": PULL_SECRET}]});
+    accounts
+        .patch("app", &PatchParams::default(), &Patch::Merge(listed))
+        .await
+        .unwrap();
+    let warnings = admitted_as(&bed, &namespace, "app", &[PULL_SECRET]).await;
+    assert_eq!(warnings, [] as [&str; 0]);
+    let mut with_a_list = referring.clone();
+    with_a_list["imagePullSecrets"] = json!([]);
+    let admitted = create(
+        &client,
+        &namespace,
+        &pod_with("listed", &with_a_list),
+        false,
+    )
+    .await;
+    assert_eq!(pull_secrets(&admitted.unwrap().pod), [PULL_SECRET]);
+}
+
+#[tokio::test]
+async fn namespace_that_cannot_be_read_is_unknown_and_not_written_to() {
+    let bed = Bed::start("", "info").await;
+    let plain = bed.plane.namespace("unread", &[]).await;
+    let review = review(&plain, &pod("web", &image("us-east-1")));
+    let posted = || post_review(&bed.installation, bed.webhook.address(), &review);
+    // The control: a namespace that can be read is not opted in.
+    let answer = posted().await;
+    assert_eq!(answer["response"]["patch"], json!(null), "{answer}");
+
+    let roles: Api<ClusterRole> = Api::all(bed.plane.admin().await);
+    let mut role = roles.get("ecr-injector").await.unwrap();
+    for rule in role.rules.iter_mut().flatten() {
+        if rule.resources.iter().flatten().any(|it| it == "namespaces") {
+            rule.verbs.retain(|verb| verb != "get");
+        }
+    }
+    roles
+        .replace("ecr-injector", &PostParams::default(), &role)
+        .await
+        .unwrap();
+    let unknown = eventually(
+        "an unknown namespace",
+        Duration::from_secs(20),
+        async || {
+            let answer = posted().await;
+            answer["response"]["patch"].is_string().then_some(answer)
+        },
+    );
+    let answer = unknown.await;
+    let warning = answer["response"]["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("namespace_unknown"), "{warning}");
+    let series = "ecr_injector_admission_duration_seconds_count{decision=\"inject_unready\",reason=\"namespace_unknown\"}";
+    assert!(bed.webhook.metric(series).await >= 1.0);
+    assert!(bed.webhook.log().contains("reading the namespace failed"));
+    assert!(bed.pull_secret(&plain).await.is_none());
+    assert_eq!(bed.aws.ecr_calls("us-east-1").len(), 0);
 }
 
 #[tokio::test]

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support;
-use crate::support::bed::{create, hosts, image, registry};
+use crate::support::bed::{create, hosts, image, post_review, registry, review};
 use crate::support::control_plane::ControlPlane;
 use crate::support::installation::PULL_SECRET;
 use crate::support::pods::{pod, pull_secrets};
 use crate::support::{Bed, Behaviour, Garbage, Shared, Webhook, eventually};
+use ecr_injector::admission::handler::MAX_WAITING;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -173,6 +176,57 @@ async fn one_region_that_hangs_holds_no_other_back() {
     let (hung, took) = tokio::join!(hanging, well);
     assert_eq!(hung.warnings.len(), 1);
     assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn namespace_that_waits_leaves_places_to_the_others() {
+    let bed = bed().await;
+    let client = bed.plane.pod_creator().await;
+    let (waiting, warm) = (bed.opted_in("waiting").await, bed.opted_in("warm").await);
+    let cold = bed.opted_in("cold").await;
+    let first = pod("first", &image("eu-south-2"));
+    let admitted = create(&client, &warm, &first, false).await;
+    assert_eq!(admitted.unwrap().warnings, [] as [&str; 0]);
+    bed.aws
+        .tune_ecr_in("sa-east-1", |knobs| knobs.behaviour = Behaviour::Hang);
+    let hanging = review(&waiting, &pod("hangs", &image("sa-east-1")));
+    let posted = |review: Value| {
+        let bed = bed.clone();
+        async move { post_review(&bed.installation, bed.webhook.address(), &review).await }
+    };
+    // A namespace gets half of the places while it is alone.
+    let half = MAX_WAITING / 2;
+    let mut reviews: FuturesUnordered<_> =
+        (0..half + 20).map(|_| posted(hanging.clone())).collect();
+    for _ in 0..20 {
+        let answer = reviews.next().await.unwrap();
+        let warning = answer["response"]["warnings"][0].as_str().unwrap();
+        assert!(warning.contains("overloaded"), "{warning}");
+        assert!(answer["response"]["patch"].is_string(), "{answer}");
+    }
+    let others = async {
+        let started = Instant::now();
+        for (namespace, region) in [(&warm, "eu-south-2"), (&cold, "eu-south-2")] {
+            let pod = pod("next", &image(region));
+            let admitted = create(&client, namespace, &pod, false).await;
+            assert_eq!(admitted.unwrap().warnings, [] as [&str; 0]);
+        }
+        started.elapsed()
+    };
+    let mut rest = Vec::new();
+    let rest = async {
+        while let Some(answer) = reviews.next().await {
+            rest.push(answer);
+        }
+        rest
+    };
+    let (took, rest) = tokio::join!(others, rest);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(rest.len(), half);
+    for answer in rest {
+        let warning = answer["response"]["warnings"][0].as_str().unwrap();
+        assert!(!warning.contains("overloaded"), "{warning}");
+    }
 }
 
 #[tokio::test]

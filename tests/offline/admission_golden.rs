@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use ecr_injector::{
     admission::{
-        decide::{Decision, Facts, decide, demand, warning_for},
+        decide::{Decision, Facts, OptInFacts, decide, demand, warning_for},
         manifest::text,
         patch,
         review::Request,
@@ -42,12 +42,22 @@ struct Situation {
     dry_run: bool,
     /// The Pod as it is stored, on UPDATE.
     old: Option<Value>,
-    opted_in: bool,
+    opted_in: OptedIn,
+    /// Whether the ServiceAccount enforces mountable secrets, and lacks the pull secret.
+    account_rejects_reference: bool,
     /// The namespace's annotation.
     role: Option<String>,
     secret: Secret,
     /// The configuration file.
     config: Value,
+}
+
+/// Whether the namespace is opted in; null: it can't be read.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum OptedIn {
+    Known(bool),
+    Unknown,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -67,6 +77,7 @@ enum Why {
     Label,
     Type,
     Immutable,
+    Entries,
 }
 
 impl Default for Situation {
@@ -77,7 +88,8 @@ impl Default for Situation {
             namespace: "team".into(),
             dry_run: false,
             old: None,
-            opted_in: true,
+            opted_in: OptedIn::Known(true),
+            account_rejects_reference: false,
             role: None,
             secret: Secret::Absent,
             config: Value::Null,
@@ -127,7 +139,12 @@ impl Fixture {
             ..NamespaceSettings::default()
         };
         let facts = Facts {
-            opted_in: self.situation.opted_in.then_some(&said),
+            opt_in: match self.situation.opted_in {
+                OptedIn::Known(true) => OptInFacts::OptedIn(&said),
+                OptedIn::Known(false) => OptInFacts::NotOptedIn,
+                OptedIn::Unknown => OptInFacts::Unknown,
+            },
+            account_rejects_reference: self.situation.account_rejects_reference,
             secret: match &self.situation.secret {
                 Secret::Absent => SecretFacts::Absent,
                 Secret::Unverified => SecretFacts::Unverified,
@@ -135,6 +152,7 @@ impl Fixture {
                     Why::Label => Foreign::Label,
                     Why::Type => Foreign::Type,
                     Why::Immutable => Foreign::Immutable,
+                    Why::Entries => Foreign::Entries,
                 }),
                 Secret::Hosts(_) => SecretFacts::Ours(&state),
             },
@@ -154,6 +172,9 @@ impl Fixture {
                 };
             }
             Decision::Inject(injection) => ("inject", injection, BTreeMap::new()),
+            Decision::InjectUnprovisioned(injection) => {
+                ("inject unprovisioned", injection, BTreeMap::new())
+            }
             Decision::InjectAfterEnsuring(injection, missing) => {
                 ("inject after provisioning", injection, missing)
             }

@@ -9,7 +9,7 @@ use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use ecr_injector::config::Config;
-use ecr_injector::server::{MAX_BODY_BYTES, MAX_REVIEWS};
+use ecr_injector::{admission::handler::MAX_WAITING, server::MAX_BODY_BYTES};
 use futures::StreamExt as _;
 use futures::stream::{self, FuturesUnordered};
 use http::{Method, Request, StatusCode, header};
@@ -251,8 +251,11 @@ async fn other_reviews_are_allowed_by_their_uid_and_unchanged() {
     ] {
         let (status, text) = post(&webhook, body.clone()).await;
         assert_eq!(status, StatusCode::OK, "{body}: {text}");
+        let mut answer = response(&text);
+        // A Pod that can't be read is told.
+        answer.as_object_mut().unwrap().remove("warnings");
         let expected = json!({"uid": "u-7", "allowed": true});
-        assert_eq!(response(&text), expected, "{body}");
+        assert_eq!(answer, expected, "{body}");
     }
     assert_eq!(webhook.mint.calls(), 0);
     assert_eq!(webhook.api.secret(NAMESPACE), None);
@@ -509,24 +512,90 @@ async fn hanging_api_server_costs_the_pod_at_most_the_time_left() {
     let (status, body) = send(&webhook, request("/mutate?timeout=5s", review("u", IMAGE))).await;
     assert_eq!(status, StatusCode::OK);
     assert!(started.elapsed() < Duration::from_secs(5));
-    assert_eq!(response(&body), json!({"uid": "u", "allowed": true}));
-}
-
-/// As many reviews that wait for ECR as there may be at the same time.
-fn full(webhook: &InProcess) -> FuturesUnordered<impl Future<Output = (StatusCode, String)>> {
-    webhook.mint.set_hangs(true);
-    let reviews = 0..MAX_REVIEWS;
-    reviews
-        .map(async |number| post(webhook, review(&format!("u-{number}"), IMAGE)).await)
-        .collect()
+    let answer = response(&body);
+    assert_eq!(
+        (&answer["allowed"], &answer["patchType"]),
+        (&json!(true), &json!("JSONPatch")),
+        "{body}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn review_limit_answers_one_more_at_once() {
+async fn namespace_that_cannot_be_read_is_not_a_namespace_opted_out() {
     let webhook = InProcess::new();
-    let mut waiting = full(&webhook);
+    webhook.api.hang();
+    let (_, body) = post(&webhook, review("u", IMAGE)).await;
+    let answer = response(&body);
+    assert_eq!(answer["patchType"], "JSONPatch", "{body}");
+    let warning = answer["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("namespace_unknown"), "{warning}");
+    let counted = "ecr_injector_admission_duration_seconds_count";
+    let reason = |reason| format!("{counted}{{decision=\"inject_unready\",reason=\"{reason}\"}}");
+    assert_eq!(webhook.metric(&reason("namespace_unknown")), 1);
+    // Whoever needs nothing of us doesn't notice.
+    let (_, body) = post(&webhook, review("plain", "nginx")).await;
+    assert_eq!(response(&body)["warnings"], Value::Null, "{body}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn namespace_that_cannot_be_read_denies_under_deny() {
+    let webhook = InProcess::with_config("onFailure: deny");
+    let (_, body) = post(&webhook, review("control", IMAGE)).await;
+    assert_eq!(response(&body)["allowed"], true, "{body}");
+    let webhook = InProcess::with_config("onFailure: deny");
+    webhook.api.hang();
+    let (_, body) = post(&webhook, review("u", IMAGE)).await;
+    let answer = response(&body);
+    assert_eq!(
+        (&answer["allowed"], &answer["status"]["code"]),
+        (&json!(false), &json!(503)),
+        "{body}"
+    );
+    let message = answer["status"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("reading the namespace failed"),
+        "{message}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_cannot_be_read_is_admitted_with_a_warning() {
+    let webhook = InProcess::with_config("onFailure: deny");
+    let mut unreadable: Value = serde_json::from_str(&review("u", IMAGE)).unwrap();
+    unreadable["request"]["object"]["spec"]["containers"] = json!("none");
+    let (_, body) = post(&webhook, unreadable.to_string()).await;
+    let answer = response(&body);
+    assert_eq!(answer["allowed"], true, "{body}");
+    let warning = answer["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("could not be read"), "{warning}");
+    // Another object may have any form.
+    unreadable["request"]["resource"]["resource"] = json!("replicasets");
+    let (_, body) = post(&webhook, unreadable.to_string()).await;
+    assert_eq!(response(&body)["warnings"], Value::Null, "{body}");
+}
+
+/// As many reviews that wait for ECR as one namespace may have. The webhook knows the namespace.
+async fn full(webhook: &InProcess) -> FuturesUnordered<impl Future<Output = (StatusCode, String)>> {
+    let (_, body) = post(webhook, in_other_region("first")).await;
+    assert_eq!(response(&body)["warnings"], Value::Null, "{body}");
+    webhook.mint.set_hangs(true);
+    let mut waiting: FuturesUnordered<_> = (0..MAX_WAITING / 2)
+        .map(async |number| post(webhook, review(&format!("u-{number}"), IMAGE)).await)
+        .collect();
     let first = timeout(Duration::from_millis(10), waiting.next());
     assert!(first.await.is_err(), "they wait for ECR");
+    waiting
+}
+
+/// A review of a Pod with an image of a region that no other test names.
+fn in_other_region(uid: &str) -> String {
+    review(uid, "123456789012.dkr.ecr.us-east-2.amazonaws.com/app")
+}
+
+#[tokio::test(start_paused = true)]
+async fn overload_adds_the_reference_at_once_with_a_warning() {
+    let webhook = InProcess::new();
+    let mut waiting = full(&webhook).await;
 
     let started = Instant::now();
     let (status, body) = post(&webhook, review("late", IMAGE)).await;
@@ -534,15 +603,16 @@ async fn review_limit_answers_one_more_at_once() {
     assert_eq!(status, StatusCode::OK);
     let answer = response(&body);
     assert_eq!(
-        (&answer["uid"], &answer["allowed"]),
-        (&json!("late"), &json!(true))
+        (&answer["uid"], &answer["allowed"], &answer["patchType"]),
+        (&json!("late"), &json!(true), &json!("JSONPatch"))
     );
-    assert_eq!(answer["patch"], Value::Null, "{body}");
     let warning = answer["warnings"][0].as_str().unwrap();
     assert!(warning.contains("overloaded"), "{warning}");
-    // Whoever needs nothing of us doesn't notice.
-    let (_, body) = post(&webhook, review("plain", "nginx")).await;
-    assert_eq!(response(&body)["warnings"], Value::Null, "{body}");
+    // Whoever waits for nothing doesn't notice.
+    for body in [in_other_region("warm"), review("plain", "nginx")] {
+        let (_, body) = post(&webhook, body).await;
+        assert_eq!(response(&body)["warnings"], Value::Null, "{body}");
+    }
 
     while let Some((status, body)) = waiting.next().await {
         assert_eq!(status, StatusCode::OK, "{body}");
@@ -550,15 +620,13 @@ async fn review_limit_answers_one_more_at_once() {
     webhook.mint.set_hangs(false);
     sleep(Duration::from_secs(30)).await;
     let (_, body) = post(&webhook, review("after", IMAGE)).await;
-    assert_eq!(response(&body)["patchType"], "JSONPatch", "{body}");
+    assert_eq!(response(&body)["warnings"], Value::Null, "{body}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn review_limit_refuses_pods_if_the_configuration_denies() {
+async fn overload_denies_pods_that_would_wait_under_deny() {
     let webhook = InProcess::with_config("onFailure: deny");
-    let mut waiting = full(&webhook);
-    let first = timeout(Duration::from_millis(10), waiting.next());
-    assert!(first.await.is_err(), "they wait for ECR");
+    let _waiting = full(&webhook).await;
 
     let (status, body) = post(&webhook, review("late", IMAGE)).await;
     assert_eq!(status, StatusCode::OK);
@@ -568,9 +636,11 @@ async fn review_limit_refuses_pods_if_the_configuration_denies() {
         (&json!(false), &json!(429)),
         "{body}"
     );
-    // Whoever needs nothing of us doesn't notice.
-    let (_, body) = post(&webhook, review("plain", "nginx")).await;
-    assert_eq!(response(&body)["allowed"], true, "{body}");
+    // Whoever waits for nothing doesn't notice.
+    for body in [in_other_region("warm"), review("plain", "nginx")] {
+        let (_, body) = post(&webhook, body).await;
+        assert_eq!(response(&body)["allowed"], true, "{body}");
+    }
 }
 
 #[tokio::test]

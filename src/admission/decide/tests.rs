@@ -71,8 +71,9 @@ fn settings() -> NamespaceSettings {
 
 fn facts<'a>(settings: &'a NamespaceSettings, secret: SecretFacts<'a>) -> Facts<'a> {
     Facts {
-        opted_in: Some(settings),
+        opt_in: OptInFacts::OptedIn(settings),
         secret,
+        account_rejects_reference: false,
     }
 }
 
@@ -225,8 +226,9 @@ fn other_requests_are_skipped_with_a_reason() {
         );
     }
     let plain = Facts {
-        opted_in: None,
+        opt_in: OptInFacts::NotOptedIn,
         secret: SecretFacts::Absent,
+        account_rejects_reference: false,
     };
     assert_eq!(
         verdict(&json!({ "object": ecr }), &rules(), &plain),
@@ -235,8 +237,75 @@ fn other_requests_are_skipped_with_a_reason() {
 }
 
 #[test]
+fn account_that_rejects_the_reference_has_its_pods_skipped() {
+    let settings = settings();
+    let rejecting = |opt_in| Facts {
+        account_rejects_reference: true,
+        ..Facts {
+            opt_in,
+            ..facts(&settings, SecretFacts::Absent)
+        }
+    };
+    let object = pod(&[&image(IRELAND)]);
+    for opt_in in [OptInFacts::OptedIn(&settings), OptInFacts::Unknown] {
+        let decision = verdict(&json!({ "object": object }), &rules(), &rejecting(opt_in));
+        assert_eq!(decision, Decision::Skip(SkipReason::MountableSecrets));
+    }
+    let warning = warning_for(SkipReason::MountableSecrets, &rules()).expect("a warning");
+    assert!(warning.contains("add ecr-pull-secret to its imagePullSecrets"));
+    // Nothing is added to these.
+    let mut with_ours = object.clone();
+    with_ours["spec"]["imagePullSecrets"] = json!([{"name": "ecr-pull-secret"}]);
+    let stored = json!({"object": object, "operation": "UPDATE", "oldObject": pod(&["nginx"])});
+    for request in [json!({ "object": with_ours }), stored] {
+        let facts = rejecting(OptInFacts::OptedIn(&settings));
+        let decision = verdict(&request, &rules(), &facts);
+        assert!(
+            matches!(decision, Decision::InjectAfterEnsuring(..)),
+            "{decision:?}"
+        );
+    }
+}
+
+#[test]
+fn unknown_namespace_gets_the_reference_and_nothing_is_ensured() {
+    let unknown = |secret| Facts {
+        opt_in: OptInFacts::Unknown,
+        secret,
+        account_rejects_reference: false,
+    };
+    let object = pod(&[&image(IRELAND), &image(OREGON)]);
+    let create = json!({ "object": object });
+    let state = state(1);
+    for secret in [SecretFacts::Absent, SecretFacts::Ours(&state)] {
+        let decision = verdict(&create, &rules(), &unknown(secret));
+        let Decision::InjectUnprovisioned(injection) = decision else {
+            panic!("{decision:?}")
+        };
+        assert_eq!(injection.reference, ReferenceState::NoList);
+        assert_eq!(injection.hosts.len(), 2);
+    }
+    let update = json!({"object": object, "operation": "UPDATE", "oldObject": pod(&["nginx"])});
+    let decision = verdict(&update, &rules(), &unknown(SecretFacts::Absent));
+    let Decision::InjectUnprovisioned(injection) = decision else {
+        panic!("{decision:?}")
+    };
+    assert_eq!(injection.reference, ReferenceState::Present);
+    let foreign = SecretFacts::Foreign(Foreign::Label);
+    assert_eq!(
+        verdict(&create, &rules(), &unknown(foreign)),
+        Decision::Skip(SkipReason::Foreign(Foreign::Label))
+    );
+}
+
+#[test]
 fn foreign_secret_leaves_the_pod_unpatched_with_a_warning() {
-    for why in [Foreign::Label, Foreign::Type, Foreign::Immutable] {
+    for why in [
+        Foreign::Label,
+        Foreign::Type,
+        Foreign::Immutable,
+        Foreign::Entries,
+    ] {
         let settings = settings();
         let facts = facts(&settings, SecretFacts::Foreign(why));
         let decision = verdict(

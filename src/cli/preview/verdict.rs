@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::{
-        decide::{Decision, Facts, Injection, SkipReason, decide, demand, warning_for},
+        decide::{Decision, Facts, Injection, OptInFacts, SkipReason, decide, demand, warning_for},
         manifest::Object,
         patch,
         pod::{Pod, ReferenceState},
@@ -90,8 +90,9 @@ impl Verdict {
         let namespace = self.namespace.clone();
         let request = Request::offline(&namespace, pod);
         let facts = Facts {
-            opted_in: Some(&NamespaceSettings::default()),
+            opt_in: OptInFacts::OptedIn(&NamespaceSettings::default()),
             secret: SecretFacts::Absent,
+            account_rejects_reference: false,
         };
         // Without a pull secret nothing can be old, so any time will do.
         let decision = match demand(&request, rules) {
@@ -104,7 +105,9 @@ impl Verdict {
                 self.notes.extend(warning.map(|text| ("warning", text)));
                 self.outcome = Outcome::Skipped(self.skip_message(reason, &domains));
             }
-            Decision::Inject(injection) | Decision::InjectAfterEnsuring(injection, _) => {
+            Decision::Inject(injection)
+            | Decision::InjectAfterEnsuring(injection, _)
+            | Decision::InjectUnprovisioned(injection) => {
                 self.inject(pointer, injection, rules);
             }
         }
@@ -168,7 +171,8 @@ impl Verdict {
             | SkipReason::Deleting
             | SkipReason::SameImages
             | SkipReason::Foreign(_)
-            | SkipReason::Overloaded => reason.as_str().into(),
+            | SkipReason::UnreadablePod
+            | SkipReason::MountableSecrets => reason.as_str().into(),
         }
     }
 

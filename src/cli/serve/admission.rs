@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use crate::{
     admission::handler::Webhook,
     cli::context::Context,
-    cluster::event_recorder::EventRecorder,
+    cluster::{event_recorder::EventRecorder, service_accounts::ServiceAccounts},
     pull_secret::provisioner::{Provisioner, ProvisionerOptions},
     server::ReviewHandler,
     telemetry::otel::Trace,
@@ -22,16 +22,6 @@ impl ReviewHandler for Webhook {
         let response = Self::review(self, body, started, deadline, trace).await;
         response.map_err(|error| error.with_cause())
     }
-
-    fn reject_overloaded(
-        &self,
-        body: &[u8],
-        started: Instant,
-        trace: &mut Trace,
-    ) -> Result<Vec<u8>, String> {
-        let response = Self::reject_overloaded(self, body, started, trace);
-        response.map_err(|error| error.with_cause())
-    }
 }
 
 /// Returns the handler of admission reviews.
@@ -39,8 +29,9 @@ pub(super) fn webhook(
     context: &Context,
     provisioner: Provisioner,
     events: EventRecorder,
+    accounts: Option<ServiceAccounts>,
 ) -> Webhook {
-    Webhook::new(
+    let webhook = Webhook::new(
         context.live.rules.clone(),
         context.namespaces.clone(),
         context.secrets.clone(),
@@ -48,7 +39,11 @@ pub(super) fn webhook(
         context.clock.clone(),
         context.metrics.admission.clone(),
     )
-    .with_events(events)
+    .with_events(events);
+    match accounts {
+        Some(accounts) => webhook.with_service_accounts(accounts),
+        None => webhook,
+    }
 }
 
 /// Returns the provisioner of pull secrets.

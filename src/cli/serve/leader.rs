@@ -121,12 +121,9 @@ pub(super) fn elect(
 pub(super) fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
     let (rules, namespaces) = (context.live.rules.clone(), context.namespaces.clone());
     let sink = move |namespace: &Namespace, hosts: BTreeSet<Host>| {
-        let (rules, Some(settings)) = (rules.get(), namespaces.peek(namespace)) else {
-            return;
-        };
-        let hosts = hosts.iter();
-        let keys = hosts.filter_map(|host| rules.key_for(host.as_str(), namespace, &settings));
-        provisioner.retain_demand(namespace, keys.collect(), &rules);
+        if namespaces.peek(namespace).is_some() {
+            provisioner.retain_demand(namespace, hosts, &rules.get());
+        }
     };
     Discoverer::new(
         context.cluster.refresher.clone(),

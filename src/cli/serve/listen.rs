@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpSocket};
 
 use crate::{
+    admission::handler::{MAX_UNKNOWN, MAX_WAITING},
     process::file_descriptors::{self, DescriptorNeeds},
-    server::{MAX_REVIEWS, accept::MAX_CONNECTIONS},
+    server::accept::MAX_CONNECTIONS,
 };
 
 /// The most connections of the admin listener, from kubelets and metrics scrapers.
@@ -28,7 +29,7 @@ pub(super) fn max_connections() -> usize {
     let files = file_descriptors::raise_limit();
     let needs = DescriptorNeeds {
         connections: MAX_CONNECTIONS,
-        calls: MAX_REVIEWS,
+        calls: MAX_WAITING + MAX_UNKNOWN,
         others: MAX_ADMIN_CONNECTIONS + OTHER_FILES,
     };
     let connections = needs.max_connections(files);
