@@ -8,7 +8,7 @@ use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
 use crate::registry::image::ImageReference;
@@ -20,6 +20,10 @@ pub const INJECT_DISABLED: &str = "disabled";
 /// The annotation that the kubelet sets on the mirror of a static Pod, which may not reference
 /// Secrets.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// The most elements that are kept of a list. A Pod in etcd has at most 1.5 MiB, and a container in
+/// it takes more than a hundred bytes with the fields that the API server defaults.
+const MAX_ELEMENTS: usize = 15_000;
 
 /// A string that borrows where it can. A bare `Option<Cow<str>>` would always copy: serde only
 /// borrows into a `Cow` in a field with `borrow`.
@@ -171,6 +175,10 @@ where
             let mut kept = Vec::new();
             while let Some(element) = list.next_element()? {
                 kept.extend((self.0)(element));
+                if kept.len() > MAX_ELEMENTS {
+                    let text = format_args!("a list of more than {MAX_ELEMENTS} elements");
+                    return Err(A::Error::custom(text));
+                }
             }
             Ok(Some(kept))
         }
@@ -376,6 +384,17 @@ mod tests {
         assert_eq!(spec.image_pull_secrets.as_deref(), Some(&[][..]));
         let owners = pod.metadata.as_ref().expect("metadata");
         assert_eq!(owners.owner_references.as_ref().map(Vec::len), Some(1));
+    }
+
+    #[test]
+    fn list_longer_than_any_in_etcd_is_an_error() {
+        let pod = |count: usize| {
+            let containers = vec![r#"{"image":"a"}"#; count].join(",");
+            format!(r#"{{"spec":{{"containers":[{containers}]}}}}"#)
+        };
+        assert_eq!(parse(&pod(MAX_ELEMENTS)).images().count(), MAX_ELEMENTS);
+        let error = serde_json::from_str::<Pod<'_>>(&pod(MAX_ELEMENTS + 1)).expect_err("too long");
+        assert!(error.to_string().contains("more than 15000"), "{error}");
     }
 
     #[test]
