@@ -66,6 +66,10 @@ impl ApiServer {
             )
             .route("/api/v1/secrets", get(async |watch| answer(watch, &[])))
             .route(
+                "/api/v1/serviceaccounts",
+                get(async |watch| answer(watch, &[])),
+            )
+            .route(
                 "/api/v1/namespaces/{namespace}/secrets",
                 get(async |watch| answer(watch, &[key])),
             )

@@ -120,7 +120,7 @@ impl IdentityArgs {
         let is_allowed = config.rules.allow.permits(&registry);
         let minted = match &choice.identity {
             Ok(identity) if self.mint => {
-                log::start(log::Format::Text, "off")?;
+                log::start_silent()?;
                 tls::install_crypto_provider();
                 let key = TokenKey::new(identity.clone(), &registry);
                 let minted = runtime::run(async {

@@ -10,7 +10,10 @@ use crate::{
     pull_secret::metrics::PullSecretMetrics,
     refresh::metrics::RefreshMetrics,
     server::metrics::ServerMetrics,
-    telemetry::{metrics::Registry, otel::metrics::TraceMetrics, phases::PhaseTimes},
+    telemetry::{
+        log::metrics::LogMetrics, metrics::Registry, otel::metrics::TraceMetrics,
+        phases::PhaseTimes,
+    },
     tls::metrics::TlsMetrics,
     token::metrics::TokenMetrics,
 };
@@ -24,6 +27,7 @@ pub struct Metrics {
     pub aws: Arc<AwsMetrics>,
     pub cluster: Arc<ClusterMetrics>,
     pub config: Arc<ConfigMetrics>,
+    pub log: Arc<LogMetrics>,
     pub pull_secret: Arc<PullSecretMetrics>,
     pub refresh: Arc<RefreshMetrics>,
     pub server: Arc<ServerMetrics>,
@@ -42,6 +46,7 @@ impl Default for Metrics {
             aws: Arc::new(AwsMetrics::new(r)),
             cluster: Arc::new(ClusterMetrics::new(r, api_calls.clone())),
             config: Arc::new(ConfigMetrics::new(r)),
+            log: Arc::new(LogMetrics::new(r)),
             pull_secret: Arc::new(PullSecretMetrics::new(r, phases, api_calls.clone())),
             refresh: Arc::new(RefreshMetrics::new(r, api_calls.clone())),
             server: Arc::new(ServerMetrics::new(r)),

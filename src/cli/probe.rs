@@ -98,7 +98,7 @@ impl ProbeArgs {
             "--namespace {} is excluded, so no Pod in it is changed; name an opted-in namespace",
             self.namespace
         );
-        log::start(log::Format::Text, "off")?;
+        log::start_silent()?;
         tls::install_crypto_provider();
         runtime::run(self.run_until_signal(&config, host))?
     }

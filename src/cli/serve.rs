@@ -4,7 +4,10 @@ mod admission;
 mod leader;
 mod listen;
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fs::File, io::stdout, net::SocketAddr, os::fd::AsFd as _, process::ExitCode, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -39,7 +42,7 @@ use crate::{
     },
     telemetry::{
         error_chain::error_chain,
-        log,
+        log::{self, writer::LogWriter},
         otel::{Exporter, Traces},
     },
     tls::{self, CertPublisher, CertResolver, CertSource},
@@ -115,6 +118,9 @@ pub struct ServeArgs {
     lease: LeaseArgs,
 }
 
+/// How long the last lines of the log may take to be written: whoever reads them may be gone.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// The sockets of both listeners.
 struct Sockets {
     admission: TcpListener,
@@ -147,13 +153,21 @@ struct Server {
 impl ServeArgs {
     /// Serves until a signal.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let log = log::start(self.log_format, &self.log)
+        let stdout = stdout().as_fd().try_clone_to_owned();
+        let stdout = stdout.context("opening the standard output")?;
+        // Not `Stdout`, which writes each line for itself.
+        let writer = LogWriter::start(File::from(stdout)).context("starting the log's thread")?;
+        let filter = log::start(self.log_format, &self.log, writer.clone())
             .with_context(|| format!("--log {:?}", self.log))?;
+        log::log_panics();
         tls::install_crypto_provider();
-        runtime::start()?.block_on(self.serve(log))
+        let log = (filter, writer.clone());
+        let result = runtime::run(self.serve(log)).flatten();
+        writer.flush_within(LAST_LINES);
+        result
     }
 
-    async fn serve(self, log: log::Filter) -> anyhow::Result<ExitCode> {
+    async fn serve(self, log: (log::Filter, LogWriter)) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
         let sockets = Sockets {
             max_connections: listen::max_connections(),
@@ -177,7 +191,11 @@ impl ServeArgs {
     }
 
     /// Creates the parts and starts them, in the order in which they depend on each other.
-    async fn start(&self, log: log::Filter, sockets: Sockets) -> anyhow::Result<Running> {
+    async fn start(
+        &self,
+        (filter, writer): (log::Filter, LogWriter),
+        sockets: Sockets,
+    ) -> anyhow::Result<Running> {
         let mut context = Context::new(&self.context).await?;
         let home = self
             .lease
@@ -188,7 +206,8 @@ impl ServeArgs {
         let settings = self.lease.settings(home)?;
         let metrics = context.metrics.clone();
 
-        follow_log_filter(&context, log, self.log.clone());
+        follow_log_filter(&context, filter, self.log.clone());
+        metrics.log.count_drops_of(&metrics.registry, writer);
         context.follow_file();
         let traces = Traces::start(
             self.otlp_endpoint.as_deref(),

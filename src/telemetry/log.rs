@@ -1,10 +1,15 @@
 //! Logs: to standard output, as text for people or JSON for machines; to standard error for
 //! commands whose own output is on standard output.
 
+pub mod metrics;
+pub mod writer;
+
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     borrow::Cow,
     env,
-    io::{IsTerminal as _, stderr, stdout},
+    io::{self, IsTerminal as _, stderr, stdout},
+    panic,
 };
 
 use thiserror::Error;
@@ -18,6 +23,8 @@ use tracing_subscriber::{
     reload,
     util::SubscriberInitExt as _,
 };
+
+use self::writer::LogWriter;
 
 /// Crates, by the start of their names, that log whole requests and replies, tokens included, at
 /// levels finer than INFO. Those levels are never written, whatever the filter asks for.
@@ -35,6 +42,9 @@ const SILENCED: [&str; 2] = [
 /// Secrets among them. The lines of its other targets, such as those about a CA bundle, hold no
 /// secret.
 const UNPARSED_RESPONSES: &str = "kube_client::client";
+
+/// The longest message of a panic.
+const MAX_PANIC_BYTES: usize = 600;
 
 /// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -77,10 +87,34 @@ impl Filter {
     }
 }
 
-/// Starts logging to standard output. `filter` is in the form of `RUST_LOG`.
-pub fn start(format: Format, filter: &str) -> Result<Filter, ParseError> {
+/// Starts logging to standard output, through `writer`. `filter` is in the form of `RUST_LOG`.
+pub fn start(format: Format, filter: &str, writer: LogWriter) -> Result<Filter, ParseError> {
     let is_coloured = format == Format::Text && stdout().is_terminal();
-    start_to(format, filter, stdout, is_coloured)
+    start_to(format, filter, writer, is_coloured)
+}
+
+/// Logs panics, instead of writing them to standard error, where a full pipe would hold up the
+/// thread.
+pub fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        let message = &*line(message, MAX_PANIC_BYTES);
+        let location = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let backtrace = Backtrace::capture();
+        let backtrace = match backtrace.status() {
+            BacktraceStatus::Captured => backtrace.to_string(),
+            _ => String::new(),
+        };
+        tracing::error!(location, backtrace, error = message, "a thread panicked");
+    }));
+}
+
+/// Starts no log at all, so that nothing that others log is written.
+pub fn start_silent() -> Result<Filter, ParseError> {
+    start_to(Format::Text, "off", io::sink, false)
 }
 
 /// Starts logging as text to a writer that ends on standard error: standard output is the

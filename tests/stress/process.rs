@@ -443,6 +443,34 @@ async fn full_disk_changes_nothing() {
 }
 
 #[tokio::test]
+async fn log_that_nobody_reads_holds_up_nothing() {
+    let _beside_another = crate::beside_another().await;
+    let bench = bench().await;
+    let pipe = bench.plane.folder().join("log-pipe");
+    let (make, open) = (
+        format!("mkfifo '{}'", pipe.display()),
+        format!("1<>'{}' 2>&1", pipe.display()),
+    );
+    let mut options = Options {
+        binary: Some(limited(&bench, "unread-log", &make, &open)),
+        ..bench.options().await
+    };
+    options.arguments.push("--shutdown-delay=0".to_owned());
+    let mut webhook = Webhook::start(options).await;
+    let mut client = bench.connect(&webhook).await;
+    // The pipe holds 64 KiB and the buffer 1 MiB, which is some 2,500 lines.
+    for _ in 0..5_000 {
+        assert_eq!(ask(&mut client, &plain()).await["allowed"], true);
+    }
+    bench.serves_a_cold_namespace(&webhook, "unread-log").await;
+    assert_eq!(webhook.readiness().await, Some(200));
+    assert!(webhook.metric("ecr_injector_log_lines_dropped_total").await > 0.5);
+    let started = Instant::now();
+    assert!(webhook.stop().await.success());
+    assert!(started.elapsed() < Duration::from_secs(5) + SLACK);
+}
+
+#[tokio::test]
 async fn refused_requests_cost_nothing_afterwards() {
     let _beside_another = crate::beside_another().await;
     let bench = bench().await;
