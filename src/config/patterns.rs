@@ -7,8 +7,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 /// A lower-case DNS name of any number of labels.
 pub(super) const OBJECT_NAME: &str =
     r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$";
-/// A lower-case DNS name of two or more labels.
-pub(super) const HOST: &str = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+$";
+/// A lower-case DNS name of two or more labels, or of one with a port.
+pub(super) const HOST: &str = concat!(
+    r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?",
+    r"((\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)+(:[1-9][0-9]{0,4})?|:[1-9][0-9]{0,4})$"
+);
 pub(super) const LABEL_KEY: &str = r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$";
 pub(super) const LABEL_VALUE: &str = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$";
 pub(super) const CLUSTER_NAME: &str = r"^[A-Za-z0-9_.-]{1,100}$";

@@ -11,7 +11,7 @@ use super::{ecr::Registry, host::Host};
 pub enum AliasError {
     /// The text is not a host name.
     #[error(
-        "{0:?} is not a host name: expected lower-case labels joined by dots, without scheme, port or path"
+        "{0:?} is not a host name: expected lower-case labels joined by dots, with a port if the images have one, without scheme or path"
     )]
     Host(String),
     /// The host is an ECR registry's own.

@@ -3,14 +3,15 @@
 //! A host is ECR only if the whole of it has one of AWS's own forms. The forms are those that the
 //! kubelet's ECR credential provider (`cloud-provider-aws`) and `amazon-ecr-credential-helper`
 //! accept, except for the mixes of dotted and dual-stack forms that AWS does not serve. Nothing
-//! that leaves this process is ever built from a host that was not parsed here.
+//! that leaves this process is ever built from a host that was not parsed here. A port is no part
+//! of a form: the registry behind it is the same, only the docker config's key has it.
 
 use std::{fmt, sync::Arc};
 
 use thiserror::Error;
 
 use super::{
-    host::Host,
+    host::{Host, split_port},
     region::{Partition, Region},
 };
 
@@ -52,7 +53,7 @@ pub struct Registry {
 /// The error for a text that is not the host of a private ECR registry.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "{0:?} is not a private ECR registry: expected ACCOUNT.dkr.ecr.REGION.amazonaws.com or another of AWS's forms, in lower case, without scheme, port or path"
+    "{0:?} is not a private ECR registry: expected ACCOUNT.dkr.ecr.REGION.amazonaws.com or another of AWS's forms, in lower case, without scheme or path"
 )]
 pub struct RegistryError(String);
 
@@ -62,7 +63,7 @@ pub(super) const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.co
 const PUBLIC_REGION: &str = "us-east-1";
 
 /// The suffixes after the region: text, whether for dual-stack endpoints, and partitions.
-const SUFFIXES: [(&str, bool, &[Partition]); 9] = [
+pub(super) const SUFFIXES: [(&str, bool, &[Partition]); 9] = [
     (
         "amazonaws.com",
         false,
@@ -79,11 +80,11 @@ const SUFFIXES: [(&str, bool, &[Partition]); 9] = [
 ];
 
 impl Registry {
-    /// Parses the host of a private registry; any text but the whole of one of AWS's forms is
-    /// `None`.
+    /// Parses the host of a private registry, with or without a port; any text but the whole of one
+    /// of AWS's forms is `None`.
     #[must_use]
     pub fn parse(host: &str) -> Option<Self> {
-        let (account, rest) = host.split_once('.')?;
+        let (account, rest) = split_port(host)?.split_once('.')?;
         let account = AccountId::parse(account)?;
         let (endpoint, rest) = [
             (
@@ -135,10 +136,10 @@ impl Registry {
         })
     }
 
-    /// Returns ECR Public, if this is one of its hosts.
+    /// Returns ECR Public, if this is one of its hosts, with or without a port.
     #[must_use]
     pub fn parse_public(host: &str) -> Option<Self> {
-        PUBLIC_HOSTS.contains(&host).then(|| Self {
+        PUBLIC_HOSTS.contains(&split_port(host)?).then(|| Self {
             host: Host(host.into()),
             account: None,
             region: Region(PUBLIC_REGION.into()),
@@ -150,7 +151,7 @@ impl Registry {
         })
     }
 
-    /// Returns the host in image references.
+    /// Returns the host in image references, with its port.
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host

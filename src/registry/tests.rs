@@ -193,11 +193,53 @@ fn account_of_11_or_13_digits_is_not_ecr() {
 }
 
 #[test]
-fn host_with_a_port_is_not_ecr_as_the_kubelet_matches_ports() {
-    assert_eq!(
-        Registry::parse("123456789012.dkr.ecr.us-east-1.amazonaws.com:443"),
-        None
-    );
+fn host_with_a_port_is_the_same_registry_under_another_key() {
+    let name = "123456789012.dkr.ecr.us-east-1.amazonaws.com";
+    let plain = Registry::parse(name).expect("ECR");
+    for port in ["1", "443", "4566", "65535"] {
+        let host = format!("{name}:{port}");
+        let (key, registry) = Aliases::default().resolve(&host).expect("ECR");
+        assert_eq!(key.as_str(), host);
+        assert_eq!(registry.host().as_str(), host);
+        assert_eq!(registry.account(), plain.account());
+        assert_eq!(registry.region(), plain.region());
+        assert_eq!(registry.endpoint(), plain.endpoint());
+        assert_eq!(Host::parse(&host).as_ref(), Some(&key));
+    }
+    for port in [
+        "",
+        "0",
+        "0443",
+        "65536",
+        "99999999999",
+        "+443",
+        "x",
+        "443:443",
+        "４",
+    ] {
+        let host = format!("{name}:{port}");
+        assert_eq!(Registry::parse(&host), None, "{host}");
+        assert_eq!(Host::parse(&host), None, "{host}");
+    }
+}
+
+#[test]
+fn host_of_one_label_needs_a_port_as_in_image_references() {
+    assert!(Host::parse("registry:5000").is_some());
+    for text in [
+        "registry",
+        "",
+        ":5000",
+        "registry:",
+        "a.b:5000/c",
+        "[::1]:5000",
+    ] {
+        assert_eq!(Host::parse(text), None, "{text}");
+    }
+    let long = format!("{}.aa", vec!["a".repeat(61); 4].join("."));
+    assert_eq!(long.len(), 250);
+    assert!(Host::parse(&long).is_some() && Host::parse(&format!("{long}:80")).is_some());
+    assert_eq!(Host::parse(&format!("{long}:443")), None, "over 253 bytes");
 }
 
 #[test]
@@ -256,8 +298,34 @@ fn alias_keeps_its_host_and_gets_its_registrys_token() {
 }
 
 #[test]
+fn alias_with_a_port_is_another_registry_than_without() {
+    let registry: Registry = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+        .parse()
+        .expect("valid");
+    for (alias, others) in [
+        (
+            "images.example.com:5000",
+            ["images.example.com", "images.example.com:443"],
+        ),
+        (
+            "images.example.com",
+            ["images.example.com:5000", "images.example.com:80"],
+        ),
+        ("localhost:4566", ["localhost:4567", "a.localhost:4566"]),
+    ] {
+        let aliases = Aliases::new([(alias.to_owned(), registry.clone())]).expect("valid");
+        let (host, _) = aliases.resolve(alias).expect("known");
+        assert_eq!(host.as_str(), alias);
+        for other in others {
+            assert_eq!(aliases.resolve(other), None, "{other}");
+        }
+    }
+}
+
+#[test]
 fn ecr_public_is_resolved_only_if_included() {
-    for host in ecr::PUBLIC_HOSTS {
+    let with_port = "public.ecr.aws:443";
+    for host in ecr::PUBLIC_HOSTS.into_iter().chain([with_port]) {
         assert_eq!(Aliases::default().resolve(host), None, "{host}");
         let (resolved, registry) = Aliases::default()
             .with_public()
@@ -296,7 +364,8 @@ fn invalid_aliases_are_rejected() {
     let alias = |host: &str| Aliases::new([(host.to_owned(), registry.clone())]);
     for host in [
         "Images.example.com",
-        "images.example.com:443",
+        "images.example.com:0443",
+        "images.example.com:65536",
         "https://a.example",
         "a/b.c",
         "localhost",
@@ -304,10 +373,14 @@ fn invalid_aliases_are_rejected() {
     ] {
         assert!(matches!(alias(host), Err(AliasError::Host(_))), "{host}");
     }
-    assert!(matches!(
-        alias("210987654321.dkr.ecr.eu-west-1.amazonaws.com"),
-        Err(AliasError::IsRegistry(_))
-    ));
+    for host in [
+        "210987654321.dkr.ecr.eu-west-1.amazonaws.com",
+        "210987654321.dkr.ecr.eu-west-1.amazonaws.com:443",
+        "public.ecr.aws:443",
+    ] {
+        let is_registry = matches!(alias(host), Err(AliasError::IsRegistry(_)));
+        assert!(is_registry, "{host}");
+    }
     let twice = [
         ("a.example".to_owned(), registry.clone()),
         ("a.example".to_owned(), registry),

@@ -20,6 +20,7 @@ async fn api_server_skips_pods_without_an_ecr_image_and_no_other() {
     let probe = Probe::register("places", "").await;
     for host in [
         "123456789012.dkr.ecr.us-east-1.amazonaws.com",
+        "123456789012.dkr.ecr.us-east-1.amazonaws.com:443",
         "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn",
         "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com",
         "123456789012.dkr-ecr.eu-west-1.on.aws",
@@ -112,12 +113,18 @@ async fn update_is_sent_for_a_new_ecr_image_and_for_no_other() {
 async fn configured_aliases_and_ecr_public_are_in_the_conditions() {
     let alias =
         "{host: images.example.com, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}";
-    let values = format!("config: {{publicEcr: true, aliases: [{alias}]}}");
+    let port =
+        "{host: 'mirror.example.com:5000', registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}";
+    let values = format!("config: {{publicEcr: true, aliases: [{alias}, {port}]}}");
     let probe = Probe::register("aliases", &values).await;
     for (image, called) in [
         ("images.example.com/team/app:1", true),
         ("public.ecr.aws/x/y:1", true),
         ("ecr-public.aws.com/x/y:1", true),
+        ("public.ecr.aws:443/x/y:1", true),
+        ("ecr-public.aws.com:443/x/y:1", true),
+        ("mirror.example.com:5000/team/app:1", true),
+        ("mirror.example.com/team/app:1", false),
         (ECR, true),
         ("images.example.com.evil.example/x", false),
         ("evil.example/images.example.com/x", false),

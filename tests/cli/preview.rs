@@ -580,3 +580,11 @@ fn full_disk_is_an_error() {
         "{report}"
     );
 }
+
+#[test]
+fn image_with_a_port_gets_a_credential_under_the_port() {
+    let image = IMAGE.replace("amazonaws.com/", "amazonaws.com:443/");
+    let outcome = preview(&[], &pod("web", &image).to_string()).ok();
+    outcome.tells("Pod default/web: inject\n");
+    outcome.tells("  registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com:443 (account 123456789012, region eu-west-1)\n");
+}

@@ -212,7 +212,8 @@ clientConfig:
     || i.startsWith("{{ .host }}/")
     {{- end }}
     {{- if dig "publicEcr" false .Values.config }}
-    || i.startsWith("public.ecr.aws/") || i.startsWith("ecr-public.aws.com/")
+    || i.startsWith("public.ecr.aws/") || i.startsWith("public.ecr.aws:")
+    || i.startsWith("ecr-public.aws.com/") || i.startsWith("ecr-public.aws.com:")
     {{- end -}}
     )
 {{- end }}

@@ -108,3 +108,14 @@ async fn alias_is_asked_about_like_its_registry() {
     run.minted("environment");
     assert_eq!(aws.ecr_calls(REGION).len(), 1);
 }
+
+#[tokio::test]
+async fn host_with_a_port_has_the_identity_of_its_registry() {
+    let aws = FakeAws::start();
+    let plain = Identity::of(&aws, REGISTRY).run().await;
+    let mut with_port = Identity::of(&aws, &format!("{REGISTRY}:4566")).run().await;
+    assert_eq!(with_port.code, Some(0), "{with_port:#?}");
+    assert_eq!(with_port.report["registry"], format!("{REGISTRY}:4566"));
+    with_port.report["registry"] = plain.report["registry"].clone();
+    assert_eq!(with_port.report, plain.report);
+}
