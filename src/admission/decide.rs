@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::{
-    pod::{Pod, ReferenceState},
+    pod::{INJECT_ANNOTATION, INJECT_DISABLED, OptOutNearMiss, Pod, ReferenceState},
     review::{Operation, Request, warning},
 };
 use crate::{
@@ -151,7 +151,8 @@ pub fn demand(request: &Request<'_>, rules: &Rules) -> Result<Demand, SkipReason
     let namespace = Namespace::parse(&request.namespace.0)
         .filter(|namespace| !rules.excluded.contains(namespace))
         .ok_or(SkipReason::NotOptedIn)?;
-    let (registries, warnings) = registries(pod, rules)?;
+    let (registries, mut warnings) = registries(pod, rules)?;
+    warnings.extend(near_misses(pod, rules));
     let reference = pod.reference_state(&rules.secret_name);
     Ok(Demand {
         namespace,
@@ -303,6 +304,40 @@ pub fn warning_for(reason: SkipReason, rules: &Rules) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// Returns the warnings for a request that is skipped before anything is known about its namespace:
+/// also about names in the Pod that nearly match.
+#[must_use]
+pub fn skip_warnings(reason: SkipReason, request: &Request<'_>, rules: &Rules) -> Vec<String> {
+    let pod = match reason {
+        SkipReason::NoRegistry | SkipReason::NotAllowed => request.object.as_ref(),
+        _ => None,
+    };
+    let near_misses = pod.map(|pod| near_misses(pod, rules)).unwrap_or_default();
+    let warning = warning_for(reason, rules);
+    warning.into_iter().chain(near_misses).collect()
+}
+
+/// Returns the warnings about names in a Pod that nearly match, one of each kind.
+fn near_misses(pod: &Pod<'_>, rules: &Rules) -> Vec<String> {
+    let lookalike = pod
+        .images()
+        .find_map(|image| rules.aliases.lookalike(image));
+    let lookalike = lookalike.map(|lookalike| warning(&format!("an image {lookalike}")));
+    let opt_out = pod.opt_out_near_miss().map(|near_miss| match near_miss {
+        OptOutNearMiss::Value(value) => warning(&format!(
+            "annotation {INJECT_ANNOTATION}: {value} has no effect; only {INJECT_DISABLED} opts out"
+        )),
+        OptOutNearMiss::Label => warning(&format!(
+            "label {INJECT_ANNOTATION} has no effect on a Pod; label the namespace, or annotate \
+             the Pod"
+        )),
+        OptOutNearMiss::Key(key) => warning(&format!(
+            "key {key} has no effect; {INJECT_ANNOTATION}: {INJECT_DISABLED} opts a Pod out"
+        )),
+    });
+    lookalike.into_iter().chain(opt_out).collect()
 }
 
 /// Returns the hosts for which an admission of this Pod would have needed a credential: none unless

@@ -127,7 +127,7 @@ impl Webhook {
             }
             Err(reason) => {
                 drop(deciding);
-                Outcome::skip(reason, &rules)
+                Outcome::skip_request(reason, &request, &rules)
             }
         };
         self.record(&request, &outcome, started.elapsed(), &mut trace.span);

@@ -1,7 +1,7 @@
 //! The outcome of an admission: the response, and the values of its log line and metrics.
 
 use super::{
-    decide::{Injection, SkipReason, warning_for},
+    decide::{Injection, SkipReason, skip_warnings, warning_for},
     patch,
     pod::ReferenceState,
     review::{Operation, Request, Response, warning},
@@ -83,6 +83,13 @@ impl Outcome {
             },
             error: None,
         }
+    }
+
+    /// Leaves the object of a request unchanged that no registry needs a credential for.
+    pub(super) fn skip_request(reason: SkipReason, request: &Request<'_>, rules: &Rules) -> Self {
+        let mut outcome = Self::skip(reason, rules);
+        outcome.response.warnings = skip_warnings(reason, request, rules);
+        outcome
     }
 
     /// Adds the reference to the Pod.

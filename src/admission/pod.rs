@@ -11,7 +11,10 @@ use serde::{
     de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use crate::registry::image::ImageReference;
+use crate::{
+    cluster::near_miss::{Intent, is_near_key},
+    registry::{Quoted, image::ImageReference},
+};
 
 /// The Pod annotation that opts a single Pod out.
 pub const INJECT_ANNOTATION: &str = "ecr-injector.dev/inject";
@@ -48,6 +51,8 @@ struct Metadata<'a> {
     name: Option<Text<'a>>,
     #[serde(default)]
     annotations: Option<Annotations>,
+    #[serde(default)]
+    labels: Option<Labels>,
     #[serde(default)]
     deletion_timestamp: Option<IgnoredAny>,
     #[serde(borrow, default, deserialize_with = "controller")]
@@ -186,44 +191,104 @@ where
     list.deserialize_option(SeqVisitor(keep, PhantomData))
 }
 
-/// The two annotations that matter; others are not kept.
-#[derive(Debug, Default, Clone, Copy)]
+/// The two annotations that matter, and the first that nearly opts out; others are not kept.
+#[derive(Debug, Default)]
 struct Annotations {
     disabled: bool,
     mirror: bool,
+    near_miss: Option<OptOutNearMiss>,
+}
+
+/// The first label that nearly opts out; others are not kept.
+#[derive(Debug, Default)]
+struct Labels {
+    near_miss: Option<OptOutNearMiss>,
+}
+
+/// A label or an annotation of a Pod that looks as if it opted the Pod out, or in, and does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OptOutNearMiss {
+    /// [`INJECT_ANNOTATION`] has this value.
+    Value(Quoted),
+    /// [`INJECT_ANNOTATION`] is a label.
+    Label,
+    /// Another key that looks like it, with a value that means yes or no.
+    Key(Quoted),
+}
+
+/// Calls `visit` with each key of a map of texts, and with its value unless that is null.
+fn for_each<'de, D, F>(map: D, visit: F) -> Result<(), D::Error>
+where
+    D: Deserializer<'de>,
+    F: FnMut(&str, Option<&str>),
+{
+    struct MapVisitor<F>(F);
+    impl<'de, F: FnMut(&str, Option<&str>)> Visitor<'de> for MapVisitor<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map of texts")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some(key) = map.next_key::<Text<'de>>()? {
+                if key.0 == MIRROR_ANNOTATION {
+                    map.next_value::<IgnoredAny>()?;
+                    (self.0)(&key.0, None);
+                } else if key.0 == INJECT_ANNOTATION || is_near_key(&key.0) {
+                    let value: Option<Text<'de>> = map.next_value()?;
+                    (self.0)(&key.0, value.as_ref().map(|value| &*value.0));
+                } else {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(())
+        }
+    }
+    map.deserialize_map(MapVisitor(visit))
+}
+
+/// Returns the near miss of a key that is not [`INJECT_ANNOTATION`].
+fn near_key(key: &str, value: Option<&str>) -> Option<OptOutNearMiss> {
+    let is_meant = key != MIRROR_ANNOTATION && Intent::of(value?).is_some();
+    is_meant.then(|| OptOutNearMiss::Key(Quoted::new(key)))
 }
 
 impl<'de> Deserialize<'de> for Annotations {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Picker;
-        impl<'de> Visitor<'de> for Picker {
-            type Value = Annotations;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map of annotations")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
-                let mut found = Annotations::default();
-                while let Some(key) = map.next_key::<Text<'de>>()? {
-                    match &*key.0 {
-                        INJECT_ANNOTATION => {
-                            let value: Option<Text<'de>> = map.next_value()?;
-                            found.disabled = value.is_some_and(|value| value.0 == INJECT_DISABLED);
-                        }
-                        MIRROR_ANNOTATION => {
-                            map.next_value::<IgnoredAny>()?;
-                            found.mirror = true;
-                        }
-                        _ => {
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
+        let mut found = Self::default();
+        for_each(deserializer, |key, value| {
+            let near_miss = match key {
+                INJECT_ANNOTATION => {
+                    found.disabled = value == Some(INJECT_DISABLED);
+                    let value = value.filter(|value| *value != INJECT_DISABLED);
+                    let value = value.filter(|value| !value.is_empty());
+                    value.map(|value| OptOutNearMiss::Value(Quoted::new(value)))
                 }
-                Ok(found)
-            }
-        }
-        deserializer.deserialize_map(Picker)
+                MIRROR_ANNOTATION => {
+                    found.mirror = true;
+                    None
+                }
+                _ => near_key(key, value),
+            };
+            found.near_miss = found.near_miss.take().or(near_miss);
+        })?;
+        Ok(found)
+    }
+}
+
+impl<'de> Deserialize<'de> for Labels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut found = Self::default();
+        for_each(deserializer, |key, value| {
+            let near_miss = match (key, value) {
+                (INJECT_ANNOTATION, Some("") | None) => None,
+                (INJECT_ANNOTATION, _) => Some(OptOutNearMiss::Label),
+                _ => near_key(key, value),
+            };
+            found.near_miss = found.near_miss.take().or(near_miss);
+        })?;
+        Ok(found)
     }
 }
 
@@ -280,13 +345,24 @@ impl<'a> Pod<'a> {
     /// Returns whether the Pod opts out by its annotation.
     #[must_use]
     pub fn is_disabled(&self) -> bool {
-        self.annotations().disabled
+        self.annotations().is_some_and(|it| it.disabled)
     }
 
     /// Returns whether the Pod is the mirror of a static Pod.
     #[must_use]
     pub fn is_mirror(&self) -> bool {
-        self.annotations().mirror
+        self.annotations().is_some_and(|it| it.mirror)
+    }
+
+    /// Returns the label or annotation that nearly opts the Pod out, unless another one does.
+    #[must_use]
+    pub fn opt_out_near_miss(&self) -> Option<&OptOutNearMiss> {
+        if self.is_disabled() {
+            return None;
+        }
+        let labels = self.metadata.as_ref()?.labels.as_ref();
+        let annotation = self.annotations().and_then(|it| it.near_miss.as_ref());
+        annotation.or_else(|| labels?.near_miss.as_ref())
     }
 
     /// Returns whether the Pod is being deleted.
@@ -326,11 +402,8 @@ impl<'a> Pod<'a> {
         })
     }
 
-    fn annotations(&self) -> Annotations {
-        self.metadata
-            .as_ref()
-            .and_then(|metadata| metadata.annotations)
-            .unwrap_or_default()
+    fn annotations(&self) -> Option<&Annotations> {
+        self.metadata.as_ref()?.annotations.as_ref()
     }
 }
 

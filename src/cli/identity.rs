@@ -101,11 +101,20 @@ impl IdentityArgs {
             .resolve(&self.registry)
             .with_context(|| {
                 let public = Registry::parse_public(&self.registry).is_some();
-                let why = if public {
-                    "is ECR Public, which needs publicEcr: true in the configuration"
-                } else {
-                    "is neither a private ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com or \
-                 another form of AWS) nor an alias of the configuration"
+                let lookalike = config.rules.aliases.lookalike_host(&self.registry);
+                let why = match lookalike {
+                    _ if public => {
+                        "is ECR Public, which needs publicEcr: true in the configuration".to_owned()
+                    }
+                    Some(lookalike) => format!(
+                        "{lookalike}; expected ACCOUNT.dkr.ecr.REGION.amazonaws.com, another form \
+                         of AWS, or an alias of the configuration"
+                    ),
+                    None => {
+                        "is neither a private ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com \
+                         or another form of AWS) nor an alias of the configuration"
+                            .to_owned()
+                    }
                 };
                 format!("--registry {:?} {why}", self.registry)
             })?;

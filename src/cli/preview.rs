@@ -114,7 +114,7 @@ impl PreviewArgs {
         for document in &mut documents {
             let verdicts: Vec<_> = manifest::objects(document)
                 .iter()
-                .map(|object| Verdict::new(object, &self.namespace, &config.rules))
+                .map(|object| Verdict::new(object, &self.namespace, &config))
                 .collect();
             for verdict in verdicts {
                 report.add(&verdict);

@@ -215,8 +215,11 @@ fn print(text: &str) {
 fn host(image: &str, config: &Config) -> anyhow::Result<Host> {
     let reference = ImageReference::parse(image)
         .with_context(|| format!("--image {image:?} is not a valid image reference"))?;
-    let resolved = config.rules.aliases.resolve(reference.domain());
-    let (host, _) = resolved.with_context(|| {
+    let aliases = &config.rules.aliases;
+    let (host, _) = aliases.resolve(reference.domain()).with_context(|| {
+        if let Some(lookalike) = aliases.lookalike(image) {
+            return format!("--image {image:?} {lookalike}, so no Pod with it is changed");
+        }
         format!(
             "--image {image:?}: {} is neither an ECR registry \
              (ACCOUNT.dkr.ecr.REGION.amazonaws.com or another form of AWS) nor an alias of the \

@@ -9,6 +9,7 @@ pub mod lease;
 pub mod metrics;
 pub mod namespace;
 pub mod namespaces;
+pub mod near_miss;
 pub mod object;
 pub mod ownership;
 mod random;

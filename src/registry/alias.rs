@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 
 use thiserror::Error;
 
-use super::{ecr::Registry, host::Host};
+use super::{
+    ecr::Registry,
+    host::Host,
+    image::ImageReference,
+    lookalike::{self, Lookalike},
+};
 
 /// The reason why an alias was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -82,5 +87,46 @@ impl Aliases {
         let public = || Registry::parse_public(host).filter(|_| self.public);
         let registry = Registry::parse(host).or_else(public)?;
         Some((registry.host().clone(), registry))
+    }
+
+    /// Returns why an image that looks like one of ECR, or of an alias, is none: `None` where the
+    /// image's host is resolved, or looks like neither.
+    #[must_use]
+    pub fn lookalike(&self, image: &str) -> Option<Lookalike> {
+        let reference = ImageReference::parse(image).ok();
+        let domain = reference.map(|reference| reference.domain());
+        if domain.is_some_and(|domain| self.resolve(domain).is_some()) {
+            return None;
+        }
+        Lookalike::of_image(image).or_else(|| self.near(domain?))
+    }
+
+    /// Returns why a text that looks like a registry's host, or an alias, is none.
+    #[must_use]
+    pub fn lookalike_host(&self, host: &str) -> Option<Lookalike> {
+        if self.resolve(host).is_some() {
+            return None;
+        }
+        Lookalike::of_host(host).or_else(|| self.near(host))
+    }
+
+    /// Returns the alias that differs from the host in case, or in the default port: other ports
+    /// are other registries. ECR Public is like an alias here.
+    fn near(&self, host: &str) -> Option<Lookalike> {
+        let has_some = self.public || !self.registries.is_empty();
+        if !has_some || host.len() > lookalike::MAX_TEXT {
+            return None;
+        }
+        let lower = host.to_ascii_lowercase();
+        if self.public && Registry::parse_public(&lower).is_some() {
+            return Some(Lookalike::UpperCase);
+        }
+        let other = match lower.strip_suffix(":443") {
+            Some(name) => name.to_owned(),
+            None => format!("{lower}:443"),
+        };
+        let mut names = [&lower, &other].into_iter();
+        let alias = names.find_map(|name| self.registries.get_key_value(&**name))?;
+        Some(Lookalike::Alias(alias.0.clone()))
     }
 }

@@ -23,12 +23,14 @@ mod alias;
 mod ecr;
 mod host;
 pub mod image;
+mod lookalike;
 mod region;
 
 pub use self::{
     alias::{AliasError, Aliases},
     ecr::{AccountId, Endpoint, Registry, RegistryError, Service},
     host::Host,
+    lookalike::{Lookalike, Quoted},
     region::{Partition, Region},
 };
 

@@ -318,8 +318,32 @@ fn alias_with_a_port_is_another_registry_than_without() {
         assert_eq!(host.as_str(), alias);
         for other in others {
             assert_eq!(aliases.resolve(other), None, "{other}");
+            assert_eq!(aliases.lookalike(&format!("{other}/app")), None, "{other}");
         }
     }
+}
+
+#[test]
+fn host_that_differs_from_an_alias_in_case_or_https_port_is_told() {
+    let registry: Registry = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+        .parse()
+        .expect("valid");
+    for (alias, image) in [
+        ("images.example.com", "Images.Example.com/app:1"),
+        ("images.example.com", "images.example.com:443/app:1"),
+        ("images.example.com:443", "images.example.com/app:1"),
+    ] {
+        let aliases = Aliases::new([(alias.to_owned(), registry.clone())]).expect("valid");
+        let expected = Lookalike::Alias(Host::parse(alias).expect("a host"));
+        assert_eq!(aliases.lookalike(image), Some(expected), "{image}");
+        assert_eq!(aliases.lookalike(&format!("{alias}/app")), None);
+    }
+    let public = Aliases::default().with_public();
+    assert_eq!(
+        public.lookalike("Public.ecr.aws/app"),
+        Some(Lookalike::UpperCase)
+    );
+    assert_eq!(public.lookalike("public.ecr.aws/app"), None);
 }
 
 #[test]
@@ -391,6 +415,331 @@ fn invalid_aliases_are_rejected() {
     );
 }
 
+#[track_caller]
+fn lookalike(image: &str) -> String {
+    let found = Aliases::default().lookalike(image);
+    found.map_or_else(String::new, |lookalike| lookalike.to_string())
+}
+
+#[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn lookalike_says_what_is_wrong() {
+    let mut faults = Vec::new();
+    for (image, expected) in [
+        (
+            "123456789012.ecr.eu-west-1.amazonaws.com/app",
+            r#"its host has "ecr" where "dkr.ecr" belongs"#,
+        ),
+        (
+            "123456789012.dkr.eu-west-1.amazonaws.com/app",
+            r#"its host has "dkr" where "dkr.ecr" belongs"#,
+        ),
+        (
+            "123456789012.ecr.dkr.eu-west-1.amazonaws.com/app",
+            r#"its host has "ecr.dkr" where "dkr.ecr" belongs"#,
+        ),
+        (
+            "123456789012.dkr_ecr.eu-west-1.amazonaws.com/app",
+            r#"its host has "dkr_ecr" where "dkr.ecr" belongs"#,
+        ),
+        (
+            "123456789012.dkr-ecr.eu-west-1.amazonaws.com/app",
+            r#"it ends in "amazonaws.com" instead of on.aws"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.on.aws/app",
+            r#"it ends in "on.aws" instead of amazonaws.com"#,
+        ),
+        (
+            "12345678901.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"its account "12345678901" is not 12 digits"#,
+        ),
+        (
+            "1234567890123.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"its account "1234567890123" is not 12 digits"#,
+        ),
+        (
+            "1234-5678-9012.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"its account "1234-5678-9012" is not 12 digits"#,
+        ),
+        (
+            "ACCOUNT.dkr.ecr.REGION.amazonaws.com/app",
+            r#"its account "ACCOUNT" is not 12 digits"#,
+        ),
+        (
+            "evil.123456789012.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"its account "evil.123456789012" is not 12 digits"#,
+        ),
+        (
+            "dkr.ecr.eu-west-1.amazonaws.com/app",
+            "its host has no account of 12 digits in front",
+        ),
+        (
+            ".dkr.ecr.eu-west-1.amazonaws.com/app",
+            "its host has no account of 12 digits in front",
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.co/app",
+            r#"it ends in "amazonaws.co" instead of amazonaws.com"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com.ch/app",
+            r#"it ends in "amazonaws.com.ch" instead of amazonaws.com"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazon.com/app",
+            r#"it ends in "amazon.com" instead of amazonaws.com"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com.evil.example/app",
+            r#"it ends in "amazonaws.com.evil.example" instead of amazonaws.com"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com_/app",
+            r#"it ends in "amazonaws.com_" instead of amazonaws.com"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1/app",
+            r#"it ends in "" instead of amazonaws.com"#,
+        ),
+        (
+            "123456789012.dkr.ecr.cn-north-1.amazonaws.com/app",
+            r#"it ends in "amazonaws.com" instead of amazonaws.com.cn"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com.cn/app",
+            r#"it ends in "amazonaws.com.cn" instead of amazonaws.com"#,
+        ),
+        (
+            "123456789012.dkr.ecr.us-iso-east-1.amazonaws.com/app",
+            r#"it ends in "amazonaws.com" instead of c2s.ic.gov"#,
+        ),
+        (
+            "123456789012.dkr.ecr.amazonaws.com/app",
+            r#"its host has no region after "ecr""#,
+        ),
+        (
+            "123456789012.dkr.ecr.on.aws/app",
+            r#"its host has no region after "ecr""#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west1.amazonaws.com/app",
+            r#"its region "eu-west1" should be eu-west-1"#,
+        ),
+        (
+            "123456789012.dkr.ecr.euwest-1.amazonaws.com/app",
+            r#"its region "euwest-1" should be eu-west-1"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu_west_1.amazonaws.com/app",
+            r#"its region "eu_west_1" should be eu-west-1"#,
+        ),
+        (
+            "123456789012.dkr.ecr.us-east-1a.amazonaws.com/app",
+            r#""us-east-1a" is not a region such as eu-west-1"#,
+        ),
+        (
+            "123456789012.dkr.ecr.localhost.amazonaws.com/app",
+            r#""localhost" is not a region such as eu-west-1"#,
+        ),
+        (
+            "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com/app",
+            "images have no scheme such as https://",
+        ),
+        (
+            "http://123456789012.dkr.ecr.eu-west-1.amazonaws.com/app",
+            "images have no scheme such as https://",
+        ),
+        (
+            "docker://123456789012.dkr.ecr.eu-west-1.amazonaws.com/app",
+            "images have no scheme such as https://",
+        ),
+        (
+            "${ACCOUNT}.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"the placeholder "${ACCOUNT}" was not replaced"#,
+        ),
+        (
+            "$ACCOUNT.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"the placeholder "$ACCOUNT" was not replaced"#,
+        ),
+        (
+            "$(ACCOUNT).dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"the placeholder "$(ACCOUNT)" was not replaced"#,
+        ),
+        (
+            "<account>.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"the placeholder "<account>" was not replaced"#,
+        ),
+        (
+            "{{ .Values.account }}.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"the placeholder "{{ .Values.account }}" was not replaced"#,
+        ),
+        (
+            "123456789012.dkr.ecr.${AWS_REGION}.amazonaws.com/app",
+            r#"the placeholder "${AWS_REGION}" was not replaced"#,
+        ),
+        (
+            "123456789012.dkr.ecr.${AWS_REGION:-eu-west-1}.amazonaws.com/app",
+            r#"the placeholder "${AWS_REGION:-eu-west-1}" was not replaced"#,
+        ),
+        (
+            "123456789012.dkr.ecr.{{ .Values.region }}.amazonaws.com/app",
+            r#"the placeholder "{{ .Values.region }}" was not replaced"#,
+        ),
+        (
+            "123456789012.DKR.ECR.eu-west-1.amazonaws.com/app",
+            "its host is not lower case, and kubelets compare case",
+        ),
+        (
+            "123456789012.dkr.ecr.EU-WEST-1.amazonaws.com:443/app",
+            "its host is not lower case, and kubelets compare case",
+        ),
+        (
+            " 123456789012.dkr.ecr.eu-west-1.amazonaws.com/app",
+            "it has a blank or a control character",
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app ",
+            "it has a blank or a control character",
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app\n",
+            "it has a blank or a control character",
+        ),
+        (
+            "AWS@123456789012.dkr.ecr.eu-west-1.amazonaws.com/app",
+            r#"its host has the character "@""#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu\u{2010}west-1.amazonaws.com/app",
+            r#"its host has the character "\u{2010}""#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com./app",
+            "its host has a dot at an end, or two in a row",
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1..amazonaws.com/app",
+            "its host has a dot at an end, or two in a row",
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com:0443/app",
+            r#"port "0443" is not 1 to 65535 without leading zeros"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com:65536/app",
+            r#"port "65536" is not 1 to 65535 without leading zeros"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com:http/app",
+            r#"port "http" is not 1 to 65535 without leading zeros"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com:/app",
+            r#"port "" is not 1 to 65535 without leading zeros"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+            "it has no repository after the host",
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com:1.0",
+            "it has no repository after the host",
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com/",
+            "the image name is empty",
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com/App",
+            "the image's path must be lower-case letters, digits and single separators",
+        ),
+        ("public.ecr.aws.com/app", "ECR Public is public.ecr.aws"),
+        (
+            "public.ecr.amazonaws.com/app",
+            "ECR Public is public.ecr.aws",
+        ),
+        ("ecr.public.aws/app", "ECR Public is public.ecr.aws"),
+    ] {
+        let text = lookalike(image);
+        if text != format!("looks like ECR, but {expected}") {
+            faults.push(format!("{image}: {text:?}, not {expected:?}"));
+        }
+        // What a warning has room for, but for the longest reasons.
+        assert!(text.chars().count() <= 97, "{text}");
+    }
+    assert!(faults.is_empty(), "\n{}", faults.join("\n"));
+}
+
+#[test]
+fn images_of_other_registries_are_no_lookalikes() {
+    for image in [
+        "",
+        "/",
+        "nginx",
+        "ecr",
+        "dkr.ecr",
+        "amazon/amazon-ecr-credential-helper:1",
+        "amazon-ecr-credential-helper",
+        "public.ecr.aws/nginx/nginx:1",
+        "public.ecr.aws:443/nginx/nginx:1",
+        "Public.ECR.aws/nginx/nginx:1",
+        "ecr-public.aws.com/nginx/nginx",
+        "registry.example/123456789012.dkr.ecr.eu-west-1.amazonaws.com/app",
+        "ghcr.io/team/ecr-tools@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        "ecr.example.com/app",
+        "dkr.ecr.example.com/app",
+        "my-ecr.example.com:5000/app",
+        "secret-registry.example.com/app",
+        "123456789012.registry.example.com/app",
+        "${REGISTRY}/app",
+        "https://registry.example.com/app",
+        "quay.io/secreted/app",
+    ] {
+        assert_eq!(lookalike(image), "", "{image}");
+    }
+}
+
+#[test]
+fn lookalike_of_a_host_has_no_path() {
+    let of = |host: &str| {
+        Aliases::default()
+            .lookalike_host(host)
+            .map(|it| it.to_string())
+    };
+    let name = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+    assert_eq!(of(name), None);
+    assert_eq!(of(&format!("{name}:443")), None);
+    assert_eq!(of("registry.example.com"), None);
+    for (host, expected) in [
+        (
+            format!("{name}/app"),
+            "looks like ECR, but a host has no path",
+        ),
+        (
+            format!("https://{name}"),
+            "looks like ECR, but images have no scheme such as https://",
+        ),
+    ] {
+        assert_eq!(of(&host).as_deref(), Some(expected), "{host}");
+    }
+}
+
+#[test]
+fn lookalike_reads_only_the_beginning_of_a_text() {
+    let before = "x".repeat(600);
+    assert_eq!(
+        lookalike(&format!("{before}.dkr.ecr.eu-west-1.amazonaws.com/app")),
+        ""
+    );
+    let long = format!("{}.dkr.ecr.eu-west-1.amazonaws.com/app", "x".repeat(400));
+    let told = lookalike(&long);
+    assert!(
+        told.contains("xxx…\" is not 12 digits") && told.len() < 100,
+        "{told}"
+    );
+}
+
 /// A second, naive parser: splits at the dots and compares the list of labels with each form.
 fn naive(host: &str) -> bool {
     let labels: Vec<&str> = host.split('.').collect();
@@ -459,6 +808,54 @@ proptest! {
     ) {
         let host = format!("{account}.{middle}.{region}.{suffix}");
         prop_assert_eq!(Registry::parse(&host).is_some(), naive(&host), "{}", host);
+    }
+
+    #[test]
+    fn valid_image_is_no_lookalike(
+        account in "[0-9]{12}",
+        form in prop::sample::select(vec![
+            ("dkr.ecr", "eu-west-1", "amazonaws.com"),
+            ("dkr.ecr-fips", "us-gov-west-1", "amazonaws.com"),
+            ("dkr-ecr", "us-west-2", "on.aws"),
+            ("dkr-ecr-fips", "ap-southeast-2", "on.aws"),
+            ("dkr.ecr", "cn-north-1", "amazonaws.com.cn"),
+            ("dkr-ecr", "cn-northwest-1", "on.amazonwebservices.com.cn"),
+            ("dkr.ecr", "eusc-de-east-1", "amazonaws.eu"),
+            ("dkr.ecr", "us-iso-east-1", "c2s.ic.gov"),
+            ("dkr.ecr", "aa-bcde-77", "amazonaws.com"),
+        ]),
+        port in prop::option::of(1_u16..),
+        path in "[a-z0-9]{1,8}(/(ecr|dkr|public\\.ecr\\.aws|[a-z0-9]{1,8}))?(:[A-Za-z0-9]{1,8})?",
+    ) {
+        let (middle, region, suffix) = form;
+        let port = port.map_or_else(String::new, |port| format!(":{port}"));
+        let image = format!("{account}.{middle}.{region}.{suffix}{port}/{path}");
+        prop_assert_eq!(Aliases::default().lookalike(&image), None, "{}", image);
+        prop_assert_eq!(Lookalike::of_image(&image), None, "{}", image);
+    }
+
+    #[test]
+    fn image_without_account_and_amazon_is_no_lookalike(
+        text in "([a-z]{0,4}(ecr|dkr)?[.-]?(ecr|dkr|public)?[a-z.:-]{0,8}/)?(ecr|[a-z0-9/]{1,9})"
+    ) {
+        prop_assume!(!text.contains("amazon") && !text.contains("aws"));
+        prop_assert_eq!(lookalike(&text), "");
+    }
+
+    #[test]
+    fn lookalike_of_any_text_is_short_and_printable(
+        before in "\\PC{0,40}|[0-9]{10,13}|\\$\\{[a-z]{0,60}\\}",
+        middle in "(\\.dkr\\.ecr\\.|\\.ecr\\.|\\.dkr\\.|dkr-ecr)",
+        after in "\\PC{0,40}|[a-z]{2}-[a-z]{4}-?[0-9]\\.amazon[a-z.]{0,20}|(\u{202e}|\n|[a-z.]){0,60}",
+        path in "/\\PC{0,20}|",
+    ) {
+        for text in [format!("{before}{middle}{after}{path}"), format!("https://{before}{middle}amazonaws.com{path}")] {
+            for lookalike in [Lookalike::of_image(&text), Lookalike::of_host(&text)].into_iter().flatten() {
+                let told = lookalike.to_string();
+                prop_assert!(told.chars().count() <= 120, "{}", told);
+                prop_assert!(!told.contains(char::is_control) && !told.contains('\u{202e}'), "{:?}", told);
+            }
+        }
     }
 
     #[test]

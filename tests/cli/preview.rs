@@ -582,9 +582,99 @@ fn full_disk_is_an_error() {
 }
 
 #[test]
+fn image_that_only_looks_like_ecr_is_told_with_the_right_form() {
+    for (image, why) in [
+        (
+            "123456789012.ecr.eu-west-1.amazonaws.com/shop/web",
+            r#"its host has "ecr" where "dkr.ecr" belongs"#,
+        ),
+        (
+            "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com/shop/web",
+            "images have no scheme such as https://",
+        ),
+        (
+            "{{ .Values.account }}.dkr.ecr.eu-west-1.amazonaws.com/shop/web",
+            r#"the placeholder "{{ .Values.account }}" was not replaced"#,
+        ),
+        (
+            "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+            "it has no repository after the host",
+        ),
+    ] {
+        let outcome = preview(&[], &pod("web", image).to_string()).ok();
+        outcome.tells("Pod default/web: skipped: ");
+        outcome.tells(&format!(
+            "  image:    {image:?}: looks like ECR, but {why}\n"
+        ));
+        outcome.tells(&format!(
+            "  warning:  ecr-injector: an image looks like ECR, but {why}\n"
+        ));
+    }
+    let long = format!(
+        "${{{}}}.dkr.ecr.eu-west-1.amazonaws.com/a",
+        "x\u{1b}[1m".repeat(50)
+    );
+    let outcome = preview(&[], &pod("web", &long).to_string()).ok();
+    outcome.tells("was not replaced");
+    outcome.tells("skipped: none of its images is a valid reference\n");
+    assert!(outcome.report.len() < 2000 && !outcome.report.contains('\u{1b}'));
+    for image in [
+        IMAGE,
+        "public.ecr.aws/nginx/nginx:1",
+        "ghcr.io/team/ecr-tools",
+    ] {
+        let outcome = preview(&[], &pod("web", image).to_string()).ok();
+        assert!(!outcome.report.contains("looks like"), "{}", outcome.report);
+    }
+}
+
+#[test]
 fn image_with_a_port_gets_a_credential_under_the_port() {
     let image = IMAGE.replace("amazonaws.com/", "amazonaws.com:443/");
     let outcome = preview(&[], &pod("web", &image).to_string()).ok();
     outcome.tells("Pod default/web: inject\n");
     outcome.tells("  registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com:443 (account 123456789012, region eu-west-1)\n");
+}
+
+#[test]
+fn key_on_the_workload_instead_of_its_template_is_told() {
+    let mut deployment = workload("apps/v1", "Deployment", "spec/template");
+    for (field, value) in [("annotations", "disabled"), ("labels", "enabled")] {
+        deployment["metadata"] = json!({"name": "web", field: {"ecr-injector.dev/inject": value}});
+        let outcome = preview(&[], &deployment.to_string()).ok();
+        outcome.tells("Deployment default/web: inject\n");
+        outcome.tells(&format!("  metadata: \"ecr-injector.dev/inject\": \"{value}\" of the Deployment itself has no effect; \
+            to opt its Pods out, set the annotation ecr-injector.dev/inject: disabled in spec.template.metadata.annotations\n"));
+    }
+    deployment["spec"]["template"]["metadata"]["annotations"] =
+        json!({"ecr-injector.dev/inject": "disabled"});
+    let outcome = preview(&[], &deployment.to_string()).ok();
+    assert!(
+        !outcome.report.contains("has no effect"),
+        "{}",
+        outcome.report
+    );
+}
+
+#[test]
+fn namespace_that_looks_opted_in_is_told() {
+    let namespace = |name: &str, labels: Value| {
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}).to_string()
+    };
+    let near = namespace("team", json!({"ecr-injector.dev/inject": "true"}));
+    preview(&[], &near).ok().tells(
+        "To opt in: kubectl label namespace team ecr-injector.dev/inject=enabled --overwrite\n",
+    );
+    let excluded = namespace("kube-system", json!({"ecr-injector.dev/inject": "enabled"}));
+    preview(&[], &excluded)
+        .ok()
+        .tells("optIn.excludeNamespaces");
+    for labels in [
+        json!({"ecr-injector.dev/inject": "enabled"}),
+        json!({"ecr-injector.dev/inject": "disabled"}),
+        json!({}),
+    ] {
+        let outcome = preview(&[], &namespace("team", labels)).ok();
+        assert!(!outcome.report.contains("label:"), "{}", outcome.report);
+    }
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use ecr_injector::{
     admission::{
-        decide::{Decision, Facts, OptInFacts, decide, demand, warning_for},
+        decide::{Decision, Facts, OptInFacts, decide, demand, skip_warnings},
         manifest::text,
         patch,
         review::Request,
@@ -166,7 +166,7 @@ impl Fixture {
                 return Verdict {
                     word: format!("skip: {}", reason.as_str()),
                     patch: Patch::default(),
-                    warnings: warning_for(reason, rules).into_iter().collect(),
+                    warnings: skip_warnings(reason, &request, rules),
                     ensures: BTreeMap::new(),
                     due: false,
                 };

@@ -1,6 +1,9 @@
 //! The webhook's decision on one object, and its report for people.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use jiff::Timestamp;
 use json_patch::{
@@ -11,17 +14,26 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::{
-        decide::{Decision, Facts, Injection, OptInFacts, SkipReason, decide, demand, warning_for},
+        decide::{
+            Decision, Facts, Injection, OptInFacts, SkipReason, decide, demand, skip_warnings,
+        },
         manifest::Object,
         patch,
-        pod::{Pod, ReferenceState},
+        pod::{INJECT_ANNOTATION, INJECT_DISABLED, Pod, ReferenceState},
         review::Request,
     },
-    cluster::namespace::{Namespace, NamespaceSettings},
+    cluster::{
+        namespace::{Namespace, NamespaceSettings},
+        near_miss::{Intent, OptInNearMiss, is_near_key},
+    },
+    config::Config,
     pull_secret::SecretFacts,
-    registry::{Host, Registry, image::ImageReference},
+    registry::{Host, Quoted, Registry, image::ImageReference},
     rules::Rules,
 };
+
+/// The longest image in a remark, in characters.
+const MAX_IMAGE: usize = 300;
 
 /// The decision on an object.
 pub(super) struct Verdict {
@@ -36,6 +48,8 @@ pub(super) struct Verdict {
     /// The change of the object.
     pub(super) patch: Patch,
     outcome: Outcome,
+    /// Whether the Pod opts out by its annotation.
+    is_disabled: bool,
     /// Remarks: the field's name and the text.
     notes: Vec<(&'static str, String)>,
 }
@@ -49,7 +63,7 @@ enum Outcome {
 
 impl Verdict {
     /// Decides like the webhook, for an opted-in namespace without a pull secret.
-    pub(super) fn new(object: &Object<'_>, default: &Namespace, rules: &Rules) -> Self {
+    pub(super) fn new(object: &Object<'_>, default: &Namespace, config: &Config) -> Self {
         let mut verdict = Self {
             kind: object.kind.to_owned(),
             name: object.name.to_owned(),
@@ -58,6 +72,7 @@ impl Verdict {
             pointer: object.path.clone(),
             patch: Patch::default(),
             outcome: Outcome::PassedThrough,
+            is_disabled: false,
             notes: vec![],
         };
         let template = object
@@ -65,8 +80,12 @@ impl Verdict {
             .as_deref()
             .and_then(|pointer| Some((pointer, object.value.pointer(pointer.as_str())?)));
         if let Some((pointer, template)) = template {
-            verdict.decide(pointer, template, rules);
+            verdict.decide(pointer, template, &config.rules);
+            let note = workload_note(object, pointer).filter(|_| !verdict.is_disabled);
+            verdict.notes.extend(note.map(|text| ("metadata", text)));
         }
+        let note = namespace_note(object, config);
+        verdict.notes.extend(note.map(|text| ("label", text)));
         verdict
     }
 
@@ -82,10 +101,11 @@ impl Verdict {
             }
         };
         for image in pod.images() {
-            if let Err(error) = ImageReference::parse(image) {
-                self.notes.push(("image", format!("{image:?}: {error}")));
-            }
+            self.notes
+                .extend(image_note(image, rules).map(|text| ("image", text)));
         }
+        self.is_disabled = pod.is_disabled();
+        let has_image = pod.images().next().is_some();
         let domains: BTreeSet<String> = pod.domains().map(str::to_owned).collect();
         let namespace = self.namespace.clone();
         let request = Request::offline(&namespace, pod);
@@ -101,9 +121,9 @@ impl Verdict {
         };
         match decision {
             Decision::Skip(reason) => {
-                let warning = warning_for(reason, rules);
-                self.notes.extend(warning.map(|text| ("warning", text)));
-                self.outcome = Outcome::Skipped(self.skip_message(reason, &domains));
+                let warnings = skip_warnings(reason, &request, rules).into_iter();
+                self.notes.extend(warnings.map(|text| ("warning", text)));
+                self.outcome = Outcome::Skipped(self.skip_message(reason, &domains, has_image));
             }
             Decision::Inject(injection)
             | Decision::InjectAfterEnsuring(injection, _)
@@ -140,9 +160,17 @@ impl Verdict {
         self.outcome = Outcome::Injected;
     }
 
-    fn skip_message(&self, reason: SkipReason, domains: &BTreeSet<String>) -> String {
+    fn skip_message(
+        &self,
+        reason: SkipReason,
+        domains: &BTreeSet<String>,
+        has_image: bool,
+    ) -> String {
         let namespace = &self.namespace;
         match reason {
+            SkipReason::NoRegistry if domains.is_empty() && has_image => {
+                "none of its images is a valid reference".into()
+            }
             SkipReason::NoRegistry if domains.is_empty() => "it has no image".into(),
             SkipReason::NoRegistry => {
                 let domains: Vec<_> = domains.iter().map(String::as_str).collect();
@@ -218,6 +246,59 @@ impl fmt::Display for Verdict {
         }
         Ok(())
     }
+}
+
+/// Returns the label or annotation of a workload that has an effect only on its Pods.
+fn workload_note(object: &Object<'_>, template: &Pointer) -> Option<String> {
+    if template.is_root() {
+        return None;
+    }
+    let texts = texts(object, "annotations").into_iter();
+    let mut texts = texts.chain(self::texts(object, "labels"));
+    let is_meant =
+        |(key, value): &(String, String)| is_near_key(key) && Intent::of(value).is_some();
+    let (key, value) = texts.find(is_meant)?;
+    let (key, value, kind) = (Quoted::new(&key), Quoted::new(&value), object.kind);
+    Some(format!(
+        "{key}: {value} of the {kind} itself has no effect; to opt its Pods out, set the \
+         annotation {INJECT_ANNOTATION}: {INJECT_DISABLED} in {}.metadata.annotations",
+        dotted(template)
+    ))
+}
+
+/// Returns why a Namespace that looks opted in is not.
+fn namespace_note(object: &Object<'_>, config: &Config) -> Option<String> {
+    if object.kind != "Namespace" {
+        return None;
+    }
+    let (opt_in, namespace) = (&config.opt_in, Namespace::parse(object.name)?);
+    let near_miss = OptInNearMiss::of(
+        &texts(object, "labels"),
+        &texts(object, "annotations"),
+        &opt_in.label,
+        &opt_in.value,
+        config.rules.excluded.contains(&namespace),
+    )?;
+    Some(near_miss.note(&opt_in.label, &opt_in.value, &namespace))
+}
+
+/// Returns the labels or the annotations of an object, without values that are no texts.
+fn texts(object: &Object<'_>, field: &str) -> BTreeMap<String, String> {
+    let pairs = object.value["metadata"][field].as_object();
+    let texts = pairs.into_iter().flatten();
+    let texts = texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+    texts.collect()
+}
+
+/// Returns what is wrong with an image: that it is no reference, or only looks like one of ECR.
+fn image_note(image: &str, rules: &Rules) -> Option<String> {
+    let why = match rules.aliases.lookalike(image) {
+        Some(lookalike) => lookalike.to_string(),
+        None => ImageReference::parse(image).err()?.to_string(),
+    };
+    let cut: String = image.chars().take(MAX_IMAGE).collect();
+    let mark = if cut.len() < image.len() { "…" } else { "" };
+    Some(format!("{cut:?}{mark}: {why}"))
 }
 
 fn describe(host: &Host, registry: &Registry) -> String {

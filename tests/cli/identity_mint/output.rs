@@ -63,11 +63,20 @@ async fn host_that_is_no_registry_is_named() {
         ("registry.example", NO_REGISTRY),
         (
             "123456789012.dkr.ecr.eu-west-1.amazonaws.com.evil.example",
-            NO_REGISTRY,
+            "looks like ECR, but it ends in \"amazonaws.com.evil.example\" instead of amazonaws.com",
         ),
         (
             "123456789012.dkr.ecr.eu-west-1.amazonaws.com/path",
-            NO_REGISTRY,
+            "looks like ECR, but a host has no path",
+        ),
+        (
+            "https://123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+            "looks like ECR, but images have no scheme such as https://",
+        ),
+        (
+            "1234-5678-9012.dkr.ecr.eu-west-1.amazonaws.com",
+            "looks like ECR, but its account \"1234-5678-9012\" is not 12 digits; expected \
+             ACCOUNT.dkr.ecr.REGION.amazonaws.com",
         ),
         // Pulls anonymously unless the admin says otherwise.
         ("public.ecr.aws", "publicEcr: true"),
