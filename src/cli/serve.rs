@@ -237,6 +237,7 @@ impl ServeArgs {
             authority,
             state_key: context.state_key_secret.clone(),
             discoverer: leader::discoverer(&context, provisioner.clone()),
+            near_misses: leader::near_misses(&context, events.clone()),
         };
         let election = leader::elect(&context, settings, leader_tasks, synced)?;
         let draining = CancellationToken::new();

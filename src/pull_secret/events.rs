@@ -81,6 +81,11 @@ pub enum PullSecretEvent {
     OptedIn,
     /// The namespace was opted out.
     OptedOut,
+    /// The namespace looks opted in, and is not.
+    NearlyOptedIn {
+        /// The note.
+        note: String,
+    },
 }
 
 impl PullSecretEvent {
@@ -222,6 +227,9 @@ impl ToEventRecord for PullSecretEvent {
                      expire, in at least eight hours."
                 ),
             ),
+            Self::NearlyOptedIn { note } => {
+                EventRecord::warning("NotOptedIn", "OptIn", String::new(), note)
+            }
         }
     }
 }

@@ -414,7 +414,7 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, RoundError> {
 
 /// Returns a period that is up to a tenth longer or shorter, so that rounds don't stay in step with
 /// other tasks that run once a minute.
-fn jittered(period: Duration, random: u64) -> Duration {
+pub(super) fn jittered(period: Duration, random: u64) -> Duration {
     let share = 1000 - JITTER + random % (2 * JITTER + 1);
     period * u32::try_from(share).unwrap_or(1000) / 1000
 }

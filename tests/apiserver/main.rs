@@ -23,6 +23,7 @@ mod discovery;
 mod faults;
 mod guard;
 mod identities;
+mod near_misses;
 mod probe;
 mod pull_secrets;
 mod refresher;

@@ -12,12 +12,13 @@ use crate::{
         context::{Context, instance},
     },
     cluster::{
+        event_recorder::EventRecorder,
         lease::{Elector, Leadership, Settings},
         namespace::Namespace,
     },
     process::readiness::{self, Condition},
     pull_secret::{provisioner::Provisioner, state_key::KeySecret},
-    refresh::{Reconciler, discovery::Discoverer},
+    refresh::{Reconciler, discovery::Discoverer, near_misses::NearMisses},
     registry::Host,
     tls::self_managed::SelfManaged,
 };
@@ -73,6 +74,7 @@ pub(super) struct LeaderTasks {
     pub(super) authority: Option<SelfManaged>,
     pub(super) state_key: KeySecret,
     pub(super) discoverer: Discoverer,
+    pub(super) near_misses: NearMisses,
 }
 
 impl LeaderTasks {
@@ -87,6 +89,7 @@ impl LeaderTasks {
             keep_authority,
             self.state_key.maintain(&term),
             self.discoverer.lead(term.clone()),
+            self.near_misses.lead(term.clone()),
         );
     }
 }
@@ -114,6 +117,16 @@ pub(super) fn elect(
         let lead = |term: Leadership| tasks.clone().run(term);
         elector.run(stop, lead).await;
     }))
+}
+
+/// Returns the search for namespaces that nearly opted in, which publishes through the recorder.
+pub(super) fn near_misses(context: &Context, events: EventRecorder) -> NearMisses {
+    NearMisses::new(
+        context.cluster.refresher.clone(),
+        context.live.clone(),
+        events,
+        context.metrics.cluster.clone(),
+    )
 }
 
 /// Returns a discoverer that passes the needs of pending Pods to the provisioner, like an admission

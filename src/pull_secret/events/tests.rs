@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::cluster::event::EventType;
+use crate::{
+    cluster::{event::EventType, near_miss::OptInNearMiss},
+    registry::Quoted,
+};
 
 fn namespace(name: &str) -> Namespace {
     Namespace::parse(name).expect("a name")
@@ -38,7 +41,10 @@ fn all(text: &str) -> Vec<PullSecretEvent> {
         PullSecretEvent::Suspended {
             host: text.clone(),
             more: 3,
-            why: text,
+            why: text.clone(),
+        },
+        PullSecretEvent::NearlyOptedIn {
+            note: OptInNearMiss::Key(Quoted::new(&text)).note("l", "v", &namespace("team")),
         },
         PullSecretEvent::OptedIn,
         PullSecretEvent::OptedOut,
