@@ -159,7 +159,8 @@ impl CertificateArgs {
             Some(path) => {
                 let clients = Clients::load(path.clone(), self.client_name.clone())?;
                 let metrics = context.metrics.tls.clone();
-                context.spawn(clients.clone().follow(file_watcher::PERIOD, metrics));
+                let follow = clients.clone().follow(file_watcher::PERIOD, metrics);
+                context.supervisor.spawn("client authorities", follow);
                 Some(clients)
             }
             None => None,

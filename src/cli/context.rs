@@ -6,7 +6,6 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use clap::{Args, builder::FalseyValueParser};
 use tokio::time::timeout;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     args::{AwsArgs, parse_namespace},
@@ -28,6 +27,7 @@ use crate::{
         clock::{Clock, SystemClock},
         file_watcher,
         readiness::{self, Condition, Readiness},
+        supervisor::Supervisor,
     },
     pull_secret::{
         events,
@@ -125,10 +125,8 @@ pub(super) struct Context {
     /// The Secret with the state key.
     pub(super) state_key_secret: KeySecret,
     lists: Lists,
-    /// The background tasks.
-    pub(super) tasks: TaskTracker,
-    /// Ends the background tasks.
-    pub(super) stop: CancellationToken,
+    /// Runs the background tasks.
+    pub(super) supervisor: Supervisor,
     changes: Changes,
 }
 
@@ -138,7 +136,7 @@ impl Context {
         let (config, file) = args.config()?;
         let trust = args.aws.trust()?;
         let cluster = Cluster::connect(args.kubeconfig.as_deref()).await?;
-        let (metrics, tasks) = (Metrics::default(), TaskTracker::new());
+        let (metrics, supervisor) = (Metrics::default(), Supervisor::default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         metrics.config.applied(clock.now());
         let environment =
@@ -151,7 +149,8 @@ impl Context {
             clock.clone(),
             metrics.token.clone(),
         );
-        let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks.clone());
+        let tasks = supervisor.tasks().clone();
+        let tokens = TokenCache::new(Arc::new(ecr), clock.clone(), tasks);
         let changes = Changes::default();
         let namespaces = Namespaces::new(
             cluster.client.clone(),
@@ -188,8 +187,7 @@ impl Context {
             secrets,
             state_key_secret,
             lists: args.lists(),
-            tasks,
-            stop: CancellationToken::new(),
+            supervisor,
             changes,
         })
     }
@@ -199,23 +197,16 @@ impl Context {
         self.live.config().rules.secret_name.clone()
     }
 
-    /// Runs a task in the background until the process stops.
-    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            stop.run_until_cancelled(work).await;
-        });
-    }
-
     /// Starts to follow the configuration file, if there is one.
     pub(super) fn follow_file(&mut self) {
         if let Some(file) = self.file.take() {
-            self.spawn(file.follow(
+            let follow = file.follow(
                 self.live.clone(),
                 self.clock.clone(),
                 self.metrics.config.clone(),
                 file_watcher::PERIOD,
-            ));
+            );
+            self.supervisor.spawn("configuration file", follow);
         }
     }
 
@@ -234,7 +225,9 @@ impl Context {
             .waiting_for("the first list of pull secrets");
         let lists = self.lists;
         let (watched, condition) = (self.namespaces.clone(), namespaces_synced.clone());
-        self.spawn(async move { watched.run(lists, condition).await });
+        self.supervisor.spawn("watch of namespaces", async move {
+            watched.run(lists, condition).await;
+        });
         let (watched, condition) = (self.secrets.clone(), secrets_synced.clone());
         let (client, name) = (self.cluster.client.clone(), self.secret_name());
         // A state is verified with the key and its namespace's UID: a pull secret that is listed
@@ -242,7 +235,7 @@ impl Context {
         let before: Vec<_> = std::iter::once(namespaces_synced.clone())
             .chain(keyed)
             .collect();
-        self.spawn(async move {
+        self.supervisor.spawn("watch of pull secrets", async move {
             readiness::all_held(&before).await;
             watched.run(client, &name, lists, condition).await;
         });
@@ -265,8 +258,11 @@ impl Context {
         let metrics = self.metrics.cluster.clone();
         let accounts = ServiceAccounts::new(client, self.secret_name(), metrics);
         let (watched, condition, lists) = (accounts.clone(), synced.clone(), self.lists);
-        self.spawn(async move { watched.run(lists, condition).await });
-        self.spawn(async move {
+        let supervisor = &self.supervisor;
+        supervisor.spawn("watch of ServiceAccounts", async move {
+            watched.run(lists, condition).await;
+        });
+        supervisor.spawn_once("first list of ServiceAccounts", async move {
             let first = readiness::all_held(std::slice::from_ref(&synced));
             if timeout(FIRST_ACCOUNTS_TIMEOUT, first).await.is_err() {
                 tracing::warn!(
@@ -285,13 +281,15 @@ impl Context {
             .condition("state-key")
             .waiting_for("the state key");
         self.watch_state_key();
-        self.spawn(self.state_key_secret.clone().provide(condition.clone()));
+        let provide = self.state_key_secret.clone().provide(condition.clone());
+        self.supervisor.spawn_once("first state key", provide);
         condition
     }
 
     /// Starts to watch the state key, and creates none.
     pub(super) fn watch_state_key(&self) {
-        self.spawn(self.state_key_secret.clone().watch());
+        let watch = self.state_key_secret.clone().watch();
+        self.supervisor.spawn("watch of the state key", watch);
     }
 
     /// Returns a writer through the admissions' client, or the leader's.
@@ -318,8 +316,7 @@ impl Context {
             instance: instance(),
             clock: self.clock.clone(),
             metrics: self.metrics.cluster.clone(),
-            tasks: self.tasks.clone(),
-            stop: self.stop.clone(),
+            supervisor: self.supervisor.clone(),
         })
     }
 

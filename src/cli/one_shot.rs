@@ -126,6 +126,9 @@ impl OneShotArgs {
             loop {
                 tokio::select! {
                     report = &mut work => break report,
+                    task = synced.context.supervisor.failed() => {
+                        anyhow::bail!("the background task {task:?} ended unexpectedly; report the bug with the log above");
+                    }
                     code = signals.next() => {
                         if interrupted.is_some() {
                             return Ok(code);

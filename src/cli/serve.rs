@@ -17,7 +17,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use self::{
     leader::{LeaderTasks, LeaseArgs},
@@ -33,6 +33,7 @@ use crate::{
     process::{
         readiness::{self, Condition, Readiness},
         signals::Signals,
+        supervisor::Supervisor,
     },
     pull_secret::{gauges, guard},
     server::{
@@ -45,7 +46,7 @@ use crate::{
         log::{self, writer::LogWriter},
         otel::{Exporter, Traces},
     },
-    tls::{self, CertPublisher, CertResolver, CertSource},
+    tls::{self, CertPublisher, CertResolver, CertSource, self_managed::SelfManaged},
 };
 
 /// The default name of the Service.
@@ -58,6 +59,8 @@ const ADMIN_GRACE: Duration = Duration::from_secs(1);
 /// background tasks. With the delay before and the traces after, the shutdown has to fit the Pod's
 /// grace period.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
+/// The exit code after a background task ended unexpectedly.
+const TASK_FAILED: u8 = 3;
 /// How long the last traces may take to be sent.
 const LAST_TRACES: Duration = Duration::from_secs(3);
 
@@ -177,26 +180,46 @@ impl ServeArgs {
         let running = self.start(log, sockets).await?;
         tracing::info!(listen = %self.listen, admin = %self.admin_listen, version = env!("CARGO_PKG_VERSION"), "serving");
 
-        signals.next().await;
+        let (code, is_asked) = tokio::select! {
+            _ = signals.next() => (ExitCode::SUCCESS, true),
+            code = running.failed() => (code, false),
+        };
         tracing::info!(
             delay_seconds = self.shutdown_delay,
             "shutting down: draining connections"
         );
         running.drain();
         let delay = Duration::from_secs(self.shutdown_delay);
+        // The second signal forces the end.
+        let forced = async {
+            if !is_asked {
+                signals.next().await;
+            }
+            signals.next().await
+        };
         tokio::select! {
-            () = running.shut_down(delay) => Ok(ExitCode::SUCCESS),
-            code = signals.next() => Ok(code),
+            () = running.shut_down(delay) => Ok(code),
+            code = forced => Ok(code),
         }
     }
 
-    /// Creates the parts and starts them, in the order in which they depend on each other.
+    /// Creates the parts and starts them.
     async fn start(
         &self,
+        log: (log::Filter, LogWriter),
+        sockets: Sockets,
+    ) -> anyhow::Result<Running> {
+        let context = Context::new(&self.context).await?;
+        self.start_in(context, log, sockets)
+    }
+
+    /// Starts the parts that are created, in the order in which they depend on each other.
+    fn start_in(
+        &self,
+        mut context: Context,
         (filter, writer): (log::Filter, LogWriter),
         sockets: Sockets,
     ) -> anyhow::Result<Running> {
-        let mut context = Context::new(&self.context).await?;
         let home = self
             .lease
             .namespace(context.cluster.own_namespace.clone())?;
@@ -222,11 +245,7 @@ impl ServeArgs {
         let resolver = serve_certificate(&context, &mut readiness, source, service);
         let tls = self.certificates.server_config(&context, resolver)?;
         if let Some(authority) = authority.clone() {
-            let condition = readiness
-                .condition("ca-bundle-trusted")
-                .waiting_for("the MutatingWebhookConfiguration to trust the certificate authority");
-            context.spawn(authority.clone().report(condition));
-            context.spawn(authority.watch());
+            watch_authority(&context, &mut readiness, authority);
         }
         let serving = readiness.condition("serving").waiting_for("its sockets");
         start_measurements(&context, synced.clone());
@@ -257,11 +276,19 @@ impl ServeArgs {
             metrics: Arc::default(),
             draining: CancellationToken::new(),
         };
-        let tasks = &context.tasks;
-        let limit = sockets.max_connections;
-        let admission = Server::start(sockets.admission, limit, admission, tasks, GRACE);
-        let limit = MAX_ADMIN_CONNECTIONS;
-        let admin = Server::start(sockets.admin, limit, admin, tasks, ADMIN_GRACE);
+        let admission = Listener {
+            socket: sockets.admission,
+            limit: sockets.max_connections,
+            connection: admission,
+        };
+        let admin = Listener {
+            socket: sockets.admin,
+            limit: MAX_ADMIN_CONNECTIONS,
+            connection: admin,
+        };
+        let supervisor = &context.supervisor;
+        let admission = Server::start("admission listener", admission, supervisor, GRACE);
+        let admin = Server::start("admin listener", admin, supervisor, ADMIN_GRACE);
         serving.hold();
         Ok(Running {
             context,
@@ -277,19 +304,18 @@ impl ServeArgs {
 
 impl Server {
     fn start(
-        socket: TcpListener,
-        limit: usize,
-        connection: Connection,
-        tasks: &TaskTracker,
+        name: &'static str,
+        listener: Listener,
+        supervisor: &Supervisor,
         grace: Duration,
     ) -> Self {
-        let listener = Listener {
-            socket,
-            limit,
-            connection,
-        };
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(listener.run(stop.clone(), tasks.clone(), grace));
+        let (stop, supervisor) = (CancellationToken::new(), supervisor.clone());
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let run = listener.run(stopped.clone(), supervisor.tasks().clone(), grace);
+            let is_over = || stopped.is_cancelled();
+            supervisor.supervise(name, is_over, run).await;
+        });
         Self { stop, task }
     }
 
@@ -302,6 +328,12 @@ impl Server {
 }
 
 impl Running {
+    /// Waits until a background task has failed, and returns the exit code for that.
+    async fn failed(&self) -> ExitCode {
+        self.context.supervisor.failed().await;
+        ExitCode::from(TASK_FAILED)
+    }
+
     /// Makes the process not ready, and asks clients to connect to other replicas.
     fn drain(&self) {
         self.serving.fail("stopping");
@@ -311,7 +343,10 @@ impl Running {
     /// Ends all parts, after `delay` for the clients to move to other replicas.
     async fn shut_down(self, delay: Duration) {
         sleep(delay).await;
-        let (tasks, stop) = (&self.context.tasks, &self.context.stop);
+        let (tasks, stop) = (
+            self.context.supervisor.tasks(),
+            self.context.supervisor.stop(),
+        );
         let ended = timeout(SHUTDOWN_TIMEOUT, async {
             self.admission.stop().await;
             stop.cancel();
@@ -348,7 +383,7 @@ fn follow_log_filter(context: &Context, log: log::Filter, default: String) {
     };
     apply(&context.live.config());
     let mut changes = context.live.follow();
-    context.spawn(async move {
+    context.supervisor.spawn("log filter", async move {
         loop {
             let config = changes.next().await;
             apply(&config);
@@ -375,8 +410,20 @@ fn serve_certificate(
         condition,
         context.metrics.tls.clone(),
     );
-    context.spawn(source.run(publisher));
+    let run = source.run(publisher);
+    context.supervisor.spawn("serving certificate", run);
     resolver
+}
+
+/// Starts to watch the self-managed authority, and to report whether it is trusted.
+fn watch_authority(context: &Context, readiness: &mut Readiness, authority: SelfManaged) {
+    let condition = readiness
+        .condition("ca-bundle-trusted")
+        .waiting_for("the MutatingWebhookConfiguration to trust the certificate authority");
+    let report = authority.clone().report(condition);
+    let supervisor = &context.supervisor;
+    supervisor.spawn("report of trust", report);
+    supervisor.spawn("watch of the certificate authority", authority.watch());
 }
 
 /// Tests, once `synced`, whether the guard rejects what it must.
@@ -386,16 +433,21 @@ fn test_guard(context: &Context, synced: [Condition; 2]) {
         context.cluster.own_namespace.clone(),
     );
     let (name, metrics) = (context.secret_name(), context.metrics.pull_secret.clone());
-    context.spawn(async move {
-        readiness::all_held(&synced).await;
-        guard::test_guard(client, &name, own.as_ref(), guard::TEST_TIMEOUT, &metrics).await;
-    });
+    context
+        .supervisor
+        .spawn_once("test of the guard", async move {
+            readiness::all_held(&synced).await;
+            guard::test_guard(client, &name, own.as_ref(), guard::TEST_TIMEOUT, &metrics).await;
+        });
 }
 
 /// Starts the look-up of credentials, the gauges of each scrape, and the test of the guard.
 fn start_measurements(context: &Context, synced: [Condition; 2]) {
     let environment = context.environment.clone();
-    context.spawn(async move { environment.check_credentials().await });
+    let check = async move { environment.check_credentials().await };
+    context
+        .supervisor
+        .spawn_once("search for credentials", check);
     gauges::measure_at_each_scrape(
         &context.metrics.registry,
         context.metrics.pull_secret.clone(),
@@ -406,3 +458,6 @@ fn start_measurements(context: &Context, synced: [Condition; 2]) {
     );
     test_guard(context, synced);
 }
+
+#[cfg(test)]
+mod tests;

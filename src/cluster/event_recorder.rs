@@ -24,14 +24,13 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     event::{EventRecord, ToEventRecord, clip, quote},
     metrics::ClusterMetrics,
     namespace::Namespace,
 };
-use crate::process::clock::Clock;
+use crate::process::{clock::Clock, supervisor::Supervisor};
 
 /// The reporting controller of every Event; the guard lets our account write no other.
 pub const REPORTER: &str = "ecr-injector";
@@ -81,10 +80,8 @@ pub struct EventRecorderOptions {
     pub clock: Arc<dyn Clock>,
     /// Counts the calls and the dropped Events.
     pub metrics: Arc<ClusterMetrics>,
-    /// Waits for the task at shutdown.
-    pub tasks: TaskTracker,
-    /// Ends the task; Events that were not sent by then are dropped.
-    pub stop: CancellationToken,
+    /// Runs the task until the stop; Events that were not sent by then are dropped.
+    pub supervisor: Supervisor,
 }
 
 impl EventRecorder {
@@ -102,10 +99,10 @@ impl EventRecorder {
             recent: recent.clone(),
             logged_outcome: None,
         };
-        let stop = options.stop;
-        options.tasks.spawn(async move {
-            stop.run_until_cancelled(sender.run(queued)).await;
-        });
+        // It may end by itself: then there is no recorder left.
+        options
+            .supervisor
+            .spawn_once("event recorder", sender.run(queued));
         Self {
             queue,
             recent,

@@ -34,9 +34,11 @@ use crate::{
     cluster::{
         call::{ApiCall, CallFailure, CallOutcome},
         metrics::ClusterMetrics,
-        random,
     },
-    process::clock::{Clock, ClockReading},
+    process::{
+        clock::{Clock, ClockReading},
+        random::random,
+    },
     telemetry::log_once::LogOnce,
 };
 

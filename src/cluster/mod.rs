@@ -12,11 +12,9 @@ pub mod namespaces;
 pub mod near_miss;
 pub mod object;
 pub mod ownership;
-mod random;
 pub mod rights;
 pub mod service_accounts;
 pub mod watch;
 pub(crate) mod write;
 
 pub use self::client::{Cluster, ClusterError};
-pub(crate) use self::random::random;

@@ -21,7 +21,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::random;
+use crate::process::random::random;
 
 /// The backoff after the first error, doubled up to [`WatchTimeouts::max_backoff`].
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);

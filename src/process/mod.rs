@@ -7,5 +7,7 @@ pub mod current;
 pub mod file_descriptors;
 pub mod file_watcher;
 pub mod memory;
+pub(crate) mod random;
 pub mod readiness;
 pub mod signals;
+pub mod supervisor;

@@ -21,6 +21,7 @@ use ecr_injector::cluster::event_recorder::{EventRecorder, EventRecorderOptions}
 use ecr_injector::cluster::lease::{Elector, Settings};
 use ecr_injector::cluster::namespace::Namespace;
 use ecr_injector::process::clock::SystemClock;
+use ecr_injector::process::supervisor::Supervisor;
 use ecr_injector::pull_secret::events::{self, PullSecretEvent};
 use ecr_injector::pull_secret::guard::{Verdict, test_guard};
 use ecr_injector::pull_secret::{Damage, Foreign};
@@ -28,7 +29,6 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const SOON: Duration = Duration::from_secs(20);
@@ -774,15 +774,14 @@ async fn publishes_events_that_the_api_server_accepts() {
     let (cluster, us, admin) = ready().await;
     // Also where nobody is opted in any more.
     let namespace = Namespace::parse(&cluster.plain().await).unwrap();
-    let tasks = TaskTracker::new();
+    let supervisor = Supervisor::default();
     let recorder = EventRecorder::new(EventRecorderOptions {
         client: us.0.clone(),
         regarding: events::regarding(PULL_SECRET),
         instance: "x".repeat(200),
         clock: Arc::new(SystemClock),
         metrics: Metrics::default().cluster,
-        tasks: tasks.clone(),
-        stop: CancellationToken::new(),
+        supervisor: supervisor.clone(),
     });
     let long = "word ".repeat(1000);
     let published = [
@@ -822,8 +821,8 @@ async fn publishes_events_that_the_api_server_accepts() {
         recorder.publish(&namespace, event);
     }
     drop(recorder);
-    tasks.close();
-    timeout(SOON, tasks.wait()).await.unwrap();
+    supervisor.tasks().close();
+    timeout(SOON, supervisor.tasks().wait()).await.unwrap();
     let list = admin.get(&events_in(namespace.as_str())).await.allowed();
     let written = list["items"].as_array().unwrap();
     assert_eq!(written.len(), published.len());

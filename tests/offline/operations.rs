@@ -559,6 +559,18 @@ fn results_of_commands_are_those_of_the_tables() {
     }
 }
 
+#[test]
+fn exit_code_of_a_failed_task_is_on_the_page() {
+    let code = read("src/cli/serve.rs");
+    let code = code.split("const TASK_FAILED: u8 = ").nth(1).unwrap();
+    let code = code.split(';').next().unwrap();
+    let row = rows(EXIT_CODES, "code")
+        .into_iter()
+        .find(|row| row[0] == code);
+    let meaning = row.unwrap_or_else(|| panic!("{EXIT_CODES} lacks {code}"))[1].clone();
+    assert!(meaning.contains("background task"), "{meaning}");
+}
+
 /// Returns the arguments of a call whose opening bracket has just ended.
 fn arguments(code: &str) -> &str {
     let (mut depth, mut is_text, mut is_escaped) = (1, false, false);

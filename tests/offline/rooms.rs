@@ -103,6 +103,53 @@ const PURE_IMPORTS: &[&str] = &[
 /// Types whose `now` reads a clock.
 const CLOCKS: [&str; 4] = ["Timestamp", "Zoned", "Instant", "SystemTime"];
 
+/// The files that spawn tasks beside the supervisor: how many, and why nobody has to watch these.
+const SPAWNS: &[(&str, usize, &str)] = &[
+    (
+        "cli/serve.rs",
+        1,
+        "a listener, which runs under the supervisor in its task",
+    ),
+    (
+        "cli/serve/leader.rs",
+        1,
+        "the election, which runs under the supervisor in its task",
+    ),
+    (
+        "cluster/lease.rs",
+        1,
+        "a term, whose end the election awaits",
+    ),
+    ("process/supervisor.rs", 2, "the supervisor itself"),
+    (
+        "pull_secret/provisioner.rs",
+        3,
+        "an attempt, which its admission awaits; one write; the retries of one namespace",
+    ),
+    (
+        "refresh/controller.rs",
+        1,
+        "a call, whose result the leader's loop awaits",
+    ),
+    (
+        "refresh/minter.rs",
+        1,
+        "a minting, whose result the leader's loop awaits",
+    ),
+    ("server/accept.rs", 1, "one connection"),
+    (
+        "telemetry/log/writer.rs",
+        1,
+        "the log's thread, which lasts as long as the process",
+    ),
+    (
+        "telemetry/otel.rs",
+        2,
+        "one call to the collector; the last one",
+    ),
+    ("token/cache.rs", 2, "one minting, which its callers await"),
+];
+
 struct File {
     /// The module's path below `src`: a folder's own file is named like the folder.
     name: String,
@@ -466,6 +513,38 @@ fn texts(folder: &str) -> Vec<(PathBuf, String)> {
         }
     }
     texts
+}
+
+/// Counts the tasks that a text spawns beside the supervisor.
+fn spawns(code: &str) -> usize {
+    let is_raw = |at: usize| {
+        let before: String = code[..at].split_whitespace().collect();
+        !["supervisor.", "fn", "self."]
+            .iter()
+            .any(|known| before.ends_with(known))
+    };
+    ["spawn(", "spawn_once(", "spawn_blocking(", "spawn_local("]
+        .iter()
+        .flat_map(|call| code.match_indices(call))
+        .filter(|(at, _)| is_raw(*at))
+        .count()
+}
+
+#[test]
+fn tasks_are_supervised_or_end_with_their_work() {
+    let listed: BTreeMap<&str, usize> = SPAWNS.iter().map(|row| (row.0, row.1)).collect();
+    assert!(SPAWNS.iter().all(|row| !row.2.is_empty()));
+    for file in files().iter().filter(|file| !file.is_tests()) {
+        let code = file.text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let allowed = listed.get(&*file.path).copied().unwrap_or_default();
+        assert_eq!(
+            spawns(code),
+            allowed,
+            "src/{}: spawn with the supervisor, which ends the process if the task fails; or say in SPAWNS \
+             why nobody has to watch the task",
+            file.path
+        );
+    }
 }
 
 #[test]

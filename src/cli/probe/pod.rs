@@ -18,7 +18,8 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use crate::{
-    cluster::{namespace::Namespace, ownership, random},
+    cluster::{namespace::Namespace, ownership},
+    process::random::random,
     pull_secret,
     registry::Host,
     token::Freshness,

@@ -54,7 +54,7 @@ pub(super) fn provisioner(context: &Context, events: EventRecorder) -> Provision
         tokens: context.tokens.clone(),
         metrics: context.metrics.pull_secret.clone(),
         events: Some(events),
-        tasks: context.tasks.clone(),
-        stop: context.stop.clone(),
+        tasks: context.supervisor.tasks().clone(),
+        stop: context.supervisor.stop().clone(),
     })
 }

@@ -16,7 +16,10 @@ use crate::{
         lease::{Elector, Leadership, Settings},
         namespace::Namespace,
     },
-    process::readiness::{self, Condition},
+    process::{
+        readiness::{self, Condition},
+        supervisor::Supervisor,
+    },
     pull_secret::{provisioner::Provisioner, state_key::KeySecret},
     refresh::{Reconciler, discovery::Discoverer, near_misses::NearMisses},
     registry::Host,
@@ -78,18 +81,26 @@ pub(super) struct LeaderTasks {
 }
 
 impl LeaderTasks {
-    async fn run(self, term: Leadership) {
+    /// Runs the tasks until the term is over.
+    async fn run(self, term: Leadership, supervisor: Supervisor) {
+        let is_over = || !term.holds();
         let keep_authority = async {
-            if let Some(authority) = self.authority {
-                authority.keep(term.clone()).await;
+            match self.authority {
+                Some(authority) => authority.keep(term.clone()).await,
+                None => term.lost().await,
             }
         };
-        tokio::join!(
+        let (reconcile, discover) = (
             self.reconciler.lead(term.clone()),
-            keep_authority,
-            self.state_key.maintain(&term),
             self.discoverer.lead(term.clone()),
             self.near_misses.lead(term.clone()),
+        );
+        let maintain = self.state_key.maintain(&term);
+        tokio::join!(
+            supervisor.supervise("refresh of pull secrets", is_over, reconcile),
+            supervisor.supervise("certificate authority", is_over, keep_authority),
+            supervisor.supervise("state key", is_over, maintain),
+            supervisor.supervise("discovery of Pods", is_over, discover),
         );
     }
 }
@@ -108,14 +119,20 @@ pub(super) fn elect(
         context.clock.clone(),
         context.metrics.cluster.clone(),
     )?;
-    let stop = context.stop.clone();
+    let supervisor = context.supervisor.clone();
     Ok(tokio::spawn(async move {
-        let ready = stop.run_until_cancelled(readiness::all_held(&synced));
-        if ready.await.is_none() {
-            return;
-        }
-        let lead = |term: Leadership| tasks.clone().run(term);
-        elector.run(stop, lead).await;
+        let stop = supervisor.stop();
+        let lead = |term: Leadership| tasks.clone().run(term, supervisor.clone());
+        let elect = async {
+            let synced = stop.run_until_cancelled(readiness::all_held(&synced));
+            if synced.await.is_some() {
+                elector.run(stop.clone(), lead).await;
+            }
+        };
+        let is_over = || stop.is_cancelled();
+        supervisor
+            .supervise("leader election", is_over, Box::pin(elect))
+            .await;
     }))
 }
 

@@ -33,8 +33,7 @@ struct Fixture {
     created: Arc<Mutex<Vec<(Instant, Value)>>>,
     status: Arc<AtomicU16>,
     metrics: Metrics,
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    supervisor: Supervisor,
 }
 
 fn fixture() -> Fixture {
@@ -72,8 +71,7 @@ fn fixture() -> Fixture {
             Ok::<_, Infallible>(Response::builder().status(code).body(body).expect("one"))
         }
     });
-    let (metrics, tasks) = (Metrics::default(), TaskTracker::new());
-    let stop = CancellationToken::new();
+    let (metrics, supervisor) = (Metrics::default(), Supervisor::default());
     let recorder = EventRecorder::new(EventRecorderOptions {
         client: Client::new(service, "default"),
         regarding: ObjectReference {
@@ -85,16 +83,14 @@ fn fixture() -> Fixture {
         instance: "pod-1".to_owned(),
         clock: Arc::new(FixedClock),
         metrics: metrics.cluster.clone(),
-        tasks: tasks.clone(),
-        stop: stop.clone(),
+        supervisor: supervisor.clone(),
     });
     Fixture {
         recorder,
         created,
         status,
         metrics,
-        tasks,
-        stop,
+        supervisor,
     }
 }
 
@@ -302,15 +298,15 @@ async fn task_ends_when_the_queue_is_sent_or_at_once_when_stopped() {
     let Fixture {
         recorder,
         created,
-        tasks,
+        supervisor,
         ..
     } = fixture();
     for number in 0..100 {
         recorder.publish(&numbered(number), &Change("a"));
     }
     drop(recorder);
-    tasks.close();
-    tasks.wait().await;
+    supervisor.tasks().close();
+    supervisor.tasks().wait().await;
     assert_eq!(created.lock().expect("a lock").len(), 100);
 
     let fixture = fixture();
@@ -318,9 +314,9 @@ async fn task_ends_when_the_queue_is_sent_or_at_once_when_stopped() {
     fixture.recorder.publish(&namespace("here"), &Change("a"));
     sleep(Duration::from_millis(1)).await;
     let before = Instant::now();
-    fixture.stop.cancel();
-    fixture.tasks.close();
-    fixture.tasks.wait().await;
+    fixture.supervisor.stop().cancel();
+    fixture.supervisor.tasks().close();
+    fixture.supervisor.tasks().wait().await;
     assert_eq!(Instant::now(), before);
     // Later ones are dropped, and that is all.
     fixture.recorder.publish(&namespace("here"), &Change("b"));
