@@ -149,12 +149,13 @@ impl CertificateArgs {
         })
     }
 
-    /// Returns the TLS configuration of the listener.
+    /// Returns the TLS configuration of the listener, and which clients are trusted, if they have to
+    /// show certificates.
     pub(super) fn server_config(
         &self,
         context: &Context,
         serving: Arc<CertResolver>,
-    ) -> anyhow::Result<ServerConfig> {
+    ) -> anyhow::Result<(ServerConfig, Option<Arc<Clients>>)> {
         let clients = match &self.client_ca {
             Some(path) => {
                 let clients = Clients::load(path.clone(), self.client_name.clone())?;
@@ -165,7 +166,8 @@ impl CertificateArgs {
             }
             None => None,
         };
-        Ok(tls::server_config(serving, self.tls_min_version, clients)?)
+        let config = tls::server_config(serving, self.tls_min_version, clients.clone())?;
+        Ok((config, clients))
     }
 
     fn lifetimes(&self) -> anyhow::Result<Lifetimes> {

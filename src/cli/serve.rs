@@ -38,7 +38,7 @@ use crate::{
     pull_secret::{gauges, guard},
     server::{
         Admission,
-        accept::{Connection, Listener},
+        accept::{ClientTrust, Connection, Listener},
         admin,
     },
     telemetry::{
@@ -243,7 +243,7 @@ impl ServeArgs {
         let synced = context.watch(&mut readiness, Some(keyed));
         let Certificates { source, authority } = certificates;
         let resolver = serve_certificate(&context, &mut readiness, source, service);
-        let tls = self.certificates.server_config(&context, resolver)?;
+        let (tls, clients) = self.certificates.server_config(&context, resolver)?;
         if let Some(authority) = authority.clone() {
             watch_authority(&context, &mut readiness, authority);
         }
@@ -264,6 +264,7 @@ impl ServeArgs {
         let webhook = admission::webhook(&context, provisioner, events, accounts);
         let admission = Connection {
             tls: Some(TlsAcceptor::from(Arc::new(tls))),
+            trust: clients.map(|clients| clients as Arc<dyn ClientTrust>),
             router: Admission::new(webhook, metrics.server.clone())
                 .with_traces(traces)
                 .router(),
@@ -272,6 +273,7 @@ impl ServeArgs {
         };
         let admin = Connection {
             tls: None,
+            trust: None,
             router: admin::router(readiness, metrics.registry),
             metrics: Arc::default(),
             draining: CancellationToken::new(),

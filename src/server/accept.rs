@@ -1,61 +1,68 @@
 //! The accept loop: from a listening socket to HTTP/1.1 requests, with every wait bounded.
-//!
-//! hyper's one header timeout is also its idle timeout, and those two must differ: a client that
-//! sends a request's head slowly is cut off in seconds, while a kept-alive connection may be idle
-//! longer than the 90 s for which the API server keeps its own. So hyper gets the idle timeout, and
-//! the stream around it has the timeout of the head. The stream also has the timeout of a response
-//! that the client doesn't read, for which hyper has none.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use futures::future::BoxFuture;
 use http::{HeaderValue, header::CONNECTION};
 use hyper::{body::Incoming, server::conn::http1, service::Service};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::{GracefulShutdown, Watcher},
-};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::io::Errno;
+use rustls::pki_types::CertificateDer;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep, sleep, sleep_until, timeout},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use super::metrics::{Handshake, ServerMetrics, Shed};
+use super::{
+    LOG_LIMIT,
+    connection_limit::{ConnectionLimit, Slot},
+    connection_state::ConnectionState,
+    metrics::{Handshake, ServerMetrics, Shed},
+    timeout_stream::TimeoutStream,
+};
 
 /// The most connections at the same time. One more replaces the one that is least in use.
 pub const MAX_CONNECTIONS: usize = 1024;
 /// The timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The timeout of a request's head, from its first byte; on a new connection from its start, with
-/// the handshake.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a kept-alive connection may be idle. The API server closes its own after 90 s, and does
-/// not retry a review that met a closed connection.
+/// How long a connection may be idle, also before its first request: Go's client opens connections
+/// ahead. The API server closes its own after 90 s, and does not retry a review that met a closed
+/// connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
-/// The timeout of a response, from when the client's window is full until all of it is sent.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a new connection is kept after a stop for its first request, which may be on its way.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(2);
 /// The largest head of a request.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADERS: usize = 64;
-/// How long a new connection waits for a slot before it tries again to close an idle connection.
-const SLOT_RETRY: Duration = Duration::from_millis(50);
-/// The pause after an accept that failed, as without free file descriptors.
+/// The pause after an accept that failed for want of something, such as file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// After so many failures in a row an accept always pauses: what they have in common is then more
+/// than a connection.
+const MAX_FAILURES: u32 = 64;
+
+/// The errors of an accept that the connection brought along, not the listener: Linux returns what
+/// has become of the connection while it waited in the queue (accept(2)). The next one may be fine.
+const OF_ONE_CONNECTION: [Errno; 12] = [
+    Errno::CONNABORTED,
+    Errno::CONNRESET,
+    Errno::TIMEDOUT,
+    Errno::INTR,
+    Errno::PROTO,
+    Errno::NOPROTOOPT,
+    Errno::OPNOTSUPP,
+    Errno::NETDOWN,
+    Errno::NETUNREACH,
+    Errno::NONET,
+    Errno::HOSTDOWN,
+    Errno::HOSTUNREACH,
+];
 
 /// A listener and the limit of its connections.
 pub struct Listener {
@@ -72,6 +79,8 @@ pub struct Listener {
 pub struct Connection {
     /// The TLS acceptor; `None` serves plain HTTP.
     pub tls: Option<TlsAcceptor>,
+    /// Which clients are trusted, if clients have certificates.
+    pub trust: Option<Arc<dyn ClientTrust>>,
     /// The routes.
     pub router: Router,
     /// The metrics of connections.
@@ -81,44 +90,66 @@ pub struct Connection {
     pub draining: CancellationToken,
 }
 
+/// Decides which clients are trusted by their certificates, for connections that outlive a change.
+pub trait ClientTrust: Send + Sync {
+    /// Returns a receiver of the changes from now on.
+    fn changes(&self) -> watch::Receiver<()>;
+
+    /// Returns whether a client with this certificate chain is trusted now.
+    fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool;
+}
+
+/// The certificate of a connection's client, and the changes since its handshake began.
+struct Peer {
+    chain: Vec<CertificateDer<'static>>,
+    trust: Arc<dyn ClientTrust>,
+    changes: watch::Receiver<()>,
+}
+
 impl Listener {
-    /// Accepts connections until `stop`, then waits at most `grace` for requests in flight, and
-    /// closes the connections that are left.
+    /// Accepts connections until `stop`, then serves those that are in the queue, waits at most
+    /// `grace` for all requests, and closes the connections that are left.
     pub async fn run(self, stop: CancellationToken, tasks: TaskTracker, grace: Duration) {
         let limit = Arc::new(ConnectionLimit::new(self.limit));
-        let graceful = GracefulShutdown::new();
-        let cut_off = CancellationToken::new();
-        while let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await {
+        let (open, cut_off) = (TaskTracker::new(), CancellationToken::new());
+        let serve = |stream: TcpStream, slot: Slot| {
+            // A failure only means that small responses may wait for an acknowledgement.
+            let _ = stream.set_nodelay(true);
+            let (connection, cut_off) = (self.connection.clone(), cut_off.clone());
+            let served = connection.serve_in(slot, stream, stop.clone(), cut_off);
+            tasks.spawn(open.track_future(served));
+        };
+        let mut failures = 0;
+        let accepted = loop {
+            let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await else {
+                break None;
+            };
             let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
-                    self.connection.metrics.connection_failure("accept");
-                    sleep(ACCEPT_RETRY).await;
+                    failures += 1;
+                    self.connection.accept_failed(&error, failures).await;
                     continue;
                 }
             };
-            // A failure only means that small responses may wait for an acknowledgement.
-            let _ = stream.set_nodelay(true);
-            let Some(slot) = stop.run_until_cancelled(limit.take()).await else {
-                break;
-            };
-            let (connection, watcher) = (self.connection.clone(), graceful.watcher());
-            let cut_off = cut_off.clone();
-            tasks.spawn(async move {
-                let served = connection.serve_as(stream, watcher, slot.state.clone());
-                tokio::select! {
-                    () = served => {}
-                    () = slot.shed.cancelled() => {
-                        connection.metrics.connection_failure("shed");
-                        connection.metrics.shed(Shed::Connection);
-                    }
-                    () = cut_off.cancelled() => {}
-                }
-            });
-        }
-        drop(self.socket);
-        if timeout(grace, graceful.shutdown()).await.is_err() {
+            failures = 0;
+            match stop.run_until_cancelled(limit.take()).await {
+                Some(slot) => serve(stream, slot),
+                None => break Some(stream),
+            }
+        };
+        let ended = timeout(grace, async {
+            // A client whose connection is in the queue may have sent a request already.
+            for stream in accepted
+                .into_iter()
+                .chain(queue(self.socket).take(self.limit))
+            {
+                serve(stream, limit.take().await);
+            }
+            open.close();
+            open.wait().await;
+        });
+        if ended.await.is_err() {
             tracing::warn!(
                 timeout_seconds = grace.as_secs(),
                 "drain timeout exceeded; closing connections that are still busy"
@@ -128,28 +159,88 @@ impl Listener {
     }
 }
 
+/// Returns the connections that are in the queue of a listener, and closes it then.
+fn queue(socket: TcpListener) -> impl Iterator<Item = TcpStream> {
+    let socket = socket.into_std().ok();
+    std::iter::from_fn(move || {
+        let (stream, _) = socket.as_ref()?.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        TcpStream::from_std(stream).ok()
+    })
+}
+
+/// Returns whether an error of an accept is that of one connection.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    errno.is_some_and(|errno| {
+        let mut own = OF_ONE_CONNECTION.iter();
+        own.any(|own| own.raw_os_error() == errno)
+    })
+}
+
 impl Connection {
-    /// Serves one connection to its end; `watcher` signals to end after the request in flight.
-    pub async fn serve<S>(&self, stream: S, watcher: Watcher)
+    /// Serves one connection to its end, which comes after the request in flight once `stop` is
+    /// cancelled.
+    pub async fn serve<S>(&self, stream: S, stop: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.serve_as(stream, watcher, Arc::default()).await;
+        self.serve_as(stream, stop, Arc::default()).await;
     }
 
-    async fn serve_as<S>(&self, stream: S, watcher: Watcher, state: Arc<ConnectionState>)
+    /// Serves a connection in its slot, until its end or until the slot is needed.
+    async fn serve_in(
+        self,
+        slot: Slot,
+        stream: TcpStream,
+        stop: CancellationToken,
+        cut_off: CancellationToken,
+    ) {
+        tokio::select! {
+            () = self.serve_as(stream, stop, slot.state.clone()) => {}
+            () = slot.shed.cancelled() => {
+                self.metrics.connection_failure("shed");
+                self.metrics.shed(Shed::Connection);
+            }
+            () = cut_off.cancelled() => {}
+        }
+    }
+
+    /// Counts and logs an accept that failed, the last of so many in a row, and waits if the next
+    /// one would fail, too.
+    async fn accept_failed(&self, error: &io::Error, failures: u32) {
+        if is_of_one_connection(error) && failures < MAX_FAILURES {
+            tracing::debug!(%error, "a connection ended before it was accepted");
+            self.metrics.connection_failure("aborted");
+            return;
+        }
+        self.metrics.connection_failure("accept");
+        if let Some(omitted) = LOG_LIMIT.admit("accept") {
+            tracing::warn!(%error, omitted, "accepting a connection failed");
+        }
+        sleep(ACCEPT_RETRY).await;
+    }
+
+    async fn serve_as<S>(&self, stream: S, stop: CancellationToken, state: Arc<ConnectionState>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _open = Open::count(&self.metrics);
-        let head_by = Instant::now() + HEAD_TIMEOUT;
+        let _open = Open::count(&self.metrics, state.clone());
         let Some(tls) = &self.tls else {
-            return self.serve_http(stream, watcher, state, head_by).await;
+            return self.serve_http(stream, stop, state, None).await;
         };
+        // Before the handshake: a change during the handshake counts, too.
+        let trust = self.trust.clone().map(|trust| (trust.changes(), trust));
         match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
             Ok(Ok(stream)) => {
                 self.metrics.handshake(Handshake::Done);
-                self.serve_http(stream, watcher, state, head_by).await;
+                let chain = stream.get_ref().1.peer_certificates();
+                let peer = trust.map(|(changes, trust)| Peer {
+                    chain: chain.unwrap_or_default().to_vec(),
+                    trust,
+                    changes,
+                });
+                self.serve_http(stream, stop, state, peer).await;
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "TLS handshake failed");
@@ -166,30 +257,41 @@ impl Connection {
     async fn serve_http<S>(
         &self,
         stream: S,
-        watcher: Watcher,
+        stop: CancellationToken,
         state: Arc<ConnectionState>,
-        head_by: Instant,
+        peer: Option<Peer>,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let stream = TimeoutStream {
-            inner: stream,
-            state: state.clone(),
-            head: Box::pin(sleep_until(head_by)),
-            response: None,
-        };
         let service = Requests {
             router: self.router.clone(),
             draining: self.draining.clone(),
-            state,
+            stop: stop.clone(),
+            state: state.clone(),
         };
+        let stream = TimeoutStream::new(stream, state.clone());
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE_TIMEOUT)
             .max_buf_size(MAX_HEAD_BYTES)
             .max_headers(MAX_HEADERS)
             .serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = watcher.watch(connection).await {
+        let mut connection = std::pin::pin!(connection);
+        let first_request_by = Instant::now() + FIRST_REQUEST_GRACE;
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped(&stop, &state, first_request_by) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = distrusted(peer, &state) => {
+                tracing::debug!("closing a connection whose client is no longer trusted");
+                self.metrics.connection_failure("distrusted");
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "connection ended with an error");
             self.metrics
                 .connection_failure(if error.is_timeout() { "idle" } else { "http" });
@@ -197,224 +299,60 @@ impl Connection {
     }
 }
 
-/// Counts a connection as open until it is dropped, also by a panic.
-struct Open<'a>(&'a ServerMetrics);
+/// Waits until a connection is to end because of the stop. The first request of a new connection
+/// may be on its way: its client opened the connection for it.
+async fn stopped(stop: &CancellationToken, state: &ConnectionState, first_request_by: Instant) {
+    stop.cancelled().await;
+    if state.is_unused() {
+        sleep_until(first_request_by).await;
+    }
+}
+
+/// Waits until a connection is to end because its client is no longer trusted. A client that still
+/// is gets to hear it with its next response: closing its idle connection could meet a request that
+/// is on its way, which the API server does not repeat.
+async fn distrusted(peer: Option<Peer>, state: &ConnectionState) {
+    let Some(mut peer) = peer else {
+        return std::future::pending().await;
+    };
+    // An error would mean that the sender is gone, and `peer` has it.
+    while peer.changes.changed().await.is_ok() {
+        if !peer.trust.trusts(&peer.chain) {
+            return;
+        }
+        state.end();
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Counts a connection as open until it is dropped, also by a panic, and then counts a request that
+/// it leaves without a response.
+struct Open<'a> {
+    metrics: &'a ServerMetrics,
+    state: Arc<ConnectionState>,
+}
 
 impl<'a> Open<'a> {
-    fn count(metrics: &'a ServerMetrics) -> Self {
+    fn count(metrics: &'a ServerMetrics, state: Arc<ConnectionState>) -> Self {
         metrics.connections.inc();
-        Self(metrics)
+        Self { metrics, state }
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.connections.dec();
-    }
-}
-
-/// The phase of a connection between two requests.
-#[derive(Default)]
-struct ConnectionState {
-    phase: AtomicU8,
-    /// The number of the connection's last response among all responses; 0 before the first.
-    last_response: AtomicU64,
-}
-
-const HEAD: u8 = 0;
-const BUSY: u8 = 1;
-const IDLE: u8 = 2;
-
-static RESPONSES: AtomicU64 = AtomicU64::new(0);
-
-impl ConnectionState {
-    fn is(&self, phase: u8) -> bool {
-        self.phase.load(Ordering::Relaxed) == phase
-    }
-
-    fn set(&self, phase: u8) {
-        self.phase.store(phase, Ordering::Relaxed);
-    }
-
-    fn responded(&self) {
-        let count = RESPONSES.fetch_add(1, Ordering::Relaxed) + 1;
-        self.last_response.store(count, Ordering::Relaxed);
-        self.set(IDLE);
-    }
-}
-
-/// The slots for connections. A client that reaches the port can take all of them and stay idle, so
-/// when none is free, a new connection gets the slot of one that never sent a request, else of the
-/// one that has been idle longest.
-struct ConnectionLimit {
-    free: Arc<Semaphore>,
-    taken: Mutex<Vec<Taken>>,
-}
-
-#[derive(Clone)]
-struct Taken {
-    state: Arc<ConnectionState>,
-    shed: CancellationToken,
-}
-
-/// A connection's slot, free again when dropped.
-struct Slot {
-    state: Arc<ConnectionState>,
-    shed: CancellationToken,
-    limit: Arc<ConnectionLimit>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl ConnectionLimit {
-    fn new(limit: usize) -> Self {
-        Self {
-            free: Arc::new(Semaphore::new(limit)),
-            taken: Mutex::default(),
-        }
-    }
-
-    async fn take(self: &Arc<Self>) -> Slot {
-        let permit = loop {
-            if self.free.available_permits() == 0 {
-                self.shed_one();
-            }
-            match timeout(SLOT_RETRY, self.free.clone().acquire_owned()).await {
-                Ok(Ok(permit)) => break permit,
-                // All were busy; one of them may be idle by now.
-                Err(_) => {}
-                Ok(Err(_)) => unreachable!("the semaphore is never closed"),
-            }
+        self.metrics.connections.dec();
+        let Some(elapsed) = self.state.unanswered() else {
+            return;
         };
-        let taken = Taken {
-            state: Arc::default(),
-            shed: CancellationToken::new(),
-        };
-        self.taken().push(taken.clone());
-        Slot {
-            state: taken.state,
-            shed: taken.shed,
-            limit: self.clone(),
-            _permit: permit,
+        self.metrics.refused_request("unanswered");
+        if let Some(omitted) = LOG_LIMIT.admit("unanswered") {
+            tracing::warn!(
+                elapsed_ms = elapsed.as_secs_f64() * 1000.0,
+                omitted,
+                "a connection ended before its request was answered"
+            );
         }
-    }
-
-    /// Closes the connection that has been idle longest, of equals the oldest; none while all are
-    /// busy.
-    fn shed_one(&self) {
-        let taken = self.taken();
-        let idle = taken
-            .iter()
-            .filter(|taken| !taken.state.is(BUSY) && !taken.shed.is_cancelled());
-        let last_response = |taken: &&Taken| taken.state.last_response.load(Ordering::Relaxed);
-        if let Some(longest) = idle.min_by_key(last_response) {
-            longest.shed.cancel();
-        }
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Vec<Taken>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.limit
-            .taken()
-            .retain(|taken| !Arc::ptr_eq(&taken.state, &self.state));
-    }
-}
-
-/// A stream that fails a read when a request's head takes too long, and a write when a response
-/// does.
-struct TimeoutStream<S> {
-    inner: S,
-    state: Arc<ConnectionState>,
-    head: Pin<Box<Sleep>>,
-    /// Runs while bytes of a response wait for the client to read.
-    response: Option<Pin<Box<Sleep>>>,
-}
-
-impl<S> TimeoutStream<S> {
-    /// Fails a write that has waited too long.
-    fn bound<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        result: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if result.is_pending() {
-            let timer = self
-                .response
-                .get_or_insert_with(|| Box::pin(sleep(RESPONSE_TIMEOUT)));
-            if timer.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(too_slow("the response was read too slowly")));
-            }
-        }
-        result
-    }
-}
-
-fn too_slow(message: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, message)
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.state.is(HEAD) && this.head.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(too_slow("the request's headers were sent too slowly")));
-        }
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut this.inner).poll_read(cx, buffer);
-        if this.state.is(IDLE) && buffer.filled().len() > before {
-            this.state.set(HEAD);
-            this.head.as_mut().reset(Instant::now() + HEAD_TIMEOUT);
-        }
-        result
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.inner).poll_write(cx, buffer);
-        this.bound(cx, result)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.inner).poll_flush(cx);
-        if result.is_ready() {
-            this.response = None;
-        }
-        this.bound(cx, result)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.inner).poll_shutdown(cx);
-        this.bound(cx, result)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let result = Pin::new(&mut this.inner).poll_write_vectored(cx, buffers);
-        this.bound(cx, result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
     }
 }
 
@@ -423,6 +361,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
 struct Requests {
     router: Router,
     draining: CancellationToken,
+    stop: CancellationToken,
     state: Arc<ConnectionState>,
 }
 
@@ -432,17 +371,64 @@ impl Service<http::Request<Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.state.set(BUSY);
+        self.state.requested();
         let (router, draining) = (self.router.clone(), self.draining.clone());
-        let state = self.state.clone();
+        let (stop, state) = (self.stop.clone(), self.state.clone());
         Box::pin(async move {
-            let mut response = router.oneshot(request.map(Body::new)).await;
-            if let (true, Ok(response)) = (draining.is_cancelled(), &mut response) {
+            let Ok(mut response) = router.oneshot(request.map(Body::new)).await;
+            if draining.is_cancelled() || stop.is_cancelled() || state.is_ending() {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
-            state.responded();
-            response
+            state.responded(!response.status().is_success());
+            Ok(response)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_pauses_only_for_errors_of_the_listener() {
+        for (errno, is_own) in [
+            (Errno::CONNABORTED, true),
+            (Errno::CONNRESET, true),
+            (Errno::HOSTUNREACH, true),
+            // Linux may leave the connection in the queue.
+            (Errno::PERM, false),
+            (Errno::MFILE, false),
+            (Errno::NFILE, false),
+            (Errno::NOBUFS, false),
+            (Errno::NOMEM, false),
+            (Errno::INVAL, false),
+        ] {
+            let error = io::Error::from_raw_os_error(errno.raw_os_error());
+            assert_eq!(is_of_one_connection(&error), is_own, "{error}");
+        }
+        let unknown = io::Error::other("unknown");
+        assert!(!is_of_one_connection(&unknown), "no loop without a pause");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn accept_pauses_after_many_failures_of_connections_in_a_row() {
+        let connection = Connection {
+            tls: None,
+            trust: None,
+            router: Router::new(),
+            metrics: Arc::default(),
+            draining: CancellationToken::new(),
+        };
+        let aborted = io::Error::from_raw_os_error(Errno::CONNABORTED.raw_os_error());
+        for (failures, pause) in [
+            (1, Duration::ZERO),
+            (MAX_FAILURES - 1, Duration::ZERO),
+            (MAX_FAILURES, ACCEPT_RETRY),
+        ] {
+            let started = Instant::now();
+            connection.accept_failed(&aborted, failures).await;
+            assert_eq!(started.elapsed(), pause, "{failures}");
+        }
     }
 }

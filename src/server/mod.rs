@@ -3,7 +3,10 @@
 
 pub mod accept;
 pub mod admin;
+mod connection_limit;
+mod connection_state;
 pub mod metrics;
+mod timeout_stream;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -28,6 +31,7 @@ use tokio::{
 use self::metrics::{ServerMetrics, Shed};
 use crate::telemetry::{
     log::line,
+    log_limit::LogLimit,
     otel::{Trace, Traces},
 };
 
@@ -52,6 +56,9 @@ const TIMEOUT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::
 const MARGIN_SHARE: u32 = 4;
 /// The longest error in a response. A parser's error may quote its input, which the client chooses.
 const MAX_ERROR_CHARS: usize = 300;
+
+/// The limit of the lines that anybody can cause who reaches a port.
+static LOG_LIMIT: LogLimit = LogLimit::new();
 
 /// Handles the body of a review.
 pub trait ReviewHandler: Send + Sync + 'static {
@@ -99,6 +106,8 @@ impl<H: ReviewHandler> Admission<H> {
     pub fn router(self) -> Router {
         Router::new()
             .route(PATH, post(mutate::<H>))
+            .fallback(unknown_path::<H>)
+            .method_not_allowed_fallback(unknown_method::<H>)
             .with_state(Arc::new(self))
     }
 
@@ -127,6 +136,16 @@ impl<H: ReviewHandler> Admission<H> {
                 Err((StatusCode::INTERNAL_SERVER_ERROR, "panic", text))
             }
         }
+    }
+
+    /// Counts and logs a rejected request, and returns the response that says why.
+    fn reject(&self, (status, reason, text): Rejection) -> Response {
+        self.metrics.refused_request(reason);
+        if let Some(omitted) = LOG_LIMIT.admit(reason) {
+            let shown = &*line(&text, text.len());
+            tracing::warn!(%status, reason, error = shown, omitted, "rejected a request");
+        }
+        (status, text + "\n").into_response()
     }
 
     /// Reads the body. Its share of the budget grows with the bytes that were read, so that a few
@@ -260,13 +279,18 @@ async fn mutate<H: ReviewHandler>(
         Ok(response) => {
             ([(CONTENT_TYPE, "application/json")], Body::from(response)).into_response()
         }
-        Err((status, reason, text)) => {
-            admission.metrics.refused_request(reason);
-            let shown = &*line(&text, text.len());
-            tracing::warn!(%status, reason, error = shown, "rejected a request");
-            (status, text + "\n").into_response()
-        }
+        Err(rejection) => admission.reject(rejection),
     }
+}
+
+async fn unknown_path<H: ReviewHandler>(State(admission): State<Arc<Admission<H>>>) -> Response {
+    let text = format!("reviews are sent to {PATH}");
+    admission.reject((StatusCode::NOT_FOUND, "not_found", text))
+}
+
+async fn unknown_method<H: ReviewHandler>(State(admission): State<Arc<Admission<H>>>) -> Response {
+    let text = "reviews are sent with POST".to_owned();
+    admission.reject((StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -2,6 +2,7 @@
 
 pub(crate) mod error_chain;
 pub mod log;
+pub(crate) mod log_limit;
 pub(crate) mod log_once;
 pub mod metrics;
 pub mod otel;

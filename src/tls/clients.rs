@@ -22,10 +22,12 @@ use rustls::{
     },
 };
 use thiserror::Error;
+use tokio::sync::watch;
 
 use super::{metrics::TlsMetrics, serving_cert::ParsedCert};
 use crate::{
     process::file_watcher::{FileChange, FileWatcher, Settling},
+    server::accept::ClientTrust,
     telemetry::{error_chain::error_chain, log_once::LogOnce},
 };
 
@@ -64,6 +66,7 @@ pub struct Clients {
     /// The file's content when it was loaded.
     loaded: Vec<u8>,
     verifier: ArcSwap<Verifier>,
+    changes: watch::Sender<()>,
 }
 
 struct Verifier(Arc<dyn ClientCertVerifier>);
@@ -88,6 +91,7 @@ impl Clients {
             names,
             loaded,
             verifier,
+            changes: watch::Sender::new(()),
         }))
     }
 
@@ -123,6 +127,7 @@ impl Clients {
         };
         let verifier = Verifier::new(&self.path, &bytes)?;
         self.verifier.store(Arc::new(verifier));
+        self.changes.send_replace(());
         watcher.accept(bytes);
         Ok(true)
     }
@@ -164,6 +169,19 @@ impl Verifier {
         let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
         let verifier = builder.build().map_err(|error| unusable(error.into()))?;
         Ok(Self(verifier))
+    }
+}
+
+impl ClientTrust for Clients {
+    fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        let verified = chain.split_first().map(|(certificate, intermediates)| {
+            self.verify_client_cert(certificate, intermediates, UnixTime::now())
+        });
+        verified.is_some_and(|verified| verified.is_ok())
     }
 }
 

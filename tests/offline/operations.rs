@@ -247,7 +247,8 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
         let text = read("src/server/mod.rs");
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
         let parts = code.split("(StatusCode::").skip(1);
-        set(parts.filter_map(|part| part[..part.find(')')?].split('"').nth(1)))
+        let rejected = set(parts.filter_map(|part| part[..part.find(')')?].split('"').nth(1)));
+        union(&[&rejected, &given_to("refused_request")])
     };
     let prefix = "ecr_injector_";
     let expected = [

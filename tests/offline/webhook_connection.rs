@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use ecr_injector::server::MAX_BODY_BYTES;
 use ecr_injector::tls::MinVersion;
-use hyper_util::server::graceful::GracefulShutdown;
 use rustls::version::TLS13;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::wire::{head, post, review};
 use crate::support::{InProcess, Tls, Wire};
@@ -249,10 +249,19 @@ async fn body_that_dribbles_in_is_cut_off_after_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connection_without_a_request_is_closed_after_10s() {
+async fn unused_connection_outlives_the_api_servers_idle_time() {
     let webhook = InProcess::new();
+    let tls = Tls::new(MinVersion::Tls13);
+    for pause in [0, 9, 11, 95, 145] {
+        // The API server dials ahead, and uses the connection up to 90 s later.
+        let stream = webhook.connect(Some(tls.acceptor.clone()));
+        let stream = tls.connect(stream, &[&TLS13], &["http/1.1"]).await.unwrap();
+        let mut wire = Wire::new(stream);
+        sleep(seconds(pause)).await;
+        serves(&mut wire).await;
+    }
     let took = lives_for(&mut connect(&webhook)).await;
-    assert!(is_about(10, took), "{took:?}");
+    assert!(is_about(150, took), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -322,26 +331,35 @@ async fn preface_of_http_2_is_refused() {
 async fn stop_answers_the_request_under_way_and_closes_the_connection() {
     let webhook = InProcess::new();
     webhook.mint.set_hangs(true);
-    let graceful = GracefulShutdown::new();
-    let mut busy = Wire::new(webhook.connect_until(None, &graceful));
-    let mut reading = Wire::new(webhook.connect_until(None, &graceful));
-    let mut idle = Wire::new(webhook.connect_until(None, &graceful));
-    let mut new = Wire::new(webhook.connect_until(None, &graceful));
+    let stop = CancellationToken::new();
+    let open = || Wire::new(webhook.connect_until(None, &stop));
+    let (mut busy, mut reading) = (open(), open());
+    let (mut idle, mut unused) = (open(), open());
     serves(&mut idle).await;
     busy.send(post("/mutate?timeout=8s", review("busy", IMAGE)))
         .await;
     let request = post(TARGET, review("reading", "nginx"));
     let (one, two) = request.split_at(request.len() - 10);
     reading.send(one).await;
+    sleep(seconds(3)).await;
+    let (mut new, mut sending) = (open(), open());
     sleep(seconds(1)).await;
 
     let started = Instant::now();
-    let stopped = tokio::spawn(graceful.shutdown());
+    stop.cancel();
     idle.closed().await;
-    new.closed().await;
+    unused.closed().await;
     assert_eq!(started.elapsed(), Duration::ZERO);
+    // The first request of a new connection may be on its way.
+    sleep(Duration::from_millis(500)).await;
+    sending.send(post(TARGET, review("sending", "nginx"))).await;
+    let answer = sending.answer().await.expect("an answer");
+    assert_eq!(answer.response()["uid"], "sending");
+    assert!(answer.head.contains("connection: close"), "{}", answer.head);
+    sending.closed().await;
+    new.closed().await;
+    assert!(is_about(1, started.elapsed()), "{:?}", started.elapsed());
 
-    sleep(seconds(1)).await;
     reading.send(two).await;
     for (mut wire, uid) in [(reading, "reading"), (busy, "busy")] {
         let answer = wire.answer().await.expect("an answer");
@@ -349,7 +367,6 @@ async fn stop_answers_the_request_under_way_and_closes_the_connection() {
         assert!(answer.head.contains("connection: close"), "{}", answer.head);
         wire.closed().await;
     }
-    stopped.await.unwrap();
     assert!(started.elapsed() <= seconds(6));
     assert_eq!(webhook.metric("ecr_injector_connections"), 0);
 }
@@ -384,14 +401,75 @@ async fn handshake_that_stalls_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn handshake_and_first_head_share_ten_seconds() {
+async fn first_head_after_a_slow_handshake_has_ten_seconds() {
     let webhook = InProcess::new();
     let tls = Tls::new(MinVersion::Tls13);
     let stream = webhook.connect(Some(tls.acceptor.clone()));
-    let started = Instant::now();
     sleep(seconds(4)).await;
     let stream = tls.connect(stream, &[&TLS13], &["http/1.1"]).await.unwrap();
     let mut wire = Wire::new(stream);
-    wire.closed().await;
-    assert!(is_about(10, started.elapsed()), "{:?}", started.elapsed());
+    sleep(seconds(20)).await;
+    let took = dribble(&mut wire, &head(TARGET, "Content-Length: 2")).await;
+    assert!(is_about(10, took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_connection_ends_with_a_response_after_its_age() {
+    let mut ages = Vec::new();
+    for _ in 0..5 {
+        let webhook = InProcess::new();
+        let mut wire = connect(&webhook);
+        let started = Instant::now();
+        loop {
+            wire.send(post(TARGET, review("u", "nginx"))).await;
+            let answer = wire.answer().await.expect("an answer");
+            assert_eq!(answer.response()["uid"], "u");
+            if answer.head.contains("connection: close") {
+                break;
+            }
+            assert!(started.elapsed() < seconds(40 * 60), "it never ends");
+            sleep(seconds(10)).await;
+        }
+        wire.closed().await;
+        ages.push(started.elapsed());
+    }
+    let range = seconds(27 * 60)..=seconds(33 * 60);
+    assert!(ages.iter().all(|age| range.contains(age)), "{ages:?}");
+    ages.sort_unstable();
+    ages.dedup();
+    assert!(ages.len() > 1, "all at the same age: {ages:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn review_that_its_client_gave_up_is_counted() {
+    let webhook = InProcess::new();
+    webhook.mint.set_hangs(true);
+    let unanswered = r#"ecr_injector_rejected_requests_total{reason="unanswered"}"#;
+    let mut wire = connect(&webhook);
+    wire.send(post(TARGET, review("gone", IMAGE))).await;
+    sleep(seconds(1)).await;
+    assert_eq!(webhook.metric("ecr_injector_requests_in_flight"), 1);
+    assert_eq!(webhook.metric(unanswered), 0);
+    drop(wire);
+    sleep(seconds(1)).await;
+    assert_eq!(webhook.metric("ecr_injector_requests_in_flight"), 0);
+    assert_eq!(webhook.metric(unanswered), 1);
+
+    // An answer that is never read is none either.
+    let mut wire = connect(&webhook);
+    wire.send(post(TARGET, review(&"u".repeat(200 * 1024), "nginx")))
+        .await;
+    sleep(seconds(11)).await;
+    assert_eq!(webhook.metric(unanswered), 2);
+
+    // Neither one that was answered, nor one that was rejected and counted as such.
+    let mut wire = connect(&webhook);
+    serves(&mut wire).await;
+    drop(wire);
+    let mut wire = connect(&webhook);
+    wire.send(&post(TARGET, review("u", IMAGE))[..300]).await;
+    drop(wire);
+    sleep(seconds(1)).await;
+    assert_eq!(webhook.metric(unanswered), 2);
+    assert_eq!(webhook.metric("ecr_injector_rejected_requests_total"), 3);
 }

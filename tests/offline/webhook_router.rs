@@ -198,6 +198,33 @@ async fn review_is_only_a_post_of_json_to_the_one_path() {
 }
 
 #[tokio::test]
+async fn unknown_paths_and_methods_are_counted() {
+    let webhook = InProcess::new();
+    let rejected = |reason: &str| {
+        let series = format!(r#"ecr_injector_rejected_requests_total{{reason="{reason}"}}"#);
+        webhook.metric(&series)
+    };
+    for (method, target, counts) in [
+        (Method::POST, "/", (1, 0)),
+        (Method::GET, "/metrics", (2, 0)),
+        (Method::GET, "/mutate", (2, 1)),
+        (Method::PUT, "/mutate?timeout=10s", (2, 2)),
+    ] {
+        let what = format!("{method} {target}");
+        let request = Request::builder().method(method).uri(target);
+        let request = request.body(Body::empty()).unwrap();
+        let response = webhook.router.clone().oneshot(request).await.unwrap();
+        let allows = response.headers().get(header::ALLOW).is_some();
+        let is_method = response.status() == StatusCode::METHOD_NOT_ALLOWED;
+        assert_eq!(allows, is_method, "{what}");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.ends_with(b"\n"), "{what} says nothing");
+        let counted = (rejected("not_found"), rejected("method_not_allowed"));
+        assert_eq!(counted, counts, "{what}");
+    }
+}
+
+#[tokio::test]
 async fn body_that_is_no_review_is_a_bad_request() {
     let webhook = InProcess::new();
     let whole = review("u", IMAGE);

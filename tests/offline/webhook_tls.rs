@@ -1,25 +1,29 @@
 //! The listener with real sockets and real TLS.
 
+use std::fs;
 use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
 use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::process::readiness::Readiness;
-use ecr_injector::server::accept::MAX_CONNECTIONS;
+use ecr_injector::server::accept::{Listener, MAX_CONNECTIONS};
 use ecr_injector::server::admin;
 use ecr_injector::tls::MinVersion;
+use ecr_injector::tls::clients::Clients;
 use rustls::version::{TLS12, TLS13};
 use rustls::{HandshakeKind, SupportedProtocolVersion};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::support;
 use crate::support::in_process::Listening;
 use crate::support::wire::{head, post, review};
-use crate::support::{InProcess, Tls, Wire, eventually};
+use crate::support::{Authority, InProcess, Tls, Wire, eventually};
 
 const TARGET: &str = "/mutate?timeout=10s";
 const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:v1";
@@ -285,7 +289,6 @@ async fn slow_clients_are_closed_in_10s_and_nobody_else_notices() {
         wire.send(b"\x16\x03\x01\x02\x00\x01").await;
         wire.closed().await;
     };
-    let no_request = async { bed.connect().await.closed().await };
     let slow_head = async {
         let mut wire = bed.connect().await;
         for byte in head(TARGET, "Content-Length: 2").into_bytes() {
@@ -297,7 +300,7 @@ async fn slow_clients_are_closed_in_10s_and_nobody_else_notices() {
         panic!("a whole head at one byte a second");
     };
     let dawdlers = async {
-        futures::join!(silent, half_a_hello, no_request, slow_head);
+        futures::join!(silent, half_a_hello, slow_head);
     };
     let good = async {
         let mut kept = bed.connect().await;
@@ -358,14 +361,18 @@ async fn idle_connections_give_way_and_unused_ones_first() {
         serves(&mut wire).await;
         kept.push(wire);
     }
-    // More than there are places, and none of them ever sends a byte.
-    let mut silent = Vec::new();
+    // More than there are places, and none of them ever sends a byte of a request.
+    let (mut silent, mut connected) = (Vec::new(), Vec::new());
     for _ in 0..30 {
         silent.push(bed.tcp().await);
+        connected.push(bed.connect().await);
     }
     let soon = timeout(SLACK, async {
         bed.serves().await;
         for wire in &mut silent[..20] {
+            wire.closed().await;
+        }
+        for wire in &mut connected[..20] {
             wire.closed().await;
         }
         for wire in &mut kept {
@@ -412,6 +419,121 @@ async fn connections_that_are_busy_never_give_way() {
     for mut wire in busy {
         assert_eq!(wire.answer().await.expect("an answer").status, 200);
     }
+}
+
+#[tokio::test]
+async fn connection_does_not_give_way_while_its_answer_is_sent() {
+    let bed = Bed::start_for(1, MinVersion::default()).await;
+    let mut slow = bed.connect().await;
+    // More than the kernel holds for a client that doesn't read.
+    let uid = "u".repeat(6 * 1024 * 1024);
+    slow.send(post(TARGET, review(&uid, "nginx"))).await;
+    let admitted = "ecr_injector_admission_duration_seconds_count";
+    eventually("the review is answered", SLACK, async || {
+        (bed.webhook.metric(admitted) == 1).then_some(())
+    })
+    .await;
+    let other = async { timeout(4 * SLACK, bed.serves()).await.expect("served") };
+    let read = async {
+        // The other one asks for the only place meanwhile.
+        sleep(Duration::from_millis(500)).await;
+        let answer = slow.answer().await.expect("a whole answer");
+        assert_eq!(answer.response()["uid"].as_str(), Some(&*uid));
+    };
+    tokio::join!(other, read);
+}
+
+#[tokio::test]
+async fn connections_in_the_accept_queue_are_served_at_the_stop() {
+    let (webhook, tls) = (InProcess::new(), Tls::new(MinVersion::default()));
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let mut queued = Vec::new();
+    for _ in 0..20 {
+        queued.push(TcpStream::connect(address).await.unwrap());
+    }
+    let listener = Listener {
+        socket,
+        limit: MAX_CONNECTIONS,
+        connection: webhook.connection(Some(tls.acceptor.clone())),
+    };
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let grace = Duration::from_secs(10);
+    let stopped = tokio::spawn(listener.run(stop, TaskTracker::new(), grace));
+    for stream in queued {
+        let stream = tls.connect(stream, &[&TLS13], &["http/1.1"]).await.unwrap();
+        let mut wire = Wire::new(stream);
+        wire.send(post(TARGET, review("queued", "nginx"))).await;
+        let answer = wire.answer().await.expect("an answer");
+        assert_eq!(answer.response()["uid"], "queued");
+        assert!(answer.head.contains("connection: close"), "{}", answer.head);
+        wire.closed().await;
+    }
+    timeout(SLACK, stopped).await.expect("stopped").unwrap();
+}
+
+#[tokio::test]
+async fn removed_client_authority_ends_the_connections_of_its_clients() {
+    support::crypto();
+    let (removed, kept) = (Authority::new("removed"), Authority::new("kept"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clients.pem");
+    fs::write(&path, removed.pem() + &kept.pem()).unwrap();
+    let clients = Clients::load(path.clone(), Vec::new()).unwrap();
+    let webhook = InProcess::new();
+    let follow = clients.clone();
+    let period = Duration::from_millis(50);
+    tokio::spawn(follow.follow(period, webhook.metrics.tls.clone()));
+    let tls = Tls::with_clients(MinVersion::default(), Some(clients.clone()));
+    let mut connection = webhook.connection(Some(tls.acceptor.clone()));
+    connection.trust = Some(clients);
+    let listening = webhook.listen_as(MAX_CONNECTIONS, connection).await;
+    let connect = async |authority: &Authority| {
+        let leaf = authority.client("kube-apiserver", "x");
+        let stream = TcpStream::connect(listening.address).await.unwrap();
+        let config = tls.trust.client_as(&leaf);
+        support::tls::connect(config, stream).await.map(Wire::new)
+    };
+    webhook.mint.set_hangs(true);
+    let mut busy = connect(&removed).await.unwrap();
+    busy.send(post("/mutate?timeout=2s", review("busy", IMAGE)))
+        .await;
+    let mut idle = connect(&removed).await.unwrap();
+    let mut other = connect(&kept).await.unwrap();
+    for wire in [&mut idle, &mut other] {
+        for _ in 0..2 {
+            serves(wire).await;
+        }
+    }
+    eventually("the mint is asked", SLACK, async || {
+        (webhook.mint.calls() == 1).then_some(())
+    })
+    .await;
+
+    fs::write(&path, kept.pem()).unwrap();
+    timeout(SLACK, idle.closed()).await.expect("closed at once");
+    let answer = busy.answer().await.expect("an answer");
+    assert_eq!(answer.response()["uid"], "busy");
+    assert!(answer.head.contains("connection: close"), "{}", answer.head);
+    busy.closed().await;
+    // Its request would be lost, so it isn't closed before the next response.
+    other.send(post(TARGET, review("kept", "nginx"))).await;
+    let answer = other.answer().await.expect("an answer");
+    assert_eq!(answer.response()["uid"], "kept");
+    assert!(answer.head.contains("connection: close"), "{}", answer.head);
+    other.closed().await;
+    let mut again = connect(&kept).await.unwrap();
+    for _ in 0..2 {
+        serves(&mut again).await;
+    }
+    // In TLS 1.3 a client hears of its refusal with the first answer.
+    if let Ok(mut refused) = connect(&removed).await {
+        refused.send(post(TARGET, review("u", "nginx"))).await;
+        assert!(refused.answer().await.is_none());
+    }
+    let distrusted = r#"ecr_injector_connection_failures_total{reason="distrusted"}"#;
+    assert_eq!(webhook.metric(distrusted), 2);
 }
 
 #[tokio::test]

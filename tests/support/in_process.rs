@@ -27,7 +27,6 @@ use ecr_injector::telemetry::otel::Traces;
 use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
 use ecr_injector::token::{Token, TokenKey};
 use futures::future::BoxFuture;
-use hyper_util::server::graceful::GracefulShutdown;
 use jiff::{SignedDuration, Timestamp};
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
@@ -56,8 +55,6 @@ pub struct InProcess {
     pub metrics: Metrics,
     /// Asks clients to reconnect, once this token is cancelled.
     pub draining: CancellationToken,
-    /// Dropping it would end the connections.
-    running: GracefulShutdown,
 }
 
 /// A clock that always shows the same time, until a test makes the clock panic.
@@ -118,7 +115,6 @@ impl InProcess {
             router,
             metrics,
             draining: CancellationToken::new(),
-            running: GracefulShutdown::new(),
         }
     }
 
@@ -126,6 +122,7 @@ impl InProcess {
     pub fn connection(&self, tls: Option<TlsAcceptor>) -> Connection {
         Connection {
             tls,
+            trust: None,
             router: self.router.clone(),
             metrics: self.metrics.server.clone(),
             draining: self.draining.clone(),
@@ -134,18 +131,18 @@ impl InProcess {
 
     /// The client's end of a new connection.
     pub fn connect(&self, tls: Option<TlsAcceptor>) -> DuplexStream {
-        self.connect_until(tls, &self.running)
+        self.connect_until(tls, &CancellationToken::new())
     }
 
-    /// The client's end of a new connection that ends with `graceful`.
+    /// The client's end of a new connection that ends after `stop`.
     pub fn connect_until(
         &self,
         tls: Option<TlsAcceptor>,
-        graceful: &GracefulShutdown,
+        stop: &CancellationToken,
     ) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let (connection, watcher) = (self.connection(tls), graceful.watcher());
-        tokio::spawn(async move { connection.serve(theirs, watcher).await });
+        let (connection, stop) = (self.connection(tls), stop.clone());
+        tokio::spawn(async move { connection.serve(theirs, stop).await });
         ours
     }
 
@@ -156,12 +153,17 @@ impl InProcess {
 
     /// Serves so many connections at a time on a free loopback port.
     pub async fn listen_for(&self, limit: usize, tls: Option<TlsAcceptor>) -> Listening {
+        self.listen_as(limit, self.connection(tls)).await
+    }
+
+    /// Serves connections with these settings on a free loopback port.
+    pub async fn listen_as(&self, limit: usize, connection: Connection) -> Listening {
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let listener = Listener {
             socket,
             limit,
-            connection: self.connection(tls),
+            connection,
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(listener.run(stop.clone(), TaskTracker::new(), GRACE));

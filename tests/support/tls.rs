@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use ecr_injector::process::clock::SystemClock;
+use ecr_injector::tls::clients::Clients;
 use ecr_injector::tls::files::Files;
 use ecr_injector::tls::{CertResolver, MinVersion, server_config};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::certificates::Authority;
+use super::certificates::{Authority, Leaf};
 
 const NAME: &str = "ecr-injector.ecr-injector.svc";
 
@@ -28,6 +29,11 @@ pub struct Trust(Arc<RootCertStore>);
 
 impl Tls {
     pub fn new(min: MinVersion) -> Self {
+        Self::with_clients(min, None)
+    }
+
+    /// Accepts only these clients.
+    pub fn with_clients(min: MinVersion, clients: Option<Arc<Clients>>) -> Self {
         super::crypto();
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("the test's CA");
@@ -37,7 +43,7 @@ impl Tls {
             key: files.key,
         };
         let cert = files.cert(&SystemClock).unwrap();
-        let config = server_config(CertResolver::new(cert), min, None).unwrap();
+        let config = server_config(CertResolver::new(cert), min, clients).unwrap();
         Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             trust: Trust::of(&authority),
@@ -97,6 +103,17 @@ impl Trust {
             .with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
         Arc::new(config)
+    }
+}
+
+impl Trust {
+    /// A client's configuration with a certificate of its own.
+    pub fn client_as(&self, leaf: &Leaf) -> Arc<ClientConfig> {
+        let chain = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+        let config = ClientConfig::builder().with_root_certificates(self.0.clone());
+        let config = config.with_client_auth_cert(vec![chain], key);
+        Arc::new(config.unwrap())
     }
 }
 
