@@ -121,7 +121,7 @@ impl CertificateArgs {
                 key: key.clone(),
             };
             return Ok(Certificates {
-                source: Box::new(files.load(clock, file_watcher::PERIOD)?),
+                source: Box::new(files.load(clock, file_watcher::CERT_PERIOD)?),
                 authority: None,
             });
         }
@@ -160,7 +160,7 @@ impl CertificateArgs {
             Some(path) => {
                 let clients = Clients::load(path.clone(), self.client_name.clone())?;
                 let metrics = context.metrics.tls.clone();
-                let follow = clients.clone().follow(file_watcher::PERIOD, metrics);
+                let follow = clients.clone().follow(file_watcher::CERT_PERIOD, metrics);
                 context.supervisor.spawn("client authorities", follow);
                 Some(clients)
             }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     process::{
         clock::Clock,
-        file_watcher::{FileChange, FileWatcher, Settling},
+        file_watcher::{FileChange, FileWatcher},
     },
     telemetry::{error_chain::error_chain, log_once::LogOnce},
 };
@@ -57,7 +57,7 @@ impl ConfigWatcher {
     ) {
         let mut follower = Follower {
             path: self.path,
-            watcher: FileWatcher::new(self.text, Settling::TwoReads, period),
+            watcher: FileWatcher::new(self.text, period),
             rejection: LogOnce::default(),
         };
         loop {

@@ -8,18 +8,11 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-/// How often the files of a configuration or a certificate are read.
+/// How often the file of a configuration is read.
 pub const PERIOD: Duration = Duration::from_secs(5);
-
-/// When a change counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Settling {
-    /// Once it was read: for a format in which half a file is invalid.
-    Immediate,
-    /// Once it was read twice in a row: whoever writes a file in place empties it first, and the
-    /// first half of a file may be valid too.
-    TwoReads,
-}
+/// How often the files of certificates are read: a change, which takes two reads, is in use within
+/// ten seconds.
+pub const CERT_PERIOD: Duration = Duration::from_secs(4);
 
 /// The result of a poll.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,23 +25,23 @@ pub(crate) enum FileChange<T> {
     Changed(T),
 }
 
-/// Compares the content of files with the content in use.
+/// Compares the content of files with the content in use. A change counts once it was read twice in
+/// a row: whoever writes a file in place empties it first, the first half of a file may be valid
+/// too, and of two files one is written first.
 #[derive(Debug)]
 pub(crate) struct FileWatcher<T> {
     in_use: T,
-    /// The new content of the last poll, while it isn't settled.
-    unsettled: Option<T>,
-    settling: Settling,
+    /// The content of the last poll; none if it couldn't be read.
+    last: Option<T>,
     period: Duration,
 }
 
 impl<T: PartialEq> FileWatcher<T> {
     /// Watches from the content in use, polling once a period.
-    pub(crate) fn new(in_use: T, settling: Settling, period: Duration) -> Self {
+    pub(crate) fn new(in_use: T, period: Duration) -> Self {
         Self {
             in_use,
-            unsettled: None,
-            settling,
+            last: None,
             period,
         }
     }
@@ -58,22 +51,34 @@ impl<T: PartialEq> FileWatcher<T> {
     pub(crate) async fn poll<E>(
         &mut self,
         read: impl FnOnce() -> Result<T, E>,
-    ) -> Result<FileChange<T>, E> {
+    ) -> Result<FileChange<T>, E>
+    where
+        T: Clone,
+    {
         sleep(self.period).await;
-        read().map(|content| self.compare(content))
+        match read() {
+            Ok(content) => Ok(self.compare(content)),
+            Err(error) => {
+                self.last = None;
+                Err(error)
+            }
+        }
     }
 
-    fn compare(&mut self, content: T) -> FileChange<T> {
-        if content == self.in_use {
-            self.unsettled = None;
-            return FileChange::None;
-        }
-        if self.settling == Settling::TwoReads && self.unsettled.as_ref() != Some(&content) {
-            self.unsettled = Some(content);
-            return FileChange::Unsettled;
-        }
-        self.unsettled = None;
-        FileChange::Changed(content)
+    fn compare(&mut self, content: T) -> FileChange<T>
+    where
+        T: Clone,
+    {
+        let is_settled = self.last.as_ref() == Some(&content);
+        let change = if content == self.in_use {
+            FileChange::None
+        } else if is_settled {
+            FileChange::Changed(content.clone())
+        } else {
+            FileChange::Unsettled
+        };
+        self.last = Some(content);
+        change
     }
 
     /// Takes a content as the one in use.
@@ -86,31 +91,41 @@ impl<T: PartialEq> FileWatcher<T> {
 mod tests {
     use super::*;
 
-    fn watcher(settling: Settling) -> FileWatcher<&'static str> {
-        FileWatcher::new("old", settling, PERIOD)
+    fn watcher() -> FileWatcher<&'static str> {
+        FileWatcher::new("old", PERIOD)
     }
 
     #[test]
-    fn change_is_reported_until_it_is_accepted() {
-        let mut watcher = watcher(Settling::Immediate);
-        assert_eq!(watcher.compare("old"), FileChange::None);
-        for _ in 0..2 {
-            assert_eq!(watcher.compare("new"), FileChange::Changed("new"));
-        }
-        watcher.accept("new");
-        assert_eq!(watcher.compare("new"), FileChange::None);
-        assert_eq!(watcher.compare("old"), FileChange::Changed("old"));
-    }
-
-    #[test]
-    fn change_that_settles_is_reported_at_its_second_read() {
-        let mut watcher = watcher(Settling::TwoReads);
+    fn change_is_reported_from_its_second_read_until_it_is_accepted() {
+        let mut watcher = watcher();
         for (content, change) in [
+            ("old", FileChange::None),
             ("n", FileChange::Unsettled),
             ("new", FileChange::Unsettled),
             ("old", FileChange::None),
             ("new", FileChange::Unsettled),
             ("new", FileChange::Changed("new")),
+            ("new", FileChange::Changed("new")),
+        ] {
+            assert_eq!(watcher.compare(content), change, "{content}");
+        }
+        watcher.accept("new");
+        assert_eq!(watcher.compare("new"), FileChange::None);
+        assert_eq!(watcher.compare("old"), FileChange::Unsettled);
+        assert_eq!(watcher.compare("old"), FileChange::Changed("old"));
+    }
+
+    #[test]
+    fn refused_change_that_comes_back_is_read_twice_again() {
+        let mut watcher = watcher();
+        for (content, change) in [
+            ("bad", FileChange::Unsettled),
+            ("bad", FileChange::Changed("bad")),
+            ("half", FileChange::Unsettled),
+            ("bad", FileChange::Unsettled),
+            ("bad", FileChange::Changed("bad")),
+            ("old", FileChange::None),
+            ("bad", FileChange::Unsettled),
         ] {
             assert_eq!(watcher.compare(content), change, "{content}");
         }
@@ -118,9 +133,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn poll_waits_for_a_period_and_returns_the_read_error() {
-        let mut watcher = watcher(Settling::Immediate);
+        let mut watcher = watcher();
         let start = tokio::time::Instant::now();
         assert_eq!(watcher.poll(|| Err("unreadable")).await, Err("unreadable"));
         assert_eq!(start.elapsed(), PERIOD);
+        for content in [Ok("new"), Err("unreadable"), Ok("new")] {
+            let expected = content.map(|_| FileChange::Unsettled);
+            assert_eq!(watcher.poll(|| content).await, expected);
+        }
     }
 }

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use super::{metrics::TlsMetrics, serving_cert::ParsedCert};
 use crate::{
-    process::file_watcher::{FileChange, FileWatcher, Settling},
+    process::file_watcher::{FileChange, FileWatcher},
     server::accept::ClientTrust,
     telemetry::{error_chain::error_chain, log_once::LogOnce},
 };
@@ -98,16 +98,18 @@ impl Clients {
     /// Reads the file again each period, until the future is dropped. An invalid file is rejected
     /// with the reason, and the last valid one stays in use.
     pub async fn follow(self: Arc<Self>, period: Duration, metrics: Arc<TlsMetrics>) {
-        let mut watcher = FileWatcher::new(self.loaded.clone(), Settling::Immediate, period);
+        let mut watcher = FileWatcher::new(self.loaded.clone(), period);
         let mut rejection = LogOnce::<String>::default();
         loop {
             match self.reload(&mut watcher).await {
-                Ok(is_changed) => {
+                Ok(FileChange::Unsettled) => {}
+                Ok(FileChange::None) => {
                     rejection.clear();
-                    if is_changed {
-                        tracing::info!(file = %self.path.display(), "reloaded the client CA certificates");
-                        metrics.certificate_reload("ok");
-                    }
+                }
+                Ok(FileChange::Changed(())) => {
+                    rejection.clear();
+                    tracing::info!(file = %self.path.display(), "reloaded the client CA certificates");
+                    metrics.certificate_reload("ok");
                 }
                 Err(error) => {
                     let error = error_chain(&error);
@@ -121,15 +123,20 @@ impl Clients {
     }
 
     /// Waits for a period and takes the client CA certificates, if they have changed.
-    async fn reload(&self, watcher: &mut FileWatcher<Vec<u8>>) -> Result<bool, ClientsError> {
-        let FileChange::Changed(bytes) = watcher.poll(|| read(&self.path)).await? else {
-            return Ok(false);
+    async fn reload(
+        &self,
+        watcher: &mut FileWatcher<Vec<u8>>,
+    ) -> Result<FileChange<()>, ClientsError> {
+        let bytes = match watcher.poll(|| read(&self.path)).await? {
+            FileChange::Changed(bytes) => bytes,
+            FileChange::None => return Ok(FileChange::None),
+            FileChange::Unsettled => return Ok(FileChange::Unsettled),
         };
         let verifier = Verifier::new(&self.path, &bytes)?;
         self.verifier.store(Arc::new(verifier));
         self.changes.send_replace(());
         watcher.accept(bytes);
-        Ok(true)
+        Ok(FileChange::Changed(()))
     }
 
     fn allows(&self, certificate: &CertificateDer<'_>) -> bool {
@@ -297,25 +304,25 @@ mod tests {
         let period = Duration::from_secs(5);
         let metrics = Metrics::default();
         tokio::spawn(clients.clone().follow(period, metrics.tls.clone()));
-        let a_period_later = || sleep(period + Duration::from_millis(10));
+        let two_periods_later = || sleep(2 * period + Duration::from_millis(10));
         let (by_first, by_second) = (client(&first, "a"), client(&second, "a"));
         for bad in [
             "",
             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
         ] {
             file(&folder, bad);
-            a_period_later().await;
-            a_period_later().await;
+            two_periods_later().await;
+            two_periods_later().await;
             assert!(is_accepted(&clients, &by_first), "{bad}");
         }
         let text = metrics.registry.to_text();
         let rejected = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 2"#;
         assert!(text.contains(rejected), "each is counted once: {text}");
         file(&folder, &format!("{first_pem}{second_pem}"));
-        a_period_later().await;
+        two_periods_later().await;
         assert!(is_accepted(&clients, &by_first) && is_accepted(&clients, &by_second));
         file(&folder, &second_pem);
-        a_period_later().await;
+        two_periods_later().await;
         assert!(!is_accepted(&clients, &by_first) && is_accepted(&clients, &by_second));
     }
 

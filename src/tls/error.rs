@@ -47,6 +47,19 @@ pub enum TlsError {
         /// The end of its validity.
         not_after: Timestamp,
     },
+    /// The certificate isn't for the Service, and the one in use is.
+    #[error(
+        "the certificate of {certificate} is for {names}, and not for {service} as the one in use \
+         is; issue it for {service}, or set --service-name"
+    )]
+    OtherName {
+        /// Where the certificate came from.
+        certificate: String,
+        /// The names that the certificate is for.
+        names: String,
+        /// The DNS name of the Service.
+        service: String,
+    },
     /// The certificate and the key can't be used together.
     #[error("the certificate in {certificate} and the key in {key} can't be served")]
     Unusable {

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     process::{
         clock::Clock,
-        file_watcher::{FileChange, FileWatcher, Settling},
+        file_watcher::{FileChange, FileWatcher},
     },
     telemetry::error_chain::error_chain,
 };
@@ -53,7 +53,7 @@ impl Files {
         Ok(FileSource {
             files: self,
             first,
-            watcher: FileWatcher::new(found, Settling::Immediate, period),
+            watcher: FileWatcher::new(found, period),
             clock,
         })
     }
@@ -88,16 +88,11 @@ impl Files {
 impl CertSource for FileSource {
     fn run(mut self: Box<Self>, mut publisher: CertPublisher) -> BoxFuture<'static, ()> {
         async move {
-            let certificate = self.files.certificate.display().to_string();
             if let Some(first) = self.first.take() {
-                publisher.publish(first, &certificate);
+                publisher.publish(first, &self.origin(), self.clock.now());
             }
             loop {
-                match self.changed().await {
-                    Ok(None) => publisher.clear_rejection(),
-                    Ok(Some(cert)) => publisher.publish(cert, &certificate),
-                    Err(error) => publisher.reject(&error_chain(&error)),
-                }
+                self.follow(&mut publisher).await;
             }
         }
         .boxed()
@@ -105,17 +100,30 @@ impl CertSource for FileSource {
 }
 
 impl FileSource {
-    /// Waits for a period and returns the certificate of the files, if it has changed.
-    async fn changed(&mut self) -> Result<Option<ServingCert>, TlsError> {
-        let change = self.watcher.poll(|| self.files.read()).await?;
-        let FileChange::Changed(found) = change else {
-            return Ok(None);
+    /// Waits for a period and publishes the certificate of the files, if it has changed. One that
+    /// can't be served is tried again at each poll: it may not be valid yet, or better than the one
+    /// in use once that has expired.
+    async fn follow(&mut self, publisher: &mut CertPublisher) {
+        let change = self.watcher.poll(|| self.files.read()).await;
+        let now = self.clock.now();
+        let found = match change {
+            Ok(FileChange::Changed(found)) => found,
+            Ok(FileChange::Unsettled) => return,
+            Ok(FileChange::None) => return publisher.clear_rejection(),
+            Err(error) => return publisher.reject(&error_chain(&error), now),
         };
-        // A certificate whose key follows in a moment, or which isn't valid yet, is parsed again at
-        // each poll until it can be served.
-        let cert = self.files.parse(&found, &*self.clock)?;
-        self.watcher.accept(found);
-        Ok(Some(cert))
+        match self.files.parse(&found, &*self.clock) {
+            Ok(cert) => {
+                if publisher.publish(cert, &self.origin(), now) {
+                    self.watcher.accept(found);
+                }
+            }
+            Err(error) => publisher.reject(&error_chain(&error), now),
+        }
+    }
+
+    fn origin(&self) -> String {
+        self.files.certificate.display().to_string()
     }
 }
 
@@ -133,9 +141,11 @@ mod tests {
     };
 
     fn cert() -> (String, String) {
-        let signed =
-            rcgen::generate_simple_self_signed(["ecr-injector.ecr-injector.svc".to_owned()])
-                .expect("a certificate");
+        cert_for("ecr-injector.ecr-injector.svc")
+    }
+
+    fn cert_for(name: &str) -> (String, String) {
+        let signed = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
         (signed.cert.pem(), signed.signing_key.serialize_pem())
     }
 
@@ -182,6 +192,12 @@ mod tests {
         sleep(PERIOD + Duration::from_millis(10)).await;
     }
 
+    /// Waits until the files were read twice, after which a change counts.
+    async fn two_periods_later() {
+        a_period_later().await;
+        a_period_later().await;
+    }
+
     #[tokio::test(start_paused = true)]
     async fn changed_files_are_served_once_they_are_valid() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -197,19 +213,42 @@ mod tests {
             ("an expired one", &out_of_date.0, &out_of_date.1),
         ] {
             write(&folder, certificate, key);
-            a_period_later().await;
+            two_periods_later().await;
             assert!(serves(&serving, &first.0), "{what}");
         }
         std::fs::remove_file(folder.path().join("tls.key")).expect("removed");
-        a_period_later().await;
-        a_period_later().await;
+        two_periods_later().await;
         assert!(serves(&serving, &first.0), "a missing file");
         let text = metrics.registry.to_text();
         let rejected = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 4"#;
         assert!(text.contains(rejected), "each is counted once: {text}");
 
         write(&folder, &second.0, &second.1);
+        two_periods_later().await;
+        assert!(serves(&serving, &second.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cert_for_another_name_does_not_replace_a_good_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (first, other) = (cert(), cert_for("other.ecr-injector.svc"));
+        write(&folder, &first.0, &first.1);
+        let (serving, metrics) = serve(&folder);
         a_period_later().await;
+        write(&folder, &other.0, &other.1);
+        for _ in 0..5 {
+            a_period_later().await;
+        }
+        assert!(serves(&serving, &first.0));
+        let text = metrics.registry.to_text();
+        let rejected = r#"ecr_injector_certificate_reloads_total{outcome="rejected"} 1"#;
+        assert!(text.contains(rejected), "it is counted once: {text}");
+
+        let second = cert();
+        write(&folder, &second.0, &second.1);
+        for _ in 0..3 {
+            a_period_later().await;
+        }
         assert!(serves(&serving, &second.0));
     }
 
@@ -233,6 +272,25 @@ mod tests {
         a_period_later().await;
         std::os::unix::fs::symlink("..2", of("..tmp")).expect("linked");
         std::fs::rename(of("..tmp"), of("..data")).expect("swapped");
+        two_periods_later().await;
+        assert!(serves(&serving, &second.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_change_at_each_read_are_not_taken() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (first, second, other) = (cert(), cert(), cert_for("other.ecr-injector.svc"));
+        write(&folder, &first.0, &first.1);
+        let (serving, _) = serve(&folder);
+        a_period_later().await;
+        // One that is refused first, too.
+        write(&folder, &other.0, &other.1);
+        two_periods_later().await;
+        for (certificate, key) in [&second, &other, &second, &first, &second] {
+            write(&folder, certificate, key);
+            a_period_later().await;
+            assert!(serves(&serving, &first.0));
+        }
         a_period_later().await;
         assert!(serves(&serving, &second.0));
     }

@@ -1,18 +1,21 @@
 //! The serving certificate while the process runs: a source publishes it, each handshake resolves
 //! it.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 
-use super::serving_cert::ServingCert;
+use super::{error::TlsError, serving_cert::ServingCert};
 use crate::{
-    process::readiness::Condition, telemetry::log_once::LogOnce, tls::metrics::TlsMetrics,
+    process::readiness::Condition,
+    telemetry::{error_chain::error_chain, log_once::LogOnce},
+    tls::metrics::TlsMetrics,
 };
 
 /// Provides the serving certificate.
@@ -41,13 +44,16 @@ impl ResolvesServerCert for CertResolver {
 }
 
 /// Takes the certificates of a source, and logs and counts why one can't be served. The last valid
-/// certificate stays in use until another is published.
+/// certificate stays in use until another is published, and a good one until a good one is: one
+/// that is valid and covers the name of the Service.
 pub struct CertPublisher {
     resolver: Arc<CertResolver>,
     service: String,
     condition: Condition,
     metrics: Arc<TlsMetrics>,
     rejection: LogOnce,
+    /// The certificate in use.
+    served: Option<ServingCert>,
 }
 
 impl CertPublisher {
@@ -66,32 +72,51 @@ impl CertPublisher {
             condition,
             metrics,
             rejection: LogOnce::default(),
+            served: None,
         }
     }
 
-    /// Serves a certificate from the next handshake on. `origin` is where the certificate came
-    /// from, for the log.
-    pub fn publish(&mut self, cert: ServingCert, origin: &str) {
-        if !cert.covers(&self.service) {
-            let (service, names) = (&self.service, cert.names.join(","));
+    /// Serves a certificate from the next handshake on, unless it is worse than the one in use.
+    /// `origin` is where the certificate came from, for the log. Returns whether it is served.
+    pub fn publish(&mut self, cert: ServingCert, origin: &str, now: Timestamp) -> bool {
+        let (service, names) = (&self.service, cert.shown_names());
+        if !cert.covers(service) {
+            let served = self.served.as_ref();
+            let is_served_good = served
+                .is_some_and(|served| served.covers(service) && served.validity.contains(now));
+            if is_served_good {
+                let error = TlsError::OtherName {
+                    certificate: origin.to_owned(),
+                    names,
+                    service: service.clone(),
+                };
+                self.reject(&error_chain(&error), now);
+                return false;
+            }
             tracing::warn!(origin, %service, names, "serving certificate does not cover the Service name; the API server will reject it");
         }
-        tracing::info!(origin, not_after = %cert.validity.not_after, "loaded the serving certificate");
+        let validity = cert.validity;
+        tracing::info!(origin, not_before = %validity.not_before, not_after = %validity.not_after, "loaded the serving certificate");
         self.metrics.certificate_reload("ok");
-        self.metrics
-            .certificate_expiry("leaf", cert.validity.not_after);
-        self.resolver.0.store(Some(cert.certified));
+        self.metrics.certificate_expiry("leaf", validity.not_after);
+        self.resolver.0.store(Some(cert.certified.clone()));
+        self.served = Some(cert);
         self.condition.hold();
         self.rejection.clear();
+        true
     }
 
-    /// Logs and counts why a certificate can't be served: once for each reason in a row.
-    pub fn reject(&mut self, why: &dyn fmt::Display) {
-        let why = why.to_string();
-        if self.rejection.is_new(why.clone()) {
-            tracing::warn!(error = %why, "rejected the serving certificate; the last valid one stays in use");
-            self.metrics.certificate_reload("rejected");
+    /// Logs and counts why a certificate can't be served: once for each reason in a row. `now` is
+    /// the time by which it was judged.
+    pub fn reject(&mut self, why: &str, now: Timestamp) {
+        if !self.rejection.is_new(why) {
+            return;
         }
+        let served = self.served.as_ref();
+        let names = served.map(ServingCert::shown_names);
+        let not_after = served.map(|served| served.validity.not_after.to_string());
+        tracing::warn!(error = %why, clock = %now, served_names = names, served_not_after = not_after, "rejected the serving certificate; the last valid one stays in use");
+        self.metrics.certificate_reload("rejected");
     }
 
     /// Notes that the source holds the certificate in use again.

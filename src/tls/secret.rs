@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How often a certificate that couldn't be served is checked again: it may not have been valid
-/// yet.
+/// yet, or be better than the one in use once that has expired.
 const PERIOD: Duration = Duration::from_mins(1);
 
 /// Serves the certificate of a Secret of the type `kubernetes.io/tls`.
@@ -78,10 +78,12 @@ impl NamedSecret {
         in_use: &mut Option<Arc<PemPair>>,
         publisher: &mut CertPublisher,
     ) {
+        let now = self.clock.now();
         let found = match content {
             Content::Unknown => return,
             Content::Absent => {
-                return publisher.reject(&format!("there is no Secret {}", self.path));
+                let error = format!("there is no Secret {}", self.path);
+                return publisher.reject(&error, now);
             }
             Content::Present(found) => found,
         };
@@ -96,12 +98,13 @@ impl NamedSecret {
             certificate: &certificate,
             key: &key,
         };
-        match found.parse(names, self.clock.now()) {
+        match found.parse(names, now) {
             Ok(cert) => {
-                *in_use = Some(found);
-                publisher.publish(cert, &self.path);
+                if publisher.publish(cert, &self.path, now) {
+                    *in_use = Some(found);
+                }
             }
-            Err(error) => publisher.reject(&error_chain(&error)),
+            Err(error) => publisher.reject(&error_chain(&error), now),
         }
     }
 

@@ -138,7 +138,7 @@ impl SelfManaged {
         let path = self.0.secret.path();
         let authority = match Authority::new(now, self.0.lifetimes) {
             Ok(authority) => authority,
-            Err(error) => return publisher.reject(&error_chain(&error)),
+            Err(error) => return publisher.reject(&error_chain(&error), now),
         };
         match self.0.secret.write(&authority, None).await {
             Ok(()) => {
@@ -147,9 +147,9 @@ impl SelfManaged {
             }
             Err(WriteError::Conflict | WriteError::NotLeading) => {}
             Err(error @ (WriteError::Timeout | WriteError::Failed(_))) => {
-                publisher.reject(&format!(
-                    "creating the Secret {path} for the certificate authority: {error}"
-                ));
+                let error =
+                    format!("creating the Secret {path} for the certificate authority: {error}");
+                publisher.reject(&error, now);
             }
         }
     }
@@ -169,10 +169,10 @@ impl SelfManaged {
                     if !is_current {
                         match authority.sign(&self.0.service, now) {
                             Ok(signed) => {
-                                publisher.publish(signed.cert.clone(), &self.0.secret.path());
+                                publisher.publish(signed.cert.clone(), &self.0.secret.path(), now);
                                 leaf = Some(signed);
                             }
-                            Err(error) => publisher.reject(&error_chain(&error)),
+                            Err(error) => publisher.reject(&error_chain(&error), now),
                         }
                     }
                     // A certificate whose renewal is overdue could not be replaced just now.
@@ -187,7 +187,8 @@ impl SelfManaged {
                 }
                 Content::Invalid { why, .. } if leaf.is_none() => {
                     let path = self.0.secret.path();
-                    publisher.reject(&format!("the Secret {path} can't be used: {why}"));
+                    let error = format!("the Secret {path} can't be used: {why}");
+                    publisher.reject(&error, now);
                 }
                 // The leader restores the Secret, and the certificate in use stays valid for days.
                 Content::Unknown | Content::Absent | Content::Invalid { .. } => {}

@@ -12,6 +12,11 @@ use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 use zeroize::Zeroizing;
 
 use super::{error::TlsError, rotation::Validity};
+use crate::telemetry::log::line;
+
+/// The most names of a certificate in a message, and the longest that a name may be.
+const MAX_SHOWN_NAMES: usize = 5;
+const MAX_NAME_BYTES: usize = 253;
 
 /// A certificate chain and its key that can be served.
 #[derive(Debug, Clone)]
@@ -34,7 +39,7 @@ pub struct PemNames<'a> {
 
 /// A certificate chain and its key as they were read, both PEM. Has no `Debug`: the key must not be
 /// printed.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct PemPair {
     pub(super) certificate: Vec<u8>,
     pub(super) key: Zeroizing<Vec<u8>>,
@@ -101,6 +106,17 @@ impl ServingCert {
     #[must_use]
     pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
         self.certified.cert.first()
+    }
+
+    /// Returns the DNS names for a message.
+    pub(super) fn shown_names(&self) -> String {
+        let names = self.names.iter().take(MAX_SHOWN_NAMES);
+        let names: Vec<_> = names.map(|name| line(name, MAX_NAME_BYTES)).collect();
+        if names.is_empty() {
+            "no DNS name".to_owned()
+        } else {
+            names.join(", ")
+        }
     }
 
     /// Returns whether clients that ask for this DNS name accept the certificate.
