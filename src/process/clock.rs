@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 /// Provides the time.
@@ -50,14 +50,6 @@ impl ClockReading {
         self.monotonic
             .elapsed()
             .max(Duration::try_from(wall).unwrap_or_default())
-    }
-
-    /// Returns the moment of the reading by the clock that puts it later: for what has to last a
-    /// while.
-    #[must_use]
-    pub fn at_the_latest(self, now: Timestamp) -> Timestamp {
-        let elapsed = SignedDuration::try_from(self.monotonic.elapsed()).unwrap_or_default();
-        self.wall.max(now - elapsed)
     }
 }
 

@@ -8,6 +8,7 @@
 mod ca_rotator;
 pub mod ca_secret;
 pub mod registration;
+mod server_clock;
 mod shared;
 
 use std::{sync::Arc, time::Duration};
@@ -20,13 +21,14 @@ use self::{
     ca_rotator::CaRotator,
     ca_secret::{CaSecret, Content, SecretState},
     registration::{Registration, RegistrationState},
+    server_clock::ServerClock,
     shared::{MAX_SLEEP, Shared},
 };
 use super::{
     authority::{Authority, Leaf},
     metrics::TlsMetrics,
     publisher::{CertPublisher, CertSource},
-    rotation::{Lifetimes, needs_renewal},
+    rotation::{Lifetimes, Renewal, needs_renewal},
 };
 use crate::{
     cluster::{lease::Leadership, namespace::Namespace, write::WriteError},
@@ -81,10 +83,10 @@ impl SelfManaged {
                 lifetimes,
                 metrics.clone(),
             ),
-            registration: Registration::new(client, options.registration, metrics.clone()),
+            registration: Registration::new(client.clone(), options.registration, metrics.clone()),
             service: options.service,
             lifetimes,
-            clock: options.clock,
+            clock: ServerClock::new(client, options.clock, metrics.clone()),
             metrics,
         }))
     }
@@ -133,14 +135,17 @@ impl SelfManaged {
     }
 
     /// Creates the first authority, unless another replica is first.
-    async fn create(&self, publisher: &mut CertPublisher) {
-        let now = self.0.clock.now();
+    async fn create(&self, secret: &SecretState, publisher: &mut CertPublisher) {
         let path = self.0.secret.path();
+        let now = match self.0.clock.now().await {
+            Ok(now) => now,
+            Err(error) => return publisher.reject(&error_chain(&error), self.0.clock.local()),
+        };
         let authority = match Authority::new(now, self.0.lifetimes) {
             Ok(authority) => authority,
             Err(error) => return publisher.reject(&error_chain(&error), now),
         };
-        match self.0.secret.write(&authority, None).await {
+        match self.0.secret.write(&authority, secret, None).await {
             Ok(()) => {
                 tracing::info!(secret = path, "created the certificate authority");
                 self.0.metrics.authority_step("created");
@@ -154,41 +159,61 @@ impl SelfManaged {
         }
     }
 
+    /// Publishes a new certificate under the authority, unless the one in use is good. Returns how
+    /// long to wait until the next is due.
+    async fn renew(
+        &self,
+        authority: &Authority,
+        leaf: &mut Option<Leaf>,
+        publisher: &mut CertPublisher,
+    ) -> Duration {
+        let server_time = self.0.clock.now().await;
+        // A certificate that isn't renewed in time is an outage, so the local clock stands in. But
+        // one that is not valid yet by that clock alone only shows that the clock was set back.
+        let is_local = server_time.is_err();
+        let now = server_time.unwrap_or_else(|_| self.0.clock.local());
+        let is_current = leaf.as_ref().is_some_and(|leaf| {
+            authority.signed(leaf)
+                && match needs_renewal(&leaf.cert.validity, now) {
+                    None => true,
+                    Some(Renewal::NotYetValid) => is_local,
+                    Some(_) => false,
+                }
+        });
+        if !is_current {
+            match authority.sign(&self.0.service, now) {
+                Ok(signed) => {
+                    publisher.publish(signed.cert.clone(), &self.0.secret.path(), now);
+                    *leaf = Some(signed);
+                }
+                Err(error) => publisher.reject(&error_chain(&error), now),
+            }
+        }
+        // A certificate whose renewal is overdue could not be replaced just now.
+        leaf.as_ref().map_or(PAUSE, |leaf| {
+            let due = leaf.cert.validity.renew_at().duration_since(now);
+            Duration::try_from(due).map_or(PAUSE, |due| due.max(SOON))
+        })
+    }
+
     async fn serve(self, mut publisher: CertPublisher) {
         let mut changes = self.0.secret.subscribe();
         let mut leaf: Option<Leaf> = None;
         loop {
             let secret = changes.borrow_and_update().clone();
-            let now = self.0.clock.now();
             let mut wait = MAX_SLEEP;
             match &secret.content {
                 Content::Valid { authority, .. } => {
-                    let is_current = leaf.as_ref().is_some_and(|leaf| {
-                        authority.signed(leaf) && needs_renewal(&leaf.cert.validity, now).is_none()
-                    });
-                    if !is_current {
-                        match authority.sign(&self.0.service, now) {
-                            Ok(signed) => {
-                                publisher.publish(signed.cert.clone(), &self.0.secret.path(), now);
-                                leaf = Some(signed);
-                            }
-                            Err(error) => publisher.reject(&error_chain(&error), now),
-                        }
-                    }
-                    // A certificate whose renewal is overdue could not be replaced just now.
-                    wait = leaf.as_ref().map_or(PAUSE, |leaf| {
-                        let due = leaf.cert.validity.renew_at().duration_since(now);
-                        Duration::try_from(due).map_or(PAUSE, |due| due.max(SOON))
-                    });
+                    wait = self.renew(authority, &mut leaf, &mut publisher).await;
                 }
                 Content::Absent if secret.last_valid.is_none() => {
-                    self.create(&mut publisher).await;
+                    self.create(&secret, &mut publisher).await;
                     wait = PAUSE;
                 }
                 Content::Invalid { why, .. } if leaf.is_none() => {
                     let path = self.0.secret.path();
                     let error = format!("the Secret {path} can't be used: {why}");
-                    publisher.reject(&error, now);
+                    publisher.reject(&error, self.0.clock.local());
                 }
                 // The leader restores the Secret, and the certificate in use stays valid for days.
                 Content::Unknown | Content::Absent | Content::Invalid { .. } => {}

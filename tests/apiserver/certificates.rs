@@ -16,14 +16,14 @@ use base64::prelude::BASE64_STANDARD;
 use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::lease::Leadership;
 use ecr_injector::cluster::namespace::Namespace;
-use ecr_injector::process::clock::SystemClock;
+use ecr_injector::process::clock::{Clock, SystemClock};
 use ecr_injector::process::readiness::{Condition, Readiness};
 use ecr_injector::tls::authority::ROTATE;
 use ecr_injector::tls::rotation::Lifetimes;
 use ecr_injector::tls::secret::NamedSecret;
 use ecr_injector::tls::self_managed::{SelfManaged, SelfManagedOptions};
 use ecr_injector::tls::{CertPublisher, CertResolver, CertSource, MinVersion, server_config};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use rustls::pki_types::CertificateDer;
 use rustls::version::TLS13;
@@ -124,6 +124,15 @@ fn decode(value: &Value) -> String {
     String::from_utf8(bytes.unwrap()).unwrap()
 }
 
+/// A clock that is wrong by so many seconds.
+struct WrongClock(i64);
+
+impl Clock for WrongClock {
+    fn now(&self) -> Timestamp {
+        SystemClock.now() + SignedDuration::from_secs(self.0)
+    }
+}
+
 /// One replica's part; it ends when this is dropped.
 struct Replica {
     authority: SelfManaged,
@@ -137,6 +146,10 @@ struct Replica {
 
 impl Replica {
     fn start(us: &Client) -> Self {
+        Self::start_with(us, Arc::new(SystemClock))
+    }
+
+    fn start_with(us: &Client, clock: Arc<dyn Clock>) -> Self {
         let metrics = Metrics::default();
         let authority = SelfManaged::new(SelfManagedOptions {
             client: us.clone(),
@@ -145,7 +158,7 @@ impl Replica {
             registration: REGISTRATION.to_owned(),
             service: SERVICE.to_owned(),
             lifetimes: LIFETIMES,
-            clock: Arc::new(SystemClock),
+            clock,
             metrics: metrics.tls.clone(),
         });
         let mut readiness = Readiness::default();
@@ -293,6 +306,51 @@ async fn requested_authority_is_published_before_it_signs() {
     sleep(Duration::from_secs(4)).await;
     assert!((steps("prepared") - 1.0).abs() < 0.1);
     assert!((replicas[1].count("ecr_injector_ca_rotation_steps_total")) < 1.5);
+}
+
+#[tokio::test]
+async fn leader_with_a_wrong_clock_leaves_a_good_authority() {
+    const DAY: i64 = 24 * 60 * 60;
+    let cluster = Cluster::turn().await;
+    cluster.fresh().await;
+    let bundle = {
+        let mut right = Replica::start(&cluster.us);
+        right.lead();
+        right.certificate.held().await;
+        cluster.published().await
+    };
+    let ca = cluster.ca().await;
+    for wrong in [-2 * DAY, -DAY / 12, DAY * 3 / 4, 2 * DAY, 400 * DAY] {
+        let mut replica = Replica::start_with(&cluster.us, Arc::new(WrongClock(wrong)));
+        replica.lead();
+        for condition in [&replica.certificate, &replica.trusted] {
+            let held = tokio::time::timeout(SOON, condition.held()).await;
+            assert!(held.is_ok(), "{wrong} s");
+        }
+        // Clients have the right time.
+        let served = handshake(&replica.serving, &bundle).await;
+        assert!(served.is_some(), "{wrong} s: it is refused");
+        // Longer than an authority has to be published before it signs.
+        sleep(Duration::from_secs(5)).await;
+        let steps = replica.count("ecr_injector_ca_rotation_steps_total");
+        assert!(steps < 0.5, "{wrong} s: {steps} steps");
+        assert_eq!(cluster.ca().await["data"], ca["data"], "{wrong} s");
+    }
+}
+
+#[tokio::test]
+async fn authority_that_is_created_by_a_wrong_clock_is_valid_now() {
+    let cluster = Cluster::turn().await;
+    for wrong in [-40 * 60 * 60, 40 * 60 * 60] {
+        cluster.fresh().await;
+        let mut replica = Replica::start_with(&cluster.us, Arc::new(WrongClock(wrong)));
+        replica.lead();
+        let held = tokio::time::timeout(SOON, replica.certificate.held()).await;
+        assert!(held.is_ok(), "{wrong} s");
+        let bundle = cluster.published().await;
+        let served = handshake(&replica.serving, &bundle).await;
+        assert!(served.is_some(), "{wrong} s: it is refused");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::SignedDuration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -16,7 +16,6 @@ use crate::{
         lease::Leadership,
         write::{WriteBackoff, WriteError},
     },
-    process::clock::ClockReading,
     telemetry::{error_chain::error_chain, log_once::LogOnce},
     tls::{authority::Authority, rotation::Step},
 };
@@ -26,7 +25,7 @@ pub(super) struct CaRotator<'a> {
     shared: &'a Shared,
     term: Leadership,
     /// Since when the registration has trusted the whole bundle without a break.
-    published_since: Option<ClockReading>,
+    published_since: Option<Instant>,
     secret_backoff: WriteBackoff,
     registration_backoff: WriteBackoff,
     failure: LogOnce,
@@ -73,7 +72,6 @@ impl<'a> CaRotator<'a> {
         secret: &SecretState,
         registration: &RegistrationState,
     ) -> Instant {
-        let now = self.shared.clock.now();
         let authority = match &secret.content {
             Content::Valid {
                 authority,
@@ -81,17 +79,24 @@ impl<'a> CaRotator<'a> {
             } => authority,
             Content::Unknown => return Instant::now() + MAX_SLEEP,
             broken => {
-                return self
-                    .restore(broken, secret.last_valid.as_deref(), now)
-                    .await;
+                return self.restore(broken, secret).await;
             }
         };
         let bundle = authority.bundle();
         let publish_check = self.publish(registration, &bundle).await;
-        let since = self
-            .published_since
-            .as_ref()
-            .map(|at| at.at_the_latest(now));
+        // A step by a clock that is wrong would replace what everybody accepts by what nobody does.
+        let now = match self.shared.clock.now().await {
+            Ok(now) => now,
+            Err(error) => {
+                self.warn_once(&error_chain(&error));
+                return publish_check.min(Instant::now() + MAX_SLEEP);
+            }
+        };
+        // The monotonic clock stops while a machine is suspended, and then only waits longer.
+        let elapsed = self.published_since.map(|since| since.elapsed());
+        let since = elapsed
+            .and_then(|elapsed| SignedDuration::try_from(elapsed).ok())
+            .map(|elapsed| now - elapsed);
         let stage = authority.stage();
         let Some(step) = stage.step(since, now) else {
             let wait = stage.next_check(since, now).duration_since(now);
@@ -102,7 +107,7 @@ impl<'a> CaRotator<'a> {
             return self.secret_backoff.until().unwrap_or_else(Instant::now);
         }
         match authority.after(step, now) {
-            Ok(after) => self.write(&after, label(step)).await,
+            Ok(after) => self.write(&after, secret, label(step)).await,
             Err(error) => {
                 self.warn_once(&format!(
                     "creating a certificate authority: {}",
@@ -116,12 +121,7 @@ impl<'a> CaRotator<'a> {
 
     /// Restores the Secret: writes the last known authority, or a new one if none is known. Returns
     /// when to check again.
-    async fn restore(
-        &mut self,
-        broken: &Content,
-        last_valid: Option<&Authority>,
-        now: Timestamp,
-    ) -> Instant {
+    async fn restore(&mut self, broken: &Content, secret: &SecretState) -> Instant {
         if let Content::Invalid {
             why,
             is_managed: false,
@@ -137,14 +137,20 @@ impl<'a> CaRotator<'a> {
         }
         let known = match broken {
             Content::Valid { authority, .. } => Some(&**authority),
-            _ => last_valid,
+            _ => secret.last_valid.as_deref(),
         };
         let (authority, step) = match known {
             Some(known) => (Ok(known.clone()), "restored"),
-            None => (Authority::new(now, self.shared.lifetimes), "created"),
+            None => match self.shared.clock.now().await {
+                Ok(now) => (Authority::new(now, self.shared.lifetimes), "created"),
+                Err(error) => {
+                    self.warn_once(&error_chain(&error));
+                    return Instant::now() + MAX_SLEEP;
+                }
+            },
         };
         match authority {
-            Ok(authority) => self.write(&authority, step).await,
+            Ok(authority) => self.write(&authority, secret, step).await,
             Err(error) => {
                 self.warn_once(&format!(
                     "creating a certificate authority: {}",
@@ -156,9 +162,10 @@ impl<'a> CaRotator<'a> {
         self.secret_backoff.until().unwrap_or_else(Instant::now)
     }
 
-    async fn write(&mut self, authority: &Authority, step: &'static str) {
+    async fn write(&mut self, authority: &Authority, over: &SecretState, step: &'static str) {
         let path = self.shared.secret.path();
-        match self.shared.secret.write(authority, Some(&self.term)).await {
+        let term = Some(&self.term);
+        match self.shared.secret.write(authority, over, term).await {
             Ok(()) => {
                 tracing::info!(secret = path, step, "wrote the certificate authority");
                 self.shared.metrics.authority_step(step);
@@ -188,8 +195,7 @@ impl<'a> CaRotator<'a> {
             entries.hold(bundle)
         };
         if is_published {
-            self.published_since
-                .get_or_insert_with(|| ClockReading::now(&*self.shared.clock));
+            self.published_since.get_or_insert_with(Instant::now);
             return later;
         }
         self.published_since = None;

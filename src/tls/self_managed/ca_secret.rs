@@ -173,15 +173,16 @@ impl CaSecret {
         });
     }
 
-    /// Writes an authority over the known state: where there was no Secret only if there still is
-    /// none, else only over that very version. A replica that isn't the leader may only create the
-    /// first one.
+    /// Writes an authority over the state by which that was decided: where there was no Secret only
+    /// if there still is none, else only over that very version. A replica that isn't the leader may
+    /// only create the first one.
     pub(super) async fn write(
         &self,
         authority: &Authority,
+        over: &SecretState,
         term: Option<&Leadership>,
     ) -> Result<(), WriteError> {
-        let secret = self.manifest(authority);
+        let secret = self.manifest(authority, over);
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let patch = Patch::Apply(&secret);
         if term.is_some_and(|term| !term.holds()) {
@@ -193,7 +194,7 @@ impl CaSecret {
         Ok(())
     }
 
-    fn manifest(&self, authority: &Authority) -> Value {
+    fn manifest(&self, authority: &Authority, over: &SecretState) -> Value {
         let data: Map<String, Value> = authority
             .data()
             .into_iter()
@@ -206,13 +207,12 @@ impl CaSecret {
             "annotations": authority.annotations(),
             "resourceVersion": NONE_YET,
         });
-        let state = self.state.borrow();
         if matches!(
-            state.content,
+            over.content,
             Content::Invalid { .. } | Content::Valid { .. }
         ) {
-            metadata["resourceVersion"] = state.version.number.to_string().into();
-            metadata["uid"] = state.version.uid.clone().into();
+            metadata["resourceVersion"] = over.version.number.to_string().into();
+            metadata["uid"] = over.version.uid.clone().into();
         }
         json!({
             "apiVersion": "v1",

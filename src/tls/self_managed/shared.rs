@@ -2,11 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{ca_secret::CaSecret, registration::Registration};
-use crate::{
-    process::clock::Clock,
-    tls::{metrics::TlsMetrics, rotation::Lifetimes},
-};
+use super::{ca_secret::CaSecret, registration::Registration, server_clock::ServerClock};
+use crate::tls::{metrics::TlsMetrics, rotation::Lifetimes};
 
 /// The longest sleep: a machine that was suspended, or a clock that was set, is noticed by then.
 pub(super) const MAX_SLEEP: Duration = Duration::from_secs(30);
@@ -18,6 +15,6 @@ pub(super) struct Shared {
     /// The DNS name that serving certificates are for.
     pub(super) service: String,
     pub(super) lifetimes: Lifetimes,
-    pub(super) clock: Arc<dyn Clock>,
+    pub(super) clock: ServerClock,
     pub(super) metrics: Arc<TlsMetrics>,
 }
