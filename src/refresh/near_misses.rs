@@ -15,9 +15,9 @@ use crate::{
     cluster::{
         call::ApiCall, event_recorder::EventRecorder, lease::Leadership, metrics::ClusterMetrics,
         namespace::Namespace, namespaces::ReadError, near_miss::OptInNearMiss, object::Metadata,
-        random,
     },
     config::{Config, live::Live},
+    process::random::random,
     pull_secret::events::PullSecretEvent,
     telemetry::{error_chain::error_chain, log_once::LogOnce},
 };

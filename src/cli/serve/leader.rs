@@ -90,7 +90,7 @@ impl LeaderTasks {
                 None => term.lost().await,
             }
         };
-        let (reconcile, discover) = (
+        let (reconcile, discover, near_misses) = (
             self.reconciler.lead(term.clone()),
             self.discoverer.lead(term.clone()),
             self.near_misses.lead(term.clone()),
@@ -101,6 +101,7 @@ impl LeaderTasks {
             supervisor.supervise("certificate authority", is_over, keep_authority),
             supervisor.supervise("state key", is_over, maintain),
             supervisor.supervise("discovery of Pods", is_over, discover),
+            supervisor.supervise("near misses of the opt-in", is_over, near_misses),
         );
     }
 }
