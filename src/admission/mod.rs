@@ -3,6 +3,7 @@
 mod access_log;
 pub mod decide;
 pub mod handler;
+pub mod json;
 pub mod manifest;
 pub mod metrics;
 pub mod outcome;

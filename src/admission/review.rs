@@ -6,10 +6,12 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use json_patch::Patch;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
-use serde_json::value::RawValue;
 use thiserror::Error;
 
-use crate::admission::pod::{Pod, Text};
+use crate::admission::{
+    json,
+    pod::{Pod, Text},
+};
 
 /// The one version of the review that the webhook accepts.
 pub const API_VERSION: &str = "admission.k8s.io/v1";
@@ -21,8 +23,8 @@ pub const MAX_WARNING_CHARS: usize = 120;
 /// A request of the API server.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The review's uid as raw JSON with its quotes: echoed without being parsed. `null` offline.
-    uid: &'a RawValue,
+    /// The review's uid, which the response repeats; empty offline.
+    uid: Text<'a>,
     /// The operation.
     pub operation: Operation,
     /// The namespace of the request. The object's own may still be empty.
@@ -115,7 +117,7 @@ fn none<R>() -> Option<R> {
 #[serde(rename_all = "camelCase", bound(deserialize = "O: Deserialize<'de>"))]
 struct WireRequest<'a, O> {
     #[serde(borrow, default)]
-    uid: Option<&'a RawValue>,
+    uid: Option<Text<'a>>,
     #[serde(borrow, default)]
     resource: Option<Resource<'a>>,
     #[serde(borrow, default)]
@@ -146,13 +148,16 @@ struct Resource<'a> {
 #[derive(Deserialize)]
 struct WireUid<'a> {
     #[serde(borrow, default)]
-    uid: Option<&'a RawValue>,
+    uid: Option<Text<'a>>,
 }
 
 impl<'a> Request<'a> {
     /// Parses a review. A review whose uid can be read is always `Ok`, even if its object is no Pod
     /// at all: the caller can then allow the object rather than fail the review.
     pub fn parse(body: &'a [u8]) -> Result<Self, ReviewError> {
+        if let Some(review) = json::read::<Review<'a, WireRequest<'a, Pod<'a>>>>(body) {
+            return Self::from_wire(review, Some);
+        }
         let error = match serde_json::from_slice::<Review<'a, WireRequest<'a, Pod<'a>>>>(body) {
             Ok(review) => return Self::from_wire(review, Some),
             Err(error) => error,
@@ -221,7 +226,7 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn offline(namespace: &'a str, object: Pod<'a>) -> Self {
         Self {
-            uid: RawValue::NULL,
+            uid: Text("".into()),
             operation: Operation::Create,
             namespace: Text(namespace.into()),
             is_pod: true,
@@ -232,10 +237,10 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Returns the review's uid without its quotes, for logs.
+    /// Returns the review's uid.
     #[must_use]
     pub fn uid(&self) -> &str {
-        self.uid.get().trim_matches('"')
+        &self.uid.0
     }
 }
 
@@ -253,9 +258,8 @@ fn check_version(
     }
 }
 
-fn uid(raw: Option<&RawValue>) -> Result<&RawValue, ReviewError> {
-    raw.filter(|raw| raw.get().starts_with('"'))
-        .ok_or(ReviewError::NoRequest)
+fn uid(uid: Option<Text<'_>>) -> Result<Text<'_>, ReviewError> {
+    uid.ok_or(ReviewError::NoRequest)
 }
 
 /// A response to the API server.
@@ -280,7 +284,7 @@ struct WireReview<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct WireResponse<'a> {
-    uid: &'a RawValue,
+    uid: &'a str,
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<WireStatus<'a>>,
@@ -308,7 +312,7 @@ impl Response {
             api_version: API_VERSION,
             kind: KIND,
             response: WireResponse {
-                uid: request.uid,
+                uid: request.uid(),
                 allowed: self.denial.is_none(),
                 status: self.denial.as_ref().map(|(code, message)| WireStatus {
                     code: *code,
@@ -338,6 +342,7 @@ pub fn warning(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -399,7 +404,10 @@ mod tests {
             json!({"uid": {"a": 1}}),
         ] {
             assert!(
-                matches!(Request::parse(&body(&request)), Err(ReviewError::NoRequest)),
+                matches!(
+                    Request::parse(&body(&request)),
+                    Err(ReviewError::NoRequest | ReviewError::Json(_))
+                ),
                 "{request}"
             );
         }
@@ -443,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn uid_is_echoed_as_raw_json_and_the_patch_is_base64() {
+    fn uid_is_repeated_and_the_patch_is_base64() {
         let text = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"a\u0062\"c"}}"#;
         let request = Request::parse(text.as_bytes()).expect("a review");
         let response = Response {
@@ -454,7 +462,7 @@ mod tests {
             ..Response::default()
         };
         let json = String::from_utf8(response.to_json(&request)).expect("text");
-        assert!(json.contains(r#""uid":"a\u0062\"c""#), "{json}");
+        assert!(json.contains(r#""uid":"ab\"c""#), "{json}");
         let answer: Value = serde_json::from_str(&json).expect("json");
         let patch = STANDARD
             .decode(answer["response"]["patch"].as_str().expect("text"))
@@ -464,6 +472,70 @@ mod tests {
             json!([{"op": "add", "path": "/spec/imagePullSecrets", "value": [{"name": "s"}]}])
         );
         assert_eq!(answer["response"]["patchType"], "JSONPatch");
+    }
+
+    /// A review with every field that is read, some of those that are skipped, and no escape in
+    /// what is read.
+    fn whole_review() -> Vec<u8> {
+        let pod = json!({
+            "metadata": {
+                "name": "web-1", "generateName": "web-", "deletionTimestamp": null,
+                "labels": {"app": "web", "ecr-injector.dev/inject": "disabled"},
+                "annotations": {"note": "a \"b\"\n", "ecr-injector.dev/inject": "false"},
+                "ownerReferences": [{"kind": "Job", "name": "other"},
+                    {"controller": true, "kind": "ReplicaSet", "name": "web", "uid": "o"}],
+                "managedFields": [{"fieldsV1": {"f:spec": {"k:{\"name\":\"c\"}": {".": {}}}}}],
+            },
+            "spec": {
+                "initContainers": [{"image": "a.example/init:1", "args": ["x", 1, -2.5e3, true]}],
+                "containers": [{"name": "c", "image": "a.example/b@sha256:12", "ports": []}],
+                "ephemeralContainers": null,
+                "volumes": [{"image": {"reference": "a.example/data"}}, {"emptyDir": {}}],
+                "imagePullSecrets": [{"name": "mine"}, {}],
+                "serviceAccountName": "app",
+            },
+        });
+        body(&json!({
+            "uid": "705ab4f5", "operation": "UPDATE", "namespace": "team", "resource": pods(),
+            "subResource": "ephemeralcontainers", "dryRun": false, "object": pod,
+            "oldObject": {"spec": {"containers": [{"image": "a.example/old"}]}},
+            "userInfo": {"username": "x", "groups": ["y"]}, "options": null,
+        }))
+    }
+
+    type Whole<'a> = Review<'a, WireRequest<'a, Pod<'a>>>;
+
+    fn shown(review: Whole<'_>) -> String {
+        format!("{:?}", Request::from_wire(review, Some))
+    }
+
+    #[test]
+    fn usual_review_is_read_without_serde_json_and_alike() {
+        let body = whole_review();
+        let fast = json::read::<Whole<'_>>(&body).expect("read");
+        let slow = serde_json::from_slice::<Whole<'_>>(&body).expect("read");
+        assert_eq!(shown(fast), shown(slow));
+    }
+
+    proptest! {
+        #[test]
+        fn changed_review_is_read_alike_or_left_to_serde_json(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            removed in any::<prop::sample::Index>(),
+            count in 0..40_usize,
+        ) {
+            let mut body = whole_review();
+            let start = removed.index(body.len());
+            body.drain(start..(start + count).min(body.len()));
+            for (at, byte) in changes {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            if let Some(fast) = json::read::<Whole<'_>>(&body) {
+                let slow = serde_json::from_slice::<Whole<'_>>(&body);
+                prop_assert_eq!(Some(shown(fast)), slow.ok().map(shown));
+            }
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ const FLOORS: &[&str] = &[
 /// the folder.
 const PURE: &[&str] = &[
     "admission/decide",
+    "admission/json",
     "admission/manifest",
     "admission/manifest/text",
     "admission/patch",
