@@ -10,6 +10,8 @@ use thiserror::Error;
 pub const MAX_PATH_BYTES: usize = 255;
 const MAX_TAG_BYTES: usize = 128;
 const DEFAULT_DOMAIN: &str = "docker.io";
+/// The old name of Docker Hub, which the kubelet replaces.
+const LEGACY_DOMAIN: &str = "index.docker.io";
 const OFFICIAL_PREFIX: &str = "library/";
 
 /// A parsed image reference, borrowed from a container's `image`.
@@ -36,8 +38,8 @@ pub enum ImageError {
     /// The tag has a wrong character, or more than 128 characters.
     #[error("the image's tag must be 1 to 128 letters, digits, '_', '.' or '-'")]
     Tag,
-    /// The digest is not `algorithm:hex` with at least 32 hex digits.
-    #[error("the image's digest must be algorithm:hex with at least 32 hex digits")]
+    /// The digest is of an unknown algorithm, or of a wrong length.
+    #[error("the image's digest must be sha256:, sha384: or sha512: and lower-case hex digits")]
     Digest,
     /// The path is longer than [`MAX_PATH_BYTES`].
     #[error("the image's path is longer than {MAX_PATH_BYTES} bytes")]
@@ -71,6 +73,11 @@ impl<'a> ImageReference<'a> {
             Some(_) => return Err(ImageError::Domain),
             None => DEFAULT_DOMAIN,
         };
+        let domain = if domain == LEGACY_DOMAIN {
+            DEFAULT_DOMAIN
+        } else {
+            domain
+        };
         if !is_path(path) {
             return Err(ImageError::Path);
         }
@@ -97,7 +104,7 @@ impl<'a> ImageReference<'a> {
     }
 
     /// Returns the registry's host with its port, if there is one, as written; `docker.io` if the
-    /// name has no host.
+    /// name has no host, or that of `index.docker.io`.
     #[must_use]
     pub fn domain(&self) -> &'a str {
         self.domain
@@ -205,27 +212,19 @@ fn is_tag(tag: &str) -> bool {
         && bytes.all(|b| word(b) || b == b'.' || b == b'-')
 }
 
-/// Returns whether a text is `algorithm:hex`; the algorithm is words joined by one of `+ . - _`. A
-/// known algorithm fixes the length (sha256: 64).
+/// Returns whether a text is `algorithm:hex` of an algorithm that `opencontainers/go-digest` has; the
+/// kubelet rejects any other.
 fn is_digest(digest: &str) -> bool {
     let Some((algorithm, hex)) = digest.split_once(':') else {
         return false;
     };
-    let words_ok = algorithm.split(['+', '.', '-', '_']).all(|word| {
-        word.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())
-            && word.bytes().all(|b| b.is_ascii_alphanumeric())
-    });
-    let expected = match algorithm {
-        "sha256" => Some(64),
-        "sha384" => Some(96),
-        "sha512" => Some(128),
-        _ => None,
+    let length = match algorithm {
+        "sha256" => 64,
+        "sha384" => 96,
+        "sha512" => 128,
+        _ => return false,
     };
-    words_ok
-        && match expected {
-            Some(length) => hex.len() == length && hex.bytes().all(is_lower_hex),
-            None => hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()),
-        }
+    hex.len() == length && hex.bytes().all(is_lower_hex)
 }
 
 #[cfg(test)]
@@ -252,6 +251,39 @@ mod tests {
         assert_eq!(domain("Registry/app"), Ok("Registry"));
         assert_eq!(domain("registry:5000/app"), Ok("registry:5000"));
         assert_eq!(domain("[fd00::1]:5000/app"), Ok("[fd00::1]:5000"));
+    }
+
+    #[test]
+    fn old_name_of_docker_hub_is_replaced() {
+        assert_eq!(domain("index.docker.io/library/nginx:1"), Ok("docker.io"));
+        assert_eq!(
+            domain("index.docker.io:443/nginx"),
+            Ok("index.docker.io:443")
+        );
+        let long = "a".repeat(MAX_PATH_BYTES - OFFICIAL_PREFIX.len() + 1);
+        let text = format!("index.docker.io/{long}");
+        assert_eq!(domain(&text), Err(ImageError::TooLong));
+    }
+
+    #[test]
+    fn digest_is_of_an_algorithm_that_the_kubelet_knows() {
+        for (algorithm, length, is_valid) in [
+            ("sha256", 64, true),
+            ("sha384", 96, true),
+            ("sha512", 128, true),
+            ("sha256", 63, false),
+            ("SHA256", 64, false),
+            ("md5", 32, false),
+            ("sha1", 40, false),
+            ("blake3", 64, false),
+            ("sha512+b64u", 64, false),
+        ] {
+            let text = format!("a.example/app@{algorithm}:{}", "a".repeat(length));
+            assert_eq!(ImageReference::parse(&text).is_ok(), is_valid, "{text}");
+        }
+        let upper = SHA.to_uppercase().replace("SHA256", "sha256");
+        let text = format!("a.example/app@{upper}");
+        assert_eq!(ImageReference::parse(&text), Err(ImageError::Digest));
     }
 
     #[test]
@@ -383,14 +415,9 @@ mod tests {
             let [algorithm, hex] = parts[..] else {
                 return false;
             };
-            algorithm.split(['+', '.', '-', '_']).all(|word| {
-                word.chars().all(|c| one_of(c, ALNUM))
-                    && word.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
-            }) && hex.len() >= 32
-                && hex.chars().all(|c| c.is_ascii_hexdigit())
-                && !(algorithm == "sha256" && (hex.len() != 64 || hex.to_lowercase() != hex))
-                && !(algorithm == "sha384" && (hex.len() != 96 || hex.to_lowercase() != hex))
-                && !(algorithm == "sha512" && (hex.len() != 128 || hex.to_lowercase() != hex))
+            let known = [("sha256", 64), ("sha384", 96), ("sha512", 128)];
+            known.contains(&(algorithm, hex.len()))
+                && hex.chars().all(|c| one_of(c, "0123456789abcdef"))
         }
 
         /// Tries every split into domain, path, tag and digest; the grammar allows at most one.
@@ -433,11 +460,13 @@ mod tests {
                         }
                         _ => ("docker.io", name),
                     };
-                    let full = if the_domain == "docker.io" && !path.contains('/') {
+                    let is_hub = ["docker.io", "index.docker.io"].contains(&the_domain);
+                    let full = if is_hub && !path.contains('/') {
                         format!("library/{path}")
                     } else {
                         path.to_owned()
                     };
+                    let the_domain = if is_hub { "docker.io" } else { the_domain };
                     if domain(the_domain) && path.split('/').all(component) && full.len() <= 255 {
                         return Some((the_domain.to_owned(), path.to_owned()));
                     }
@@ -450,7 +479,7 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_a_naive_parser_on_texts_near_the_grammar(
-            text in "([a-zA-Z0-9.:\\[\\]-]{0,12}/)?[a-zA-Z0-9._/-]{0,16}(:[a-zA-Z0-9._-]{0,8})?(@(sha256|md5|a+b):[0-9a-fA-F]{30,66})?"
+            text in "(index.docker.io/|[a-zA-Z0-9.:\\[\\]-]{0,12}/)?[a-zA-Z0-9._/-]{0,16}(:[a-zA-Z0-9._-]{0,8})?(@(sha256|sha384|md5|a+b):([0-9a-fA-F]{30,66}|[0-9a-f]{64}|[0-9a-f]{96}))?"
         ) {
             let ours = ImageReference::parse(&text).ok().map(|i| (i.domain().to_owned(), i.path().to_owned()));
             prop_assert_eq!(ours, naive::parse(&text), "{}", text);
