@@ -304,26 +304,20 @@ impl FileAllow {
     }
 }
 
-fn check_aliases(aliases: Vec<FileAlias>, errors: &mut FieldErrors) -> Aliases {
-    let mut pairs = Vec::with_capacity(aliases.len());
-    let mut valid = Aliases::default();
-    for (at, alias) in aliases.into_iter().enumerate() {
+fn check_aliases(given: Vec<FileAlias>, errors: &mut FieldErrors) -> Aliases {
+    let mut aliases = Aliases::default();
+    for (at, alias) in given.into_iter().enumerate() {
         let registry = alias.registry.parse::<Registry>();
         let registry =
             registry.map_err(|e| FieldError::new(format!("aliases[{at}].registry"), e.to_string()));
-        let Some(registry) = errors.record(registry) else {
-            continue;
-        };
-        pairs.push((alias.host, registry));
-        // The whole list is checked again for each entry, so that an error has the entry's index.
-        let all = Aliases::new(pairs.iter().cloned());
-        let all = all.map_err(|e| FieldError::new(format!("aliases[{at}].host"), e.to_string()));
-        match errors.record(all) {
-            Some(all) => valid = all,
-            None => drop(pairs.pop()),
+        if let Some(registry) = errors.record(registry) {
+            let inserted = aliases.insert(alias.host, registry);
+            errors.record(
+                inserted.map_err(|e| FieldError::new(format!("aliases[{at}].host"), e.to_string())),
+            );
         }
     }
-    valid
+    aliases
 }
 
 /// Checks a cluster's name by the rules of EKS, so that every field that refers to the name fits.

@@ -41,6 +41,18 @@ fn empty_file_is_valid() {
 }
 
 #[test]
+fn aliases_are_checked_in_linear_time() {
+    let registry = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+    let alias = |at: usize| format!("- {{host: h{at}.example, registry: {registry}}}\n");
+    // A check of each entry against all before it would take a quarter of an hour.
+    let aliases: Vec<String> = (0..20_000).chain([7]).map(alias).collect();
+    assert_eq!(
+        error(&format!("aliases:\n{}", aliases.concat())),
+        "config.yaml: aliases[20000].host: \"h7.example\" is named twice"
+    );
+}
+
+#[test]
 fn long_comment_is_no_error() {
     let comment = "  # why\n".repeat(100);
     let text = format!("limits:\n{comment}  registriesPerPod: 2\naliases:\n{comment}  []\n");

@@ -1,6 +1,6 @@
 //! Aliases of ECR registries, and the registry of a host in an image reference.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use thiserror::Error;
 
@@ -38,22 +38,28 @@ pub struct Aliases {
 impl Aliases {
     /// Checks and collects pairs of host and registry.
     pub fn new(pairs: impl IntoIterator<Item = (String, Registry)>) -> Result<Self, AliasError> {
-        let mut aliases = BTreeMap::new();
+        let mut aliases = Self::default();
         for (text, registry) in pairs {
-            if Registry::parse(&text).is_some() || Registry::parse_public(&text).is_some() {
-                return Err(AliasError::IsRegistry(text));
-            }
-            let Some(host) = Host::parse(&text) else {
-                return Err(AliasError::Host(text));
-            };
-            if aliases.insert(host, registry).is_some() {
-                return Err(AliasError::Duplicate(text));
+            aliases.insert(text, registry)?;
+        }
+        Ok(aliases)
+    }
+
+    /// Checks and adds a pair of host and registry.
+    pub fn insert(&mut self, text: String, registry: Registry) -> Result<(), AliasError> {
+        if Registry::parse(&text).is_some() || Registry::parse_public(&text).is_some() {
+            return Err(AliasError::IsRegistry(text));
+        }
+        let Some(host) = Host::parse(&text) else {
+            return Err(AliasError::Host(text));
+        };
+        match self.registries.entry(host) {
+            Entry::Occupied(_) => Err(AliasError::Duplicate(text)),
+            Entry::Vacant(entry) => {
+                entry.insert(registry);
+                Ok(())
             }
         }
-        Ok(Self {
-            registries: aliases,
-            public: false,
-        })
     }
 
     /// Adds ECR Public.
