@@ -23,7 +23,10 @@ use crate::{
     identity::{Choice, Identity},
     process::{clock::SystemClock, current::Current},
     registry::{Registry, Service},
-    telemetry::log,
+    telemetry::{
+        log,
+        printable::{printable, printable_json},
+    },
     tls,
     token::{
         Token, TokenKey,
@@ -163,7 +166,7 @@ impl IdentityArgs {
         };
         let text = match self.output {
             Output::Text => explanation.to_text(),
-            Output::Json => format!("{:#}\n", explanation.to_json()),
+            Output::Json => printable_json(&format!("{:#}\n", explanation.to_json())),
         };
         io::stdout()
             .write_all(text.as_bytes())
@@ -257,7 +260,7 @@ impl Explanation<'_> {
                 Err(error) => ("token", format!("none: {error}")),
             });
         }
-        let line = |(name, text): &(&str, String)| format!("{name:<12}{text}\n");
+        let line = |(name, text): &(&str, String)| format!("{name:<12}{}\n", printable(text));
         lines.iter().map(line).collect()
     }
 

@@ -28,7 +28,10 @@ use clap::{
     Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::Resettable,
 };
 
-use crate::{process::memory, telemetry::error_chain::error_chain};
+use crate::{
+    process::memory,
+    telemetry::{error_chain::error_chain, printable::printable_lines},
+};
 
 /// Makes private Amazon ECR images pullable on any Kubernetes cluster.
 #[derive(Debug, Parser)]
@@ -92,7 +95,8 @@ impl Cli {
         };
         result.unwrap_or_else(|error| {
             // There is nowhere left to report that this write failed.
-            let _ = writeln!(io::stderr(), "ecr-injector: {}", with_causes(&error));
+            let text = printable_lines(&with_causes(&error));
+            let _ = writeln!(io::stderr(), "ecr-injector: {text}");
             ExitCode::FAILURE
         })
     }

@@ -29,7 +29,7 @@ use crate::{
     },
     pull_secret::to_the_second,
     registry::{Host, image::ImageReference},
-    telemetry::log,
+    telemetry::{log, printable::printable},
     tls,
 };
 
@@ -209,7 +209,7 @@ impl Attempt {
 
 /// Writes a line to standard error; a line that can't be written is no error.
 fn print(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 
 fn host(image: &str, config: &Config) -> anyhow::Result<Host> {

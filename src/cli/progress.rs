@@ -9,6 +9,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::telemetry::printable::printable;
+
 /// The least time between two drawings of the bar.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 /// The least time between two lines, and before the first.
@@ -72,7 +74,7 @@ impl Progress {
     /// Writes a line to standard error, in place of the bar.
     pub(super) fn print(&self, text: &str) {
         // A line that can't be shown is no error.
-        let _ = writeln!(self.clone(), "{text}");
+        let _ = writeln!(self.clone(), "{}", printable(text));
     }
 
     /// Erases the bar.

@@ -4,7 +4,12 @@ use clap::ValueEnum;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{cluster::namespace::Namespace, pull_secret::to_the_second, registry::Host};
+use crate::{
+    cluster::namespace::Namespace,
+    pull_secret::to_the_second,
+    registry::Host,
+    telemetry::printable::{printable, printable_json},
+};
 
 /// The format of a report.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -76,7 +81,7 @@ impl Report {
     pub(super) fn to_text(&self, output: Output) -> String {
         match output {
             Output::Table => self.to_table(),
-            Output::Json => format!("{:#}\n", self.to_json()),
+            Output::Json => printable_json(&format!("{:#}\n", self.to_json())),
         }
     }
 
@@ -126,6 +131,7 @@ fn cells(row: &Row) -> [String; 6] {
     // One line per namespace, whatever line breaks a message of the API server or AWS has.
     let message = row.message.as_deref().unwrap_or_default();
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let message = printable(&message).into_owned();
     [
         row.namespace.to_string(),
         row.result.to_owned(),

@@ -7,3 +7,4 @@ pub(crate) mod log_once;
 pub mod metrics;
 pub mod otel;
 pub mod phases;
+pub(crate) mod printable;

@@ -744,7 +744,7 @@ async fn every_missing_right_is_named_at_once() {
     let lines = |ran: &Ran| -> Vec<String> {
         let lines = ran.stderr.lines();
         lines
-            .filter_map(|line| line.strip_prefix("missing: "))
+            .filter_map(|line| line.trim_start().strip_prefix("missing: "))
             .map(str::to_owned)
             .collect()
     };

@@ -64,6 +64,7 @@ const PURE: &[&str] = &[
     "registry/lookalike",
     "registry/region",
     "rules",
+    "telemetry/printable",
     "tls/rotation",
     "token",
     "token/error",

@@ -1,0 +1,96 @@
+//! Writes a text from outside, such as a manifest or an answer of the API server, on one line of a
+//! terminal.
+
+use std::{borrow::Cow, fmt::Write as _};
+
+/// Returns the text with each character escaped that could move the cursor, begin a line or reverse
+/// the direction of writing: a terminal shows the text as it is, and no reader takes a part of it
+/// for a line of its own.
+#[must_use]
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_printable) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_printable(c) {
+            escaped.push(c);
+        } else {
+            escaped.extend(c.escape_debug());
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// Returns the text with all but its line breaks escaped, and its further lines indented, so that
+/// none looks like a line of the program.
+#[must_use]
+pub(crate) fn printable_lines(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(printable).collect();
+    lines.join("\n  ")
+}
+
+/// Returns a JSON text with the same characters escaped as JSON has it, so that its value stays.
+#[must_use]
+pub(crate) fn printable_json(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || is_printable(c) {
+            escaped.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            // Writing to a String can't fail.
+            let _ = write!(escaped, "\\u{unit:04x}");
+        }
+    }
+    escaped
+}
+
+/// Returns whether a character is visible. `escape_debug` escapes every control and format
+/// character, and every space but the common one.
+fn is_printable(c: char) -> bool {
+    matches!(c, '"' | '\'' | '\\') || c.escape_debug().eq([c])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invisible_characters_are_escaped_and_others_kept() {
+        for text in ["", "web:1.4", "\"quoted\" 'text' C:\\x", "Größe 你好 …"] {
+            assert_eq!(printable(text), text);
+        }
+        for (text, expected) in [
+            ("a\x1b[31mb", "a\\u{1b}[31mb"),
+            ("a\nPod b: inject", "a\\nPod b: inject"),
+            ("a\r\tb\0", "a\\r\\tb\\0"),
+            ("a\u{9b}31m", "a\\u{9b}31m"),
+            ("a\u{202e}b\u{2066}", "a\\u{202e}b\\u{2066}"),
+            ("a\u{200b}\u{feff}\u{2028}", "a\\u{200b}\\u{feff}\\u{2028}"),
+            ("a\u{85}\u{a0}\u{e0041}", "a\\u{85}\\u{a0}\\u{e0041}"),
+        ] {
+            assert_eq!(printable(text), expected);
+        }
+    }
+
+    #[test]
+    fn json_keeps_its_value() {
+        let value = serde_json::json!({"a\u{202e}": "x\u{9b}\u{e0041}\n", "b": "Größe"});
+        let json = printable_json(&format!("{value:#}\n"));
+        assert!(
+            json.chars().all(|c| c == '\n' || is_printable(c)),
+            "{json:?}"
+        );
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&json).expect("JSON"),
+            value
+        );
+    }
+
+    #[test]
+    fn further_lines_are_indented() {
+        assert_eq!(printable_lines("a\nb\r\n"), "a\n  b\\r\n  ");
+    }
+}
