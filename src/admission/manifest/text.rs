@@ -1,16 +1,17 @@
 //! Manifests as text: reads YAML and JSON, and writes YAML, as `kubectl` does.
 //!
-//! Kubernetes reads YAML 1.1 (`yes` is a boolean, `0644` is 420), and so does this parser. The
-//! writer quotes a text wherever a parser could read it as another type. The order of fields stays;
-//! comments are lost.
+//! Kubernetes reads YAML 1.1 (`yes` is a boolean, `0644` is 420), and so does this parser. A field
+//! that is there twice is an error, although `kubectl` takes the last one. The writer quotes a text
+//! wherever a parser could read it as another type. The order of fields stays; comments are lost.
+
+mod json;
+mod scalar;
+mod yaml;
 
 use serde::{Serialize, Serializer};
-use serde_json::{Map, Number, Value};
-use serde_saphyr::{DoubleQuoted, Spanned, UserMessageFormatter};
+use serde_json::Value;
+use serde_saphyr::DoubleQuoted;
 use thiserror::Error;
-
-/// The greatest integer up to which all integers are exact as floats.
-const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// The reason why a text is not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -51,12 +52,12 @@ pub enum TextError {
 pub fn read(bytes: &[u8]) -> Result<Vec<Value>, TextError> {
     let text = decode(bytes)?;
     if !text.trim_start().starts_with('{') {
-        return read_yaml(&text);
+        return yaml::read(&text);
     }
     // A JSON file may have several documents in a row, and JSON has escapes that YAML lacks. But
     // YAML may begin with a brace too, so the error of the parser that got further is returned.
-    read_json(&text).or_else(|json| {
-        read_yaml(&text).map_err(|yaml| {
+    json::read(&text).or_else(|json| {
+        yaml::read(&text).map_err(|yaml| {
             if position(&yaml) < position(&json) {
                 json
             } else {
@@ -116,124 +117,13 @@ fn decode(bytes: &[u8]) -> Result<String, TextError> {
     }
 }
 
-fn read_json(text: &str) -> Result<Vec<Value>, TextError> {
-    let mut documents = Vec::new();
-    for document in serde_json::Deserializer::from_str(text).into_iter::<Map<String, Value>>() {
-        let document = document.map_err(|error| TextError::Syntax {
-            document: documents.len() + 1,
-            line: error.line(),
-            column: error.column(),
-            message: without_position(
-                &error.to_string(),
-                &format!(" at line {} column {}", error.line(), error.column()),
-            ),
-        })?;
-        documents.push(Value::Object(document));
-    }
-    Ok(documents)
-}
-
-fn read_yaml(text: &str) -> Result<Vec<Value>, TextError> {
-    // The parser's default limits are for untrusted input; a dump of a whole cluster exceeds them.
-    // Aliases stay limited, and the depth is that of JSON.
-    let budget = serde_saphyr::budget! {
-        max_events: usize::MAX,
-        max_nodes: usize::MAX,
-        max_documents: usize::MAX,
-        max_total_scalar_bytes: usize::MAX,
-        max_depth: 128,
-    };
-    let options = serde_saphyr::options! {
-        budget: budget,
-        legacy_octal_numbers: true,
-        emit_comments: false,
-        with_snippet: false,
-    };
-    let documents = serde_saphyr::from_multiple_with_options::<Spanned<Value>>(text, options)
-        .map_err(|error| yaml_error(text, &error))?;
-    documents
-        .into_iter()
-        .map(
-            |Spanned {
-                 mut value,
-                 referenced,
-                 ..
-             }| {
-                let got = match &value {
-                    Value::Object(_) => {
-                        shorten_numbers(&mut value);
-                        return Ok(value);
-                    }
-                    Value::Array(_) => "a list",
-                    _ => "a single value",
-                };
-                let line = usize::try_from(referenced.line()).unwrap_or(usize::MAX);
-                Err(TextError::NotAnObject {
-                    document: document_at(text, line),
-                    line,
-                    got,
-                })
-            },
-        )
-        .collect()
-}
-
-fn yaml_error(text: &str, error: &serde_saphyr::Error) -> TextError {
-    let message = error.render_with_formatter(&UserMessageFormatter);
-    let (line, column) = error
-        .location()
-        .map_or((1, 1), |at| (at.line(), at.column()));
-    let message = without_position(&message, &format!(" at line {line}, column {column}"));
-    let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    TextError::Syntax {
-        document: document_at(text, number(line)),
-        line: number(line),
-        column: number(column),
-        message,
-    }
+/// Returns the message for a field that is there twice.
+fn duplicate(name: &str) -> String {
+    format!("duplicate mapping key `{name}`: leave one of the two")
 }
 
 fn without_position(message: &str, position: &str) -> String {
     message.strip_suffix(position).unwrap_or(message).to_owned()
-}
-
-/// Returns the number, from 1, of the document that has a line: each `---` begins one, and so does
-/// any text before the first.
-fn document_at(text: &str, line: usize) -> usize {
-    let mut documents = 0;
-    for line in text.lines().take(line) {
-        let is_marker = line
-            .strip_prefix("---")
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']));
-        let begins_bare =
-            documents == 0 && !line.trim().is_empty() && !line.starts_with(['#', '%']);
-        if is_marker || begins_bare {
-            documents += 1;
-        }
-    }
-    documents.max(1)
-}
-
-/// Converts whole floats to integers: `1e3` and the like are floats in YAML, and Kubernetes
-/// converts whole ones before it checks their type.
-fn shorten_numbers(value: &mut Value) {
-    match value {
-        Value::Number(number) if number.is_f64() => {
-            let whole = number
-                .as_f64()
-                .filter(|float| float.fract() == 0.0 && float.abs() <= MAX_EXACT);
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "whole and within ±2^53, so exact"
-            )]
-            if let Some(float) = whole {
-                *number = Number::from(float as i64);
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(shorten_numbers),
-        Value::Object(fields) => fields.values_mut().for_each(shorten_numbers),
-        _ => {}
-    }
 }
 
 fn position(error: &TextError) -> (usize, usize) {

@@ -46,13 +46,165 @@ fn scalars_are_read_as_kubectl_reads_them() {
         ("", json!(null)),
         ("!!str 123", json!("123")),
         ("100m", json!("100m")),
+        ("tRue", json!("tRue")),
+        ("0777", json!(511)),
+        ("-0777", json!(-511)),
+        ("+0b11", json!(3)),
+        ("0o8", json!("0o8")),
+        ("0_7", json!(7)),
+        ("1_", json!(1)),
+        ("_1", json!("_1")),
+        ("1__0", json!(10)),
+        ("1_0.5", json!(10.5)),
+        ("12:30:45", json!("12:30:45")),
+        ("7e12345", json!("7e12345")),
+        ("-1e400", json!("-1e400")),
+        ("1e-400", json!(0)),
+        ("+.5", json!(0.5)),
+        ("infinity", json!("infinity")),
+        ("0x1p3", json!("0x1p3")),
+        (
+            "18446744073709551616",
+            json!(18_446_744_073_709_551_616_f64),
+        ),
+        ("+9223372036854775808", json!(9_223_372_036_854_775_808_f64)),
+        (
+            "2001-12-14T21:59:43.10-05:00",
+            json!("2001-12-14T21:59:43.10-05:00"),
+        ),
+        ("!!binary aGVsbG8=", json!("hello")),
+        ("!!str 1_0.5", json!("1_0.5")),
+        ("!!str &x 0777", json!("0777")),
+        ("&x 0777", json!(511)),
+        ("\"\\x41\\u00e9\"", json!("Aé")),
+        (
+            "[0777, yes, 1_0.5, \"yes\"]",
+            json!([511, true, 10.5, "yes"]),
+        ),
+        ("''", json!("")),
+        ("!<tag:yaml.org,2002:str> 5", json!("5")),
+        ("|\n  1_0.5", json!("1_0.5\n")),
+        ("'1_0.5'", json!("1_0.5")),
     ] {
         assert_eq!(one(&format!("a: {text}\n")), json!({ "a": expected }));
     }
+    assert_eq!(one("a: |\nb: 1\n"), json!({"a": "", "b": 1}));
     assert_eq!(
         one("a: &x {k: 1}\nb: *x\nc: {<<: *x, z: 2}"),
         json!({"a": {"k": 1}, "b": {"k": 1}, "c": {"z": 2, "k": 1}})
     );
+}
+
+#[test]
+fn names_of_fields_are_those_of_kubectl() {
+    for (text, expected) in [
+        ("yes", "true"),
+        ("on", "true"),
+        ("y", "true"),
+        ("Off", "false"),
+        ("\"on\"", "on"),
+        ("tRue", "tRue"),
+        ("0777", "511"),
+        ("\"0777\"", "0777"),
+        ("1_000", "1000"),
+        ("-0x10", "-16"),
+        ("1.10", "1.1"),
+        ("1e3", "1000"),
+        ("6e06", "6e+06"),
+        ("123456789.0", "1.2345679e+08"),
+        ("0.00001", "1e-05"),
+        (".Inf", ".inf"),
+        ("2001-12-14", "2001-12-14"),
+        ("12:30", "12:30"),
+        ("1.2.3", "1.2.3"),
+        ("!!str 1.10", "1.10"),
+        ("1e400", "1e400"),
+    ] {
+        assert_eq!(
+            one(&format!("{text}: x\n")),
+            json!({ expected: "x" }),
+            "{text}"
+        );
+    }
+    for text in [
+        "~: x",
+        "null: x",
+        "18446744073709551615: x",
+        "? [a]\n: x",
+        "{a: 1}: x",
+    ] {
+        let error = error(&format!("a: 1\n{text}\n"));
+        assert!(
+            error.contains("can't be the name of a field"),
+            "{text}: {error}"
+        );
+    }
+}
+
+#[test]
+fn merge_keys_follow_their_order_as_in_kubectl() {
+    let base = "b: &b {k: 1, z: 2}\nc: &c {k: 3, v: 4}\n";
+    for (text, expected) in [
+        ("{<<: *b, z: 9}", json!({"k": 1, "z": 9})),
+        ("{z: 9, <<: *b}", json!({"k": 1, "z": 2})),
+        ("{<<: [*b, *c]}", json!({"k": 1, "z": 2, "v": 4})),
+        ("{<<: *b, <<: *c}", json!({"k": 3, "z": 2, "v": 4})),
+        ("{<<: {k: 5}, k: 6}", json!({"k": 6})),
+        ("{\"<<\": 5}", json!({"<<": 5})),
+    ] {
+        let value = one(&format!("{base}m: {text}\n"));
+        assert_eq!(value["m"], expected, "{text}");
+    }
+    for text in ["{<<: 5}", "{<<: }", "{<<: [5]}"] {
+        let error = error(&format!("{base}m: {text}\n"));
+        assert!(error.contains("a merge key (<<) takes"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn field_that_is_there_twice_is_named() {
+    for (text, name) in [
+        ("{\"a\": 1, \"a\": 2}", "a"),
+        ("{\"m\": [{\"b\": 1, \"b\": 2}]}", "b"),
+        ("a: 1\na: 2\n", "a"),
+        ("m: {b: 1, \"b\": 2}\n", "b"),
+        ("yes: 1\ntrue: 2\n", "true"),
+        ("8: 1\n010: 2\n", "8"),
+    ] {
+        let expected = format!("duplicate mapping key `{name}`");
+        let got = error(text);
+        assert!(got.contains(&expected), "{text}: {got}");
+    }
+}
+
+#[test]
+fn text_that_would_be_read_otherwise_is_an_error() {
+    for (text, expected) in [
+        ("a: !foo 5\n", "!foo"),
+        ("a: [b:]\n", "write a space behind the colon, or quotes"),
+        (
+            "a: {b:, c: 1}\n",
+            "write a space behind the colon, or quotes",
+        ),
+        ("a: !!timestamp 2001-12-14\n", "column 16: "),
+        ("a: .inf\n", "JSON has no such number"),
+        (
+            "a: 1\n...\nb: 2\n",
+            "line 3, column 1: expected --- before the next document",
+        ),
+        (
+            "--- {a: 1}\n",
+            "kubectl takes nothing but a comment behind ---",
+        ),
+        (
+            "a: 1\n----\nb: 2\n",
+            "kubectl takes nothing but a comment behind ---",
+        ),
+        ("%YAML 1.2\n---\na: 1\n", "document 1, line "),
+    ] {
+        let got = error(text);
+        assert!(got.contains(expected), "{text}: {got}");
+    }
 }
 
 #[test]
@@ -62,7 +214,9 @@ fn documents_stay_separate_and_empty_ones_are_left_out() {
     assert_eq!(count("---"), Ok(0));
     assert_eq!(count("# nothing\n"), Ok(0));
     assert_eq!(count("---\n---\n# c\n---\na: 1\n---\n"), Ok(1));
-    assert_eq!(count("--- {a: 1}\n--- # c\nb: 2\n...\n"), Ok(2));
+    assert_eq!(count("---\n{a: 1}\n--- # c\nb: 2\n...\n"), Ok(2));
+    assert_eq!(count("a: 1\n---\n\u{feff}b: 2\n"), Ok(2));
+    assert_eq!(count("a: 1\r\n---\r\nb: 2\r\n"), Ok(2));
     assert_eq!(count("{\"a\": 1}\n{\"b\": 2}{}"), Ok(3));
     assert_eq!(count("{a: 1}\n---\nb: 2"), Ok(2));
     assert_eq!(count("a: |\n  ---\n  x\n"), Ok(1));
@@ -103,7 +257,7 @@ fn error_has_document_and_position() {
         ),
         (
             "a: .nan",
-            "document 1, line 1, column 4: value `.nan` is not a finite number",
+            "document 1, line 1, column 4: JSON has no such number",
         ),
         (
             "{\"a\": 1}\n{\"b\": 2 \"c\"}",
@@ -113,7 +267,10 @@ fn error_has_document_and_position() {
             "a: 1\n---\n- b\n",
             "document 2, line 3: expected an object with apiVersion and kind, got a list",
         ),
-        ("a: 1\n--- b\n", "document 2, line 2: expected an object"),
+        (
+            "a: 1\n--- b\n",
+            "document 2, line 2, column 4: kubectl takes nothing",
+        ),
     ] {
         let got = error(text);
         assert!(got.starts_with(expected), "{text:?}: {got}");
@@ -140,6 +297,14 @@ fn long_comments_deep_nesting_and_many_documents_are_valid() {
         read("a: 1\n---\n".repeat(3000).as_bytes()).map(|d| d.len()),
         Ok(3000)
     );
+}
+
+#[test]
+fn long_line_without_spaces_is_read_in_linear_time() {
+    // A search from the start of the line for each number would take minutes.
+    let text = format!("a: [{}1]\n", "1,".repeat(200_000));
+    let list = one(&text);
+    assert_eq!(list["a"].as_array().map(Vec::len), Some(200_001));
 }
 
 #[test]
