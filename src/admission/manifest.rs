@@ -1,8 +1,9 @@
 //! Manifests: finds the Pods and Pod templates in objects.
 //!
-//! A workload has a template, from which its controller makes Pods; a List has Pods or workloads.
-//! Other objects have no Pod. Nothing here is known about images.
+//! A workload has a template, from which its controller makes Pods; a List has Pods or workloads. An
+//! object of a custom kind may have Pods anywhere. Other objects have no Pod.
 
+pub mod custom;
 pub mod text;
 
 use json_patch::jsonptr::PointerBuf;
@@ -21,9 +22,50 @@ pub struct Object<'a> {
     pub namespace: Option<&'a str>,
     /// The object's name, or the prefix of a generated name; empty if there is neither.
     pub name: &'a str,
-    /// The path of the Pod or its template in the object; `None` if there is none.
-    pub template: Option<PointerBuf>,
+    /// The Pod or template in the object.
+    pub content: Content,
 }
+
+/// The Pods in an object, by its apiVersion and kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A Pod or its template, at this path in the object.
+    Template(PointerBuf),
+    /// Nothing: the kind is one of Kubernetes, and no Pods are made from it.
+    NoPod,
+    /// Perhaps Pods: the kind is a custom one, whose controller may make some.
+    Custom,
+    /// No kind that `kubectl` knows; the reason.
+    Invalid(String),
+}
+
+/// The API groups of Kubernetes itself.
+const BUILT_IN_GROUPS: [&str; 24] = [
+    "",
+    "admission.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "apiregistration.k8s.io",
+    "apps",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+    "events.k8s.io",
+    "extensions",
+    "flowcontrol.apiserver.k8s.io",
+    "networking.k8s.io",
+    "node.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "resource.k8s.io",
+    "scheduling.k8s.io",
+    "storage.k8s.io",
+    "storagemigration.k8s.io",
+];
 
 /// The kinds with a Pod or a template: API groups, kind, and path of the template.
 const WORKLOADS: [(&[&str], &str, &[&str]); 9] = [
@@ -82,16 +124,73 @@ fn collect<'a>(
             .as_str()
             .filter(|name| !name.is_empty()),
         name: or(text(&metadata["name"]), text(&metadata["generateName"])),
-        template: template(api_version, kind),
+        content: content(api_version, kind),
     });
 }
 
-fn template(api_version: &str, kind: &str) -> Option<PointerBuf> {
-    let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
-    WORKLOADS
+fn content(api_version: &str, kind: &str) -> Content {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    if api_version.is_empty() {
+        return Content::Invalid("it has no apiVersion".to_owned());
+    }
+    if kind.is_empty() {
+        return Content::Invalid("it has no kind".to_owned());
+    }
+    let unknown = |hint: &str| {
+        Content::Invalid(format!(
+            "Kubernetes has no kind {kind:?} in apiVersion {api_version:?}{hint}"
+        ))
+    };
+    if !BUILT_IN_GROUPS.contains(&group) {
+        let is_misspelt = BUILT_IN_GROUPS
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(group));
+        return if is_misspelt {
+            unknown(": groups are lower-case")
+        } else {
+            Content::Custom
+        };
+    }
+    if !is_version(version) {
+        return unknown(": versions are like v1 or v1beta1");
+    }
+    let mut similar = WORKLOADS
         .iter()
-        .find(|(groups, name, _)| *name == kind && groups.contains(&group))
-        .map(|(_, _, path)| PointerBuf::from_tokens(path.iter().copied()))
+        .filter(|(_, name, _)| name.eq_ignore_ascii_case(kind))
+        .peekable();
+    if similar.peek().is_none() {
+        // Every kind of Kubernetes begins with a capital letter.
+        return if kind.starts_with(|c: char| c.is_ascii_uppercase()) {
+            Content::NoPod
+        } else {
+            unknown(": kinds begin with a capital letter")
+        };
+    }
+    let mut hint = String::new();
+    for (groups, name, path) in similar {
+        if groups.contains(&group) && *name == kind {
+            return Content::Template(PointerBuf::from_tokens(path.iter().copied()));
+        }
+        let known = format!("{}/v1", groups[0]);
+        hint = format!(
+            ": write kind: {name} with apiVersion: {}",
+            known.trim_start_matches('/')
+        );
+    }
+    unknown(&hint)
+}
+
+/// Returns whether a text is the version of an API, such as `v1` or `v1beta2`.
+fn is_version(text: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let Some(rest) = text.strip_prefix('v') else {
+        return false;
+    };
+    let stage = rest.split_once("alpha").or_else(|| rest.split_once("beta"));
+    stage.map_or_else(
+        || is_number(rest),
+        |(version, level)| is_number(version) && is_number(level),
+    )
 }
 
 #[cfg(test)]
@@ -104,10 +203,19 @@ mod tests {
         objects(document)
             .into_iter()
             .map(|object| {
-                let template = object.template.map(|path| path.to_string());
+                let template = match object.content {
+                    Content::Template(path) => Some(path.to_string()),
+                    _ => None,
+                };
                 (object.path.to_string(), template)
             })
             .collect()
+    }
+
+    #[track_caller]
+    fn content_of(api_version: &str, kind: &str) -> Content {
+        let object = json!({"apiVersion": api_version, "kind": kind});
+        objects(&object)[0].content.clone()
     }
 
     #[test]
@@ -134,16 +242,62 @@ mod tests {
     }
 
     #[test]
-    fn kind_of_another_group_has_no_template() {
+    fn kind_of_another_group_may_make_pods() {
         for (api_version, kind) in [
             ("batch.volcano.sh/v1alpha1", "Job"),
             ("example.com/v1", "Pod"),
-            ("v1", "Deployment"),
-            ("v1", "ConfigMap"),
-            ("", ""),
+            ("argoproj.io/v1alpha1", "Rollout"),
+            ("serving.knative.dev/v1", "Service"),
+            ("jobset.x-k8s.io/v1alpha2", "JobSet"),
         ] {
-            let object = json!({"apiVersion": api_version, "kind": kind});
-            assert_eq!(paths(&object), [(String::new(), None)]);
+            assert_eq!(content_of(api_version, kind), Content::Custom, "{kind}");
+        }
+    }
+
+    #[test]
+    fn kind_of_kubernetes_without_a_template_has_no_pod() {
+        for (api_version, kind) in [
+            ("v1", "ConfigMap"),
+            ("v1", "Secret"),
+            ("apps/v1", "ControllerRevision"),
+            ("networking.k8s.io/v1", "Ingress"),
+            ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
+        ] {
+            assert_eq!(content_of(api_version, kind), Content::NoPod, "{kind}");
+        }
+    }
+
+    #[test]
+    fn kind_that_kubectl_rejects_is_invalid_with_a_hint() {
+        for (api_version, kind, hint) in [
+            ("v1", "pod", "write kind: Pod with apiVersion: v1"),
+            (
+                "apps/v1",
+                "deployment",
+                "write kind: Deployment with apiVersion: apps/v1",
+            ),
+            (
+                "batch/v1",
+                "CRONJOB",
+                "write kind: CronJob with apiVersion: batch/v1",
+            ),
+            (
+                "v1",
+                "Deployment",
+                "write kind: Deployment with apiVersion: apps/v1",
+            ),
+            ("apps/v1", "Pod", "write kind: Pod with apiVersion: v1"),
+            ("v1", "configmap", "capital letter"),
+            ("V1", "Pod", "versions are like v1"),
+            ("apps", "Deployment", "versions are like v1"),
+            ("Apps/v1", "Deployment", "groups are lower-case"),
+            ("", "Pod", "it has no apiVersion"),
+            ("v1", "", "it has no kind"),
+        ] {
+            match content_of(api_version, kind) {
+                Content::Invalid(reason) => assert!(reason.contains(hint), "{reason}"),
+                other => panic!("{api_version} {kind}: {other:?}"),
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use serde_json::{Value, json};
 use similar::TextDiff;
@@ -25,6 +25,7 @@ use crate::{
     admission::manifest::{self, text},
     cluster::{namespace::Namespace, namespaces::OptIn},
     config::Config,
+    telemetry::printable::{printable, printable_json},
 };
 
 const LONG_ABOUT: &str = "\
@@ -32,14 +33,15 @@ Show Pods and workloads as they would be admitted, without a cluster.
 
 Pods, the Pod templates of Deployments, StatefulSets, DaemonSets, ReplicaSets, ReplicationControllers, Jobs, CronJobs \
 and PodTemplates, and Lists of these are printed with the pull secret that the webhook adds in an opted-in namespace. \
-Other objects are printed unchanged; comments are lost.";
+Other objects are printed unchanged; comments are lost. Of custom kinds the report tells which registries the Pods of their \
+controllers would get.";
 const AFTER_HELP: &str = "\
 The objects go to standard output; why each was changed or skipped goes to standard error.
 Nothing is written to standard output unless all input could be read.
 
 Exit codes:
   0  done, also when nothing had to be changed
-  1  the input or the configuration could not be read
+  1  the input or the configuration could not be read, or there is no object in the input
   2  wrong usage
 
 Examples:
@@ -60,16 +62,15 @@ pub struct PreviewArgs {
         value_name = "FILE|DIR|-"
     )]
     filenames: Vec<PathBuf>,
-    /// Namespace of objects that have none
+    /// Namespace of objects that have none; by default, default is assumed
     #[arg(
         short,
         long,
         env = "ECR_INJECTOR_NAMESPACE",
         value_name = "NAMESPACE",
-        default_value = "default",
         value_parser = parse_namespace
     )]
-    namespace: Namespace,
+    namespace: Option<Namespace>,
     /// Output format
     #[arg(
         short,
@@ -106,15 +107,22 @@ impl PreviewArgs {
         let config = Config::load_or_default(self.config.as_deref())?;
         let sources = Source::from_paths(&self.filenames)?;
         let mut documents = Vec::new();
-        for source in &sources {
-            documents.extend(source.read()?);
-        }
         let mut report = Report::default();
+        for source in &sources {
+            let read = source.read()?;
+            if read.is_empty() {
+                report.empty.push(source.to_string());
+            }
+            documents.extend(read);
+        }
+        if documents.is_empty() {
+            bail!("no object in {}", report.empty.join(", "));
+        }
         let mut changes = String::new();
         for document in &mut documents {
             let verdicts: Vec<_> = manifest::objects(document)
                 .iter()
-                .map(|object| Verdict::new(object, &self.namespace, &config))
+                .map(|object| Verdict::new(object, self.namespace.as_ref(), &config))
                 .collect();
             for verdict in verdicts {
                 report.add(&verdict);
@@ -130,7 +138,8 @@ impl PreviewArgs {
                 if self.diff {
                     changes += &diff(&verdict.title(), &before, object)?;
                 } else if let Output::Patch = self.output {
-                    let _ = writeln!(changes, "{}", verdict.to_json());
+                    let line = printable_json(&verdict.to_json().to_string());
+                    let _ = writeln!(changes, "{line}");
                 }
             }
         }
@@ -164,7 +173,7 @@ fn json(mut documents: Vec<Value>) -> anyhow::Result<String> {
             json!({"apiVersion": "v1", "kind": "List", "items": items})
         }
     };
-    let mut text = serde_json::to_string_pretty(&document)?;
+    let mut text = printable_json(&serde_json::to_string_pretty(&document)?);
     text.push('\n');
     Ok(text)
 }
@@ -183,13 +192,21 @@ fn items(mut document: Value) -> Vec<Value> {
 
 fn diff(title: &str, before: &Value, after: &Value) -> anyhow::Result<String> {
     let (before, after) = (text::to_yaml(before)?, text::to_yaml(after)?);
-    Ok(TextDiff::from_lines(&before, &after)
+    let diff = TextDiff::from_lines(&before, &after)
         .unified_diff()
         .header(
             &format!("{title}\tas written"),
             &format!("{title}\tas admitted"),
         )
-        .to_string())
+        .to_string();
+    let lines: Vec<String> = diff.split('\n').map(printable_line).collect();
+    Ok(lines.join("\n"))
+}
+
+/// Returns a line of a diff, which may have tabs.
+fn printable_line(line: &str) -> String {
+    let parts: Vec<_> = line.split('\t').map(printable).collect();
+    parts.join("\t")
 }
 
 /// The report on all objects.
@@ -198,6 +215,10 @@ struct Report {
     text: String,
     objects: usize,
     changed: usize,
+    /// The number of unchanged objects whose controllers make Pods that would be changed.
+    with_changed_pods: usize,
+    /// The files without an object.
+    empty: Vec<String>,
     /// The namespaces that have to be opted in for the changes.
     namespaces: BTreeSet<String>,
 }
@@ -206,6 +227,7 @@ impl Report {
     fn add(&mut self, verdict: &Verdict) {
         self.objects += 1;
         self.changed += usize::from(!verdict.patch.0.is_empty());
+        self.with_changed_pods += usize::from(verdict.has_injected_pods());
         if verdict.is_injected() {
             self.namespaces.insert(verdict.namespace.clone());
         }
@@ -214,16 +236,28 @@ impl Report {
 
     fn finish(mut self, opt_in: &OptIn) -> String {
         let (objects, changed) = (self.objects, self.changed);
+        for name in &self.empty {
+            let _ = writeln!(self.text, "{}: no object in it", printable(name));
+        }
         if objects == 0 {
-            return "no object in the input\n".into();
+            self.text += "no object in the input\n";
+            return self.text;
         }
         let plural = if objects == 1 { "" } else { "s" };
         let _ = writeln!(
             self.text,
             "\n{objects} object{plural}, {changed} would be changed"
         );
+        if self.with_changed_pods > 0 {
+            let _ = writeln!(
+                self.text,
+                "{} unchanged, whose controllers make Pods that would be changed",
+                self.with_changed_pods
+            );
+        }
         if !self.namespaces.is_empty() {
-            let names: Vec<_> = self.namespaces.into_iter().collect();
+            let names = self.namespaces.iter();
+            let names: Vec<_> = names.map(|name| printable(name)).collect();
             let label = format!("{}={}", opt_in.label, opt_in.value);
             let _ = writeln!(
                 self.text,

@@ -193,9 +193,14 @@ metadata:
   name: c
 data: {}
 ";
+    let text = &text.replace("123456789012.dkr.ecr.eu-west-1.amazonaws.com/web", "nginx");
     let outcome = preview(&[], text).ok();
-    assert_eq!(outcome.objects, text);
-    outcome.tells("Widget w: unchanged: it has no Pod");
+    assert_eq!(outcome.objects, *text);
+    outcome.tells(
+        "Widget w: unchanged: its controller's Pods would not get it: \
+         no image is in a private ECR registry, only in docker.io",
+    );
+    outcome.tells("ConfigMap c: unchanged: it has no Pod");
     outcome.tells("2 objects, 0 would be changed");
     assert!(
         !outcome.report.contains("kubectl label"),
@@ -247,7 +252,11 @@ fn several_objects_are_one_list_in_json_and_one_stays_itself() {
         serde_json::from_str::<Value>(&outcome.objects).unwrap(),
         documents[0]
     );
-    assert_eq!(preview(&["-o", "json"], "").ok().objects, "");
+    let empty = r#"{"apiVersion": "v1", "kind": "List", "items": []}"#;
+    let outcome = preview(&["-o", "json"], empty).ok();
+    let list: Value = serde_json::from_str(&outcome.objects).unwrap();
+    assert_eq!(list["items"], json!([]));
+    outcome.tells("no object in the input");
 }
 
 #[test]
@@ -325,6 +334,8 @@ fn configuration_decides_as_in_the_webhook() {
     fs::write(
         directory.path().join("config.yaml"),
         r#"
+apiVersion: ecr-injector.dev/v1alpha1
+kind: Config
 secretName: team-ecr
 optIn: {label: example.com/ecr, value: "on", excludeNamespaces: [infra]}
 allow: {accounts: ["123456789012"]}
@@ -360,7 +371,8 @@ limits: {registriesPerPod: 1}
     outcome.tells("  warning:  ecr-injector: credentials for only 1 of 2 ECR registries");
     outcome.tells("kubectl label namespace default example.com/ecr=on\n");
 
-    fs::write(directory.path().join("config.yaml"), "secretNam: x").unwrap();
+    let bad = crate::support::config_file("secretNam: x");
+    fs::write(directory.path().join("config.yaml"), bad).unwrap();
     preview_in(
         directory.path(),
         &["--config", "config.yaml"],
@@ -513,14 +525,352 @@ fn usage_error_is_code_2() {
 }
 
 #[test]
-fn empty_input_is_no_error() {
-    for input in ["", "---\n", "# nothing\n---\n\n"] {
+fn input_without_an_object_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    for input in [
+        "",
+        "\n",
+        "---\n",
+        "# nothing\n---\n\n",
+        "\u{feff}",
+        "null\n",
+        "~",
+    ] {
         for arguments in [&[][..], &["-o", "json"], &["-o", "patch"], &["--diff"]] {
-            let outcome = preview(arguments, input).ok();
-            assert_eq!(outcome.objects, "");
-            outcome.tells("no object in the input");
+            preview(arguments, input).fails(1, "no object in standard input");
         }
+        fs::write(directory.path().join("empty.yaml"), input).unwrap();
+        let run = |arguments: &[&str]| preview_in(directory.path(), arguments, b"");
+        run(&["-f", "empty.yaml"]).fails(1, "no object in empty.yaml");
+        run(&["-f", "."]).fails(1, "no object in ./empty.yaml");
     }
+    // As with kubectl, one empty file among others is none, but it is named.
+    let good = stream(&[pod("good", IMAGE)]);
+    let arguments = ["-f", "empty.yaml", "-f", "-"];
+    let outcome = preview_in(directory.path(), &arguments, good.as_bytes()).ok();
+    outcome.tells("empty.yaml: no object in it\n");
+    outcome.tells("1 object, 1 would be changed");
+}
+
+/// Objects of custom kinds that make Pods, each with the place of its images.
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn custom_kinds() -> Vec<Value> {
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": spec(IMAGE)});
+    let of = |api_version: &str, kind: &str, spec: Value| json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "web", "namespace": "team"}, "spec": spec});
+    let replicas = |field: &str| json!({field: {"Worker": {"replicas": 1, "template": template}}});
+    let task = json!({"steps": [{"name": "s", "image": IMAGE, "script": "true"}]});
+    let workflow =
+        json!({"entrypoint": "a", "templates": [{"name": "a", "container": {"image": IMAGE}}]});
+    let ray = json!({"headGroupSpec": {"template": template}, "workerGroupSpecs": [{"template": template}]});
+    vec![
+        of(
+            "argoproj.io/v1alpha1",
+            "Rollout",
+            json!({"template": template}),
+        ),
+        of(
+            "serving.knative.dev/v1",
+            "Service",
+            json!({"template": {"spec": spec(IMAGE)}}),
+        ),
+        of("argoproj.io/v1alpha1", "Workflow", workflow.clone()),
+        of("argoproj.io/v1alpha1", "WorkflowTemplate", workflow.clone()),
+        of(
+            "argoproj.io/v1alpha1",
+            "CronWorkflow",
+            json!({"workflowSpec": workflow}),
+        ),
+        of("tekton.dev/v1", "Task", task.clone()),
+        of("tekton.dev/v1", "TaskRun", json!({"taskSpec": task})),
+        of(
+            "tekton.dev/v1",
+            "PipelineRun",
+            json!({"pipelineSpec": {"tasks": [{"taskSpec": task}]}}),
+        ),
+        of(
+            "sparkoperator.k8s.io/v1beta2",
+            "SparkApplication",
+            json!({"image": IMAGE, "driver": {"cores": 1}}),
+        ),
+        of(
+            "sparkoperator.k8s.io/v1beta2",
+            "SparkApplication",
+            json!({"driver": {"image": IMAGE}}),
+        ),
+        of("ray.io/v1", "RayCluster", ray.clone()),
+        of("ray.io/v1", "RayService", json!({"rayClusterConfig": ray})),
+        of("ray.io/v1", "RayJob", json!({"rayClusterSpec": ray})),
+        of(
+            "kubeflow.org/v1",
+            "PyTorchJob",
+            replicas("pytorchReplicaSpecs"),
+        ),
+        of("kubeflow.org/v1", "TFJob", replicas("tfReplicaSpecs")),
+        of(
+            "kubeflow.org/v2beta1",
+            "MPIJob",
+            replicas("mpiReplicaSpecs"),
+        ),
+        of(
+            "apps.kruise.io/v1alpha1",
+            "CloneSet",
+            json!({"template": template}),
+        ),
+        of(
+            "apps.kruise.io/v1alpha1",
+            "SidecarSet",
+            json!({"containers": [{"name": "s", "image": IMAGE}]}),
+        ),
+        of(
+            "apps.kruise.io/v1alpha1",
+            "ImagePullJob",
+            json!({"image": IMAGE}),
+        ),
+        of(
+            "apps.openshift.io/v1",
+            "DeploymentConfig",
+            json!({"template": template}),
+        ),
+        of(
+            "serving.kserve.io/v1beta1",
+            "InferenceService",
+            json!({"predictor": {"model": {"image": IMAGE}}}),
+        ),
+        of(
+            "serving.kserve.io/v1beta1",
+            "InferenceService",
+            json!({"predictor": spec(IMAGE)}),
+        ),
+        of(
+            "keda.sh/v1alpha1",
+            "ScaledJob",
+            json!({"jobTargetRef": {"template": template}}),
+        ),
+        of(
+            "jobset.x-k8s.io/v1alpha2",
+            "JobSet",
+            json!({"replicatedJobs": [{"template": {"spec": {"template": template}}}]}),
+        ),
+        of(
+            "monitoring.coreos.com/v1",
+            "Prometheus",
+            json!({"image": IMAGE, "containers": [{"name": "prometheus"}]}),
+        ),
+        of(
+            "example.com/v1",
+            "Widget",
+            json!({"proxy": {"sidecarImage": IMAGE}}),
+        ),
+        of(
+            "example.com/v1",
+            "Widget",
+            json!({"image": {"repository": IMAGE, "tag": "1"}}),
+        ),
+        of(
+            "example.com/v1",
+            "pod",
+            json!({"volumes": [{"image": {"reference": IMAGE}}]}),
+        ),
+    ]
+}
+
+#[test]
+fn registries_of_custom_kinds_pods_are_told() {
+    for object in custom_kinds() {
+        let kind = object["kind"].as_str().unwrap();
+        let input = stream(std::slice::from_ref(&object));
+        let outcome = preview(&[], &input).ok();
+        assert_eq!(outcome.objects, input, "unchanged");
+        outcome.tells(&format!(
+            "{kind} team/web: unchanged: its controller's Pods would get it: \
+             123456789012.dkr.ecr.eu-west-1.amazonaws.com\n"
+        ));
+        outcome.tells("  secret:   ecr-pull-secret, in imagePullSecrets of these Pods\n");
+        outcome.tells("1 object, 0 would be changed\n1 unchanged, whose controllers make Pods");
+        outcome.tells("kubectl label namespace team ecr-injector.dev/inject=enabled\n");
+        assert_eq!(preview(&["-o", "patch"], &input).ok().objects, "");
+    }
+}
+
+#[test]
+fn pods_of_custom_kinds_follow_the_configuration() {
+    let mut disabled = custom_kinds().swap_remove(0);
+    disabled["spec"]["template"]["metadata"]["annotations"] =
+        json!({"ecr-injector.dev/inject": "disabled"});
+    let mut excluded = custom_kinds().swap_remove(0);
+    excluded["metadata"]["namespace"] = json!("kube-system");
+    let mut own = custom_kinds().swap_remove(0);
+    own["metadata"]["annotations"] = json!({"ecr-injector.dev/inject": "disabled"});
+    let outcome = preview(&[], &stream(&[disabled, excluded, own])).ok();
+    let prefix = "/web: unchanged: its controller's Pods would not get it: ";
+    outcome.tells(&format!(
+        "{prefix}it is annotated ecr-injector.dev/inject: disabled\n"
+    ));
+    outcome.tells(&format!(
+        "{prefix}the configuration excludes namespace kube-system"
+    ));
+    // The annotation of a Rollout is not its Pods'.
+    outcome.tells("Rollout team/web: unchanged: its controller's Pods would get it: 1234");
+}
+
+#[test]
+fn images_that_no_pod_is_made_of_are_not_claimed() {
+    let text = format!("image: {IMAGE}");
+    let documents = [
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"image": IMAGE, "values.yaml": text}}),
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "stringData": {"image": IMAGE}}),
+        json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": {"name": "r"}, "data": {"spec": {"template": {"spec": spec(IMAGE)}}}}),
+        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "d"}, "spec": {"image": IMAGE}}),
+        json!({"apiVersion": "image.toolkit.fluxcd.io/v1", "kind": "ImageRepository", "metadata": {"name": "i"}, "spec": {"image": IMAGE}}),
+        json!({"apiVersion": "kyverno.io/v1", "kind": "ClusterPolicy", "metadata": {"name": "p"}, "spec": {"rules": [{"image": IMAGE}]}}),
+        json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "annotations": {"image": IMAGE}},
+            "spec": {"args": [IMAGE], "env": [{"name": "IMAGE", "value": IMAGE}], "text": text}, "status": {"image": IMAGE}}),
+    ];
+    let outcome = preview(&[], &stream(&documents)).ok();
+    assert_eq!(
+        outcome
+            .report
+            .matches(": unchanged: it has no Pod\n")
+            .count(),
+        7,
+        "{}",
+        outcome.report
+    );
+    assert!(!outcome.report.contains("dkr.ecr"), "{}", outcome.report);
+    assert!(
+        !outcome.report.contains("kubectl label"),
+        "{}",
+        outcome.report
+    );
+}
+
+#[test]
+fn kind_that_kubectl_rejects_is_told() {
+    for (api_version, kind, hint) in [
+        ("v1", "pod", "write kind: Pod with apiVersion: v1\n"),
+        ("v1", "POD", "write kind: Pod with apiVersion: v1\n"),
+        (
+            "apps/v1",
+            "deployment",
+            "write kind: Deployment with apiVersion: apps/v1\n",
+        ),
+        (
+            "v1",
+            "Deployment",
+            "write kind: Deployment with apiVersion: apps/v1\n",
+        ),
+        (
+            "batch/v1",
+            "cronjob",
+            "write kind: CronJob with apiVersion: batch/v1\n",
+        ),
+        ("v1", "service", "kinds begin with a capital letter\n"),
+        ("", "Pod", "it has no apiVersion\n"),
+        ("v1", "", "it has no kind\n"),
+    ] {
+        let mut object = pod("web", IMAGE);
+        object["apiVersion"] = json!(api_version);
+        object["kind"] = json!(kind);
+        let outcome = preview(&[], &stream(&[object])).ok();
+        let kind = if kind.is_empty() { "(no kind)" } else { kind };
+        outcome.tells(&format!("{kind} web: skipped: kubectl rejects it: "));
+        outcome.tells(hint);
+        outcome.tells("1 object, 0 would be changed\n");
+    }
+}
+
+#[test]
+fn assumed_namespace_is_told() {
+    let mut documents = vec![pod("bare", IMAGE), pod("plain", "nginx")];
+    documents.extend(custom_kinds().drain(..1));
+    documents[2]["metadata"] = json!({"name": "bare"});
+    let line = "  assumed:  namespace default; neither the object nor -n names one\n";
+    let outcome = preview(&[], &stream(&documents)).ok();
+    assert_eq!(
+        outcome.report.matches(line).count(),
+        3,
+        "{}",
+        outcome.report
+    );
+    let outcome = preview(&["-n", "default"], &stream(&documents)).ok();
+    assert!(!outcome.report.contains("assumed"), "{}", outcome.report);
+    documents.drain(1..);
+    documents[0]["metadata"]["namespace"] = json!("default");
+    let outcome = preview(&[], &stream(&documents)).ok();
+    assert!(!outcome.report.contains("assumed"), "{}", outcome.report);
+}
+
+#[test]
+fn text_of_a_manifest_moves_no_cursor_and_forges_no_line() {
+    let evil = "x\u{1b}[2J\r\nPod default/forged: inject\u{202e}\u{9b}";
+    let with_name = |mut object: Value| {
+        object["metadata"]["name"] = json!(evil);
+        object
+    };
+    let mut kind = pod("k", IMAGE);
+    kind["kind"] = json!(evil);
+    let mut custom = kind.clone();
+    custom["apiVersion"] = json!(format!("{evil}/v1"));
+    let mut namespace = pod("n", IMAGE);
+    namespace["metadata"]["namespace"] = json!(evil);
+    let mut wrong = pod("w", IMAGE);
+    wrong["spec"]["containers"] = json!({ evil: evil });
+    let documents = [
+        with_name(pod("", IMAGE)),
+        with_name(pod("", evil)),
+        with_name(custom_kinds().swap_remove(0)),
+        kind,
+        custom,
+        namespace,
+        wrong,
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": evil}}),
+    ];
+    let is_plain = |text: &str| {
+        let forged = text.contains("\nPod default/forged: inject");
+        !forged
+            && text
+                .chars()
+                .all(|c| "\n\t".contains(c) || !c.is_control() && c != '\u{202e}')
+    };
+    let input = stream(&documents);
+    let outcome = preview(&["-o", "patch"], &input).ok();
+    assert!(is_plain(&outcome.report), "{:?}", outcome.report);
+    outcome
+        .tells("Pod default/x\\u{1b}[2J\\r\\nPod default/forged: inject\\u{202e}\\u{9b}: inject\n");
+    assert!(is_plain(&outcome.objects), "{:?}", outcome.objects);
+    let json = preview(&["-o", "json"], &input).ok().objects;
+    assert!(is_plain(&json), "{json:?}");
+    let list: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(list["items"][7], documents[7]);
+    let outcome = preview(&["--diff"], &input).ok();
+    assert!(is_plain(&outcome.objects), "{:?}", outcome.objects);
+    for input in [
+        format!(
+            "\"{}\": 1\n\"{}\": 1\n",
+            "\\x1b\\n\\u202e", "\\x1b\\n\\u202e"
+        ),
+        "{\"\\u001b\\n\": 1, \"\\u001b\\n\": 2}".to_owned(),
+        "a: *\u{1b}\u{202e}\n".to_owned(),
+    ] {
+        let outcome = preview(&[], &input);
+        assert_eq!(outcome.code, Some(1), "{}", outcome.report);
+        assert!(is_plain(&outcome.report), "{:?}", outcome.report);
+    }
+}
+
+#[test]
+fn json_with_a_field_twice_is_an_error_that_names_it() {
+    let text = format!(
+        r#"{{"apiVersion": "v1", "kind": "Pod", "spec": {{"containers": [{{"image": "{IMAGE}", "image": "nginx"}}]}}}}"#
+    );
+    preview(&[], &text).fails(1, "duplicate mapping key `image`");
+    let text = format!(
+        "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - image: {IMAGE}\n    image: nginx\n"
+    );
+    preview(&[], &text).fails(
+        1,
+        "document 1, line 6, column 5: duplicate mapping key `image`",
+    );
 }
 
 #[test]

@@ -31,6 +31,7 @@ const PURE: &[&str] = &[
     "admission/decide",
     "admission/json",
     "admission/manifest",
+    "admission/manifest/custom",
     "admission/manifest/text",
     "admission/manifest/text/json",
     "admission/manifest/text/scalar",

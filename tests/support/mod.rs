@@ -98,6 +98,16 @@ pub fn crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// Returns a configuration file with these fields, in block style or in braces.
+pub fn config_file(fields: &str) -> String {
+    let header = ["apiVersion: ecr-injector.dev/v1alpha1", "kind: Config"];
+    match fields.trim_start().strip_prefix('{') {
+        _ if fields.contains(header[0]) => fields.to_owned(),
+        Some(rest) => format!("{{{}, {rest}", header.join(", ")),
+        None => format!("{}\n{fields}", header.join("\n")),
+    }
+}
+
 /// Asks again until there is an answer, and panics when there is none after `limit`.
 pub async fn eventually<T>(
     what: &str,

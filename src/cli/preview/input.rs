@@ -1,7 +1,7 @@
 //! The sources of manifests: files, directories and standard input.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{self, IsTerminal as _, Read as _},
     path::{Path, PathBuf},
 };
@@ -48,26 +48,24 @@ impl Source {
         Ok(sources)
     }
 
-    /// Reads the documents.
+    /// Reads the documents; none if there are only comments.
     pub(super) fn read(&self) -> anyhow::Result<Vec<Value>> {
-        let (name, bytes) = match self {
+        let name = self.to_string();
+        let bytes = match self {
             Self::Stdin => {
                 let mut bytes = Vec::new();
                 io::stdin()
                     .read_to_end(&mut bytes)
                     .context("reading standard input")?;
-                ("standard input".to_owned(), bytes)
+                bytes
             }
             Self::File(path) => {
-                let name = path.display().to_string();
                 let hint = if name.starts_with("https://") || name.starts_with("http://") {
                     "; addresses are not fetched: pipe the file into standard input"
                 } else {
                     ""
                 };
-                let bytes = fs::read(path)
-                    .map_err(|error| anyhow::anyhow!("reading {name}: {error}{hint}"))?;
-                (name, bytes)
+                fs::read(path).map_err(|error| anyhow::anyhow!("reading {name}: {error}{hint}"))?
             }
         };
         text::read(&bytes).map_err(|error| {
@@ -78,6 +76,16 @@ impl Source {
             };
             anyhow::anyhow!("{name}: {error}{hint}")
         })
+    }
+}
+
+/// Writes the source's name.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdin => f.write_str("standard input"),
+            Self::File(path) => path.display().fmt(f),
+        }
     }
 }
 

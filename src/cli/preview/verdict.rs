@@ -17,7 +17,7 @@ use crate::{
         decide::{
             Decision, Facts, Injection, OptInFacts, SkipReason, decide, demand, skip_warnings,
         },
-        manifest::Object,
+        manifest::{Content, Object, custom},
         patch,
         pod::{INJECT_ANNOTATION, INJECT_DISABLED, Pod, ReferenceState},
         review::Request,
@@ -30,10 +30,13 @@ use crate::{
     pull_secret::SecretFacts,
     registry::{Host, Quoted, Registry, image::ImageReference},
     rules::Rules,
+    telemetry::printable::printable,
 };
 
 /// The longest image in a remark, in characters.
 const MAX_IMAGE: usize = 300;
+/// The namespace of an object for which nothing names one.
+const DEFAULT_NAMESPACE: &str = "default";
 
 /// The decision on an object.
 pub(super) struct Verdict {
@@ -43,6 +46,8 @@ pub(super) struct Verdict {
     own_namespace: Option<String>,
     /// The namespace that the object would be created in.
     pub(super) namespace: String,
+    /// Whether neither the object nor a flag names the namespace.
+    is_assumed: bool,
     /// The object's position in its document.
     pub(super) pointer: PointerBuf,
     /// The change of the object.
@@ -57,32 +62,55 @@ pub(super) struct Verdict {
 enum Outcome {
     /// The object has no Pod.
     PassedThrough,
+    /// `kubectl` rejects the object; the reason.
+    Invalid(String),
     Skipped(String),
     Injected,
+    /// The object stays unchanged, and the Pods that its controller makes would be injected.
+    PodsInjected(Vec<Host>),
+    /// The object stays unchanged, and so would the Pods that its controller makes.
+    PodsSkipped(String),
+}
+
+/// The decision on a Pod.
+enum Answer {
+    Skip {
+        why: String,
+        warnings: Vec<String>,
+        /// Whether the Pod wants no registry.
+        is_foreign: bool,
+    },
+    Inject(Injection),
 }
 
 impl Verdict {
     /// Decides like the webhook, for an opted-in namespace without a pull secret.
-    pub(super) fn new(object: &Object<'_>, default: &Namespace, config: &Config) -> Self {
+    pub(super) fn new(object: &Object<'_>, given: Option<&Namespace>, config: &Config) -> Self {
+        let namespace = object.namespace.or(given.map(Namespace::as_str));
         let mut verdict = Self {
             kind: object.kind.to_owned(),
             name: object.name.to_owned(),
             own_namespace: object.namespace.map(str::to_owned),
-            namespace: object.namespace.unwrap_or(default.as_str()).to_owned(),
+            namespace: namespace.unwrap_or(DEFAULT_NAMESPACE).to_owned(),
+            is_assumed: namespace.is_none(),
             pointer: object.path.clone(),
             patch: Patch::default(),
             outcome: Outcome::PassedThrough,
             is_disabled: false,
             notes: vec![],
         };
-        let template = object
-            .template
-            .as_deref()
-            .and_then(|pointer| Some((pointer, object.value.pointer(pointer.as_str())?)));
-        if let Some((pointer, template)) = template {
-            verdict.decide(pointer, template, &config.rules);
-            let note = workload_note(object, pointer).filter(|_| !verdict.is_disabled);
-            verdict.notes.extend(note.map(|text| ("metadata", text)));
+        let rules = &config.rules;
+        match &object.content {
+            Content::Template(pointer) => {
+                if let Some(template) = object.value.pointer(pointer.as_str()) {
+                    verdict.decide(pointer, template, rules);
+                    let note = workload_note(object, pointer).filter(|_| !verdict.is_disabled);
+                    verdict.notes.extend(note.map(|text| ("metadata", text)));
+                }
+            }
+            Content::Custom => verdict.decide_custom(object.value, rules),
+            Content::Invalid(reason) => verdict.outcome = Outcome::Invalid(reason.clone()),
+            Content::NoPod => {}
         }
         let note = namespace_note(object, config);
         verdict.notes.extend(note.map(|text| ("label", text)));
@@ -90,20 +118,83 @@ impl Verdict {
     }
 
     fn decide(&mut self, pointer: &Pointer, template: &Value, rules: &Rules) {
+        let (answer, notes) = self.ask(pointer, template, rules);
+        self.notes.extend(notes);
+        match answer {
+            Answer::Skip { why, warnings, .. } => {
+                let warnings = warnings.into_iter();
+                self.notes.extend(warnings.map(|text| ("warning", text)));
+                self.outcome = Outcome::Skipped(why);
+            }
+            Answer::Inject(injection) => self.inject(pointer, injection, rules),
+        }
+    }
+
+    /// Decides on each Pod that the controller of a custom kind may make.
+    fn decide_custom(&mut self, object: &Value, rules: &Rules) {
+        let mut hosts = BTreeMap::new();
+        let (mut skipped, mut foreign, mut warnings) = (Vec::new(), None, BTreeSet::new());
+        for made in custom::pods(object) {
+            match self.ask(&made.path, &made.pod, rules).0 {
+                Answer::Inject(injection) => {
+                    warnings.extend(injection.warnings);
+                    let resolved = injection.hosts.iter();
+                    let resolved = resolved.filter_map(|host| rules.aliases.resolve(host.as_str()));
+                    hosts.extend(resolved);
+                }
+                Answer::Skip {
+                    why,
+                    is_foreign: true,
+                    ..
+                } => foreign = foreign.or(Some(why)),
+                Answer::Skip { why, .. } => skipped.push((dotted(&made.path), why)),
+            }
+        }
+        if hosts.is_empty() {
+            let why = skipped.into_iter().next().map(|(_, why)| why).or(foreign);
+            if let Some(why) = why {
+                self.outcome = Outcome::PodsSkipped(why);
+            }
+            return;
+        }
+        let registries = hosts
+            .iter()
+            .map(|(host, registry)| describe(host, registry));
+        self.notes.extend(registries.map(|text| ("registry", text)));
+        let secret = format!("{}, in imagePullSecrets of these Pods", rules.secret_name);
+        self.notes.push(("secret", secret));
+        let skipped = skipped.into_iter();
+        self.notes
+            .extend(skipped.map(|(path, why)| ("skipped", format!("{path}: {why}"))));
+        self.notes
+            .extend(warnings.into_iter().map(|text| ("warning", text)));
+        self.outcome = Outcome::PodsInjected(hosts.into_keys().collect());
+    }
+
+    /// Decides on a Pod or a template, and notes what is wrong with its images.
+    fn ask(
+        &mut self,
+        pointer: &Pointer,
+        template: &Value,
+        rules: &Rules,
+    ) -> (Answer, Vec<(&'static str, String)>) {
         let pod: Pod<'_> = match serde_path_to_error::deserialize(template) {
             Ok(pod) => pod,
             Err(error) => {
                 let field = format!("{}.{}", dotted(pointer), error.path());
                 let field = field.trim_start_matches('.');
                 let why = format!("the API server would reject it: {field}: {}", error.inner());
-                self.outcome = Outcome::Skipped(why);
-                return;
+                let answer = Answer::Skip {
+                    why,
+                    warnings: Vec::new(),
+                    is_foreign: false,
+                };
+                return (answer, Vec::new());
             }
         };
-        for image in pod.images() {
-            self.notes
-                .extend(image_note(image, rules).map(|text| ("image", text)));
-        }
+        let notes = pod.images();
+        let notes = notes.filter_map(|image| Some(("image", image_note(image, rules)?)));
+        let notes = notes.collect();
         self.is_disabled = pod.is_disabled();
         let has_image = pod.images().next().is_some();
         let domains: BTreeSet<String> = pod.domains().map(str::to_owned).collect();
@@ -119,18 +210,17 @@ impl Verdict {
             Ok(demand) => decide(demand, rules, &facts, Timestamp::UNIX_EPOCH),
             Err(reason) => Decision::Skip(reason),
         };
-        match decision {
-            Decision::Skip(reason) => {
-                let warnings = skip_warnings(reason, &request, rules).into_iter();
-                self.notes.extend(warnings.map(|text| ("warning", text)));
-                self.outcome = Outcome::Skipped(self.skip_message(reason, &domains, has_image));
-            }
+        let answer = match decision {
+            Decision::Skip(reason) => Answer::Skip {
+                why: self.skip_message(reason, &domains, has_image),
+                warnings: skip_warnings(reason, &request, rules).into_iter().collect(),
+                is_foreign: reason == SkipReason::NoRegistry,
+            },
             Decision::Inject(injection)
             | Decision::InjectAfterEnsuring(injection, _)
-            | Decision::InjectUnprovisioned(injection) => {
-                self.inject(pointer, injection, rules);
-            }
-        }
+            | Decision::InjectUnprovisioned(injection) => Answer::Inject(injection),
+        };
+        (answer, notes)
     }
 
     fn inject(&mut self, pointer: &Pointer, injection: Injection, rules: &Rules) {
@@ -206,7 +296,13 @@ impl Verdict {
 
     /// Whether the object's Pods would reference the pull secret.
     pub(super) fn is_injected(&self) -> bool {
-        matches!(self.outcome, Outcome::Injected)
+        matches!(self.outcome, Outcome::Injected) || self.has_injected_pods()
+    }
+
+    /// Whether the object stays unchanged, and Pods that its controller makes reference the pull
+    /// secret.
+    pub(super) fn has_injected_pods(&self) -> bool {
+        matches!(self.outcome, Outcome::PodsInjected(_))
     }
 
     /// Returns the patch with the object's name.
@@ -219,13 +315,20 @@ impl Verdict {
         })
     }
 
-    /// Returns the kind, namespace and name. An object without a Pod may have no namespace at all.
+    /// Returns the kind, namespace and name on one line. An object without a Pod may have no
+    /// namespace at all.
     pub(super) fn title(&self) -> String {
+        printable(&self.raw_title()).into_owned()
+    }
+
+    fn raw_title(&self) -> String {
         let or =
             |text: &str, default: &str| if text.is_empty() { default } else { text }.to_owned();
         let (kind, name) = (or(&self.kind, "(no kind)"), or(&self.name, "(no name)"));
         match (&self.own_namespace, &self.outcome) {
-            (None, Outcome::PassedThrough) => format!("{kind} {name}"),
+            (None, Outcome::PassedThrough | Outcome::Invalid(_) | Outcome::PodsSkipped(_)) => {
+                format!("{kind} {name}")
+            }
             _ => format!("{kind} {}/{name}", self.namespace),
         }
     }
@@ -234,15 +337,35 @@ impl Verdict {
 /// Writes the object's block of the report.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.title())?;
-        match &self.outcome {
-            Outcome::PassedThrough => writeln!(f, "unchanged: it has no Pod")?,
-            Outcome::Skipped(why) => writeln!(f, "skipped: {why}")?,
-            Outcome::Injected if self.patch.0.is_empty() => writeln!(f, "already injected")?,
-            Outcome::Injected => writeln!(f, "inject")?,
-        }
+        let result = match &self.outcome {
+            Outcome::PassedThrough => "unchanged: it has no Pod".to_owned(),
+            Outcome::Invalid(why) => format!("skipped: kubectl rejects it: {why}"),
+            Outcome::Skipped(why) => format!("skipped: {why}"),
+            Outcome::Injected if self.patch.0.is_empty() => "already injected".to_owned(),
+            Outcome::Injected => "inject".to_owned(),
+            Outcome::PodsInjected(hosts) => {
+                let hosts: Vec<_> = hosts.iter().map(Host::as_str).collect();
+                let hosts = hosts.join(", ");
+                format!("unchanged: its controller's Pods would get it: {hosts}")
+            }
+            Outcome::PodsSkipped(why) => {
+                format!("unchanged: its controller's Pods would not get it: {why}")
+            }
+        };
+        writeln!(f, "{}: {}", self.title(), printable(&result))?;
         for (field, text) in &self.notes {
-            writeln!(f, "  {:<10}{text}", format!("{field}:"))?;
+            writeln!(f, "  {:<10}{}", format!("{field}:"), printable(text))?;
+        }
+        let is_namespaced = matches!(
+            self.outcome,
+            Outcome::Injected | Outcome::Skipped(_) | Outcome::PodsInjected(_)
+        );
+        if self.is_assumed && is_namespaced {
+            let namespace = &self.namespace;
+            writeln!(
+                f,
+                "  assumed:  namespace {namespace}; neither the object nor -n names one"
+            )?;
         }
         Ok(())
     }
