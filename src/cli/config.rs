@@ -20,6 +20,7 @@ use crate::{
     config::{Config, ConfigError, Discovery, Refresh, schema},
     identity::{DefaultIdentity, Identities},
     rules::{Revocation, Rules},
+    telemetry::printable::{printable, printable_json},
     tls,
     token::SessionCap,
 };
@@ -125,7 +126,7 @@ impl ClusterArgs {
                 summary(&config),
                 comparison.to_text()
             ),
-            Output::Json => format!("{:#}\n", comparison.to_json(&name(file))),
+            Output::Json => printable_json(&format!("{:#}\n", comparison.to_json(&name(file)))),
         };
         stdout::write(&output).context("writing to standard output")?;
         comparison.check()?;
@@ -183,11 +184,12 @@ fn read(file: &Path) -> Result<Config, ConfigError> {
 
 /// Returns a line for each error.
 fn error_lines(error: &ConfigError) -> String {
+    let line = |text: &str| format!("{}\n", printable(text));
     match error {
-        ConfigError::Read { source, .. } => format!("{error}: {source}\n"),
-        ConfigError::Yaml { .. } => format!("{error}\n"),
+        ConfigError::Read { source, .. } => line(&format!("{error}: {source}")),
+        ConfigError::Yaml { .. } => line(&error.to_string()),
         ConfigError::Fields { path, errors } => {
-            let lines = errors.iter().map(|error| format!("{path}: {error}\n"));
+            let lines = errors.iter().map(|error| line(&format!("{path}: {error}")));
             lines.collect()
         }
     }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::telemetry::printable::printable;
+
 /// The reason why a configuration was rejected.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -44,9 +46,10 @@ pub struct FieldError {
 
 impl FieldError {
     pub(super) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        // Both may have text of the file, which a log and a terminal show as it is.
         Self {
-            field: field.into(),
-            message: message.into(),
+            field: printable(&field.into()).into_owned(),
+            message: printable(&message.into()).into_owned(),
         }
     }
 }

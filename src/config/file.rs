@@ -13,7 +13,7 @@ use super::{
         Config, DEFAULT_EXCLUDED, DEFAULT_OPT_IN_LABEL, DEFAULT_OPT_IN_VALUE,
         DEFAULT_REGISTRIES_PER_POD, DEFAULT_REGISTRIES_PER_SECRET, DEFAULT_SECRET_NAME,
     },
-    value::{accounts, parse_each, regions},
+    value::{accounts, listed, parse_each, present, regions},
 };
 use crate::{
     cluster::namespace::{self, Namespace},
@@ -26,16 +26,16 @@ const KIND: &str = "Config";
 /// A Secret holds at most 1 MiB, and a host takes about 5 KB of it.
 const MAX_REGISTRIES_PER_SECRET: usize = MAX_HOSTS;
 
-/// Configuration of ecr-injector. Every field has a default, so an empty file is valid.
+/// Configuration of ecr-injector. Every field but apiVersion and kind has a default.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(title = "Config")]
+#[schemars(title = "Config", extend("required" = ["apiVersion", "kind"]))]
 pub(super) struct File {
-    /// Version of the format.
-    #[schemars(extend("enum" = [API_VERSION, null]))]
+    /// Version of the format; required.
+    #[schemars(extend("type" = "string", "enum" = [API_VERSION]))]
     api_version: Option<String>,
-    /// Kind of the file.
-    #[schemars(extend("enum" = [KIND, null]))]
+    /// Kind of the file; required.
+    #[schemars(extend("type" = "string", "enum" = [KIND]))]
     kind: Option<String>,
     /// Name of the pull secret in every namespace. RBAC and the guard contain it too; a change
     /// requires a restart.
@@ -47,6 +47,12 @@ pub(super) struct File {
     #[schemars(extend("default" = "admit"))]
     on_failure: Option<FileOnFailure>,
     /// Which registries get credentials; by default all.
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(
+        with = "FileAllow",
+        skip_serializing_if = "Option::is_none",
+        extend("minProperties" = 1)
+    )]
     allow: Option<FileAllow>,
     /// Handling of credentials that the rules (allow, identities, aliases) no longer allow.
     #[schemars(extend("default" = "onExpiry"))]
@@ -66,7 +72,8 @@ pub(super) struct File {
     /// Roles that namespaces may request with the annotation ecr-injector.dev/role-arn.
     namespace_roles: Option<FileNamespaceRoles>,
     /// Identity that mints if neither a rule nor an annotation matches.
-    #[schemars(extend("default" = "ambient"))]
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(with = "FileDefaultIdentity", extend("default" = "ambient"))]
     default_identity: Option<FileDefaultIdentity>,
     /// How pull secrets are refreshed.
     refresh: Option<FileRefresh>,
@@ -120,11 +127,13 @@ enum FileOnFailure {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileAllow {
-    /// AWS accounts, each in quotes; empty: all.
-    #[schemars(with = "Option<patterns::Accounts>")]
+    /// AWS accounts, each in quotes; by default all.
+    #[serde(default, deserialize_with = "listed")]
+    #[schemars(with = "patterns::Accounts", skip_serializing_if = "Option::is_none")]
     accounts: Option<Vec<String>>,
-    /// AWS regions; empty: all.
-    #[schemars(with = "Option<patterns::Regions>")]
+    /// AWS regions; by default all.
+    #[serde(default, deserialize_with = "listed")]
+    #[schemars(with = "patterns::Regions", skip_serializing_if = "Option::is_none")]
     regions: Option<Vec<String>>,
 }
 
@@ -231,9 +240,11 @@ impl File {
             ("apiVersion", &self.api_version, API_VERSION),
             ("kind", &self.kind, KIND),
         ] {
-            if let Some(given) = given.as_ref().filter(|given| *given != expected) {
-                let message = format!("expected {expected}, got {given:?}");
-                errors.push(field, message);
+            match given {
+                Some(given) if given == expected => {}
+                Some(given) => errors.push(field, format!("expected {expected}, got {given:?}")),
+                // An emptied file would otherwise allow all.
+                None => errors.push(field, format!("is missing: write {field}: {expected}")),
             }
         }
     }
@@ -297,6 +308,10 @@ fn is_label_part(text: &str) -> bool {
 
 impl FileAllow {
     fn check(self, errors: &mut FieldErrors) -> Allow {
+        if self.accounts.is_none() && self.regions.is_none() {
+            let message = "expected accounts, regions or both; to allow all, leave allow out";
+            errors.push("allow", message);
+        }
         Allow {
             accounts: accounts("allow", self.accounts, errors),
             regions: regions("allow", self.regions, errors),

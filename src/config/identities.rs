@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{
     error::{FieldError, FieldErrors},
     patterns,
-    value::{accounts, regions, seconds},
+    value::{accounts, listed, regions, seconds},
 };
 use crate::{
     identity::{
@@ -29,14 +29,17 @@ const MAX_TAGS: usize = 50;
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileRule {
-    /// Accounts of the registries that the rule matches, each in quotes; empty: all.
-    #[schemars(with = "Option<patterns::Accounts>")]
+    /// Accounts of the registries that the rule matches, each in quotes; by default all.
+    #[serde(default, deserialize_with = "listed")]
+    #[schemars(with = "patterns::Accounts", skip_serializing_if = "Option::is_none")]
     accounts: Option<Vec<String>>,
-    /// Regions of the registries that the rule matches; empty: all.
-    #[schemars(with = "Option<patterns::Regions>")]
+    /// Regions of the registries that the rule matches; by default all.
+    #[serde(default, deserialize_with = "listed")]
+    #[schemars(with = "patterns::Regions", skip_serializing_if = "Option::is_none")]
     regions: Option<Vec<String>>,
-    /// Patterns of the namespaces that the rule matches, such as team-a-*; empty: all.
-    #[schemars(with = "Option<patterns::Patterns>")]
+    /// Patterns of the namespaces that the rule matches, such as team-a-*; by default all.
+    #[serde(default, deserialize_with = "listed")]
+    #[schemars(with = "patterns::Patterns", skip_serializing_if = "Option::is_none")]
     namespaces: Option<Vec<String>>,
     /// IAM role to mint with.
     assume_role: Option<FileRole>,

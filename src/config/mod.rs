@@ -1,7 +1,8 @@
 //! The configuration: the file's format, its checks, and its reload while the process runs.
 //!
 //! A file is read as a whole, checked as a whole, and resolved into the rules that other rooms
-//! take. Every field has a default, so an empty file is valid.
+//! take. Without a file every field has its default; a file names its apiVersion and kind, so that an
+//! emptied one is an error and not the default.
 
 mod error;
 mod file;

@@ -27,10 +27,10 @@ const NAMESPACE: &str = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
 const PATTERN: &str = r"^[^?\[\]\\()|]+$";
 const ROLE_PATTERN: &str = r"^arn:[^?\[\]\\()|]+$";
 
-/// Defines a type for each list of texts that match a pattern. A type, because a field with
+/// Defines a type for each list of texts that match a pattern, with its least length. A type, because a field with
 /// `schemars(with = "Option<...>")` stays optional in the schema.
 macro_rules! lists {
-    ($($name:ident: $pattern:expr),+ $(,)?) => {$(
+    ($($name:ident: $pattern:expr, $min:expr;)+) => {$(
         pub(super) struct $name;
 
         impl JsonSchema for $name {
@@ -43,17 +43,23 @@ macro_rules! lists {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "array", "items": {"type": "string", "pattern": $pattern}})
+                let mut schema =
+                    json_schema!({"type": "array", "items": {"type": "string", "pattern": $pattern}});
+                if $min > 0 {
+                    schema.insert("minItems".to_owned(), $min.into());
+                }
+                schema
             }
         }
     )+};
 }
 
+// A list of which none means "all" has at least one entry.
 lists! {
-    Accounts: ACCOUNT,
-    Regions: REGION,
-    Namespaces: NAMESPACE,
-    Hosts: HOST,
-    Patterns: PATTERN,
-    RolePatterns: ROLE_PATTERN,
+    Accounts: ACCOUNT, 1;
+    Regions: REGION, 1;
+    Namespaces: NAMESPACE, 0;
+    Hosts: HOST, 0;
+    Patterns: PATTERN, 1;
+    RolePatterns: ROLE_PATTERN, 0;
 }

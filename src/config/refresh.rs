@@ -177,6 +177,7 @@ fn prewarm(
             texts.len()
         );
         errors.push("prewarm", message);
+        return Vec::new();
     }
     let mut hosts = Vec::with_capacity(texts.len());
     for (at, text) in texts.iter().enumerate() {
@@ -260,14 +261,14 @@ mod tests {
     const ECR: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
     fn refresh(text: &str) -> Refresh {
-        let config = Config::parse(text, "config.yaml");
+        let config = Config::parse_fields(text, "config.yaml");
         config
             .unwrap_or_else(|error| panic!("{text}: {error}"))
             .refresh
     }
 
     fn error(text: &str) -> String {
-        let error = Config::parse(text, "config.yaml").expect_err(text);
+        let error = Config::parse_fields(text, "config.yaml").expect_err(text);
         let error = error.to_string();
         error
             .strip_prefix("config.yaml: ")

@@ -31,8 +31,11 @@ pub(super) fn to_file(mut value: Value) -> Result<File, Vec<FieldError>> {
             Err(error) => error,
         };
         let field = removed.original(error.path());
-        let message = message(&field, error.inner());
-        found.push(FieldError::new(field, message));
+        // A list of which all entries were removed is not an empty one.
+        if !removed.indexes.contains_key(&field) {
+            let message = message(&field, error.inner());
+            found.push(FieldError::new(field, message));
+        }
         if found.len() >= MAX_ERRORS || !removed.remove(&mut value, error.path()) {
             return Err(found);
         }

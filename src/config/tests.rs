@@ -12,31 +12,150 @@ use crate::{
 };
 
 fn error(text: &str) -> String {
-    Config::parse(text, "config.yaml")
+    Config::parse_fields(text, "config.yaml")
         .expect_err("refused")
         .to_string()
 }
 
+const API_VERSION: &str = "apiVersion: ecr-injector.dev/v1alpha1\n";
+
 #[test]
-fn empty_file_is_valid() {
+fn emptied_file_is_invalid() {
+    let is_missing = "config.yaml: apiVersion: is missing: write apiVersion: \
+                      ecr-injector.dev/v1alpha1; kind: is missing: write kind: Config";
     for text in [
         "",
+        "\n \n",
         "# nothing yet\n",
         "---\n",
-        "apiVersion: ecr-injector.dev/v1alpha1\nkind: Config\n",
         "{}",
+        "null",
+        "~",
+        "---\n# x\n---\n",
     ] {
-        let config =
-            Config::parse(text, "config.yaml").unwrap_or_else(|error| panic!("{text:?}: {error}"));
-        assert_eq!(config.rules.secret_name, "ecr-pull-secret");
+        let error = Config::parse(text, "config.yaml").expect_err(text);
+        let error = error.to_string();
+        // The parser rejects several documents itself.
+        let is_several = text.matches("---").count() > 1;
+        assert!(is_several || error == is_missing, "{text:?}: {error}");
+    }
+    let error = |text: &str| {
+        let error = Config::parse(text, "config.yaml").expect_err(text);
+        error.to_string()
+    };
+    assert_eq!(
+        error(API_VERSION),
+        "config.yaml: kind: is missing: write kind: Config"
+    );
+    assert!(error("kind: Config\nonFailure: deny").contains("apiVersion: is missing"));
+    assert!(error("apiVersion:\nkind: Config").contains("apiVersion: is missing"));
+}
+
+#[test]
+fn file_that_is_no_object_is_invalid() {
+    for text in ["- a", "5", "words", "[]", "a: 1\n---\nb: 2"] {
+        assert!(Config::parse(text, "config.yaml").is_err(), "{text}");
+    }
+}
+
+#[test]
+fn header_of_another_file_is_invalid() {
+    let error = |text: &str| {
+        let error = Config::parse(text, "config.yaml").expect_err(text);
+        error.to_string()
+    };
+    assert_eq!(
+        error("apiVersion: v1\nkind: Pod"),
+        "config.yaml: apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"; \
+         kind: expected Config, got \"Pod\""
+    );
+}
+
+#[test]
+fn empty_list_that_would_mean_all_is_invalid() {
+    let role = "assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a'}";
+    let empty = "expected at least one entry, got an empty list; for all, leave the field out";
+    let nothing = "expected a value, got nothing; for the default, leave the field out";
+    for (text, field, message) in [
+        (
+            "allow: {accounts: [], regions: [eu-west-1]}",
+            "allow.accounts",
+            empty,
+        ),
+        ("allow: {accounts: null}", "allow.accounts", empty),
+        (
+            "allow:\n  accounts:\n  regions: [eu-west-1]",
+            "allow.accounts",
+            empty,
+        ),
+        ("allow: {regions: []}", "allow.regions", empty),
+        (
+            &format!("identities: [{{accounts: [], {role}}}]"),
+            "identities[0].accounts",
+            empty,
+        ),
+        (
+            &format!("identities: [{{regions: ~, {role}}}]"),
+            "identities[0].regions",
+            empty,
+        ),
+        (
+            "identities: [{namespaces: [], ambient: true}]",
+            "identities[0].namespaces",
+            empty,
+        ),
+        ("allow:", "allow", nothing),
+        (
+            "allow: {}",
+            "allow",
+            "expected accounts, regions or both; to allow all, leave allow out",
+        ),
+        ("defaultIdentity:", "defaultIdentity", nothing),
+    ] {
         assert_eq!(
-            config.opt_in,
-            OptIn {
-                label: "ecr-injector.dev/inject".into(),
-                value: "enabled".into()
-            }
+            error(text),
+            format!("config.yaml: {field}: {message}"),
+            "{text}"
         );
-        assert_eq!(config.rules.excluded.len(), 2);
+    }
+    for text in [
+        "optIn: {excludeNamespaces: []}",
+        "aliases: []",
+        "identities: []",
+        "namespaceRoles: {allow: []}",
+        "prewarm: []",
+    ] {
+        let config = Config::parse_fields(text, "config.yaml");
+        assert!(config.is_ok(), "{text}: {config:?}");
+    }
+}
+
+#[test]
+fn field_that_is_there_twice_is_named() {
+    for text in [
+        "onFailure: deny\nonFailure: admit",
+        "{\"onFailure\": \"deny\", \"onFailure\": \"admit\"}",
+        "onFailure: deny\n\"onFailure\": admit",
+    ] {
+        assert!(
+            error(text).contains("duplicate mapping key `onFailure`"),
+            "{}",
+            error(text)
+        );
+    }
+}
+
+#[test]
+fn text_of_the_file_is_escaped_in_errors() {
+    for text in [
+        "\"a\\x1b[31m\\nb\": 1",
+        "onFailure: \"\\x1b[31m\\nconfig.yaml: valid\"",
+        "identities: [{ambient: true, assumeRole: {tags: {\"\\x1b\\n\": 5}}}]",
+        "a: [\"\u{202e}\"\n\u{1b}",
+    ] {
+        let error = error(text);
+        let is_plain = error.chars().all(|c| !c.is_control() && c != '\u{202e}');
+        assert!(is_plain, "{error:?}");
     }
 }
 
@@ -53,18 +172,33 @@ fn aliases_are_checked_in_linear_time() {
 }
 
 #[test]
+fn file_with_nothing_but_its_header_has_the_defaults() {
+    for text in ["", "# nothing yet\n"] {
+        let config = Config::parse_fields(text, "config.yaml")
+            .unwrap_or_else(|error| panic!("{text:?}: {error}"));
+        assert_eq!(config.rules.secret_name, "ecr-pull-secret");
+        assert_eq!(
+            config.opt_in,
+            OptIn {
+                label: "ecr-injector.dev/inject".into(),
+                value: "enabled".into()
+            }
+        );
+        assert_eq!(config.rules.excluded.len(), 2);
+    }
+}
+
+#[test]
 fn long_comment_is_no_error() {
     let comment = "  # why\n".repeat(100);
     let text = format!("limits:\n{comment}  registriesPerPod: 2\naliases:\n{comment}  []\n");
-    let config = Config::parse(&text, "config.yaml").expect("valid");
+    let config = Config::parse_fields(&text, "config.yaml").expect("valid");
     assert_eq!(config.rules.registries_per_pod, 2);
 }
 
 #[test]
 fn every_field_of_a_full_file_is_applied() {
     let text = r#"
-apiVersion: ecr-injector.dev/v1alpha1
-kind: Config
 secretName: my.pull-secret
 optIn: {label: example.com/ecr, value: "yes", excludeNamespaces: [infra]}
 onFailure: deny
@@ -74,7 +208,7 @@ aliases:
     registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com
 limits: {registriesPerPod: 2, registriesPerSecret: 4}
 "#;
-    let config = Config::parse(text, "config.yaml").expect("valid");
+    let config = Config::parse_fields(text, "config.yaml").expect("valid");
     assert_eq!(config.rules.secret_name, "my.pull-secret");
     assert_eq!(
         config.opt_in,
@@ -137,7 +271,7 @@ namespaceRoles:
   allow: ["arn:aws:iam::*:role/ecr-pull-{namespace}"]
   externalId: shared
 "#;
-    let config = Config::parse(text, "config.yaml").expect("valid");
+    let config = Config::parse_fields(text, "config.yaml").expect("valid");
     assert_eq!(config.session_cap, SessionCap::Off);
     assert!(config.rules.aliases.resolve("public.ecr.aws").is_some());
     let identities = config.rules.identities;
@@ -157,7 +291,7 @@ namespaceRoles:
     let options = identities.namespace_roles.options;
     assert_eq!(options.session_name, "ecr-injector-prod");
     assert_eq!(options.external_id.as_deref(), Some("shared"));
-    let capped = Config::parse("refresh: {sessionCap: 6h}", "config.yaml").expect("valid");
+    let capped = Config::parse_fields("refresh: {sessionCap: 6h}", "config.yaml").expect("valid");
     assert_eq!(capped.session_cap, SessionCap::After(21_600));
 }
 
@@ -203,11 +337,6 @@ fn invalid_value_is_reported_by_its_path() {
         ("optIn: {label: 'a b'}", "optIn.label:"),
         ("optIn: {value: 'a b'}", "optIn.value:"),
         ("optIn: {value: ''}", "optIn.value:"),
-        (
-            "apiVersion: v1",
-            "apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"",
-        ),
-        ("kind: Pod", "kind: expected Config"),
         (
             "refresh: {sessionCap: 5m}",
             "refresh.sessionCap: expected at least 15m",
@@ -272,7 +401,6 @@ fn invalid_value_is_reported_by_its_path() {
             "defaultIdentity: nobody",
             "defaultIdentity: unknown variant `nobody`",
         ),
-        ("- a", ""),
     ] {
         let got = error(text);
         assert!(

@@ -3,9 +3,43 @@
 use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::error::{FieldError, FieldErrors};
 use crate::registry::{AccountId, Region};
+
+/// Deserializes a list that limits something, of which none means no limit. An empty list is an
+/// error, for it would be read by some as "none" and by others as "all", and so is a field with
+/// nothing behind it.
+pub(super) fn listed<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let list: Option<Vec<T>> = Option::deserialize(deserializer)?;
+    match list {
+        Some(list) if !list.is_empty() => Ok(Some(list)),
+        _ => Err(D::Error::custom(
+            "expected at least one entry, got an empty list; for all, leave the field out",
+        )),
+    }
+}
+
+/// Deserializes a field that restricts something: nothing behind its name is an error, for the
+/// default restricts nothing.
+pub(super) fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let value: Option<T> = Option::deserialize(deserializer)?;
+    if value.is_none() {
+        return Err(D::Error::custom(
+            "expected a value, got nothing; for the default, leave the field out",
+        ));
+    }
+    Ok(value)
+}
 
 pub(super) fn accounts(
     field: &str,

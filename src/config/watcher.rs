@@ -111,8 +111,7 @@ impl Follower {
 
     fn reject(&mut self, error: &ConfigError, metrics: &ConfigMetrics) {
         let message = error_chain(error);
-        // The further lines are the YAML parser's excerpt of the file, which is for a terminal.
-        let error = message.lines().next().unwrap_or_default().to_owned();
+        let error = message.clone();
         if self.rejection.is_new(message) {
             tracing::error!(%error, "rejected the changed configuration; the last valid one stays in use");
             metrics.reload(Reload::Refused);
@@ -130,6 +129,7 @@ mod tests {
     use crate::{
         cli::metrics::Metrics,
         cluster::namespace::Namespace,
+        config::load::with_header,
         process::{clock::SystemClock, file_watcher::PERIOD},
         rules::OnFailure,
     };
@@ -145,6 +145,7 @@ mod tests {
         /// Watches a new file with this text.
         fn with_text(text: &str) -> Self {
             let folder = tempfile::tempdir().expect("a folder");
+            let text = with_header(text);
             std::fs::write(folder.path().join("config.yaml"), text).expect("written");
             Self::in_folder(folder)
         }
@@ -170,6 +171,10 @@ mod tests {
 
         /// Changes the file and waits until the watcher has applied or rejected it.
         async fn write(&self, text: &str) {
+            self.write_raw(&with_header(text)).await;
+        }
+
+        async fn write_raw(&self, text: &str) {
             std::fs::write(self.path(), text).expect("written");
             two_periods_later().await;
         }
@@ -265,6 +270,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn emptied_file_keeps_the_old_configuration() {
+        let fixture = Fixture::with_text(DENY);
+        let emptied = ["", "# nothing\n", "{}\n", "---\n", "onFailure: admit\n"];
+        for (refused, text) in (1..).zip(emptied) {
+            fixture.write_raw(text).await;
+            a_period_later().await;
+            assert!(fixture.denies(), "{text:?}");
+            let last = fixture.counted();
+            assert_eq!((last[0], last[1], last[3]), (1, 0, 0), "{text:?}");
+            assert!((1..=refused).contains(&last[2]), "{text:?}: {last:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn restored_file_is_valid_again_and_not_applied_twice() {
         let fixture = Fixture::with_text(DENY);
         fixture.write("onFailure: explode").await;
@@ -328,6 +347,7 @@ mod tests {
         let of = |name: &str| folder.path().join(name);
         for (name, text) in [("..1", ""), ("..2", DENY)] {
             std::fs::create_dir(of(name)).expect("made");
+            let text = with_header(text);
             std::fs::write(of(name).join("config.yaml"), text).expect("written");
         }
         std::os::unix::fs::symlink("..1", of("..data")).expect("linked");

@@ -403,7 +403,11 @@ async fn reason_is_given_also_to_those_that_asked_after_the_refusal() {
         ground.apply(namespace, &secret).await;
     }
     let config = ground.plane.folder().join("slow-looks.yaml");
-    std::fs::write(&config, "refresh: {writesPerSecond: 10}").unwrap();
+    std::fs::write(
+        &config,
+        crate::support::config_file("refresh: {writesPerSecond: 10}"),
+    )
+    .unwrap();
     let slow = refresh(&all, &["--config", config.to_str().unwrap()]);
     let ran = run(&ground.ours().await, &aws, &slow).await;
     ran.ended(1);
@@ -423,7 +427,11 @@ async fn suspended_hosts_stay_until_they_are_pruned() {
     ground.written_ago(&all[1], &hosts, RECENTLY).await;
     let before = ground.versions(&all).await;
     let config = ground.plane.folder().join("one-region.yaml");
-    std::fs::write(&config, "allow: {regions: [us-east-1]}").unwrap();
+    std::fs::write(
+        &config,
+        crate::support::config_file("allow: {regions: [us-east-1]}"),
+    )
+    .unwrap();
     let with = ["--config", config.to_str().unwrap()];
     let mut expected = each(&all[..1], "suspended");
     expected.extend(each(&all[1..], "fresh"));
@@ -493,7 +501,7 @@ async fn opted_out_secret_is_removed_once_it_has_expired() {
     assert_eq!(ground.versions(&all).await, before);
 
     let config = ground.plane.folder().join("removes.yaml");
-    std::fs::write(&config, "optOutRemove: true").unwrap();
+    std::fs::write(&config, crate::support::config_file("optOutRemove: true")).unwrap();
     let with = ["--config", config.to_str().unwrap()];
     let dry: Vec<_> = with.iter().chain(&["--dry-run"]).copied().collect();
     let dry = run(&admin, &aws, &refresh(&[], &dry)).await;
@@ -536,7 +544,11 @@ async fn termination_loses_nothing_and_lists_what_was_done() {
     make_due(&ground.admin().await, &all, &[host("eu-west-1")]).await;
     let before = ground.versions(&all).await;
     let config = ground.plane.folder().join("slow.yaml");
-    std::fs::write(&config, "refresh: {writesPerSecond: 10}").unwrap();
+    std::fs::write(
+        &config,
+        crate::support::config_file("refresh: {writesPerSecond: 10}"),
+    )
+    .unwrap();
     let ours = ground.ours().await;
     let slow = refresh(&all, &["--config", config.to_str().unwrap()]);
     let child = spawn(&ours, &aws, &slow);
@@ -591,7 +603,11 @@ async fn sees_to_a_whole_cluster_and_clears_it() {
     let as_it_was = ground.version(&out).await;
     ground.foreign(&theirs, &json!({})).await;
     let config = ground.plane.folder().join("prewarm.yaml");
-    std::fs::write(&config, format!("prewarm: [{}]", hosts[0])).unwrap();
+    std::fs::write(
+        &config,
+        crate::support::config_file(&format!("prewarm: [{}]", hosts[0])),
+    )
+    .unwrap();
     let config = config.to_str().unwrap();
     let ours = ground.ours().await;
 
@@ -699,7 +715,11 @@ async fn interrupted_cleanup_says_what_is_left() {
     let all = ground.opted_in("sweep", 30).await;
     make_due(&ground.admin().await, &all, &[host("eu-west-1")]).await;
     let config = ground.plane.folder().join("slow-cleanup.yaml");
-    std::fs::write(&config, "refresh: {writesPerSecond: 10}").unwrap();
+    std::fs::write(
+        &config,
+        crate::support::config_file("refresh: {writesPerSecond: 10}"),
+    )
+    .unwrap();
     let janitor = ground.janitor().await;
     let slow = cleanup(&all, &["--config", config.to_str().unwrap()]);
     let child = spawn(&janitor, &aws, &slow);

@@ -63,7 +63,7 @@ async fn config_check_says_what_a_file_would_suspend() {
     let ours = installation.kubeconfig(&plane).await;
     let file = |name: &str, text: &str| {
         let path = plane.folder().join(name);
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, crate::support::config_file(text)).unwrap();
         path
     };
     let ran = check(&ours, &file("good.yaml", ""), &[]).await;

@@ -77,7 +77,10 @@ async fn pending_pods_say_what_opted_in_namespaces_want() {
     let client = plane.as_service_account(NAME, "ecr-injector").await;
     let metrics = Metrics::default();
     let config = "discover: pods\nallow: {regions: [eu-west-1, eu-west-2, eu-north-1, us-east-1]}";
-    let live = Live::new(Config::parse(config, "config.yaml").unwrap(), None);
+    let live = Live::new(
+        Config::parse(&crate::support::config_file(config), "config.yaml").unwrap(),
+        None,
+    );
     let namespaces = Namespaces::new(
         client.clone(),
         live.config().opt_in.clone(),

@@ -367,7 +367,9 @@ fn schema_of_the_values_has_the_configurations_own_in_it() {
     let mut schema: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     let docs = of_repository("docs/reference/config.schema.json");
     let mut config: Value = serde_json::from_str(&fs::read_to_string(docs).unwrap()).unwrap();
-    config.as_object_mut().unwrap().shift_remove("$schema");
+    for of_a_file in ["$schema", "required"] {
+        config.as_object_mut().unwrap().shift_remove(of_a_file);
+    }
     schema["properties"]["config"] = config;
     let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
     same_or_updated(&path, &text, "make schema");
@@ -454,6 +456,13 @@ fn values_that_cannot_be_are_refused_by_the_schema() {
         ("config: {onFailure: fail}", "/config/onFailure"),
         ("config: {optIn: {value: true}}", "/config/optIn/value"),
         ("config: {secretName: 'a b'}", "/config/secretName"),
+        ("config: {allow: {accounts: []}}", "/config/allow/accounts"),
+        ("config: {allow: {regions: []}}", "/config/allow/regions"),
+        ("config: {allow: {}}", "/config/allow"),
+        (
+            "config: {identities: [{namespaces: [], ambient: true}]}",
+            "/config/identities/0/namespaces",
+        ),
         (
             "config: {allow: {accounts: [123456789012]}}",
             "/config/allow/accounts/0",

@@ -17,6 +17,8 @@ use jsonschema::Validator;
 use serde_json::Value;
 use tokio::time::sleep;
 
+use crate::support::config_file;
+
 /// Where a test's log lines go.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -46,7 +48,7 @@ async fn log_has_each_complaint_once_with_its_path_and_field() {
     let _guard = crate::support::log::scoped(subscriber.finish());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yaml");
-    std::fs::write(&path, "").unwrap();
+    std::fs::write(&path, config_file("")).unwrap();
     let (config, watched) = ConfigWatcher::load(&path).unwrap();
     let live = Live::new(config, None);
     tokio::spawn(watched.follow(
@@ -56,7 +58,7 @@ async fn log_has_each_complaint_once_with_its_path_and_field() {
         PERIOD,
     ));
     for text in ["allow: {accounts: [\"12\"]}", "secretName: other"] {
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, config_file(text)).unwrap();
         three_periods().await;
     }
     std::fs::remove_file(&path).unwrap();
@@ -149,7 +151,8 @@ fn examples() -> Vec<(String, String)> {
         for block in blocks.filter_map(|rest| rest.split("\n```").next()) {
             let parsed: Result<Value, _> = serde_saphyr::from_str(block);
             if parsed.is_ok_and(|value| is_ours(&value)) {
-                examples.push((path.display().to_string(), block.to_owned()));
+                // Most pages show a part of the file.
+                examples.push((path.display().to_string(), config_file(block)));
             }
         }
     }
@@ -201,7 +204,8 @@ fn schema_takes_what_the_parser_takes() {
     let validator = validator();
     for text in [
         "{}",
-        "secretName: null\noptIn:\nallow: {accounts: null}\nprewarm:\nrefresh: null\nonFailure:",
+        "secretName: null\noptIn:\naliases:\nidentities: null\nprewarm:\nrefresh: null\nonFailure:",
+        "aliases: []\nidentities: []\nprewarm: []",
         "secretName: a.b-c.0",
         "optIn: {label: app, value: \"1\", excludeNamespaces: []}",
         "optIn: {label: a.b/C_d.e-f, value: A.b_c}",
@@ -224,9 +228,10 @@ fn schema_takes_what_the_parser_takes() {
         "defaultIdentity: none",
         "log: {filter: \"info,ecr_injector=debug\"}",
     ] {
-        let parsed = Config::parse(text, "config.yaml");
+        let text = config_file(text);
+        let parsed = Config::parse(&text, "config.yaml");
         parsed.unwrap_or_else(|error| panic!("{text}: {error}"));
-        let value: Value = serde_saphyr::from_str(text).unwrap();
+        let value: Value = serde_saphyr::from_str(&text).unwrap();
         let wrong: Vec<String> = validator
             .iter_errors(&value)
             .map(|e| e.to_string())
@@ -236,18 +241,24 @@ fn schema_takes_what_the_parser_takes() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn schema_refuses_what_the_parser_refuses_for_its_shape() {
     let validator = validator();
     let role = "roleArn: 'arn:aws:iam::111122223333:role/a'";
     for text in [
-        "[]",
-        "words",
         "secretNam: x",
         "secretName: 5",
         "secretName: Nö",
-        "apiVersion: v1",
-        "kind: Pod",
         "optIn: {lable: x}",
+        "allow:",
+        "allow: {}",
+        "allow: {accounts: []}",
+        "allow: {regions: []}",
+        "allow: {accounts: null}",
+        "identities: [{accounts: [], ambient: true}]",
+        "identities: [{regions: null, ambient: true}]",
+        "identities: [{namespaces: [], ambient: true}]",
+        "defaultIdentity: null",
         "optIn: enabled",
         "optIn: {value: true}",
         "optIn: {excludeNamespaces: kube-system}",
@@ -300,10 +311,84 @@ fn schema_refuses_what_the_parser_refuses_for_its_shape() {
         "log: {filter: \"\"}",
         "log: {level: info}",
     ] {
+        let text = config_file(text);
+        assert!(Config::parse(&text, "config.yaml").is_err(), "{text}");
+        let value: Value = serde_saphyr::from_str(&text).unwrap();
+        assert!(!validator.is_valid(&value), "the schema takes {text}");
+    }
+    for text in [
+        "[]",
+        "words",
+        "{}",
+        "kind: Config",
+        "apiVersion: ecr-injector.dev/v1alpha1",
+        "apiVersion: v1\nkind: Config",
+        "apiVersion: ecr-injector.dev/v1alpha1\nkind: Pod",
+        "apiVersion: ecr-injector.dev/v1alpha1\nkind:",
+    ] {
         assert!(Config::parse(text, "config.yaml").is_err(), "{text}");
         let value: Value = serde_saphyr::from_str(text).unwrap();
         assert!(!validator.is_valid(&value), "the schema takes {text}");
     }
+}
+
+#[test]
+fn emptied_file_fails_by_its_name_in_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("emptied.yaml");
+    let path = path.to_str().unwrap();
+    let host = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+    let image = format!("{host}/web");
+    for text in ["", "# nothing\n", "{}", "---\n", "onFailure: deny\n"] {
+        std::fs::write(path, text).unwrap();
+        for arguments in [
+            &["config", "check", path][..],
+            &["preview", "--config", path],
+            &[
+                "identity",
+                "--config",
+                path,
+                "--registry",
+                host,
+                "--namespace",
+                "a",
+            ],
+            &[
+                "probe",
+                "--config",
+                path,
+                "--image",
+                &image,
+                "--namespace",
+                "a",
+            ],
+            &["serve", "--config", path],
+        ] {
+            let output = Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+                .args(arguments)
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let said = self::text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+            let part = format!("{path}: apiVersion: is missing");
+            assert!(said.contains(&part), "{arguments:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn text_of_a_file_moves_no_cursor_and_forges_no_line() {
+    let input = "\"a\\x1b[2Jb\\nconfig.yaml: valid\": 1\nclusterName: \"\\x9b\\u202e\"\n";
+    let output = config(&["check", "-"], &config_file(input));
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains(['\x1b', '\u{9b}', '\u{202e}']), "{said:?}");
+    assert!(
+        said.contains("a\\u{1b}[2Jb\\nconfig.yaml: valid: unknown field"),
+        "{said}"
+    );
+    assert!(!said.contains("\nconfig.yaml: valid"), "{said}");
 }
 
 fn config(arguments: &[&str], input: &str) -> Output {
@@ -329,7 +414,7 @@ fn text(bytes: &[u8]) -> String {
 fn good_file_is_summed_up() {
     let input = "allow: {accounts: [\"123456789012\"]}\nonFailure: deny\nrefresh: {forgetAfter: 36h}\nrevoke: immediately\n\
          discover: pods\noptOutRemove: true\npublicEcr: true";
-    let output = config(&["check", "-"], input);
+    let output = config(&["check", "-"], &config_file(input));
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     for part in [
@@ -355,7 +440,7 @@ fn errors_of_all_files_are_reported_and_fail() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
         let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, config_file(text)).unwrap();
         path.display().to_string()
     };
     let good = write("good.yaml", "");

@@ -92,7 +92,7 @@ impl Default for Situation {
             account_rejects_reference: false,
             role: None,
             secret: Secret::Absent,
-            config: Value::Null,
+            config: json!({}),
         }
     }
 }
@@ -129,7 +129,11 @@ impl Fixture {
     }
 
     fn verdict(&self, pod: &Value) -> Verdict {
-        let config = Config::parse(&self.situation.config.to_string(), "config").unwrap();
+        let config = Config::parse(
+            &crate::support::config_file(&self.situation.config.to_string()),
+            "config",
+        )
+        .unwrap();
         let rules = &config.rules;
         let body = self.review(pod);
         let request = Request::parse(&body).unwrap();

@@ -684,7 +684,8 @@ async fn admission_keeps_the_configuration_it_began_with() {
     while webhook.mint.calls() == 0 {
         tokio::task::yield_now().await;
     }
-    let denying = Config::parse("onFailure: deny\nallow: {regions: [us-east-1]}", "config");
+    let denying = crate::support::config_file("onFailure: deny\nallow: {regions: [us-east-1]}");
+    let denying = Config::parse(&denying, "config");
     assert!(webhook.live.replace(denying.unwrap()).is_empty());
     // It began under `onFailure: admit`.
     let body = String::from_utf8(pending.await.unwrap().to_vec()).unwrap();

@@ -436,7 +436,7 @@ async fn pods_are_all_served_while_everything_changes() {
             ("onFailure: deny", generation, before + 4.0..=f64::INFINITY),
         ] {
             for replica in &soak.replicas {
-                fs::write(replica.config(), text).unwrap();
+                fs::write(replica.config(), crate::support::config_file(text)).unwrap();
             }
             eventually(text, SOON, async || {
                 counts.contains(&soak.metric(series).await).then_some(())

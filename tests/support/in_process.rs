@@ -94,7 +94,10 @@ impl InProcess {
     /// One whose configuration has this text.
     pub fn with_config(text: &str) -> Self {
         let api = FakeApi::opted_in(&[NAMESPACE]);
-        Self::configured(api, Config::parse(text, "config").unwrap())
+        Self::configured(
+            api,
+            Config::parse(&crate::support::config_file(text), "config").unwrap(),
+        )
     }
 
     fn configured(api: FakeApi, config: Config) -> Self {

@@ -674,7 +674,7 @@ pub struct Sim {
 impl Sim {
     /// An empty cluster under a configuration.
     pub fn new(config: &str) -> Self {
-        let config = Config::parse(config, "config").unwrap();
+        let config = Config::parse(&crate::support::config_file(config), "config").unwrap();
         let clock = Arc::new(SimClock {
             origin: Instant::now(),
             offset: Mutex::default(),
@@ -810,7 +810,7 @@ impl Sim {
 
     /// From now on it has another configuration, also for a leader who leads already.
     pub fn configure(&self, config: &str) {
-        let config = Config::parse(config, "config").unwrap();
+        let config = Config::parse(&crate::support::config_file(config), "config").unwrap();
         assert!(self.live.replace(config).is_empty(), "all live");
     }
 

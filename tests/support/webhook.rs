@@ -64,7 +64,7 @@ impl Webhook {
     pub fn spawn(options: Options) -> Self {
         let folder = GuardedFolder::create();
         let config = folder.path().join("config.yaml");
-        fs::write(&config, options.config).unwrap();
+        fs::write(&config, crate::support::config_file(&options.config)).unwrap();
         let mut arguments: Vec<OsString> = vec![
             "serve".into(),
             "--config".into(),

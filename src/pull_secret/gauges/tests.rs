@@ -80,7 +80,7 @@ fn unverified(since: Unverified, claims: Option<State>) -> Observed {
 
 fn rules() -> Rules {
     let file = "allow: {accounts: ['123456789012', '210987654321']}";
-    let rules = Config::parse(file, "config").expect("valid").rules;
+    let rules = Config::parse_fields(file, "config").expect("valid").rules;
     let registry = Registry::parse(US).expect("valid");
     let aliases = Aliases::new([(ALIAS.to_owned(), registry)]);
     Rules {

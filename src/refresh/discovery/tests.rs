@@ -70,7 +70,7 @@ fn refusal(code: u16, message: &str) -> Answer {
 }
 
 fn pods_config(discover: &str) -> Config {
-    Config::parse(&format!("discover: {discover}"), "config.yaml").expect("valid")
+    Config::parse_fields(&format!("discover: {discover}"), "config.yaml").expect("valid")
 }
 
 fn discoverer(server: &Server, live: Live) -> Discoverer {

@@ -25,7 +25,7 @@ fn days(days: i64) -> SignedDuration {
 
 fn policy(config: &str) -> Policy {
     Policy {
-        rules: Arc::new(Config::parse(config, "config").expect("valid").rules),
+        rules: Arc::new(Config::parse_fields(config, "config").expect("valid").rules),
         prewarm: vec![],
         forget_after: Some(days(30)),
         revocation: Revocation::OnExpiry,

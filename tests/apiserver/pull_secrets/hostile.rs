@@ -60,7 +60,11 @@ async fn edited_secrets_starve_nobody() {
     let attack = tokio::spawn(join_all(attack.collect::<Vec<_>>()));
     // By then all of them are due. A new configuration reschedules all namespaces, so that they are due at one moment.
     sleep(Duration::from_secs(20).saturating_sub(minted.elapsed())).await;
-    std::fs::write(bed.webhook.config(), "refresh: {writesPerSecond: 19}\n").unwrap();
+    std::fs::write(
+        bed.webhook.config(),
+        crate::support::config_file("refresh: {writesPerSecond: 19}\n"),
+    )
+    .unwrap();
     let mut left: Vec<_> = others.iter().collect();
     let due = Instant::now();
     while !left.is_empty() && due.elapsed() < LIMIT {

@@ -116,7 +116,7 @@ impl Bed {
     async fn reload(&self, config: &str) {
         const APPLIED: &str = r#"ecr_injector_config_reloads_total{outcome="applied"}"#;
         let before = self.webhook.metric(APPLIED).await;
-        fs::write(self.webhook.config(), config).unwrap();
+        fs::write(self.webhook.config(), crate::support::config_file(config)).unwrap();
         eventually("the new configuration is in use", RELOADED, async || {
             let now = self.webhook.metric(APPLIED).await;
             (now > before).then_some(())

@@ -88,7 +88,7 @@ impl<'a> Identity<'a> {
 
     /// The configuration file.
     pub(crate) fn config(self, yaml: &str) -> Self {
-        let path = self.write("config.yaml", yaml);
+        let path = self.write("config.yaml", &crate::support::config_file(yaml));
         self.argument("--config", path.to_str().unwrap())
     }
 

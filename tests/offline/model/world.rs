@@ -849,5 +849,5 @@ fn version_of(secret: &Secret) -> &str {
 
 /// Reads a configuration.
 pub fn config(text: &str) -> Config {
-    Config::parse(text, "config").unwrap()
+    Config::parse(&crate::support::config_file(text), "config").unwrap()
 }

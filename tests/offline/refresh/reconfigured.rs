@@ -55,7 +55,7 @@ async fn leader_follows_the_file_and_a_bad_one_changes_nothing() {
     let teams = sim.teams("a", 3, &[IRELAND], Some(SignedDuration::ZERO));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.yaml");
-    std::fs::write(&path, "").unwrap();
+    std::fs::write(&path, crate::support::config_file("")).unwrap();
     let (_, watched) = ConfigWatcher::load(&path).unwrap();
     let (live, clock, metrics) = (
         sim.live.clone(),
@@ -68,7 +68,7 @@ async fn leader_follows_the_file_and_a_bad_one_changes_nothing() {
         format!("{IDENTITIES}secretNam: x"),
         IDENTITIES.replace("arn:aws:", ""),
     ] {
-        std::fs::write(&path, bad).unwrap();
+        std::fs::write(&path, crate::support::config_file(&bad)).unwrap();
         sim.after(30.0).await;
         assert_eq!(
             (sim.cluster.take_writes().len(), sim.aws.total()),
@@ -76,7 +76,7 @@ async fn leader_follows_the_file_and_a_bad_one_changes_nothing() {
         );
         assert_eq!(sim.count("ecr_injector_config_last_reload_successful"), 0);
     }
-    std::fs::write(&path, IDENTITIES).unwrap();
+    std::fs::write(&path, crate::support::config_file(IDENTITIES)).unwrap();
     sim.after(15.0).await;
     assert_eq!(sim.cluster.take_writes().len(), teams.len());
     assert_eq!(
