@@ -8,10 +8,13 @@
 //! configured by half (a token file without a role, one key of two, a profile that doesn't exist),
 //! so the configured variables are read from the environment here.
 
+mod explain;
+
 use std::{
     env,
     error::Error as StdError,
-    fmt, io,
+    fmt,
+    panic::AssertUnwindSafe,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -19,27 +22,20 @@ use std::{
 use aws_config::{
     ecs::EcsCredentialsProvider,
     environment::EnvironmentVariableCredentialsProvider,
-    imds::{self, client::error::ImdsError, credentials::ImdsCredentialsProvider},
-    profile::ProfileFileCredentialsProvider,
+    imds::{self, credentials::ImdsCredentialsProvider},
     provider_config::ProviderConfig,
     web_identity_token::WebIdentityTokenCredentialsProvider,
 };
 use aws_credential_types::{
     Credentials,
-    provider::{self, ProvideCredentials, error::CredentialsError, future},
+    provider::{ProvideCredentials, error::CredentialsError, future},
 };
-use aws_sdk_sts::{
-    error::SdkError,
-    operation::{
-        assume_role::AssumeRoleError, assume_role_with_web_identity::AssumeRoleWithWebIdentityError,
-    },
-};
-use aws_smithy_runtime_api::client::result::ConnectorError;
-use aws_smithy_types::error::ErrorMetadata;
+use futures::FutureExt as _;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::metrics::AwsMetrics;
+use self::explain::{Refusal, innermost, profile_message};
+use super::{fault::Fault, keys, metrics::AwsMetrics, origin::Origin, profile::ProfileSource};
 
 /// How long one source may take.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,11 +43,11 @@ const SOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// or never (a hop limit of 1).
 const IMDS_TIMEOUT: Duration = Duration::from_millis(800);
 const IMDS_ATTEMPTS: u32 = 2;
+/// The most characters of a cause that are shown before what to do about it.
+const MAX_MESSAGE: usize = 400;
 /// The variable that distinguishes EKS Pod Identity from ECS: both use one protocol, and only the
 /// former names a file with its token.
 const POD_IDENTITY_VARIABLE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
-/// The start of the SDK's errors about a credential process. The rest is the output of the process.
-const PROCESS_ERROR: &str = "Error retrieving credentials";
 
 /// Where ambient credentials come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +71,18 @@ pub enum Source {
 #[derive(Debug, Error)]
 #[error("{from}: {message}")]
 pub struct SourceError {
-    from: Source,
+    from: String,
     message: String,
+    fault: Option<Fault>,
+}
+
+/// Why there are no credentials, for the errors of calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoCredentials {
+    /// The mistake of clock, keys or tokens, if it is one.
+    pub fault: Option<Fault>,
+    /// The text, which names the source.
+    pub message: String,
 }
 
 /// No source has credentials.
@@ -111,11 +117,13 @@ pub struct UnexpectedSource {
 pub struct CredentialSource {
     /// Which source this is.
     pub from: Source,
+    /// The origin of its credentials, for errors.
+    pub origin: Origin,
     /// Which of its variables are set, as a text that names what may be missing if the source has
     /// no credentials all the same. Without any, the source may be skipped.
     pub configured: Option<String>,
     /// The SDK's provider of the credentials.
-    pub provider: Box<dyn ProvideCredentials>,
+    pub provider: Arc<dyn ProvideCredentials>,
 }
 
 /// The SDK's default chain, pinned to the first source that gave credentials.
@@ -191,9 +199,10 @@ impl PinnedChain {
     /// node itself without a proxy. If a source is `expected`, the credentials of any other are an
     /// error.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         config: &ProviderConfig,
         direct: &ProviderConfig,
+        profile: &Arc<ProfileSource>,
         expected: Option<Source>,
         metrics: Arc<AwsMetrics>,
     ) -> Self {
@@ -210,23 +219,27 @@ impl PinnedChain {
             .max_attempts(IMDS_ATTEMPTS)
             .build();
         let environment = EnvironmentVariableCredentialsProvider::new();
-        let profile = ProfileFileCredentialsProvider::builder().configure(config);
         let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(config);
         let endpoint = EcsCredentialsProvider::builder().configure(direct);
         let metadata = ImdsCredentialsProvider::builder()
             .configure(direct)
             .imds_client(imds);
-        let sources: Vec<(Source, Box<dyn ProvideCredentials>)> = vec![
-            (Source::Environment, Box::new(environment)),
-            (Source::Profile, Box::new(profile.build())),
-            (Source::WebIdentity, Box::new(web_identity.build())),
-            (container, Box::new(endpoint.build())),
-            (Source::InstanceMetadata, Box::new(metadata.build())),
+        let sources: Vec<(Source, Arc<dyn ProvideCredentials>)> = vec![
+            (Source::Environment, Arc::new(environment)),
+            (Source::Profile, profile.clone()),
+            (Source::WebIdentity, Arc::new(web_identity.build())),
+            (container, Arc::new(endpoint.build())),
+            (Source::InstanceMetadata, Arc::new(metadata.build())),
         ];
         let sources = sources
             .into_iter()
             .map(|(from, provider)| CredentialSource {
                 from,
+                origin: match from {
+                    Source::Profile => profile.origin(),
+                    Source::Environment => Origin::Environment,
+                    _ => Origin::Source(from.as_str()),
+                },
                 configured: configured(from, value),
                 provider,
             });
@@ -248,9 +261,15 @@ impl PinnedChain {
         }
     }
 
-    async fn provide(&self) -> provider::Result {
+    /// Returns credentials and their source.
+    pub(super) async fn provide(
+        &self,
+    ) -> Result<(Credentials, &CredentialSource), CredentialsError> {
         if let Some(source) = self.pinned.get().and_then(|&at| self.sources.get(at)) {
-            return source.fetch().await.map_err(|cause| source.failed(&cause));
+            let fetched = source.fetch().await;
+            return fetched
+                .map(|credentials| (credentials, source))
+                .map_err(|cause| source.failed(&cause));
         }
         let mut last = String::new();
         for (at, source) in self.sources.iter().enumerate() {
@@ -262,7 +281,7 @@ impl PinnedChain {
                         self.metrics.credentials_from(from.as_str());
                         tracing::info!(source = %from, "found AWS credentials; using only this source from now on");
                     }
-                    return Ok(credentials);
+                    return Ok((credentials, source));
                 }
                 Err(cause) if source.may_be_skipped(&cause) => last = innermost(&cause),
                 Err(cause) => return Err(source.failed(&cause)),
@@ -292,17 +311,45 @@ impl ProvideCredentials for PinnedChain {
     where
         Self: 'a,
     {
-        future::ProvideCredentials::new(self.provide())
+        future::ProvideCredentials::new(async {
+            let (credentials, _) = self.provide().await?;
+            Ok(credentials)
+        })
     }
 }
 
 impl CredentialSource {
+    /// Returns the source of a profile that a rule names.
+    pub(super) fn of_profile(profile: Arc<ProfileSource>) -> Self {
+        Self {
+            from: Source::Profile,
+            origin: profile.origin(),
+            configured: None,
+            provider: profile,
+        }
+    }
+
+    /// Returns the credentials of this source, or why it has none.
+    pub(super) async fn credentials(&self) -> Result<Credentials, CredentialsError> {
+        self.fetch().await.map_err(|cause| self.failed(&cause))
+    }
+
     async fn fetch(&self) -> Result<Credentials, CredentialsError> {
-        let fetched = timeout(SOURCE_TIMEOUT, self.provider.provide_credentials()).await;
-        fetched.unwrap_or_else(|_| {
+        // The SDK panics on some values that no request can hold.
+        let provided = AssertUnwindSafe(self.provider.provide_credentials()).catch_unwind();
+        let Ok(provided) = timeout(SOURCE_TIMEOUT, provided).await else {
             tracing::debug!(source = %self.from, "credentials source timed out");
-            Err(CredentialsError::provider_timed_out(SOURCE_TIMEOUT))
-        })
+            return Err(CredentialsError::provider_timed_out(SOURCE_TIMEOUT));
+        };
+        let provided = provided.unwrap_or_else(|_| {
+            let message = "the AWS SDK panicked: a value has a character that no request can hold";
+            Err(CredentialsError::invalid_configuration(message))
+        });
+        let names = match self.from {
+            Source::Environment => keys::VARIABLES,
+            _ => keys::PARTS,
+        };
+        keys::checked(provided?, names).map_err(CredentialsError::invalid_configuration)
     }
 
     /// Returns whether the source is not configured at all.
@@ -316,18 +363,27 @@ impl CredentialSource {
     }
 
     fn failed(&self, cause: &CredentialsError) -> CredentialsError {
-        let message = match self.from {
-            Source::Profile => profile_message(cause),
-            _ => innermost(cause),
+        let refusal = Refusal::of(cause);
+        let message = match (&refusal, self.from) {
+            (Some(refusal), _) => refusal.to_string(),
+            (None, Source::Profile) => profile_message(cause),
+            (None, _) => innermost(cause),
         };
+        let message: String = message.chars().take(MAX_MESSAGE).collect();
         let is_half = matches!(cause, CredentialsError::CredentialsNotLoaded(_));
         let message = match self.configured.as_ref().filter(|_| is_half) {
             Some(configured) => format!("configured by half: {configured} ({message})"),
             None => message,
         };
+        let fault = refusal.as_ref().and_then(Refusal::fault);
+        let advice = refusal.and_then(|refusal| refusal.advice(&self.origin));
         CredentialsError::provider_error(SourceError {
-            from: self.from,
-            message,
+            from: match &self.origin {
+                Origin::Profile(profile) => profile.clone(),
+                _ => self.from.to_string(),
+            },
+            message: message + &advice.map(|text| format!("; {text}")).unwrap_or_default(),
+            fault,
         })
     }
 }
@@ -375,86 +431,21 @@ fn configured(from: Source, value: impl Fn(&str) -> Option<String>) -> Option<St
     }
 }
 
-/// Returns the message of a profile's failure. The errors of a credential process hold its output,
-/// so only texts are shown that certainly come from elsewhere: from reading the files, from a
-/// timeout, from a response of AWS or the way to it.
-fn profile_message(cause: &CredentialsError) -> String {
-    let first: &(dyn StdError + 'static) = cause;
-    let chain = || std::iter::successors(Some(first), |&error| error.source());
-    let is_of_no_process = matches!(
-        cause,
-        CredentialsError::CredentialsNotLoaded(_)
-            | CredentialsError::InvalidConfiguration(_)
-            | CredentialsError::ProviderTimedOut(_)
-    );
-    if is_of_no_process || chain().any(is_of_aws_or_the_system) {
-        return innermost(cause);
-    }
-    let last = chain().last().map(ToString::to_string).unwrap_or_default();
-    if last.starts_with(PROCESS_ERROR) {
-        let status = exit_status(&last).unwrap_or("no credentials that can be read".to_owned());
-        return format!("its credential process failed ({status}); run it by hand");
-    }
-    "the cause is not shown, as it may be what a credential process printed; log in again if the profile is of SSO, or try \
-     it by hand (aws sts get-caller-identity)"
-        .to_owned()
-}
-
-fn is_of_aws_or_the_system(error: &(dyn StdError + 'static)) -> bool {
-    error.is::<SdkError<AssumeRoleError>>()
-        || error.is::<SdkError<AssumeRoleWithWebIdentityError>>()
-        || error.is::<SdkError<CredentialsError>>()
-        || error.is::<ImdsError>()
-        || error.is::<ErrorMetadata>()
-        || error.is::<ConnectorError>()
-        || error
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.raw_os_error().is_some())
-}
-
-/// Returns the exit status in the SDK's error about a credential process, and only its digits.
-fn exit_status(message: &str) -> Option<String> {
-    let (_, rest) = message.split_once("exited with code ")?;
-    ["exit status: ", "signal: "].into_iter().find_map(|kind| {
-        let digits: String = rest
-            .strip_prefix(kind)?
-            .chars()
-            .take_while(char::is_ascii_digit)
-            .collect();
-        Some(format!("{kind}{digits}"))
-    })
-}
-
-/// Returns why there are no ambient credentials: the text of this file's own error, if the chain
-/// has one.
+/// Returns why there are no credentials: the text of this file's own error, if the chain has one.
 #[must_use]
-pub fn explain(error: &CredentialsError) -> String {
+pub fn explain(error: &CredentialsError) -> NoCredentials {
     let first: &(dyn StdError + 'static) = error;
-    std::iter::successors(Some(first), |&error| error.source())
+    let chain = || std::iter::successors(Some(first), |&error| error.source());
+    let fault = chain().find_map(|error| error.downcast_ref::<SourceError>()?.fault);
+    let message = chain()
         .find(|error| {
             error.is::<SourceError>()
                 || error.is::<UnexpectedSource>()
                 || error.is::<NoSource>()
                 || error.is::<NoExpectedSource>()
         })
-        .map_or_else(|| innermost(error), ToString::to_string)
-}
-
-/// Returns the first and the last text of an error's chain.
-fn innermost(error: &CredentialsError) -> String {
-    let first: &(dyn StdError + 'static) = error;
-    let chain = std::iter::successors(Some(first), |&error| error.source());
-    let mut texts: Vec<String> = Vec::new();
-    for text in chain.map(ToString::to_string) {
-        if texts.last() != Some(&text) {
-            texts.push(text);
-        }
-    }
-    // The first names the kind of failure, the last its cause; between are the SDK's own layers.
-    match texts.len() {
-        0 | 1 => texts.concat(),
-        length => format!("{}: {}", texts[0], texts[length - 1]),
-    }
+        .map_or_else(|| innermost(error), ToString::to_string);
+    NoCredentials { fault, message }
 }
 
 #[cfg(test)]

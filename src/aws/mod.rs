@@ -6,7 +6,15 @@
 //! they go to the endpoints on the node itself that give credentials, and a proxy would read those.
 
 pub mod credentials;
+pub mod endpoints;
+pub mod fault;
+mod held;
+mod keys;
 pub mod metrics;
+pub mod origin;
+mod profile;
+mod signer;
+pub mod variables;
 
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
@@ -21,7 +29,6 @@ use aws_config::{
     retry::RetryConfig,
     timeout::TimeoutConfig,
 };
-use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsProvider};
 use aws_smithy_http_client::{
     Builder, Connector,
     proxy::ProxyConfig,
@@ -47,9 +54,14 @@ use rustls::{
 };
 use thiserror::Error;
 
-use self::credentials::{PinnedChain, Source};
-use self::metrics::AwsMetrics;
-use crate::registry::Region;
+pub use self::signer::Signer;
+use self::{
+    credentials::{NoCredentials, PinnedChain, Source},
+    metrics::AwsMetrics,
+    profile::{ProfileFiles, ProfileSource},
+    signer::{Ambient, Signers},
+};
+use crate::{identity::Profile, registry::Region};
 
 /// The version of the SDK's defaults that the tests use.
 const BEHAVIOR: fn() -> BehaviorVersion = BehaviorVersion::v2026_01_12;
@@ -59,21 +71,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a whole call may take, with its credentials.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long finding credentials may take: more than the chain's own limit, whose error names the
-/// source that timed out.
-const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(6);
-/// Credentials with less time left than this are fetched again before they are used.
-const CREDENTIALS_BUFFER: Duration = Duration::from_mins(5);
 /// The region for credential sources that need one, if the environment names none.
 const FALLBACK_REGION: &str = "us-east-1";
 
 /// The AWS environment of the process, read once.
 #[derive(Debug, Clone)]
 pub struct AwsEnvironment {
-    /// The configuration of every client: no retry, the timeouts above, the ambient credentials.
+    /// The configuration of every client: no retry, the timeouts above, no credentials.
     pub config: SdkConfig,
     /// The region that the environment names, if it has a known form.
     pub home: Option<Region>,
+    signers: Arc<Signers>,
 }
 
 /// Why the CA bundle can't be used.
@@ -203,8 +211,14 @@ impl AwsEnvironment {
         });
         // The SDK's own chain would also ask the instance metadata service, which hangs where there
         // is none.
+        let files = ProfileFiles::from_environment().read();
+        let files = files.map(|contents| contents.for_sdk()).ok();
+        let mut in_profile = ProfileFileRegionProvider::builder();
+        if let Some(files) = files.clone() {
+            in_profile = in_profile.profile_files(files);
+        }
         let named = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
-            .or_else(ProfileFileRegionProvider::new())
+            .or_else(in_profile.build())
             .region()
             .await;
         let home = named
@@ -212,16 +226,14 @@ impl AwsEnvironment {
             .and_then(|region| Region::parse(region.as_ref()));
         let region = named.unwrap_or(aws_config::Region::from_static(FALLBACK_REGION));
 
-        let config = aws_config::defaults(BEHAVIOR())
+        let mut loader = aws_config::defaults(BEHAVIOR())
             .http_client(client.clone())
             .region(region.clone())
-            .no_credentials()
-            .load()
-            .await;
-        let mut environment = Self {
-            config: with_limits(&config),
-            home,
-        };
+            .no_credentials();
+        if let Some(files) = files {
+            loader = loader.profile_files(files);
+        }
+        let config = with_limits(&loader.load().await);
         let providers = ProviderConfig::without_region()
             .with_region(Some(region))
             .with_behavior_version(Some(BEHAVIOR()))
@@ -230,7 +242,7 @@ impl AwsEnvironment {
             .with_http_client(client);
         // The sources that call AWS call STS, and an endpoint of the admin's own excludes both
         // flags.
-        let (fips, dual_stack) = if environment.has_own_endpoint("STS") {
+        let (fips, dual_stack) = if own_endpoint(&config, "STS").is_some() {
             (Some(false), Some(false))
         } else {
             (
@@ -241,71 +253,88 @@ impl AwsEnvironment {
         let providers = providers
             .with_use_fips(fips)
             .with_use_dual_stack(dual_stack);
+        let profile = Arc::new(ProfileSource::new(None, providers.clone()));
         let chain = PinnedChain::new(
             &providers,
             &providers.clone().with_http_client(direct),
+            &profile,
             expected,
             metrics,
         );
-        environment.config = environment
-            .config
-            .to_builder()
-            .credentials_provider(SharedCredentialsProvider::new(chain))
-            .build();
-        environment
+        for variable in variables::trimmed_names() {
+            tracing::warn!(%variable, "ignored blanks, line breaks or quotes around the value of an environment variable");
+        }
+        Self {
+            config,
+            home,
+            signers: Arc::new(Signers::new(Ambient::Chain(chain, profile), providers)),
+        }
     }
 
     /// Takes a configuration instead of reading the environment, and replaces its retries and
     /// timeouts.
     #[must_use]
     pub fn from_config(config: &SdkConfig, home: Option<Region>) -> Self {
+        let ambient = Ambient::Given(config.credentials_provider());
+        let mut providers = ProviderConfig::without_region();
+        if let Some(client) = config.http_client() {
+            providers = providers.with_http_client(client);
+        }
         Self {
             config: with_limits(config),
             home,
+            signers: Arc::new(Signers::new(ambient, providers)),
         }
+    }
+
+    /// Returns the credentials of a profile, or else the ambient ones.
+    pub async fn signer(&self, profile: Option<&Profile>) -> Result<Signer, NoCredentials> {
+        self.signers.signer(profile).await
+    }
+
+    /// Drops held credentials of a profile, or else the ambient ones: AWS refused them.
+    pub async fn forget(&self, profile: Option<&Profile>) {
+        self.signers.forget(profile).await;
     }
 
     /// Fetches the ambient credentials once, so that the log has their source, or that there are
     /// none, from the start and not only when the first Pod waits for them.
     pub async fn check_credentials(&self) {
-        let Some(provider) = self.config.credentials_provider() else {
-            return;
-        };
-        if let Err(error) = provider.provide_credentials().await {
-            let error = credentials::explain(&error);
+        if let Err(NoCredentials { message: error, .. }) = self.signer(None).await {
             tracing::warn!(%error, "no AWS credentials yet; docs/reference/aws-credentials.md lists what each source needs");
         }
     }
 
-    /// Returns whether the environment names an endpoint for a service, by the variable or profile
-    /// key for all services or for this one. Such an endpoint (a VPC endpoint, a test) excludes
-    /// FIPS and dual-stack in the SDK's rules.
+    /// Returns the endpoint that the environment names for a service, by the variable or profile key
+    /// for all services or for this one. Such an endpoint (a VPC endpoint, a test) excludes FIPS
+    /// and dual-stack in the SDK's rules.
     #[must_use]
-    pub fn has_own_endpoint(&self, service_id: &str) -> bool {
-        let key = ServiceConfigKey::builder()
-            .service_id(service_id)
-            .env("AWS_ENDPOINT_URL")
-            .profile("endpoint_url")
-            .build();
-        let own = key
-            .ok()
-            .and_then(|key| self.config.service_config()?.load_config(key));
-        self.config.endpoint_url().is_some() || own.is_some()
+    pub fn own_endpoint(&self, service_id: &str) -> Option<String> {
+        own_endpoint(&self.config, service_id)
     }
+}
+
+fn own_endpoint(config: &SdkConfig, service_id: &str) -> Option<String> {
+    let key = ServiceConfigKey::builder()
+        .service_id(service_id)
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build();
+    let own = key
+        .ok()
+        .and_then(|key| config.service_config()?.load_config(key));
+    own.or_else(|| config.endpoint_url().map(str::to_owned))
 }
 
 /// Disables the SDK's retries and sets the timeouts: each caller has a deadline and a backoff of
 /// its own.
 fn with_limits(config: &SdkConfig) -> SdkConfig {
-    let identities = IdentityCache::lazy()
-        .load_timeout(CREDENTIALS_TIMEOUT)
-        .buffer_time(CREDENTIALS_BUFFER)
-        .build();
     config
         .to_builder()
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts())
-        .identity_cache(identities)
+        // Each call gets its credentials.
+        .identity_cache(IdentityCache::no_cache())
         .build()
 }
 

@@ -200,7 +200,8 @@ fn summary(config: &Config) -> String {
     let (rules, opt_in, refresh) = (&config.rules, &config.opt_in, &config.refresh);
     let excluded: Vec<String> = rules.excluded.iter().map(ToString::to_string).collect();
     let cap = match config.session_cap {
-        SessionCap::Session => "with the role's session".to_owned(),
+        SessionCap::Auto => "with the role's session".to_owned(),
+        SessionCap::Session => "with the session that mints them".to_owned(),
         SessionCap::Off => "by ECR alone".to_owned(),
         SessionCap::After(seconds) => format!("after {seconds} s"),
     };

@@ -146,6 +146,7 @@ impl Context {
         let ecr = Ecr::new(
             environment.clone(),
             live.session_cap.clone(),
+            live.endpoints.clone(),
             clock.clone(),
             metrics.token.clone(),
         );

@@ -17,10 +17,12 @@ use super::{
     runtime,
 };
 use crate::{
-    aws::{AwsEnvironment, metrics::AwsMetrics},
+    aws::{
+        AwsEnvironment, Trust, credentials::Source, metrics::AwsMetrics, variables::trimmed_names,
+    },
     cluster::namespace::{Namespace, NamespaceSettings},
     config::Config,
-    identity::{Choice, Identity},
+    identity::{Choice, Identity, Profile},
     process::{clock::SystemClock, current::Current},
     registry::{Registry, Service},
     telemetry::{
@@ -91,6 +93,8 @@ enum Output {
 struct Minted {
     result: Result<Token, MintError>,
     source: &'static str,
+    /// The variables whose values were trimmed.
+    trimmed: Vec<String>,
 }
 
 impl IdentityArgs {
@@ -132,28 +136,8 @@ impl IdentityArgs {
         let is_allowed = config.rules.allow.permits(&registry);
         let minted = match &choice.identity {
             Ok(identity) if self.mint => {
-                log::start_silent()?;
-                tls::install_crypto_provider();
                 let key = TokenKey::new(identity.clone(), &registry);
-                let minted = runtime::run(async {
-                    let metrics = Arc::<AwsMetrics>::default();
-                    let environment =
-                        AwsEnvironment::read(&trust, self.aws.expect_credentials, metrics.clone())
-                            .await;
-                    let clock = Arc::new(SystemClock);
-                    let ecr = Ecr::new(
-                        environment.clone(),
-                        Current::new(config.session_cap),
-                        clock,
-                        Arc::default(),
-                    );
-                    let result = ecr.mint(&key).await;
-                    Minted {
-                        result,
-                        source: metrics.credentials_source(),
-                    }
-                });
-                Some(minted?)
+                Some(self.try_mint(&config, &trust, &key)?)
             }
             _ => None,
         };
@@ -175,6 +159,32 @@ impl IdentityArgs {
             None => Ok(ExitCode::SUCCESS),
             Some(failure) => Err(anyhow::Error::msg(failure)),
         }
+    }
+
+    fn try_mint(&self, config: &Config, trust: &Trust, key: &TokenKey) -> anyhow::Result<Minted> {
+        log::start_silent()?;
+        tls::install_crypto_provider();
+        runtime::run(async {
+            let metrics = Arc::<AwsMetrics>::default();
+            let environment =
+                AwsEnvironment::read(trust, self.aws.expect_credentials, metrics.clone()).await;
+            let ecr = Ecr::new(
+                environment,
+                Current::new(config.session_cap),
+                Current::new(config.endpoints.clone()),
+                Arc::new(SystemClock),
+                Arc::default(),
+            );
+            let result = ecr.mint(key).await;
+            Minted {
+                result,
+                source: match key.identity.profile() {
+                    Some(_) => Source::Profile.as_str(),
+                    None => metrics.credentials_source(),
+                },
+                trimmed: trimmed_names(),
+            }
+        })
     }
 }
 
@@ -222,8 +232,13 @@ impl Explanation<'_> {
                     "ambient: the AWS credentials of this process".to_owned(),
                 ));
             }
+            Ok(Identity::Profile(profile)) => {
+                lines.push(("identity", format!("profile {}", profile.name())));
+            }
             Ok(Identity::Role(role)) => {
                 lines.push(("identity", format!("role {}", role.arn)));
+                let profile = role.options.profile.as_ref();
+                lines.extend(profile.map(|profile| ("profile", profile.name().to_owned())));
                 lines.push(("session", role.options.session_name.clone()));
                 lines.extend(
                     role.options
@@ -252,6 +267,13 @@ impl Explanation<'_> {
         }
         if let Some(minted) = self.minted {
             lines.push(("credentials", minted.source.to_owned()));
+            if !minted.trimmed.is_empty() {
+                let names = minted.trimmed.join(", ");
+                lines.push((
+                    "trimmed",
+                    format!("{names}: blanks, line breaks or quotes around the value"),
+                ));
+            }
             lines.push(match &minted.result {
                 Ok(token) => (
                     "token",
@@ -268,9 +290,11 @@ impl Explanation<'_> {
         let registry = self.registry;
         let identity = match &self.choice.identity {
             Ok(Identity::Ambient) => json!({"kind": "ambient"}),
+            Ok(Identity::Profile(profile)) => json!({"kind": "profile", "profile": profile.name()}),
             Ok(Identity::Role(role)) => json!({
                 "kind": "role",
                 "roleArn": role.arn.as_str(),
+                "profile": role.options.profile.as_ref().map(Profile::name),
                 "sessionName": role.options.session_name,
                 "externalId": role.options.external_id,
                 "tags": role.options.tags,
@@ -281,11 +305,13 @@ impl Explanation<'_> {
         let mint = self.minted.map(|minted| match &minted.result {
             Ok(token) => json!({
                 "credentials": minted.source,
+                "trimmed": minted.trimmed,
                 "mintedAt": token.lifetime().minted_at,
                 "expiresAt": token.lifetime().expires_at,
             }),
             Err(error) => json!({
                 "credentials": minted.source,
+                "trimmed": minted.trimmed,
                 "error": {"kind": error.as_str(), "message": error.to_string()},
             }),
         });

@@ -17,6 +17,7 @@ mod report;
 mod runtime;
 pub mod serve;
 mod stdout;
+mod variables;
 
 use std::{
     env,
@@ -71,9 +72,11 @@ fn without_empty_variable(arg: Arg) -> Arg {
 }
 
 impl Cli {
-    /// Parses the command line, or exits with the help or the error.
+    /// Parses the command line, or exits with the help or the error. Before, variables for AWS are
+    /// trimmed, for which the program may start again.
     #[must_use]
     pub fn read() -> Self {
+        variables::trim();
         let mut command =
             Self::command().mut_subcommands(|command| command.mut_args(without_empty_variable));
         let read = Self::from_arg_matches(&command.get_matches_mut());

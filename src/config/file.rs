@@ -1,10 +1,13 @@
 //! The format of the configuration file, and the checks of its fields.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
 use super::{
+    endpoints::{self, FileEndpoints},
     error::{FieldError, FieldErrors},
     identities::{self, FileDefaultIdentity, FileNamespaceRoles, FileRule},
     patterns,
@@ -93,6 +96,10 @@ pub(super) struct File {
     /// expired.
     #[schemars(extend("default" = false))]
     opt_out_remove: Option<bool>,
+    /// Endpoints of AWS by region, such as those of VPC endpoints; in other regions they are those of
+    /// the environment, or AWS's own.
+    #[schemars(extend("propertyNames" = {"pattern": patterns::REGION}, "maxProperties" = endpoints::MAX_REGIONS))]
+    aws_endpoints: Option<BTreeMap<String, FileEndpoints>>,
     /// Logging.
     log: Option<FileLog>,
 }
@@ -229,6 +236,7 @@ impl File {
         if let Some(watches) = self.watch_service_accounts {
             config.watches_service_accounts = watches;
         }
+        config.endpoints = endpoints::check(self.aws_endpoints.unwrap_or_default(), &mut errors);
         if let Some(filter) = self.log.and_then(|log| log.filter) {
             config.log_filter = errors.record(log_filter(filter));
         }

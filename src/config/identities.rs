@@ -13,7 +13,7 @@ use super::{
 use crate::{
     identity::{
         AssumeRoleOptions, DEFAULT_SESSION_NAME, DefaultIdentity, Identities, NamespaceRoles,
-        RoleArn, RoleTemplate, Rule,
+        Profile, RoleArn, RoleTemplate, Rule,
         pattern::{NAMESPACE, Pattern, check_template},
     },
     registry::Region,
@@ -43,8 +43,12 @@ pub(super) struct FileRule {
     namespaces: Option<Vec<String>>,
     /// IAM role to mint with.
     assume_role: Option<FileRole>,
-    /// Mint with the AWS credentials of the process. Either this or assumeRole.
+    /// Mint with the AWS credentials of the process. One of this, assumeRole and profile.
     ambient: Option<bool>,
+    /// Profile of the shared AWS config and credentials files to mint with, or to assume the role
+    /// with.
+    #[schemars(extend("pattern" = patterns::PROFILE))]
+    profile: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -143,13 +147,23 @@ pub(super) fn check(
 
 impl FileRule {
     fn check(self, field: &str, cluster: Option<&str>, errors: &mut FieldErrors) -> Option<Rule> {
-        let assume_role = match (self.assume_role, self.ambient) {
-            (Some(role), None | Some(false)) => role
-                .check(&format!("{field}.assumeRole"), cluster, errors)
+        let profile = self.profile.map(|name| profile(field, &name));
+        let names_profile = profile.is_some();
+        let profile = profile.and_then(|checked| errors.record(checked));
+        let is_ambient = self.ambient == Some(true);
+        let assume_role = match self.assume_role {
+            Some(role) if !is_ambient => role
+                .check(
+                    &format!("{field}.assumeRole"),
+                    profile.clone(),
+                    cluster,
+                    errors,
+                )
                 .map(Some),
-            (None, Some(true)) => Some(None),
+            None if is_ambient != names_profile => Some(None),
             _ => {
-                let message = "expected one of the two: assumeRole, or ambient: true";
+                let message =
+                    "expected one of the two: assumeRole or profile (or both), or ambient: true";
                 errors.record(Err(FieldError::new(field, message)))
             }
         };
@@ -162,6 +176,7 @@ impl FileRule {
                 errors,
             ),
             assume_role: assume_role?,
+            profile,
         };
         Some(rule)
     }
@@ -171,6 +186,7 @@ impl FileRole {
     fn check(
         self,
         field: &str,
+        profile: Option<Profile>,
         cluster: Option<&str>,
         errors: &mut FieldErrors,
     ) -> Option<RoleTemplate> {
@@ -184,9 +200,21 @@ impl FileRole {
             duration: self.duration,
             sts_region: self.sts_region,
         };
-        let options = options.check(field, cluster, errors);
+        let options = AssumeRoleOptions {
+            profile,
+            ..options.check(field, cluster, errors)
+        };
         Some(RoleTemplate::new(arn?, options))
     }
+}
+
+fn profile(field: &str, name: &str) -> Result<Profile, FieldError> {
+    Profile::parse(name).ok_or_else(|| {
+        let message = format!(
+            "expected the name of a profile: 1 to 128 letters, digits and any of _-/.%@:+, got {name:?}"
+        );
+        FieldError::new(format!("{field}.profile"), message)
+    })
 }
 
 fn role_arn(field: &str, text: &str, cluster: Option<&str>) -> Result<String, FieldError> {

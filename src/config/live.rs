@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::resolved::Config;
 use crate::{
+    aws::endpoints::Endpoints,
     cluster::namespace::Namespace,
     process::current::{Current, Follower},
     rules::{Policy, Rules},
@@ -26,6 +27,8 @@ pub struct Live {
     pub policy: Current<Policy>,
     /// The cap of a token's lifetime.
     pub session_cap: Current<SessionCap>,
+    /// The endpoints of AWS by region.
+    pub endpoints: Current<Endpoints>,
 }
 
 impl Live {
@@ -38,6 +41,7 @@ impl Live {
             policy: Current::new(policy(&config, rules.clone())),
             rules: Current::new(rules),
             session_cap: Current::new(config.session_cap),
+            endpoints: Current::new(config.endpoints.clone()),
             config: Current::new(config),
             own_namespace,
         }
@@ -95,6 +99,7 @@ impl Live {
         }
         let rules = Arc::new(config.rules.clone());
         self.session_cap.replace(config.session_cap);
+        self.endpoints.replace(config.endpoints.clone());
         self.rules.replace(rules.clone());
         self.policy.replace(policy(&config, rules));
         self.config.replace(config);

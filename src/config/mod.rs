@@ -4,6 +4,7 @@
 //! take. Without a file every field has its default; a file names its apiVersion and kind, so that an
 //! emptied one is an error and not the default.
 
+mod endpoints;
 mod error;
 mod file;
 mod identities;

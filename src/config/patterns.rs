@@ -18,9 +18,12 @@ pub(super) const CLUSTER_NAME: &str = r"^[A-Za-z0-9_.-]{1,100}$";
 pub(super) const REGION: &str = r"^[a-z]{2,4}(-[a-z]+){1,2}-[0-9]{1,2}$";
 /// A duration has a digit; the parser checks the rest.
 pub(super) const DURATION: &str = r"[0-9]";
-pub(super) const SESSION_CAP: &str = r"^(auto|none)$|[0-9]";
+pub(super) const SESSION_CAP: &str = r"^(auto|session|none)$|[0-9]";
 pub(super) const FORGET_AFTER: &str = r"^never$|[0-9]";
 pub(super) const ROLE_ARN: &str = r"^arn:";
+pub(super) const PROFILE: &str = r"^[A-Za-z0-9_/.%@:+-]{1,128}$";
+/// The URL of an endpoint: HTTPS, or HTTP on this machine; the parser checks the rest.
+pub(super) const ENDPOINT: &str = r"^https?://[^/?#@]+/?$";
 const ACCOUNT: &str = r"^[0-9]{12}$";
 const NAMESPACE: &str = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
 /// A text with wildcards (`*`); characters that only other pattern languages have are rejected.

@@ -83,8 +83,8 @@ impl Default for Refresh {
 #[derive(Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct FileRefresh {
-    /// Cap of a token's lifetime: auto, the end of the session of the role that minted it; none; or
-    /// a duration such as 6h.
+    /// Cap of a token's lifetime: auto, the end of the session of the role that minted it; session,
+    /// also of ambient credentials; none; or a duration such as 6h.
     #[schemars(extend("default" = "auto", "pattern" = patterns::SESSION_CAP))]
     session_cap: Option<String>,
     /// Maximum number of pull secrets that the leader writes per second.
@@ -236,11 +236,15 @@ fn forget_after(text: &str) -> Result<Option<SignedDuration>, FieldError> {
 fn session_cap(text: Option<&str>) -> Result<SessionCap, FieldError> {
     let field = "refresh.sessionCap";
     match text {
-        None | Some("auto") => Ok(SessionCap::Session),
+        None | Some("auto") => Ok(SessionCap::Auto),
+        Some("session") => Ok(SessionCap::Session),
         Some("none") => Ok(SessionCap::Off),
         Some(text) => {
             let cap = seconds(field, text).map_err(|error| {
-                FieldError::new(error.field, format!("{}; or auto, or none", error.message))
+                FieldError::new(
+                    error.field,
+                    format!("{}; or auto, session or none", error.message),
+                )
             })?;
             if cap < MIN_SESSION_CAP_SECONDS {
                 return Err(FieldError::new(

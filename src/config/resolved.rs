@@ -2,6 +2,7 @@
 
 use super::refresh::Refresh;
 use crate::{
+    aws::endpoints::Endpoints,
     cluster::{namespace::Namespace, namespaces::OptIn},
     identity::Identities,
     registry::Aliases,
@@ -25,6 +26,8 @@ pub struct Config {
     pub opt_in: OptIn,
     /// The cap of a token's lifetime.
     pub session_cap: SessionCap,
+    /// The endpoints of AWS by region.
+    pub endpoints: Endpoints,
     /// The settings of the leader, which refreshes the pull secrets.
     pub refresh: Refresh,
     /// Whether ServiceAccounts are watched for the Secrets that their Pods may reference.
@@ -63,6 +66,7 @@ impl Default for Config {
                 value: DEFAULT_OPT_IN_VALUE.to_owned(),
             },
             session_cap: SessionCap::default(),
+            endpoints: Endpoints::default(),
             refresh: Refresh::default(),
             watches_service_accounts: true,
             log_filter: None,

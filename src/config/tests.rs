@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::*;
 use crate::{
     cluster::{namespace::Namespace, namespaces::OptIn},
-    identity::{AssumeRoleOptions, DefaultIdentity, RoleTemplate},
+    identity::{AssumeRoleOptions, DefaultIdentity, Profile, RoleTemplate},
     registry::Region,
     rules::OnFailure,
     token::SessionCap,
@@ -284,15 +284,38 @@ namespaceRoles:
         pull_only: true,
         duration_seconds: 1800,
         sts_region: Region::parse("eu-west-1"),
+        profile: None,
     };
     let arn = "arn:aws:iam::111122223333:role/prod-{namespace}".to_owned();
     assert_eq!(*role, RoleTemplate::new(arn, options));
-    assert!(identities.rules[1].assume_role.is_none());
+    assert!(identities.rules[1].assume_role.is_none() && identities.rules[1].profile.is_none());
     let options = identities.namespace_roles.options;
     assert_eq!(options.session_name, "ecr-injector-prod");
     assert_eq!(options.external_id.as_deref(), Some("shared"));
     let capped = Config::parse_fields("refresh: {sessionCap: 6h}", "config.yaml").expect("valid");
     assert_eq!(capped.session_cap, SessionCap::After(21_600));
+    let capped = Config::parse("refresh: {sessionCap: session}", "config.yaml").expect("valid");
+    assert_eq!(capped.session_cap, SessionCap::Session);
+}
+
+#[test]
+fn rules_profile_mints_or_assumes_the_rules_role() {
+    let text = "identities:\n- profile: vendor\n- profile: cn\n  assumeRole: \
+                {roleArn: \"arn:aws-cn:iam::111122223333:role/pull\"}\n- ambient: false\n  profile: a/b@c\n";
+    let config = Config::parse(text, "config.yaml").expect("valid");
+    let rules = &config.rules.identities.rules;
+    let names: Vec<_> = rules
+        .iter()
+        .map(|rule| rule.profile.as_ref().map(Profile::name))
+        .collect();
+    assert_eq!(names, [Some("vendor"), Some("cn"), Some("a/b@c")]);
+    let options = AssumeRoleOptions {
+        profile: Profile::parse("cn"),
+        ..AssumeRoleOptions::default()
+    };
+    let arn = "arn:aws-cn:iam::111122223333:role/pull".to_owned();
+    assert_eq!(rules[1].assume_role, Some(RoleTemplate::new(arn, options)));
+    assert!(rules[0].assume_role.is_none());
 }
 
 #[test]
@@ -343,7 +366,7 @@ fn invalid_value_is_reported_by_its_path() {
         ),
         (
             "refresh: {sessionCap: soon}",
-            "refresh.sessionCap: expected a duration such as 90m or 24h, got \"soon\"; or auto, or none",
+            "refresh.sessionCap: expected a duration such as 90m or 24h, got \"soon\"; or auto, session or none",
         ),
         (
             "clusterName: 'a b'",
@@ -351,7 +374,7 @@ fn invalid_value_is_reported_by_its_path() {
         ),
         (
             "identities: [{namespaces: [a]}]",
-            "identities[0]: expected one of the two: assumeRole, or ambient: true",
+            "identities[0]: expected one of the two: assumeRole or profile (or both), or ambient: true",
         ),
         (
             "identities: [{ambient: true, assumeRole: {roleArn: 'arn:aws:iam::111122223333:role/a'}}]",

@@ -4,9 +4,11 @@
 //! tenants: the identity is part of every token's key, and its hash is recorded beside every
 //! credential in a pull secret. The configuration and one annotation of the namespace choose the
 //! identity, in this order: the first rule that matches; the role in the annotation, within the
-//! patterns that the configuration allows; the ambient identity. Nothing falls through: a namespace
+//! patterns that the configuration allows; the ambient identity. Only a rule can name a profile. Nothing falls through: a namespace
 //! whose role is refused gets no token at all.
 
+mod hash;
+mod name;
 pub mod pattern;
 
 use std::{
@@ -19,7 +21,14 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use self::pattern::{NAMESPACE, Pattern};
+pub use self::{
+    hash::IdentityHash,
+    name::{Profile, RoleArn},
+};
+use self::{
+    hash::{AMBIENT_HASH, hash_of},
+    pattern::{NAMESPACE, Pattern},
+};
 use crate::{
     cluster::namespace::{Namespace, NamespaceSettings, ROLE_ANNOTATION},
     registry::{AccountId, Partition, Region, Registry},
@@ -27,15 +36,15 @@ use crate::{
 
 /// The maximum length of a session's name in STS, in characters.
 const MAX_SESSION_NAME: usize = 64;
-/// The maximum length of a role's ARN in STS, in characters.
-const MAX_ARN: usize = 2048;
 
 /// An AWS principal that mints tokens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Identity {
     /// The principal that the SDK's credential chain finds in the environment of the process.
     Ambient,
-    /// A role that the ambient identity assumes.
+    /// The principal of a profile in the shared configuration and credentials files.
+    Profile(Profile),
+    /// A role that the ambient identity or a profile assumes.
     Role(Arc<Role>),
 }
 
@@ -48,20 +57,6 @@ pub struct Role {
     pub options: AssumeRoleOptions,
     hash: IdentityHash,
 }
-
-/// The ARN of an IAM role.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RoleArn {
-    text: Arc<str>,
-    partition: Partition,
-}
-
-/// A short hash of an [`Identity`], stable across versions and written as 16 hex digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IdentityHash(u64);
-
-/// The hash of the text `ambient`.
-const AMBIENT_HASH: IdentityHash = IdentityHash(0x31d1_8c0d_efdc_3e0e);
 
 /// The identities of the configuration.
 #[derive(Debug, Clone, Default)]
@@ -83,8 +78,10 @@ pub struct Rule {
     pub regions: BTreeSet<Region>,
     /// The namespaces; empty: all.
     pub namespaces: Vec<Pattern>,
-    /// The role that mints; `None`: the ambient identity itself.
+    /// The role that mints; `None`: the profile or the ambient identity itself.
     pub assume_role: Option<RoleTemplate>,
+    /// The profile that mints, or that assumes the role; `None`: the ambient identity.
+    pub profile: Option<Profile>,
 }
 
 /// The roles that namespaces may request by their annotation.
@@ -120,6 +117,8 @@ pub struct AssumeRoleOptions {
     pub duration_seconds: u32,
     /// The region of the STS endpoint; by default that of the environment, or of the registry.
     pub sts_region: Option<Region>,
+    /// The profile whose credentials assume the role; `None`: the ambient identity.
+    pub profile: Option<Profile>,
 }
 
 /// The identity where neither a rule nor an annotation matches.
@@ -201,41 +200,31 @@ impl Identities {
             .iter()
             .enumerate()
             .find(|(_, rule)| rule.covers(registry, namespace));
-        // A role to assume, or the reason why there is none; `None` is the ambient identity.
-        let (assumed, reason) = match (first, settings.role.as_deref()) {
-            (Some((at, rule)), _) => {
-                let template = rule.assume_role.as_ref();
-                let assumed = template.map(|template| template.resolve(namespace));
-                (assumed, ChoiceReason::Rule(at))
+        let (identity, reason) = match (first, settings.role.as_deref()) {
+            (Some((at, rule)), _) => (rule.identity(namespace), ChoiceReason::Rule(at)),
+            (None, Some(text)) => {
+                let role = self.namespace_roles.role(text, namespace);
+                (role.map(Identity::Role), ChoiceReason::Annotation)
             }
-            (None, Some(text)) => (
-                Some(self.namespace_roles.role(text, namespace)),
-                ChoiceReason::Annotation,
-            ),
             (None, None) if self.default == DefaultIdentity::None => {
-                (Some(Err(Refusal::NoDefault)), ChoiceReason::Default)
+                (Err(Refusal::NoDefault), ChoiceReason::Default)
             }
-            (None, None) => (None, ChoiceReason::Default),
+            (None, None) => (Ok(Identity::Ambient), ChoiceReason::Default),
         };
-        let identity = match assumed {
-            None => Ok(Identity::Ambient),
-            Some(assumed) => assumed.and_then(|role| {
-                let (of_role, of_registry) = (role.arn.partition, registry.partition());
-                if of_role == of_registry {
-                    Ok(Identity::Role(role))
-                } else {
-                    Err(Refusal::OtherPartition {
-                        role: of_role.as_str(),
-                        registry: of_registry.as_str(),
-                    })
-                }
-            }),
-        };
+        let identity = identity.and_then(|identity| identity.of_partition(registry.partition()));
         Choice { identity, reason }
     }
 }
 
 impl Rule {
+    fn identity(&self, namespace: &Namespace) -> Result<Identity, Refusal> {
+        match (&self.assume_role, &self.profile) {
+            (Some(template), _) => template.resolve(namespace).map(Identity::Role),
+            (None, Some(profile)) => Ok(Identity::Profile(profile.clone())),
+            (None, None) => Ok(Identity::Ambient),
+        }
+    }
+
     fn covers(&self, registry: &Registry, namespace: &Namespace) -> bool {
         let account = || {
             registry
@@ -337,6 +326,7 @@ impl Default for AssumeRoleOptions {
             pull_only: false,
             duration_seconds: DEFAULT_DURATION_SECONDS,
             sts_region: None,
+            profile: None,
         }
     }
 }
@@ -367,36 +357,6 @@ fn session_name(text: &str) -> String {
     name
 }
 
-impl RoleArn {
-    /// Parses `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`, or returns `None`.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let fields: Vec<&str> = text.split(':').collect();
-        let ["arn", partition, "iam", "", account, resource] = fields[..] else {
-            return None;
-        };
-        let partition = Partition::parse(partition)?;
-        AccountId::parse(account)?;
-        let path = resource.strip_prefix("role/")?;
-        let fits = |part: &str| {
-            !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b))
-        };
-        (text.len() <= MAX_ARN && path.split('/').all(fits)).then(|| Self {
-            text: text.into(),
-            partition,
-        })
-    }
-
-    /// Returns the ARN's text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-}
-
 impl Identity {
     /// Returns the identity's hash: of the principal and its permissions, not of the duration or
     /// the STS region of its sessions.
@@ -404,7 +364,29 @@ impl Identity {
     pub fn hash(&self) -> IdentityHash {
         match self {
             Self::Ambient => AMBIENT_HASH,
+            Self::Profile(profile) => profile.hash(),
             Self::Role(role) => role.hash,
+        }
+    }
+
+    /// Returns the profile whose credentials sign the first call; `None`: the ambient identity's.
+    #[must_use]
+    pub fn profile(&self) -> Option<&Profile> {
+        match self {
+            Self::Ambient => None,
+            Self::Profile(profile) => Some(profile),
+            Self::Role(role) => role.options.profile.as_ref(),
+        }
+    }
+
+    /// Rejects a role of another partition. The partition of other credentials is not known here.
+    fn of_partition(self, registry: Partition) -> Result<Self, Refusal> {
+        match &self {
+            Self::Role(role) if role.arn.partition() != registry => Err(Refusal::OtherPartition {
+                role: role.arn.partition().as_str(),
+                registry: registry.as_str(),
+            }),
+            _ => Ok(self),
         }
     }
 }
@@ -424,13 +406,10 @@ fn hash_of_role(arn: &RoleArn, options: &AssumeRoleOptions) -> IdentityHash {
         "{:?}\n{:?}\n{}",
         options.external_id, options.tags, options.pull_only
     );
+    if let Some(profile) = &options.profile {
+        let _ = write!(text, "\n{:?}", profile.name());
+    }
     hash_of(&text)
-}
-
-fn hash_of(canonical: &str) -> IdentityHash {
-    let digest = Sha256::digest(canonical.as_bytes());
-    let first = digest.iter().take(8);
-    IdentityHash(first.fold(0, |hash, &byte| hash << 8 | u64::from(byte)))
 }
 
 /// Returns the first bytes of a text's SHA-256, in hex.
@@ -444,34 +423,15 @@ fn hex_digest(text: &str, bytes: usize) -> String {
     hex
 }
 
-impl IdentityHash {
-    /// Parses 16 lower-case hex digits; any other text is `None`.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        let fits = text.len() == 16 && text.bytes().all(hex);
-        let value = u64::from_str_radix(text, 16).ok();
-        value.filter(|_| fits).map(Self)
-    }
-}
-
-impl fmt::Display for IdentityHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl fmt::Display for RoleArn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ambient => f.write_str("ambient"),
-            Self::Role(role) => write!(f, "{}", role.arn),
+            Self::Profile(profile) => write!(f, "profile {}", profile.name()),
+            Self::Role(role) => match &role.options.profile {
+                None => write!(f, "{}", role.arn),
+                Some(profile) => write!(f, "{} by profile {}", role.arn, profile.name()),
+            },
         }
     }
 }

@@ -38,6 +38,7 @@ fn role_hash_covers_the_principal_and_its_permissions() {
         role(|role| {
             role.options.tags.insert("team".into(), "a".into());
         }),
+        role(|role| role.options.profile = Profile::parse("vendor")),
     ] {
         assert_ne!(changed.hash(), plain, "{changed:?}");
     }
@@ -46,6 +47,29 @@ fn role_hash_covers_the_principal_and_its_permissions() {
         role(|role| role.options.sts_region = Region::parse("eu-west-1")),
     ] {
         assert_eq!(same.hash(), plain, "{same:?}");
+    }
+}
+
+#[test]
+fn profiles_hash_is_that_of_no_other_identity() {
+    let profile = |name| Identity::Profile(Profile::parse(name).expect("a profile"));
+    let hash = profile("vendor").hash();
+    assert_eq!(hash.to_string(), "6063e649621d4765", "secrets carry it");
+    assert_ne!(hash, profile("vendor-2").hash());
+    assert_ne!(profile("ambient").hash(), Identity::Ambient.hash());
+    let role = |name| role(|role| role.options.profile = Profile::parse(name)).hash();
+    assert_ne!(role("vendor"), role("vendor-2"));
+    assert_ne!(role("vendor"), hash);
+}
+
+#[test]
+fn profile_names_are_those_of_the_sdk() {
+    for name in ["default", "aws-cn", "user@example.com", "a/b.c:d+e%f"] {
+        assert!(Profile::parse(name).is_some(), "{name}");
+    }
+    let long = "x".repeat(129);
+    for name in ["", "two words", "a]", "line\n", "{namespace}", "ö", &long] {
+        assert_eq!(Profile::parse(name), None, "{name:?}");
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     cluster::namespace::Namespace,
     token::{
         Freshness, MalformedReply, Token, TokenKey,
-        cache::{Call, MintError, TokenCache},
+        cache::{MintError, Operation, TokenCache},
     },
 };
 
@@ -116,7 +116,12 @@ impl Minter {
         now: Timestamp,
     ) -> MintOutcome {
         self.queue.release(&key);
-        let expired = || MintError::Unusable(Call::GetAuthorizationToken, MalformedReply::Expired);
+        let expired = || {
+            MintError::Unusable(
+                Operation::GetAuthorizationToken.into(),
+                MalformedReply::Expired,
+            )
+        };
         let minted = minted.and_then(|token| is_new(&token, now).then_some(()).ok_or_else(expired));
         match minted {
             Ok(()) => self.available(key),

@@ -188,7 +188,7 @@ impl Reporter {
 
     /// Reports that a namespace waits for a token that AWS refuses.
     pub(super) fn waits(&mut self, namespace: &Namespace, error: &MintError) {
-        if let MintError::Refused(_, reply) | MintError::SessionExpired(_, reply) = error {
+        if let MintError::Refused(_, reply) | MintError::Rejected(_, reply, ..) = error {
             let code = reply.clone();
             self.publish_failure(namespace, &PullSecretEvent::Refused { code });
         }

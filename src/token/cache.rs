@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-pub use super::error::{AwsReply, Call, MintError};
+pub use super::error::{AwsReply, Call, MintError, Operation};
 use super::{
     Freshness, Token, TokenKey,
     error::{FLIGHT_TIMEOUT, MAX_UNPROVEN},

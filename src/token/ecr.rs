@@ -4,22 +4,22 @@
 use std::sync::Arc;
 
 use aws_config::identity::IdentityCache;
-use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::{SignedDuration, Timestamp};
 use moka::future::Cache;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    SessionCap, Token, TokenKey,
-    cache::{Call, MINT_TIMEOUT, Mint, MintError},
+    MIN_LEFT, SessionCap, Token, TokenKey,
+    cache::{Call, MINT_TIMEOUT, Mint, MintError, Operation},
     metrics::TokenMetrics,
-    reason::reason,
+    reason::{Signed, caught, no_credentials, reason},
     session::{Session, Sessions},
 };
 use crate::{
-    aws::AwsEnvironment,
-    identity::Identity,
+    aws::{AwsEnvironment, Signer, endpoints::Endpoints, fault::Fault, origin::Origin},
+    identity::{Identity, Role},
     process::{clock::Clock, current::Current},
     registry::{Endpoint, Region, Service},
 };
@@ -30,14 +30,18 @@ const MAX_CLIENTS: u64 = 256;
 /// Mints tokens at ECR and ECR Public.
 pub struct Ecr {
     environment: AwsEnvironment,
-    has_own_endpoint: bool,
-    has_own_public_endpoint: bool,
+    own_endpoint: Option<String>,
+    own_public_endpoint: Option<String>,
     sessions: Sessions,
     session_cap: Current<SessionCap>,
-    clients: Cache<(Region, Endpoint), Client>,
+    endpoints: Current<Endpoints>,
+    clients: Cache<ClientKey, Client>,
     clock: Arc<dyn Clock>,
     metrics: Arc<TokenMetrics>,
 }
+
+/// The key of a client: the region, the endpoint, and its URL if the configuration has one.
+type ClientKey = (Region, Endpoint, Option<String>);
 
 /// A client of one of the two services.
 #[derive(Clone)]
@@ -53,42 +57,48 @@ struct Reply {
 }
 
 impl Ecr {
-    /// Mints with the ambient credentials of the environment, and with what they may assume.
+    /// Mints with the ambient credentials of the environment or those of profiles, and with what
+    /// they may assume.
     #[must_use]
     pub fn new(
         environment: AwsEnvironment,
         session_cap: Current<SessionCap>,
+        endpoints: Current<Endpoints>,
         clock: Arc<dyn Clock>,
         metrics: Arc<TokenMetrics>,
     ) -> Self {
         Self {
-            has_own_endpoint: environment.has_own_endpoint("ECR"),
-            has_own_public_endpoint: environment.has_own_endpoint("ECR PUBLIC"),
+            own_endpoint: environment.own_endpoint("ECR"),
+            own_public_endpoint: environment.own_endpoint("ECR PUBLIC"),
             sessions: Sessions::new(environment.clone()),
             environment,
             session_cap,
+            endpoints,
             clients: Cache::builder().max_capacity(MAX_CLIENTS).build(),
             clock,
             metrics,
         }
     }
 
-    async fn client(&self, key: &TokenKey) -> Client {
-        let endpoint = (key.region.clone(), key.endpoint);
+    async fn client(&self, key: &TokenKey, url: Option<String>) -> Client {
+        let key = (key.region.clone(), key.endpoint, url);
         self.clients
-            .get_with_by_ref(&endpoint, async { self.make_client(&endpoint) })
+            .get_with_by_ref(&key, async { self.make_client(&key) })
             .await
     }
 
-    fn make_client(&self, (region, endpoint): &(Region, Endpoint)) -> Client {
+    fn make_client(&self, (region, endpoint, url): &ClientKey) -> Client {
         let region = aws_config::Region::new(region.as_str().to_owned());
         let config = &self.environment.config;
         match endpoint.service {
             Service::Private => {
                 let mut builder = aws_sdk_ecr::config::Builder::from(config).region(region);
+                if let Some(url) = url {
+                    builder = builder.endpoint_url(url);
+                }
                 // An endpoint of the admin's own (a VPC endpoint, a test) excludes both flags in
                 // the SDK's rules.
-                if self.has_own_endpoint {
+                if url.is_some() || self.own_endpoint.is_some() {
                     builder = builder.use_fips(false).use_dual_stack(false);
                 } else {
                     if endpoint.fips {
@@ -102,7 +112,7 @@ impl Ecr {
             }
             Service::Public => {
                 let mut builder = aws_sdk_ecrpublic::config::Builder::from(config).region(region);
-                if self.has_own_public_endpoint {
+                if self.own_public_endpoint.is_some() {
                     builder = builder.use_fips(false).use_dual_stack(false);
                 }
                 Client::Public(aws_sdk_ecrpublic::Client::from_conf(builder.build()))
@@ -112,34 +122,129 @@ impl Ecr {
 
     async fn mint_token(&self, key: &TokenKey) -> Result<Token, MintError> {
         let ends = Instant::now() + MINT_TIMEOUT;
-        let session = match &key.identity {
-            Identity::Ambient => None,
-            Identity::Role(role) => {
-                let call = Call::AssumeRole(role.arn.clone());
-                let assumed = self.sessions.assume(role, key, self.clock.now());
-                let assumed = within(ends, call, assumed).await;
-                self.count("assume_role", assumed.as_ref().err());
-                Some(assumed?)
-            }
-        };
-        let ends_by = session.as_ref().map(|session| session.expires_at);
-        let (call, operation) = match key.endpoint.service {
-            Service::Private => (Call::GetAuthorizationToken, "get_authorization_token"),
+        let endpoints = self.endpoints.get();
+        let (operation, url, own, counted_as) = match key.endpoint.service {
+            Service::Private => (
+                Operation::GetAuthorizationToken,
+                endpoints.get(&key.region).and_then(|urls| urls.ecr.clone()),
+                &self.own_endpoint,
+                "get_authorization_token",
+            ),
             Service::Public => (
-                Call::GetPublicAuthorizationToken,
+                Operation::GetPublicAuthorizationToken,
+                None,
+                &self.own_public_endpoint,
                 "get_public_authorization_token",
             ),
         };
-        let client = self.client(key).await;
-        let reply = within(ends, call.clone(), client.request(call.clone(), session)).await;
-        let now = self.clock.now();
-        let token = reply.and_then(|reply| {
-            let cap = self.session_cap.get().ends_by(ends_by, now);
-            Token::decode(reply.token.as_deref(), reply.expires_at, cap, now)
-                .map_err(|error| MintError::Unusable(call, error))
-        });
-        self.count(operation, token.as_ref().err());
+        let call = Call::at(operation, &key.region, url.as_deref().or(own.as_deref()));
+        let base = within(ends, call.clone(), self.base(key)).await;
+        let session = match &key.identity {
+            Identity::Role(role) => {
+                let assumed = match base {
+                    Ok(base) => self.assume(role, key, &base, &endpoints, ends).await,
+                    Err(error) => Err(error),
+                };
+                self.count("assume_role", assumed.as_ref().err());
+                Ok(assumed?)
+            }
+            Identity::Ambient | Identity::Profile(_) => base.map(Session::from),
+        };
+        let token = match session {
+            Ok(session) => self.request(key, call, url, session, ends).await,
+            Err(error) => Err(error),
+        };
+        self.count(counted_as, token.as_ref().err());
         token
+    }
+
+    /// Returns the credentials that sign the first call.
+    async fn base(&self, key: &TokenKey) -> Result<Signer, MintError> {
+        let signer = self.environment.signer(key.identity.profile()).await;
+        let signer = signer.map_err(|why| no_credentials(&why))?;
+        let registry = key.region.partition();
+        match signer.partition {
+            Some(known) if known.partition != registry => {
+                Err(MintError::OtherPartition(signer.origin, registry, known))
+            }
+            _ => Ok(signer),
+        }
+    }
+
+    async fn assume(
+        &self,
+        role: &Role,
+        key: &TokenKey,
+        base: &Signer,
+        endpoints: &Endpoints,
+        ends: Instant,
+    ) -> Result<Session, MintError> {
+        let call = self.sessions.call(role, key, endpoints);
+        let signed = self.signed(key, &base.origin);
+        let now = self.clock.now();
+        let assumed = self
+            .sessions
+            .assume(role, key, (base, &signed), endpoints, now);
+        let assumed = within(ends, call, assumed).await;
+        self.forget_rejected(key, assumed.as_ref().err()).await;
+        assumed
+    }
+
+    /// Requests the token in a session, which may cap its lifetime.
+    async fn request(
+        &self,
+        key: &TokenKey,
+        call: Call,
+        url: Option<String>,
+        session: Session,
+        ends: Instant,
+    ) -> Result<Token, MintError> {
+        let is_ambient = key.identity == Identity::Ambient;
+        let cap = |now| {
+            let session_cap = self.session_cap.get();
+            session_cap.ends_by(session.expires_at, is_ambient, now)
+        };
+        let now = self.clock.now();
+        if let Some(end) = cap(now).filter(|end| end.duration_since(now) < MIN_LEFT) {
+            return Err(MintError::SessionTooShort(call, session.origin, end));
+        }
+        let client = self.client(key, url).await;
+        let signed = self.signed(key, &session.origin);
+        let request = client.request(call.clone(), &signed, session.credentials.clone());
+        let request = async { caught(call.clone(), signed.by, request).await? };
+        let reply = within(ends, call.clone(), request).await;
+        if !matches!(key.identity, Identity::Role(_)) {
+            self.forget_rejected(key, reply.as_ref().err()).await;
+        }
+        let reply = reply?;
+        let now = self.clock.now();
+        Token::decode(reply.token.as_deref(), reply.expires_at, cap(now), now)
+            .map_err(|error| MintError::Unusable(call, error))
+    }
+
+    /// Drops credentials that AWS rejected, so that the next mint has those of then.
+    async fn forget_rejected(&self, key: &TokenKey, error: Option<&MintError>) {
+        if let Some(MintError::Rejected(.., rejection)) = error
+            && rejection.fault != Fault::Clock
+        {
+            self.environment.forget(key.identity.profile()).await;
+        }
+    }
+
+    /// Returns whose credentials sign a call. If AWS doesn't know the keys, the region of the
+    /// environment may show why.
+    fn signed<'a>(&self, key: &TokenKey, by: &'a Origin) -> Signed<'a> {
+        let registry = key.region.partition().as_str();
+        let home = self.environment.home.as_ref();
+        let other = home.filter(|home| home.partition().as_str() != registry);
+        let hint = other.map(|home| {
+            let partition = home.partition().as_str();
+            format!(" (the environment's region {home} is in partition {partition}, the registry in {registry})")
+        });
+        Signed {
+            by,
+            hint: hint.unwrap_or_default(),
+        }
     }
 
     fn count(&self, operation: &'static str, error: Option<&MintError>) {
@@ -149,22 +254,26 @@ impl Ecr {
 }
 
 impl Client {
-    /// Requests a token, as a role's session if there is one.
-    async fn request(&self, name: Call, session: Option<Session>) -> Result<Reply, MintError> {
-        // A session is used for this one call, so the client's identity cache must not keep it.
-        let credentials =
-            session.map(|session| SharedCredentialsProvider::new(session.credentials));
+    /// Requests a token, signed with these credentials.
+    async fn request(
+        &self,
+        call: Call,
+        signed: &Signed<'_>,
+        credentials: Credentials,
+    ) -> Result<Reply, MintError> {
+        let credentials = SharedCredentialsProvider::new(credentials);
         match self {
             Self::Private(client) => {
-                let mut call = client.get_authorization_token().customize();
-                if let Some(credentials) = credentials {
-                    call = call.config_override(
+                let request = client
+                    .get_authorization_token()
+                    .customize()
+                    .config_override(
                         aws_sdk_ecr::config::Config::builder()
                             .credentials_provider(credentials)
                             .identity_cache(IdentityCache::no_cache()),
                     );
-                }
-                let reply = call.send().await.map_err(|error| reason(name, &error))?;
+                let reply = request.send().await;
+                let reply = reply.map_err(|error| reason(call, signed, &error))?;
                 let data = reply.authorization_data().first();
                 Ok(Reply {
                     token: data
@@ -174,15 +283,16 @@ impl Client {
                 })
             }
             Self::Public(client) => {
-                let mut call = client.get_authorization_token().customize();
-                if let Some(credentials) = credentials {
-                    call = call.config_override(
+                let request = client
+                    .get_authorization_token()
+                    .customize()
+                    .config_override(
                         aws_sdk_ecrpublic::config::Config::builder()
                             .credentials_provider(credentials)
                             .identity_cache(IdentityCache::no_cache()),
                     );
-                }
-                let reply = call.send().await.map_err(|error| reason(name, &error))?;
+                let reply = request.send().await;
+                let reply = reply.map_err(|error| reason(call, signed, &error))?;
                 let data = reply.authorization_data();
                 Ok(Reply {
                     token: data
@@ -191,6 +301,19 @@ impl Client {
                     expires_at: data.and_then(|data| timestamp(data.expires_at()?.secs())),
                 })
             }
+        }
+    }
+}
+
+impl From<Signer> for Session {
+    fn from(signer: Signer) -> Self {
+        Self {
+            expires_at: signer
+                .credentials
+                .expiry()
+                .and_then(|at| at.try_into().ok()),
+            credentials: signer.credentials,
+            origin: signer.origin,
         }
     }
 }
@@ -230,213 +353,27 @@ impl Mint for Ecr {
 }
 
 impl SessionCap {
-    /// Returns the latest expiry of a token, given the end of its role's session.
-    fn ends_by(self, session: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+    /// Returns the latest expiry of a token, given the end of the session that mints it.
+    fn ends_by(
+        self,
+        session: Option<Timestamp>,
+        is_ambient: bool,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let assumed = session.filter(|_| !is_ambient);
         match self {
+            Self::Auto => assumed,
             Self::Session => session,
             Self::Off => None,
             Self::After(seconds) => {
                 let cap = now
                     .checked_add(SignedDuration::from_secs(seconds.into()))
                     .ok();
-                cap.into_iter().chain(session).min()
+                cap.into_iter().chain(assumed).min()
             }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use aws_config::{BehaviorVersion, SdkConfig};
-    use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
-    use aws_smithy_http_client::test_util::capture_request;
-    use aws_smithy_types::body::SdkBody;
-
-    use super::*;
-    use crate::{
-        process::clock::SystemClock,
-        registry::Registry,
-        token::{MalformedReply, cache::AwsReply},
-    };
-
-    fn key(host: &str) -> TokenKey {
-        let registry: Registry = format!("123456789012.{host}").parse().expect("a registry");
-        TokenKey::new(Identity::Ambient, &registry)
-    }
-
-    /// Mints once over a connector that captures the request and gives this reply; returns the
-    /// request and the result.
-    async fn ask(
-        key: &TokenKey,
-        endpoint: Option<&str>,
-        status: u16,
-        reply: &'static str,
-    ) -> (
-        aws_smithy_runtime_api::http::Request,
-        Result<Token, MintError>,
-    ) {
-        let reply = http::Response::builder()
-            .status(status)
-            .body(SdkBody::from(reply))
-            .expect("a reply");
-        let (connector, captured) = capture_request(Some(reply));
-        let mut config = SdkConfig::builder()
-            .behavior_version(BehaviorVersion::v2026_01_12())
-            .credentials_provider(SharedCredentialsProvider::new(Credentials::for_tests()))
-            .sleep_impl(aws_smithy_async::rt::sleep::SharedAsyncSleep::new(
-                aws_smithy_async::rt::sleep::TokioSleep::new(),
-            ))
-            .http_client(connector);
-        config.set_endpoint_url(endpoint.map(str::to_owned));
-        let environment = AwsEnvironment::from_config(&config.build(), None);
-        let ecr = Ecr::new(
-            environment,
-            Current::new(SessionCap::Session),
-            Arc::new(SystemClock),
-            Arc::default(),
-        );
-        let minted = ecr.mint(key).await;
-        (captured.expect_request(), minted)
-    }
-
-    #[tokio::test]
-    async fn each_registry_is_asked_at_the_endpoint_of_its_region_and_partition() {
-        for (host, uri, region) in [
-            (
-                "dkr.ecr.eu-west-1.amazonaws.com",
-                "https://api.ecr.eu-west-1.amazonaws.com/",
-                "eu-west-1",
-            ),
-            (
-                "dkr.ecr-fips.us-east-1.amazonaws.com",
-                "https://api.ecr-fips.us-east-1.amazonaws.com/",
-                "us-east-1",
-            ),
-            (
-                "dkr-ecr.us-west-2.on.aws",
-                "https://ecr.us-west-2.api.aws/",
-                "us-west-2",
-            ),
-            (
-                "dkr-ecr-fips.us-west-2.on.aws",
-                "https://ecr-fips.us-west-2.api.aws/",
-                "us-west-2",
-            ),
-            (
-                "dkr.ecr.us-gov-west-1.amazonaws.com",
-                "https://api.ecr.us-gov-west-1.amazonaws.com/",
-                "us-gov-west-1",
-            ),
-            (
-                "dkr.ecr-fips.us-gov-west-1.amazonaws.com",
-                "https://api.ecr-fips.us-gov-west-1.amazonaws.com/",
-                "us-gov-west-1",
-            ),
-            (
-                "dkr.ecr.cn-north-1.amazonaws.com.cn",
-                "https://api.ecr.cn-north-1.amazonaws.com.cn/",
-                "cn-north-1",
-            ),
-            (
-                "dkr-ecr.cn-north-1.on.amazonwebservices.com.cn",
-                "https://ecr.cn-north-1.api.amazonwebservices.com.cn/",
-                "cn-north-1",
-            ),
-            (
-                "dkr.ecr.eusc-de-east-1.amazonaws.eu",
-                "https://api.ecr.eusc-de-east-1.amazonaws.eu/",
-                "eusc-de-east-1",
-            ),
-            (
-                "dkr.ecr.us-iso-east-1.c2s.ic.gov",
-                "https://api.ecr.us-iso-east-1.c2s.ic.gov/",
-                "us-iso-east-1",
-            ),
-            (
-                "dkr.ecr.us-isob-east-1.sc2s.sgov.gov",
-                "https://api.ecr.us-isob-east-1.sc2s.sgov.gov/",
-                "us-isob-east-1",
-            ),
-            (
-                "dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk",
-                "https://api.ecr.eu-isoe-west-1.cloud.adc-e.uk/",
-                "eu-isoe-west-1",
-            ),
-            (
-                "dkr.ecr.us-isof-south-1.csp.hci.ic.gov",
-                "https://api.ecr.us-isof-south-1.csp.hci.ic.gov/",
-                "us-isof-south-1",
-            ),
-        ] {
-            let (request, _) = ask(&key(host), None, 200, "{}").await;
-            assert_eq!(request.uri(), uri, "{host}");
-            let signature = request.headers().get("authorization").expect("signed");
-            assert!(
-                signature.contains(&format!("/{region}/ecr/aws4_request")),
-                "{host}: {signature}"
-            );
-            let target = request.headers().get("x-amz-target");
-            assert_eq!(
-                target,
-                Some("AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken")
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn an_endpoint_of_the_admins_own_replaces_all_others_with_their_flags() {
-        for host in [
-            "dkr.ecr.eu-west-1.amazonaws.com",
-            "dkr-ecr-fips.us-west-2.on.aws",
-        ] {
-            let (request, _) = ask(&key(host), Some("https://vpce-1.example"), 200, "{}").await;
-            assert_eq!(request.uri(), "https://vpce-1.example/", "{host}");
-        }
-    }
-
-    #[tokio::test]
-    async fn replies_of_every_kind_have_their_own_error() {
-        let call = || Call::GetAuthorizationToken;
-        let key = key("dkr.ecr.eu-west-1.amazonaws.com");
-        for (status, reply, expected) in [
-            (
-                200,
-                "{}",
-                MintError::Unusable(call(), MalformedReply::Missing),
-            ),
-            (
-                200,
-                r#"{"authorizationData":[]}"#,
-                MintError::Unusable(call(), MalformedReply::Missing),
-            ),
-            (
-                200,
-                r#"{"authorizationData":[{"authorizationToken":"QVdTOnB3"}]}"#,
-                MintError::Unusable(call(), MalformedReply::NoExpiry),
-            ),
-            (200, "<html>", MintError::NotAws(call())),
-            (
-                400,
-                r#"{"__type":"ThrottlingException"}"#,
-                MintError::Throttled(call(), "ThrottlingException".into()),
-            ),
-            (
-                400,
-                r#"{"__type":"AccessDeniedException","message":"not authorized"}"#,
-                MintError::Refused(
-                    call(),
-                    AwsReply::new("AccessDeniedException", "not authorized"),
-                ),
-            ),
-            (
-                500,
-                r#"{"__type":"ServerException"}"#,
-                MintError::Server(call(), "ServerException".into()),
-            ),
-            (502, "<html>bad gateway</html>", MintError::NotAws(call())),
-        ] {
-            let (_, minted) = ask(&key, None, status, reply).await;
-            assert_eq!(minted.map(|_| ()), Err(expected), "{status} {reply}");
-        }
-    }
-}
+mod tests;

@@ -6,7 +6,15 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 use super::MalformedReply;
-use crate::identity::RoleArn;
+use crate::{
+    aws::{
+        endpoints::shown,
+        fault::Fault,
+        origin::{KnownPartition, Origin},
+    },
+    identity::RoleArn,
+    registry::{Partition, Region},
+};
 
 /// How long one flight may take, whether or not anybody waits for it.
 pub(super) const FLIGHT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,9 +28,16 @@ const MAX_CODE: usize = 64;
 /// The digits of an account id.
 const ACCOUNT_DIGITS: usize = 12;
 
-/// A call to AWS that minting needs.
+/// A call to AWS that minting needs, and the endpoint if it is not AWS's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
+pub struct Call {
+    operation: Operation,
+    endpoint: Option<Box<str>>,
+}
+
+/// An operation of ECR or STS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
     /// ECR's `GetAuthorizationToken`.
     GetAuthorizationToken,
     /// ECR Public's `GetAuthorizationToken`.
@@ -39,45 +54,65 @@ pub struct AwsReply {
     message: String,
 }
 
+/// Why AWS rejected the credentials of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The mistake.
+    pub fault: Fault,
+    /// Where the credentials come from.
+    pub origin: Origin,
+    /// A hint at what else may be wrong; empty if there is none.
+    pub hint: String,
+}
+
 /// Why there is no token. Never holds any part of a reply but AWS's own code and message.
 ///
 /// `Display` is for the log and for admins: its text has AWS's message and the role's ARN. Tenants (warnings, rejections, Events) get [`MintError::public_text`].
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MintError {
-    /// The process's environment has no AWS credentials, or their source failed.
+    /// There are no AWS credentials, or their source failed, maybe by a mistake that is known.
     #[error(
-        "no AWS credentials: {0}; docs/reference/aws-credentials.md lists what each source needs"
+        "no AWS credentials: {1}; docs/reference/aws-credentials.md lists what each source needs"
     )]
-    Credentials(String),
+    Credentials(Option<Fault>, String),
+    /// The credentials are certainly of another partition than the registry.
+    #[error(
+        "the credentials of {0} are of partition {of} ({because}), and the registry is in {registry}: no role can be assumed \
+         from one partition in another; let a rule of `identities` name a `profile` with keys of {registry}",
+        of = .2.partition.as_str(), because = .2.because, registry = .1.as_str()
+    )]
+    OtherPartition(Origin, Partition, KnownPartition),
     /// AWS denied the call.
-    #[error("{0} was refused: {1}; check {policy}", policy = .0.policy())]
+    #[error("{0} was refused: {1}; check {policy}{at}", policy = .0.policy(.1), at = .0.place())]
     Refused(Call, AwsReply),
+    /// AWS rejected the clock, the keys or the session of the call.
+    #[error("{0} was refused: {1}; {2}{at}", at = .0.place())]
+    Rejected(Call, AwsReply, Box<Rejection>),
     /// AWS throttled the call.
-    #[error("{0} is throttled ({1})")]
+    #[error("{0} is throttled ({1}){at}", at = .0.place())]
     Throttled(Call, AwsReply),
     /// AWS failed with a server error.
-    #[error("{0} failed on AWS's side ({1})")]
+    #[error("{0} failed on AWS's side ({1}){at}", at = .0.place())]
     Server(Call, AwsReply),
     /// There is no connection to the endpoint.
-    #[error("{0}: the endpoint can't be reached: {1}")]
+    #[error("{0}: the endpoint can't be reached: {1}{at}", at = .0.place())]
     Unreachable(Call, String),
     /// The call was not answered in time.
-    #[error("{0} timed out")]
+    #[error("{0} timed out{at}", at = .0.place())]
     Timeout(Call),
-    /// The credentials that signed the call have expired.
-    #[error("{0}: expired credentials: {1}")]
-    SessionExpired(Call, AwsReply),
-    /// The session of the call ends too soon to be used.
-    #[error("{0}: expired credentials: the session that it gave ends at {1}")]
-    SessionTooShort(Call, Timestamp),
+    /// A session ends too soon to be used.
+    #[error(
+        "{0}: expired credentials: the session of {1} ends at {2}; check the clock, and the source of the session"
+    )]
+    SessionTooShort(Call, Origin, Timestamp),
     /// The response holds no usable token.
-    #[error("{0}: invalid response: {1}")]
+    #[error("{0}: invalid response: {1}{at}", at = .0.place())]
     Unusable(Call, MalformedReply),
     /// The response isn't one of AWS's.
-    #[error("{0}: the response is not one of AWS's")]
+    #[error("{0}: the response is not one of AWS's{at}", at = .0.place())]
     NotAws(Call),
     /// The request could not be made, for example for an invalid endpoint.
-    #[error("{0}: the request could not be made: {1}")]
+    #[error("{0}: the request could not be made: {1}{at}", at = .0.place())]
     Request(Call, String),
     /// The caller's own deadline came first.
     #[error("no token before the request's deadline")]
@@ -98,6 +133,13 @@ pub enum MintError {
     /// Too many tokens are being minted or queued.
     #[error("too many tokens are being minted already; retrying. Check how AWS responds")]
     TooManyMints,
+    /// The call panicked in the SDK.
+    #[error(
+        "{0} failed inside the AWS SDK, with credentials of {1}: check these, and the region and endpoint, for characters \
+         that no request can hold; the log has the panic{at}",
+        at = .0.place()
+    )]
+    Panicked(Call, Origin),
     /// The flight panicked.
     #[error("minting the token failed inside ecr-injector")]
     Crashed,
@@ -106,32 +148,58 @@ pub enum MintError {
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.operation())?;
-        match self {
-            Self::AssumeRole(arn) => write!(f, " of {arn}"),
-            Self::GetAuthorizationToken | Self::GetPublicAuthorizationToken => Ok(()),
+        if let Operation::AssumeRole(arn) = &self.operation {
+            write!(f, " of {arn}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Operation> for Call {
+    fn from(operation: Operation) -> Self {
+        Self {
+            operation,
+            endpoint: None,
         }
     }
 }
 
 impl Call {
-    /// Returns the service and its operation, without a role.
+    /// Returns a call in a region, at an endpoint if it is not AWS's own.
     #[must_use]
-    pub fn operation(&self) -> &'static str {
-        match self {
-            Self::GetAuthorizationToken => "ECR's GetAuthorizationToken",
-            Self::GetPublicAuthorizationToken => "ECR Public's GetAuthorizationToken",
-            Self::AssumeRole(_) => "STS's AssumeRole",
+    pub fn at(operation: Operation, region: &Region, endpoint: Option<&str>) -> Self {
+        Self {
+            operation,
+            endpoint: endpoint.map(|url| format!(" (in {region} at {})", shown(url)).into()),
         }
     }
 
-    /// Returns the policy to check if the call was denied.
-    fn policy(&self) -> &'static str {
-        match self {
-            Self::GetAuthorizationToken | Self::GetPublicAuthorizationToken => {
+    /// Returns the region and the endpoint in parentheses, or nothing for one of AWS's own.
+    fn place(&self) -> &str {
+        self.endpoint.as_deref().unwrap_or_default()
+    }
+
+    /// Returns the service and its operation, without a role.
+    #[must_use]
+    pub fn operation(&self) -> &'static str {
+        match self.operation {
+            Operation::GetAuthorizationToken => "ECR's GetAuthorizationToken",
+            Operation::GetPublicAuthorizationToken => "ECR Public's GetAuthorizationToken",
+            Operation::AssumeRole(_) => "STS's AssumeRole",
+        }
+    }
+
+    /// Returns what to check if the call was denied with a reply.
+    fn policy(&self, reply: &AwsReply) -> &'static str {
+        if ["OptInRequired", "RegionDisabledException"].contains(&&*reply.code) {
+            return "that the account has the region enabled, and that STS is active there";
+        }
+        match self.operation {
+            Operation::GetAuthorizationToken | Operation::GetPublicAuthorizationToken => {
                 "the principal's IAM policy"
             }
-            Self::AssumeRole(_) => {
-                "the role's trust policy, its external id, and that the ambient identity may assume it"
+            Operation::AssumeRole(_) => {
+                "the role's trust policy, its external id, and that the identity that assumes it may do so"
             }
         }
     }
@@ -170,6 +238,18 @@ impl From<&str> for AwsReply {
     }
 }
 
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            fault,
+            origin,
+            hint,
+        } = self;
+        let advice = fault.advice(origin);
+        write!(f, "the credentials are those of {origin}: {advice}{hint}")
+    }
+}
+
 impl fmt::Display for AwsReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.code)?;
@@ -184,20 +264,33 @@ impl MintError {
     /// Returns the error as a metric's label.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
+        match (self, self.fault()) {
+            (_, Some(Fault::Clock)) => "clock_skew",
+            (_, Some(Fault::Signature)) => "invalid_signature",
+            (_, Some(Fault::UnknownKey)) => "unknown_access_key",
+            (_, Some(Fault::Expired)) | (Self::SessionTooShort(..), _) => "session_expired",
+            (Self::Credentials(..), _) => "credentials",
+            (Self::OtherPartition(..), _) => "partition_mismatch",
+            // No other mistake is a rejection.
+            (Self::Refused(..) | Self::Rejected(..), _) => "access_denied",
+            (Self::Throttled(..), _) => "throttled",
+            (Self::Server(..), _) => "server_error",
+            (Self::Unreachable(..), _) => "unreachable",
+            (Self::Timeout(_) | Self::GaveUp, _) => "timeout",
+            (Self::Unusable(..) | Self::NotAws(_), _) => "invalid_response",
+            (Self::Request(..), _) => "request_error",
+            (Self::Deadline, _) => "deadline",
+            (Self::TooManyRegions, _) => "too_many_regions",
+            (Self::TooManyMints, _) => "too_many_mints",
+            (Self::Panicked(..) | Self::Crashed, _) => "internal_error",
+        }
+    }
+
+    fn fault(&self) -> Option<Fault> {
         match self {
-            Self::Credentials(_) => "credentials",
-            Self::Refused(..) => "access_denied",
-            Self::Throttled(..) => "throttled",
-            Self::Server(..) => "server_error",
-            Self::Unreachable(..) => "unreachable",
-            Self::Timeout(_) | Self::GaveUp => "timeout",
-            Self::SessionExpired(..) | Self::SessionTooShort(..) => "session_expired",
-            Self::Unusable(..) | Self::NotAws(_) => "invalid_response",
-            Self::Request(..) => "request_error",
-            Self::Deadline => "deadline",
-            Self::TooManyRegions => "too_many_regions",
-            Self::TooManyMints => "too_many_mints",
-            Self::Crashed => "internal_error",
+            Self::Credentials(fault, _) => *fault,
+            Self::Rejected(.., rejection) => Some(rejection.fault),
+            _ => None,
         }
     }
 
@@ -208,7 +301,7 @@ impl MintError {
             Self::Refused(_, reply)
             | Self::Throttled(_, reply)
             | Self::Server(_, reply)
-            | Self::SessionExpired(_, reply) => reply.code(),
+            | Self::Rejected(_, reply, ..) => reply.code(),
             _ => None,
         }
     }
@@ -222,12 +315,14 @@ impl MintError {
             | Self::Server(call, _)
             | Self::Unreachable(call, _)
             | Self::Timeout(call)
-            | Self::SessionExpired(call, _)
-            | Self::SessionTooShort(call, _)
+            | Self::Rejected(call, ..)
+            | Self::SessionTooShort(call, ..)
+            | Self::Panicked(call, _)
             | Self::Unusable(call, _)
             | Self::NotAws(call)
             | Self::Request(call, _) => Some(call),
-            Self::Credentials(_)
+            Self::Credentials(..)
+            | Self::OtherPartition(..)
             | Self::Deadline
             | Self::GaveUp
             | Self::TooManyRegions
@@ -241,12 +336,21 @@ impl MintError {
     #[must_use]
     pub fn public_text(&self) -> String {
         let what = match self {
-            Self::Credentials(_) => "the webhook has no AWS credentials",
+            Self::Credentials(..) => "the webhook has no AWS credentials",
+            Self::OtherPartition(..) => {
+                "the webhook's AWS credentials are of another partition than the registry"
+            }
+            Self::Rejected(.., rejection) => match rejection.fault {
+                Fault::Clock => "was refused, as a clock is wrong",
+                Fault::Expired => "has expired credentials",
+                _ => "was refused, as the webhook's AWS keys are wrong",
+            },
+            Self::Panicked(..) => "failed inside the webhook",
             Self::Refused(..) => "was refused",
             Self::Throttled(..) => "is throttled",
             Self::Server(..) => "failed on AWS's side",
             Self::Unreachable(..) => "can't be reached",
-            Self::SessionExpired(..) | Self::SessionTooShort(..) => "has expired credentials",
+            Self::SessionTooShort(..) => "has expired credentials",
             Self::Request(..) => "could not be called",
             // These texts hold nothing from outside.
             Self::Timeout(_) => "timed out",
@@ -265,100 +369,4 @@ impl MintError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ACCOUNT: &str = "123456789012";
-    const MESSAGE: &str = "User: arn:aws:sts::123456789012:assumed-role/ecr-injector/i-0abc is not authorized to \
-                           perform: ecr:GetAuthorizationToken on resource: * because no identity-based policy allows it";
-
-    fn role() -> RoleArn {
-        RoleArn::parse(&format!("arn:aws:iam::{ACCOUNT}:role/ecr-pull")).expect("a role")
-    }
-
-    fn all(reply: &AwsReply, call: &Call) -> Vec<MintError> {
-        let (call, reply) = (|| call.clone(), || reply.clone());
-        let at = Timestamp::UNIX_EPOCH;
-        vec![
-            MintError::Credentials(MESSAGE.to_owned()),
-            MintError::Refused(call(), reply()),
-            MintError::Throttled(call(), reply()),
-            MintError::Server(call(), reply()),
-            MintError::Unreachable(call(), format!("{ACCOUNT}.example: {MESSAGE}")),
-            MintError::Timeout(call()),
-            MintError::SessionExpired(call(), reply()),
-            MintError::SessionTooShort(call(), at),
-            MintError::Unusable(call(), MalformedReply::Missing),
-            MintError::NotAws(call()),
-            MintError::Request(call(), MESSAGE.to_owned()),
-            MintError::Deadline,
-            MintError::GaveUp,
-            MintError::TooManyRegions,
-            MintError::TooManyMints,
-            MintError::Crashed,
-        ]
-    }
-
-    #[test]
-    fn public_text_has_the_call_and_code_but_no_account() {
-        let reply = AwsReply::new("AccessDeniedException", MESSAGE);
-        for call in [Call::GetAuthorizationToken, Call::AssumeRole(role())] {
-            for error in all(&reply, &call) {
-                let text = error.public_text();
-                for private in [
-                    "arn:",
-                    ACCOUNT,
-                    "ecr-pull",
-                    "User:",
-                    "i-0abc",
-                    "not authorized",
-                ] {
-                    assert!(!text.contains(private), "{error:?}: {text}");
-                }
-                let code = error.code().unwrap_or_default();
-                let operation = error.call().map(Call::operation).unwrap_or_default();
-                assert!(text.contains(code) && text.contains(operation), "{text}");
-                assert!(
-                    !text.contains(char::is_control) && text.len() < 300,
-                    "{text}"
-                );
-            }
-        }
-        let refused = MintError::Refused(Call::AssumeRole(role()), reply);
-        assert_eq!(
-            refused.public_text(),
-            "STS's AssumeRole was refused (AccessDeniedException)"
-        );
-    }
-
-    #[test]
-    fn log_text_keeps_the_code_message_and_role() {
-        let reply = AwsReply::new("AccessDenied", MESSAGE);
-        let text = MintError::Refused(Call::AssumeRole(role()), reply).to_string();
-        assert!(
-            text.contains("AccessDenied User: arn:aws:sts::") && text.contains(role().as_str()),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn code_of_no_form_of_a_code_is_kept_from_tenants() {
-        for code in [
-            "",
-            "two words",
-            "arn:aws:iam::123456789012:role/x",
-            "Denied123456789012",
-            "line\nline",
-            &"x".repeat(65),
-        ] {
-            let error = MintError::Refused(Call::GetAuthorizationToken, code.into());
-            assert_eq!(error.code(), None, "{code:?}");
-            assert_eq!(
-                error.public_text(),
-                "ECR's GetAuthorizationToken was refused"
-            );
-        }
-        let error = MintError::Throttled(Call::GetAuthorizationToken, "Throttling".into());
-        assert_eq!(error.code(), Some("Throttling"));
-    }
-}
+mod tests;

@@ -72,12 +72,15 @@ pub enum Freshness {
 /// was minted in it, and such tokens were seen to fail then (`rules_img#715`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SessionCap {
-    /// Caps at the end of the session of the role that was assumed for the token.
+    /// Caps at the end of the session of the role that was assumed for the token, or of a profile's
+    /// credentials; not at that of ambient credentials.
     #[default]
+    Auto,
+    /// Caps at the end of the session that the token was minted in, also of ambient credentials.
     Session,
     /// Caps nothing.
     Off,
-    /// Caps after so many seconds, or at the end of the session if that is sooner.
+    /// Caps after so many seconds, or as [`Self::Auto`] if that is sooner.
     After(u32),
 }
 

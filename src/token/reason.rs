@@ -1,13 +1,16 @@
 //! Classifies a failed call to AWS as a [`MintError`]. The SDK's own debug text is not used: it may
 //! hold a whole reply.
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, panic::AssertUnwindSafe};
 
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
+use futures::FutureExt as _;
 
-use super::cache::{AwsReply, Call, MintError};
-use crate::aws::credentials::explain;
+use super::{
+    cache::{AwsReply, Call, MintError},
+    error::Rejection,
+};
+use crate::aws::{credentials::NoCredentials, fault::Fault, origin::Origin};
 
 /// The error codes of throttling.
 const THROTTLES: [&str; 5] = [
@@ -17,25 +20,60 @@ const THROTTLES: [&str; 5] = [
     "RequestLimitExceeded",
     "SlowDown",
 ];
-/// The error codes of expired credentials.
-const EXPIRED: [&str; 3] = ["ExpiredTokenException", "ExpiredToken", "RequestExpired"];
+/// The most characters of a text of AWS or the system that are shown.
+const MAX_TEXT: usize = 300;
+/// The most characters of a text that also says what to do.
+const MAX_EXPLANATION: usize = 1500;
+
+/// The credentials that signed a call, for its error.
+pub(super) struct Signed<'a> {
+    /// Where the credentials come from.
+    pub(super) by: &'a Origin,
+    /// A hint for keys that AWS doesn't know; empty if there is none.
+    pub(super) hint: String,
+}
+
+/// Awaits a call in which the SDK may panic: it does so on keys that no header can hold.
+pub(super) async fn caught<T>(
+    call: Call,
+    by: &Origin,
+    step: impl Future<Output = T>,
+) -> Result<T, MintError> {
+    let ended = AssertUnwindSafe(step).catch_unwind().await;
+    ended.map_err(|_| MintError::Panicked(call, by.clone()))
+}
+
+/// Returns why there are no credentials for a call.
+pub(super) fn no_credentials(why: &NoCredentials) -> MintError {
+    MintError::Credentials(why.fault, short(&why.message, MAX_EXPLANATION))
+}
 
 /// Returns why a call failed.
 pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
     call: Call,
+    signed: &Signed<'_>,
     error: &SdkError<E, R>,
 ) -> MintError {
     match error {
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or_default().to_owned();
             let message = service.err().message().unwrap_or_default();
-            let reply = AwsReply::new(&code, short(message));
+            let reply = AwsReply::new(&code, short(Fault::shown(&code, message), MAX_TEXT));
             if code.is_empty() {
                 MintError::NotAws(call)
             } else if THROTTLES.contains(&code.as_str()) {
                 MintError::Throttled(call, reply)
-            } else if EXPIRED.contains(&code.as_str()) {
-                MintError::SessionExpired(call, reply)
+            } else if let Some(fault) = Fault::of(&code, message) {
+                let hint = match fault {
+                    Fault::UnknownKey => signed.hint.clone(),
+                    _ => String::new(),
+                };
+                let rejection = Rejection {
+                    fault,
+                    origin: signed.by.clone(),
+                    hint,
+                };
+                MintError::Rejected(call, reply, Box::new(rejection))
             } else if code == "ServerException"
                 || code.starts_with("Internal")
                 || code.starts_with("ServiceUnavailable")
@@ -50,16 +88,14 @@ pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
             let source: &(dyn StdError + 'static) = failure
                 .as_connector_error()
                 .map_or(error_as_dyn(), |error| error);
-            if let Some(credentials) = find::<CredentialsError>(source) {
-                MintError::Credentials(short(&explain(credentials)))
-            } else if failure.is_timeout() {
+            if failure.is_timeout() {
                 MintError::Timeout(call)
             } else {
                 MintError::Unreachable(call, root(source))
             }
         }
         SdkError::ConstructionFailure(failure) => {
-            MintError::Request(call, short(&format!("{failure:?}")))
+            MintError::Request(call, short(&format!("{failure:?}"), MAX_TEXT))
         }
         // Among them is a response that can't be read at all.
         _ => MintError::NotAws(call),
@@ -71,21 +107,16 @@ fn error_as_dyn() -> &'static (dyn StdError + 'static) {
     &std::fmt::Error
 }
 
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    std::iter::successors(Some(error), |&error| error.source())
-        .find_map(|error| error.downcast_ref())
-}
-
 /// Returns the text of the last error of a chain, which is the system's.
 fn root(error: &(dyn StdError + 'static)) -> String {
     let last = std::iter::successors(Some(error), |&error| error.source()).last();
-    short(&last.unwrap_or(error).to_string())
+    short(&last.unwrap_or(error).to_string(), MAX_TEXT)
 }
 
-/// Returns at most 300 characters of a text, on one line.
-fn short(text: &str) -> String {
+/// Returns so many characters of a text, on one line.
+fn short(text: &str, max: usize) -> String {
     text.chars()
-        .take(300)
+        .take(max)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }

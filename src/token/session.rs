@@ -3,18 +3,19 @@
 //! Each mint takes a session of its own, so that a token can last as long as a whole session and no
 //! credentials of a role stay in memory.
 
-use aws_credential_types::Credentials;
+use aws_config::identity::IdentityCache;
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_sdk_sts::{Client, types::Tag};
 use jiff::Timestamp;
 use moka::future::Cache;
 
 use super::{
     MIN_LEFT, TokenKey,
-    cache::{Call, MintError},
-    reason::reason,
+    cache::{Call, MintError, Operation},
+    reason::{Signed, caught, reason},
 };
 use crate::{
-    aws::AwsEnvironment,
+    aws::{AwsEnvironment, Signer, endpoints::Endpoints, origin::Origin},
     identity::Role,
     registry::{Region, Service},
 };
@@ -27,10 +28,12 @@ const PULL_ACTIONS: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Al
 /// The session policy for the public gallery, whose tokens are bearer tokens of STS.
 const PUBLIC_PULL_ACTIONS: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ecr-public:GetAuthorizationToken","sts:GetServiceBearerToken"],"Resource":"*"}]}"#;
 
-/// Temporary credentials of a role, and their expiry.
+/// The credentials that sign the call for a token.
 pub(super) struct Session {
     pub(super) credentials: Credentials,
-    pub(super) expires_at: Timestamp,
+    pub(super) origin: Origin,
+    /// The end of the credentials, if they have one.
+    pub(super) expires_at: Option<Timestamp>,
 }
 
 /// The STS endpoint of a client.
@@ -38,33 +41,45 @@ pub(super) struct Session {
 struct StsEndpoint {
     region: Region,
     fips: bool,
+    /// The endpoint of the configuration.
+    url: Option<String>,
 }
 
 /// Assumes roles.
 pub(super) struct Sessions {
     environment: AwsEnvironment,
-    has_own_endpoint: bool,
+    own_endpoint: Option<String>,
     clients: Cache<StsEndpoint, Client>,
 }
 
 impl Sessions {
     pub(super) fn new(environment: AwsEnvironment) -> Self {
         Self {
-            has_own_endpoint: environment.has_own_endpoint("STS"),
+            own_endpoint: environment.own_endpoint("STS"),
             environment,
             clients: Cache::builder().max_capacity(MAX_CLIENTS).build(),
         }
     }
 
-    /// Assumes a role to mint for `key`.
+    /// Returns the call that assumes a role to mint for `key`, for its errors.
+    pub(super) fn call(&self, role: &Role, key: &TokenKey, endpoints: &Endpoints) -> Call {
+        let endpoint = self.endpoint(role, key, endpoints);
+        let url = endpoint.url.as_deref().or(self.own_endpoint.as_deref());
+        let operation = Operation::AssumeRole(role.arn.clone());
+        Call::at(operation, &endpoint.region, url)
+    }
+
+    /// Assumes a role to mint for `key`, with the credentials of `base`.
     pub(super) async fn assume(
         &self,
         role: &Role,
         key: &TokenKey,
+        (base, signed): (&Signer, &Signed<'_>),
+        endpoints: &Endpoints,
         now: Timestamp,
     ) -> Result<Session, MintError> {
-        let call = || Call::AssumeRole(role.arn.clone());
-        let endpoint = self.endpoint(role, key);
+        let call = || self.call(role, key, endpoints);
+        let endpoint = self.endpoint(role, key, endpoints);
         let client = self
             .clients
             .get_with_by_ref(&endpoint, async { self.make_client(&endpoint) })
@@ -75,7 +90,8 @@ impl Sessions {
             .tags
             .iter()
             .filter_map(|(key, value)| Tag::builder().key(key).value(value).build().ok());
-        let reply = client
+        let credentials = SharedCredentialsProvider::new(base.credentials.clone());
+        let request = client
             .assume_role()
             .role_arn(role.arn.as_str())
             .role_session_name(&role.options.session_name)
@@ -83,16 +99,22 @@ impl Sessions {
             .duration_seconds(i32::try_from(role.options.duration_seconds).unwrap_or(i32::MAX))
             .set_tags(Some(tags.collect::<Vec<_>>()).filter(|tags| !tags.is_empty()))
             .set_policy(role.options.pull_only.then(|| policy(key).to_owned()))
-            .send()
-            .await
-            .map_err(|error| reason(call(), &error))?;
+            .customize()
+            .config_override(
+                aws_sdk_sts::config::Config::builder()
+                    .credentials_provider(credentials)
+                    .identity_cache(IdentityCache::no_cache()),
+            );
+        let reply = caught(call(), signed.by, request.send()).await?;
+        let reply = reply.map_err(|error| reason(call(), signed, &error))?;
         let credentials = reply
             .credentials()
             .ok_or_else(|| MintError::NotAws(call()))?;
         let expires_at = Timestamp::from_second(credentials.expiration().secs())
             .map_err(|_| MintError::NotAws(call()))?;
+        let origin = Origin::Role(role.arn.to_string());
         if expires_at.duration_since(now) < MIN_LEFT {
-            return Err(MintError::SessionTooShort(call(), expires_at));
+            return Err(MintError::SessionTooShort(call(), origin, expires_at));
         }
         Ok(Session {
             credentials: Credentials::new(
@@ -102,14 +124,15 @@ impl Sessions {
                 None,
                 "AssumeRole",
             ),
-            expires_at,
+            origin,
+            expires_at: Some(expires_at),
         })
     }
 
     /// Returns the STS endpoint: in the region that the role names; else in the environment's own,
     /// if it is of the registry's partition; else in the registry's. A FIPS registry needs FIPS
     /// endpoints, and only its own region certainly has one.
-    fn endpoint(&self, role: &Role, key: &TokenKey) -> StsEndpoint {
+    fn endpoint(&self, role: &Role, key: &TokenKey, endpoints: &Endpoints) -> StsEndpoint {
         let home = self
             .environment
             .home
@@ -124,6 +147,7 @@ impl Sessions {
         StsEndpoint {
             region: region.clone(),
             fips: key.endpoint.fips,
+            url: endpoints.get(region).and_then(|urls| urls.sts.clone()),
         }
     }
 
@@ -131,7 +155,10 @@ impl Sessions {
         let region = aws_config::Region::new(endpoint.region.as_str().to_owned());
         let mut builder =
             aws_sdk_sts::config::Builder::from(&self.environment.config).region(region);
-        if self.has_own_endpoint {
+        if let Some(url) = &endpoint.url {
+            builder = builder.endpoint_url(url);
+        }
+        if endpoint.url.is_some() || self.own_endpoint.is_some() {
             builder = builder.use_fips(false).use_dual_stack(false);
         } else if endpoint.fips {
             builder = builder.use_fips(true);

@@ -2,11 +2,14 @@
 //! and never another's, at a cost that follows the roles and regions and not the namespaces.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::bed::{create, registry};
-use crate::support::fake_aws::password_of;
+use crate::support::fake_aws::{ACCESS_KEY, FakeAws, password_of};
 use crate::support::installation::PULL_SECRET;
 use crate::support::pods::{pod, pull_secrets};
 use crate::support::{Bed, Behaviour, Shared, eventually};
@@ -309,4 +312,57 @@ async fn changed_annotation_counts_for_what_is_there_too() {
         },
     )
     .await;
+}
+
+/// Swaps a mounted Secret with a credentials file of one profile, as a kubelet does.
+fn swap_profile(volume: &Path, aws: &FakeAws, user: &str) {
+    let keys = aws.keys_of(&format!("arn:aws:iam::{ACCOUNT}:user/{user}"));
+    let file = format!(
+        "[vendor]\r\naws_access_key_id = {}\r\naws_secret_access_key = {}\r\n",
+        keys.access_key, keys.secret_access_key
+    );
+    fs::create_dir(volume.join(user)).unwrap();
+    fs::write(volume.join(user).join("credentials"), file).unwrap();
+    symlink(user, volume.join("..new")).unwrap();
+    fs::rename(volume.join("..new"), volume.join("..data")).unwrap();
+}
+
+#[tokio::test]
+async fn keys_of_a_secret_and_a_rotated_profile_serve_pods() {
+    let volume = tempfile::tempdir().unwrap();
+    let config = "identities:\n  - namespaces: [\"vendor-*\"]\n    profile: vendor\n";
+    let path = volume.path().to_owned();
+    let bed = Bed::start_with(config, "info", |aws| {
+        swap_profile(&path, aws, "before");
+        symlink("..data/credentials", path.join("credentials")).unwrap();
+        let file = path.join("credentials").to_str().unwrap().to_owned();
+        vec![
+            ("AWS_ACCESS_KEY_ID", format!("{ACCESS_KEY}\n")),
+            ("AWS_SHARED_CREDENTIALS_FILE", file),
+        ]
+    })
+    .await;
+    let client = bed.plane.pod_creator().await;
+    let of_vendor = bed.opted_in("vendor-a").await;
+    let of_others = bed.opted_in("team-a").await;
+    let user = |name: &str| format!("arn:aws:iam::{ACCOUNT}:user/{name}");
+    for (namespace, region, principal) in [
+        (&of_vendor, "eu-west-1", "before"),
+        (&of_others, "eu-west-1", "fake"),
+        (&of_vendor, "eu-west-2", "after"),
+    ] {
+        if principal == "after" {
+            swap_profile(volume.path(), &bed.aws, "after");
+        }
+        let admitted = create(&client, namespace, &pod(region, &image(region)), false).await;
+        assert_eq!(admitted.unwrap().warnings, [] as [&str; 0]);
+        let principals = bed.principals(namespace).await;
+        assert_eq!(principals[&registry(ACCOUNT, region)], user(principal));
+    }
+    let log = bed.webhook.log();
+    assert!(
+        log.contains("AWS_ACCESS_KEY_ID") && log.contains("around the value"),
+        "{log}"
+    );
+    assert_eq!(bed.aws.leak_in(&log), None);
 }

@@ -5,8 +5,12 @@
 //! The command takes the very road that `serve` takes, so what holds here holds for an admission.
 
 mod command;
+mod endpoints;
 mod hosts;
+mod keys;
 mod network;
 mod output;
+mod profiles;
 mod roles;
+mod sessions;
 mod sources;

@@ -275,6 +275,7 @@ fn ensured(host: &Host, key: &TokenKey) -> String {
     };
     let identity = match &key.identity {
         Identity::Ambient => String::new(),
+        Identity::Profile(profile) => format!(", as profile {}", profile.name()),
         Identity::Role(role) => format!(", as {}", role.arn),
     };
     let service = match key.endpoint.service {

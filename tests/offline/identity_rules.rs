@@ -3,7 +3,7 @@
 use ecr_injector::cluster::namespace::{Namespace, NamespaceSettings};
 use ecr_injector::identity::pattern::Pattern;
 use ecr_injector::identity::{
-    AssumeRoleOptions, DefaultIdentity, Identities, Identity, NamespaceRoles, Refusal,
+    AssumeRoleOptions, DefaultIdentity, Identities, Identity, NamespaceRoles, Profile, Refusal,
     RoleTemplate, Rule,
 };
 use ecr_injector::registry::{AccountId, Region, Registry};
@@ -46,6 +46,7 @@ fn rule(accounts: &[&str], regions: &[&str], namespaces: &[&str], role: Option<&
             .map(|text| Pattern::parse(text).expect("a pattern"))
             .collect(),
         assume_role: role.map(|name| RoleTemplate::new(arn(name), AssumeRoleOptions::default())),
+        profile: None,
     }
 }
 
@@ -72,6 +73,7 @@ fn who(identities: &Identities, host: &str, namespace: &str, annotation: Option<
     let choice = identities.choose(&registry(host), &namespace, &said(annotation));
     match choice.identity {
         Ok(Identity::Ambient) => "ambient".to_owned(),
+        Ok(Identity::Profile(profile)) => format!("profile {}", profile.name()),
         Ok(Identity::Role(role)) => {
             let (_, name) = role.arn.as_str().split_once(":role/").expect("a role");
             name.to_owned()
@@ -372,8 +374,20 @@ fn some_rules() -> impl Strategy<Value = Identities> {
         prop::collection::vec(account, 0..2),
         prop::collection::vec(namespaces, 0..2),
         prop::option::of(prop_oneof![Just("r1"), Just("r2"), Just("of-{namespace}")]),
+        prop::option::of(prop_oneof![Just("vendor"), Just("cn")]),
     )
-        .prop_map(|(accounts, namespaces, role)| rule(&accounts, &[], &namespaces, role));
+        .prop_map(|(accounts, namespaces, role, profile)| {
+            let profile = profile.and_then(Profile::parse);
+            let options = AssumeRoleOptions {
+                profile: profile.clone(),
+                ..AssumeRoleOptions::default()
+            };
+            Rule {
+                assume_role: role.map(|name| RoleTemplate::new(arn(name), options)),
+                profile,
+                ..rule(&accounts, &[], &namespaces, None)
+            }
+        });
     let allow = prop::collection::vec(
         prop_oneof![
             Just("arn:aws:iam::*:role/ecr-pull-*"),
@@ -422,11 +436,18 @@ proptest! {
                 }))
         });
         match (matching, &annotation, &choice.identity) {
-            (Some(rule), _, Ok(Identity::Ambient)) => prop_assert!(rule.assume_role.is_none()),
+            (Some(rule), _, Ok(Identity::Ambient)) => {
+                prop_assert!(rule.assume_role.is_none() && rule.profile.is_none());
+            }
+            (Some(rule), _, Ok(Identity::Profile(profile))) => {
+                prop_assert!(rule.assume_role.is_none());
+                prop_assert_eq!(rule.profile.as_ref(), Some(profile));
+            }
             (Some(rule), _, Ok(Identity::Role(role))) => {
                 let template = rule.assume_role.as_ref().expect("a role").arn();
                 prop_assert_eq!(template.replace("{namespace}", namespace.as_str()), role.arn.as_str());
                 prop_assert_eq!(region, "eu-west-1");
+                prop_assert_eq!(&role.options.profile, &rule.profile);
             }
             (Some(rule), _, Err(refusal)) => {
                 prop_assert!(rule.assume_role.is_some());

@@ -41,12 +41,24 @@ pub struct Admitted {
 impl Bed {
     /// Logs at `filter`; its configuration is `config`.
     pub async fn start(config: &str, filter: &str) -> Self {
+        Self::start_with(config, filter, |_| Vec::new()).await
+    }
+
+    /// Starts with more variables.
+    pub async fn start_with(
+        config: &str,
+        filter: &str,
+        variables: impl FnOnce(&FakeAws) -> Vec<(&'static str, String)>,
+    ) -> Self {
         super::crypto();
         let plane = ControlPlane::start().await;
         let aws = FakeAws::start();
         let installation = Installation::apply(&plane).await;
         let mut options = installation.webhook(&plane, &aws).await;
         config.clone_into(&mut options.config);
+        for (name, value) in variables(&aws) {
+            options = options.with_variable(name, &value);
+        }
         let webhook = Webhook::start(options.with_variable("ECR_INJECTOR_LOG", filter)).await;
         installation.register(&plane).await;
         aws.clear();

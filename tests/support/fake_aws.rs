@@ -97,6 +97,8 @@ pub enum Behaviour {
     /// Says that the caller's session has expired: 400 `ExpiredTokenException` (STS: 403
     /// `ExpiredToken`).
     ExpiredToken,
+    /// Fails with this code and message: 400 (STS: 403).
+    Code(&'static str, &'static str),
     /// ECR answers 200 with something that is no token. STS answers 200 with something that is no XML.
     Garbage(Garbage),
 }

@@ -24,7 +24,7 @@ use ecr_injector::pull_secret::writer::api::KubeSecrets;
 use ecr_injector::server::Admission;
 use ecr_injector::server::accept::{Connection, Listener, MAX_CONNECTIONS};
 use ecr_injector::telemetry::otel::Traces;
-use ecr_injector::token::cache::{Call, Mint, MintError, TokenCache};
+use ecr_injector::token::cache::{Mint, MintError, Operation, TokenCache};
 use ecr_injector::token::{Token, TokenKey};
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
@@ -282,8 +282,9 @@ impl Mint for FakeMint {
             let now = FixedClock::default().now();
             let text = BASE64_STANDARD.encode(format!("AWS:token-{call}"));
             let expires_at = Some(now + SignedDuration::from_hours(12));
-            Token::decode(Some(&text), expires_at, None, now)
-                .map_err(|wrong| MintError::Unusable(Call::GetAuthorizationToken, wrong))
+            Token::decode(Some(&text), expires_at, None, now).map_err(|wrong| {
+                MintError::Unusable(Operation::GetAuthorizationToken.into(), wrong)
+            })
         })
     }
 }

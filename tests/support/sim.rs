@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ecr_injector::aws::origin::Origin;
 use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::cluster::changes::Changes;
 use ecr_injector::cluster::lease::Leadership;
@@ -23,8 +24,8 @@ use ecr_injector::pull_secret::store::PullSecrets;
 use ecr_injector::pull_secret::writer::{CallError, SecretApi, Writer};
 use ecr_injector::refresh::{NamespaceSource, Reconciler, ReconcilerContext, Sweep, SweepOutcome};
 use ecr_injector::registry::Host;
-use ecr_injector::token::cache::{AwsReply, Call, Mint, MintError, TokenCache};
-use ecr_injector::token::{Freshness, Lifetime, Token, TokenKey};
+use ecr_injector::token::cache::{AwsReply, Call, Mint, MintError, Operation, TokenCache};
+use ecr_injector::token::{Freshness, Lifetime, MIN_LEFT, Token, TokenKey};
 use ecr_injector::{
     cluster::ownership::{MANAGED_BY, MANAGED_BY_LABEL},
     pull_secret::{DATA_KEY, Observed, STATE_ANNOTATION, TYPE, state_of},
@@ -87,7 +88,11 @@ pub struct SimAws {
     pub minted: Mutex<HashMap<TokenKey, u32>>,
     pub failed: Mutex<HashMap<TokenKey, u32>>,
     repeats: AtomicBool,
+    session: Mutex<Option<EndOfSession>>,
 }
+
+/// Returns the end of the session that mints at a time.
+type EndOfSession = Box<dyn Fn(Timestamp) -> Timestamp + Send>;
 
 impl SimAws {
     fn fault(&self, key: &TokenKey) -> Option<Fault> {
@@ -111,6 +116,11 @@ impl SimAws {
         self.repeats.store(true, Ordering::Relaxed);
     }
 
+    /// From now on tokens end with the session that mints them, as with `sessionCap: session`.
+    pub fn end_tokens_with(&self, session: impl Fn(Timestamp) -> Timestamp + Send + 'static) {
+        *self.session.lock().unwrap() = Some(Box::new(session));
+    }
+
     pub fn total(&self) -> (u32, u32) {
         let sum = |counts: &Mutex<HashMap<TokenKey, u32>>| counts.lock().unwrap().values().sum();
         (sum(&self.minted), sum(&self.failed))
@@ -127,7 +137,7 @@ impl Mint for SimAws {
             sleep(Duration::from_millis(150)).await;
             if let Some(fault) = self.fault(key) {
                 *self.failed.lock().unwrap().entry(key.clone()).or_default() += 1;
-                let call = Call::GetAuthorizationToken;
+                let call: Call = Operation::GetAuthorizationToken.into();
                 return Err(match fault {
                     Fault::Throttled => MintError::Throttled(call, "ThrottlingException".into()),
                     Fault::Refused => {
@@ -139,8 +149,15 @@ impl Mint for SimAws {
                     }
                 });
             }
-            *self.minted.lock().unwrap().entry(key.clone()).or_default() += 1;
             let now = self.clock.now();
+            let cap = self.session.lock().unwrap().as_ref().map(|end| end(now));
+            if let Some(end) = cap.filter(|end| end.duration_since(now) < MIN_LEFT) {
+                *self.failed.lock().unwrap().entry(key.clone()).or_default() += 1;
+                let call = Operation::GetAuthorizationToken.into();
+                let origin = Origin::Source("instance_metadata");
+                return Err(MintError::SessionTooShort(call, origin, end));
+            }
+            *self.minted.lock().unwrap().entry(key.clone()).or_default() += 1;
             let password = if self.repeats.load(Ordering::Relaxed) {
                 "the-same".to_owned()
             } else {
@@ -150,7 +167,7 @@ impl Mint for SimAws {
             let token = Token::decode(
                 Some(&text),
                 Some(now + SignedDuration::from_hours(12)),
-                None,
+                cap,
                 now,
             );
             Ok(token.unwrap())
@@ -686,6 +703,7 @@ impl Sim {
             minted: Mutex::default(),
             failed: Mutex::default(),
             repeats: AtomicBool::new(false),
+            session: Mutex::default(),
         });
         let metrics = Metrics::default();
         let cluster = SimCluster::new(clock.clone(), Changes::default(), metrics.clone());

@@ -1,6 +1,9 @@
 //! Unit tests of `credentials`.
 
-use std::sync::Mutex;
+use std::{io, sync::Mutex};
+
+use aws_credential_types::provider;
+use aws_smithy_types::error::ErrorMetadata;
 
 use super::*;
 
@@ -36,8 +39,9 @@ fn candidate(
 ) -> CredentialSource {
     CredentialSource {
         from,
+        origin: Origin::Source(from.as_str()),
         configured: configured.map(str::to_owned),
-        provider: Box::new(Script(Mutex::new(script))),
+        provider: Arc::new(Script(Mutex::new(script))),
     }
 }
 
@@ -100,14 +104,14 @@ async fn a_source_that_gave_credentials_once_is_the_only_one_from_then_on() {
         (Source::Environment, vec![keys("late"), not_configured()]),
         (
             Source::WebIdentity,
-            vec![keys("web again"), not_configured(), keys("web")],
+            vec![keys("web-again"), not_configured(), keys("web")],
         ),
         (Source::InstanceMetadata, vec![keys("node")]),
     ]);
     assert_eq!(next(&chain).await.as_deref(), Ok("web"));
     let error = next(&chain).await.expect_err("its configuration is gone");
     assert!(error.starts_with("web_identity: "), "{error}");
-    assert_eq!(next(&chain).await.as_deref(), Ok("web again"));
+    assert_eq!(next(&chain).await.as_deref(), Ok("web-again"));
 }
 
 #[tokio::test]
@@ -139,7 +143,7 @@ async fn every_expectation_that_fails_says_what_to_check() {
         for sources in [vec![found], vec![none]] {
             let chain = PinnedChain::from_sources(sources, Some(expected), Arc::default());
             let error = chain.provide_credentials().await.expect_err("not it");
-            let error = explain(&error);
+            let error = explain(&error).message;
             assert!(
                 error.contains(expected.as_str()) && error.contains("check "),
                 "{error}"
@@ -280,7 +284,7 @@ async fn profile_that_failed(cause: CredentialsError) -> String {
     let error = chain.provide_credentials().await.expect_err("failed");
     // Some logs have an error's debug text.
     assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
-    explain(&error)
+    explain(&error).message
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     identity::Identity,
     registry::{Endpoint, Registry},
-    token::cache::Call,
+    token::cache::Operation,
 };
 
 fn key_in(region: &str, fips: bool) -> TokenKey {
@@ -38,7 +38,7 @@ fn renewal(at: Timestamp) -> Overdue {
 }
 
 fn refused() -> MintError {
-    MintError::Timeout(Call::GetAuthorizationToken)
+    MintError::Timeout(Operation::GetAuthorizationToken.into())
 }
 
 fn only(key: &TokenKey) -> BTreeSet<TokenKey> {

@@ -52,8 +52,9 @@ impl Mint for FakeMint {
             let now = self.clock.now();
             let text = STANDARD.encode(format!("AWS:token-{call}"));
             let expires_at = Some(now + SignedDuration::from_hours(12));
-            Token::decode(Some(&text), expires_at, None, now)
-                .map_err(|wrong| MintError::Unusable(Call::GetAuthorizationToken, wrong))
+            Token::decode(Some(&text), expires_at, None, now).map_err(|wrong| {
+                MintError::Unusable(Operation::GetAuthorizationToken.into(), wrong)
+            })
         }
         .boxed()
     }
@@ -201,7 +202,7 @@ async fn keeps_the_old_token_while_ecr_throttles_and_not_past_its_expiry() {
     let bed = bed();
     assert!(bed.get().await.is_ok());
     bed.fail(Some(MintError::Throttled(
-        Call::GetAuthorizationToken,
+        Operation::GetAuthorizationToken.into(),
         "ThrottlingException".into(),
     )));
     for _ in 0..11 {
@@ -226,7 +227,7 @@ async fn keeps_the_old_token_while_ecr_throttles_and_not_past_its_expiry() {
 async fn a_failure_is_remembered_for_a_moment_only() {
     let bed = bed();
     bed.fail(Some(MintError::Refused(
-        Call::GetAuthorizationToken,
+        Operation::GetAuthorizationToken.into(),
         "AccessDenied".into(),
     )));
     for _ in 0..10 {
@@ -285,7 +286,9 @@ async fn unproven_regions_in_hand_are_bounded() {
 #[tokio::test(start_paused = true)]
 async fn failing_unproven_regions_make_room_after_their_pause() {
     let bed = bed();
-    bed.fail(Some(MintError::NotAws(Call::GetAuthorizationToken)));
+    bed.fail(Some(MintError::NotAws(
+        Operation::GetAuthorizationToken.into(),
+    )));
     let get = async |number| {
         let key = invented(number);
         let minted = bed.cache.get(&key, Instant::now() + FLIGHT_TIMEOUT);
@@ -293,7 +296,7 @@ async fn failing_unproven_regions_make_room_after_their_pause() {
     };
     for number in 0..100 {
         let expected = if number < MAX_UNPROVEN {
-            MintError::NotAws(Call::GetAuthorizationToken)
+            MintError::NotAws(Operation::GetAuthorizationToken.into())
         } else {
             MintError::TooManyRegions
         };

@@ -1,6 +1,7 @@
 //! Tests of the expiry of credentials that can't be renewed.
 
-use jiff::SignedDuration;
+use ecr_injector::process::clock::Clock as _;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{IRELAND, PUBLIC};
 use crate::support::sim::{Fault, Sim};
@@ -58,4 +59,63 @@ async fn public_entry_is_taken_out_before_it_expires_in_place() {
         assert_eq!(sim.cluster.unusable(), []);
         leader.stop().await;
     }
+}
+
+/// Sessions of an hour, of which the next is there five minutes before the end of one: so gives the metadata of an
+/// instance, and for most of an hour the same session ends ever sooner.
+#[tokio::test(start_paused = true)]
+async fn tokens_that_end_with_their_session_are_minted_some_times_an_hour() {
+    let sim = Sim::new("");
+    sim.aws.end_tokens_with(|now: Timestamp| {
+        let every = 55 * 60;
+        let nth = now.as_second().div_euclid(every);
+        Timestamp::from_second(nth * every + 3600).unwrap()
+    });
+    let names = sim.teams("team", 20, &[IRELAND], None);
+    let leader = sim.lead();
+    sim.until(0.1).await;
+    let (mut minted, mut worst) = (sim.aws.total().0, 0);
+    for quarter in 1..=96_u32 {
+        sim.until(0.1 + f64::from(quarter) / 4.0).await;
+        let (total, failed) = sim.aws.total();
+        worst = worst.max(total - minted);
+        minted = total;
+        assert_eq!(failed, 0, "there was always a session that is long enough");
+    }
+    let left = sim.cluster.least_left();
+    assert!(left > SignedDuration::ZERO, "a credential ended: {left:#}");
+    assert!(
+        (24 * 2..=24 * 12).contains(&minted),
+        "{minted} mints in a day"
+    );
+    assert!(worst <= 8, "{worst} mints in a quarter of an hour");
+    let writes = sim.cluster.take_writes().len();
+    assert!(writes <= names.len() * 24 * 12, "{writes} writes in a day");
+    leader.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_that_is_over_is_tried_again_with_backoff() {
+    let sim = Sim::new("");
+    let end = sim.clock.now() + SignedDuration::from_mins(30);
+    sim.aws.end_tokens_with(move |now: Timestamp| {
+        let over_for = now.duration_since(end);
+        if over_for < SignedDuration::from_hours(2) {
+            end
+        } else {
+            now + SignedDuration::from_hours(1)
+        }
+    });
+    sim.teams("team", 20, &[IRELAND], None);
+    let leader = sim.lead();
+    sim.until(2.4).await;
+    let (minted, failed) = sim.aws.total();
+    assert!((1..=10).contains(&minted), "{minted} mints");
+    assert!(
+        (10..=60).contains(&failed),
+        "{failed} failures in two hours"
+    );
+    sim.until(2.7).await;
+    assert_eq!(sim.cluster.unusable(), [], "the new session is found");
+    leader.stop().await;
 }

@@ -115,6 +115,7 @@ impl Ecr {
                 "ExpiredTokenException",
                 "The security token included in the request is expired",
             ),
+            Behaviour::Code(code, message) => ecr_error(StatusCode::BAD_REQUEST, code, message),
             Behaviour::ServerError | Behaviour::Hang => {
                 ecr_error(StatusCode::INTERNAL_SERVER_ERROR, "ServerException", "")
             }

@@ -124,6 +124,7 @@ pub(super) fn reply(
             sts_error(StatusCode::BAD_REQUEST, "ExpiredTokenException")
         }
         Behaviour::ExpiredToken => sts_error(StatusCode::FORBIDDEN, "ExpiredToken"),
+        Behaviour::Code(code, message) => sts_error_saying(StatusCode::FORBIDDEN, code, message),
         Behaviour::ServerError | Behaviour::Hang => {
             sts_error(StatusCode::INTERNAL_SERVER_ERROR, "InternalFailure")
         }

@@ -29,7 +29,7 @@ use ecr_injector::{
     refresh::{NamespaceSource, Reconciler, ReconcilerContext},
     token::{
         Token, TokenKey,
-        cache::{AwsReply, Call as AwsCall, Mint, MintError, TokenCache},
+        cache::{AwsReply, Mint, MintError, Operation, TokenCache},
     },
 };
 use futures::future::{BoxFuture, FutureExt as _};
@@ -194,7 +194,10 @@ impl Mint for ProcessMint {
             }
             if self.is_out.load(SeqCst) {
                 let reply = AwsReply::new("ServerException", "");
-                return Err(MintError::Refused(AwsCall::GetAuthorizationToken, reply));
+                return Err(MintError::Refused(
+                    Operation::GetAuthorizationToken.into(),
+                    reply,
+                ));
             }
             let number = self.minted.fetch_add(1, SeqCst);
             let now = self.clock.now();

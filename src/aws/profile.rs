@@ -1,0 +1,411 @@
+//! Profiles of the shared configuration and credentials files.
+//!
+//! The SDK reads these files once and takes a file that can't be read for an empty one. Here they
+//! are read before each use, as a mounted Secret changes by swapping a symlink, and a file that
+//! can't be read is an error: otherwise the next source, another principal, would be used. The SDK
+//! gets their contents without what surrounds the values by accident.
+
+use std::{env, error::Error as _, fmt, fs, io, path::PathBuf};
+
+use aws_config::{
+    profile::{self, ProfileFileCredentialsProvider, ProfileFileRegionProvider, ProfileSet},
+    provider_config::ProviderConfig,
+};
+use aws_credential_types::provider::{self, ProvideCredentials, error::CredentialsError, future};
+use aws_types::os_shim_internal::{Env, Fs};
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
+use super::{
+    held::Held,
+    keys::{self, trimmed},
+    origin::{KnownPartition, Origin},
+};
+use crate::{identity::RoleArn, registry::Region};
+
+/// The most profiles that refer to each other by `source_profile`.
+const MAX_CHAIN: usize = 8;
+/// The keys of a profile, and their names in errors.
+const KEYS: [(&str, &str); 3] = [
+    ("aws_access_key_id", keys::PARTS[0]),
+    ("aws_secret_access_key", keys::PARTS[1]),
+    ("aws_session_token", keys::PARTS[2]),
+];
+
+/// Why profile files can't be used. Its text holds nothing of their contents.
+#[derive(Debug, Error)]
+pub(super) enum ProfileError {
+    /// A file can't be read.
+    #[error("reading {path}: {source}: check that it is mounted, and its permissions")]
+    Read { path: String, source: io::Error },
+    /// A file is no text.
+    #[error("{path} is not UTF-8: save it as UTF-8")]
+    NotText { path: String },
+    /// A file has another form.
+    #[error("{0}")]
+    Form(String),
+    /// No file has the profile, or it has no credentials.
+    #[error("no profile of this name has credentials there")]
+    Missing,
+    /// A key can't be sent.
+    #[error("in profile {profile:?}, {message}")]
+    Key { profile: String, message: String },
+}
+
+/// The paths of both files.
+#[derive(Debug, Clone)]
+pub(super) struct ProfileFiles {
+    config: FilePath,
+    credentials: FilePath,
+}
+
+#[derive(Debug, Clone)]
+struct FilePath {
+    path: PathBuf,
+    /// Whether a variable names the file: the default file may be absent.
+    is_named: bool,
+}
+
+/// The contents of both files, trimmed; empty for an absent file.
+pub(super) struct Contents {
+    config: Zeroizing<String>,
+    credentials: Zeroizing<String>,
+    /// The files that were not read: absent ones, and those in a home folder of others.
+    unread: Vec<(FilePath, io::Error)>,
+    /// The files in which something was trimmed.
+    trimmed: Vec<PathBuf>,
+}
+
+/// One profile, read again when a file changes.
+#[derive(Debug)]
+pub(super) struct ProfileSource {
+    files: ProfileFiles,
+    /// The name; `None`: the one that the environment selects.
+    name: Option<String>,
+    config: ProviderConfig,
+    loaded: Mutex<Option<Loaded>>,
+}
+
+/// The state of the files when they were read, and the credentials of then.
+#[derive(Debug)]
+struct Loaded {
+    digest: [u8; 32],
+    provider: ProfileFileCredentialsProvider,
+    partition: Option<KnownPartition>,
+    held: Option<Held>,
+}
+
+impl ProfileFiles {
+    /// Returns the paths that the environment names, or else those in the home folder.
+    pub(super) fn from_environment() -> Self {
+        let path = |variable: &str, default: &str| {
+            let named = env::var(variable).ok().filter(|path| !path.is_empty());
+            let is_named = named.is_some();
+            let path = named.unwrap_or_else(|| default.to_owned());
+            let path = match (path.strip_prefix("~/"), env::var("HOME")) {
+                (Some(rest), Ok(home)) => PathBuf::from(home).join(rest),
+                _ => PathBuf::from(path),
+            };
+            FilePath { path, is_named }
+        };
+        Self {
+            config: path("AWS_CONFIG_FILE", "~/.aws/config"),
+            credentials: path("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        }
+    }
+
+    /// Reads both files. Only a file that a variable names has to be readable: the home folder may
+    /// be another user's.
+    pub(super) fn read(&self) -> Result<Contents, ProfileError> {
+        let (mut unread, mut trimmed) = (Vec::new(), Vec::new());
+        let mut read = |file: &FilePath| {
+            let path = || file.path.display().to_string();
+            let bytes = match fs::read(&file.path) {
+                Ok(bytes) => Zeroizing::new(bytes),
+                Err(error) if !file.is_named || error.kind() == io::ErrorKind::NotFound => {
+                    unread.push((file.clone(), error));
+                    return Ok(Zeroizing::new(String::new()));
+                }
+                Err(source) => {
+                    let path = path();
+                    return Err(ProfileError::Read { path, source });
+                }
+            };
+            let text =
+                std::str::from_utf8(&bytes).map_err(|_| ProfileError::NotText { path: path() })?;
+            let clean = Zeroizing::new(clean(text));
+            if *clean != text {
+                trimmed.push(file.path.clone());
+            }
+            Ok(clean)
+        };
+        let (config, credentials) = (read(&self.config)?, read(&self.credentials)?);
+        Ok(Contents {
+            config,
+            credentials,
+            unread,
+            trimmed,
+        })
+    }
+}
+
+impl fmt::Display for ProfileFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (config, credentials) = (self.config.path.display(), self.credentials.path.display());
+        match (self.config.is_named, self.credentials.is_named) {
+            (true, false) => write!(f, "{config}"),
+            (false, true) => write!(f, "{credentials}"),
+            _ => write!(f, "{config} and {credentials}"),
+        }
+    }
+}
+
+/// Returns a file's text without a byte order mark, carriage returns, and what surrounds values by
+/// accident. Lines and comments stay where they are.
+fn clean(text: &str) -> String {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut clean = String::with_capacity(text.len());
+    for line in text.lines() {
+        let line = line.trim_end_matches(['\r', '\0']);
+        match line.split_once('=') {
+            // The quotes of a command are its own.
+            Some((key, value))
+                if !key.trim_start().starts_with(['#', ';', '['])
+                    && key.trim() != "credential_process" =>
+            {
+                clean.push_str(key);
+                clean.push('=');
+                let inner = trimmed(value);
+                // Blanks alone are what the format allows, so they are no change.
+                let is_clean = inner == value.trim_matches([' ', '\t']);
+                clean.push_str(if is_clean { value } else { inner });
+            }
+            _ => clean.push_str(line),
+        }
+        clean.push('\n');
+    }
+    clean.truncate(if text.ends_with('\n') || text.is_empty() {
+        clean.len()
+    } else {
+        clean.len() - 1
+    });
+    clean
+}
+
+impl Contents {
+    /// Returns the contents as the SDK takes them.
+    #[expect(
+        deprecated,
+        reason = "the other names are in a crate of the SDK's internals"
+    )]
+    pub(super) fn for_sdk(&self) -> profile::profile_file::ProfileFiles {
+        use profile::profile_file::{ProfileFileKind, ProfileFiles};
+        ProfileFiles::builder()
+            .with_contents(ProfileFileKind::Config, &**self.config)
+            .with_contents(ProfileFileKind::Credentials, &**self.credentials)
+            .build()
+    }
+
+    /// Returns the error of the first file that was not read and fits.
+    fn unread_file(
+        &mut self,
+        fits: impl Fn(&FilePath, io::ErrorKind) -> bool,
+    ) -> Option<ProfileError> {
+        let mut unread = self.unread.iter();
+        let at = unread.position(|(file, error)| fits(file, error.kind()))?;
+        let (file, source) = self.unread.swap_remove(at);
+        let path = file.path.display().to_string();
+        Some(ProfileError::Read { path, source })
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        digest.update(self.config.len().to_be_bytes());
+        digest.update(self.config.as_bytes());
+        digest.update(self.credentials.as_bytes());
+        digest.finalize().into()
+    }
+}
+
+impl ProfileSource {
+    /// Returns the profile of a name, or else of the one that the environment selects.
+    pub(super) fn new(name: Option<String>, config: ProviderConfig) -> Self {
+        Self::of(ProfileFiles::from_environment(), name, config)
+    }
+
+    fn of(files: ProfileFiles, name: Option<String>, config: ProviderConfig) -> Self {
+        Self {
+            files,
+            name,
+            config,
+            loaded: Mutex::default(),
+        }
+    }
+
+    /// Returns the profile's name and files, for errors.
+    pub(super) fn origin(&self) -> Origin {
+        let (name, files) = (self.selected(), &self.files);
+        Origin::Profile(format!("profile {name:?} of {files}"))
+    }
+
+    /// Returns the profile's name.
+    fn selected(&self) -> String {
+        let selected = || env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
+        let name = self.name.clone().or_else(selected);
+        name.unwrap_or_else(|| "default".to_owned())
+    }
+
+    /// Returns the partition that the profile's role or region is in, if the profile was loaded.
+    pub(super) async fn partition(&self) -> Option<KnownPartition> {
+        let loaded = self.loaded.lock().await;
+        loaded.as_ref().and_then(|loaded| loaded.partition.clone())
+    }
+
+    /// Drops the credentials that are held.
+    pub(super) async fn forget(&self) {
+        if let Some(loaded) = &mut *self.loaded.lock().await {
+            loaded.held = None;
+        }
+    }
+
+    /// Returns the profile's credentials, from new contents of the files if these have changed.
+    pub(super) async fn credentials(&self) -> provider::Result {
+        let mut contents = self.files.read().map_err(invalid)?;
+        if self.name.is_some()
+            && let Some(error) = contents.unread_file(|file, _| file.is_named)
+        {
+            return Err(invalid(error));
+        }
+        let digest = contents.digest();
+        let mut current = self.loaded.lock().await;
+        let loaded = match &mut *current {
+            Some(loaded) if loaded.digest == digest => loaded,
+            _ => current.insert(self.load(&contents, digest).await.map_err(invalid)?),
+        };
+        if let Some(credentials) = loaded.held.as_ref().and_then(Held::credentials) {
+            return Ok(credentials);
+        }
+        let credentials = match loaded.provider.provide_credentials().await {
+            Ok(credentials) => credentials,
+            Err(CredentialsError::CredentialsNotLoaded(_)) if self.name.is_some() => {
+                let is_there = |_: &FilePath, kind| kind != io::ErrorKind::NotFound;
+                let unread = contents.unread_file(is_there);
+                return Err(invalid(unread.unwrap_or(ProfileError::Missing)));
+            }
+            Err(error) => return Err(error),
+        };
+        loaded.held = Some(Held::new(credentials.clone()));
+        Ok(credentials)
+    }
+
+    async fn load(&self, contents: &Contents, digest: [u8; 32]) -> Result<Loaded, ProfileError> {
+        for path in &contents.trimmed {
+            let file = path.display();
+            tracing::warn!(%file, "ignored quotes, line breaks or a byte order mark around values of the AWS profile file");
+        }
+        let name = self.selected();
+        let set = profile::load(
+            &Fs::real(),
+            &Env::real(),
+            &contents.for_sdk(),
+            Some(name.clone().into()),
+        )
+        .await
+        .map_err(|error| ProfileError::Form(form_error(&error)))?;
+        check_keys(&set, &name)?;
+        let mut config = self.config.clone();
+        if self.name.is_some() {
+            // Roles of the profile are assumed in its own region, which may be of a partition that
+            // the environment's isn't.
+            let region = ProfileFileRegionProvider::builder()
+                .configure(&config)
+                .profile_files(contents.for_sdk())
+                .profile_name(&name)
+                .build();
+            let region = aws_config::meta::region::ProvideRegion::region(&region).await;
+            if region.is_some() {
+                config = config.with_region(region);
+            }
+        }
+        let provider = ProfileFileCredentialsProvider::builder()
+            .configure(&config)
+            .profile_files(contents.for_sdk())
+            .profile_name(&name)
+            .build();
+        Ok(Loaded {
+            digest,
+            provider,
+            partition: known_partition(&set, &name, self.name.is_some()),
+            held: None,
+        })
+    }
+}
+
+impl ProvideCredentials for ProfileSource {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(self.credentials())
+    }
+}
+
+fn invalid(error: ProfileError) -> CredentialsError {
+    CredentialsError::invalid_configuration(error)
+}
+
+/// Returns the profile and those that it takes its credentials from.
+fn chain<'a>(set: &'a ProfileSet, name: &str) -> Vec<&'a profile::Profile> {
+    let first = set.get_profile(name);
+    let next = |profile: &&'a profile::Profile| {
+        let source = profile.get("source_profile")?;
+        set.get_profile(source).filter(|_| source != profile.name())
+    };
+    std::iter::successors(first, next).take(MAX_CHAIN).collect()
+}
+
+/// Checks that a request can hold the keys: for a role the SDK signs with them by itself.
+fn check_keys(set: &ProfileSet, name: &str) -> Result<(), ProfileError> {
+    for profile in chain(set, name) {
+        for (key, part) in KEYS {
+            if let Some(value) = profile.get(key) {
+                keys::check(value, part).map_err(|message| ProfileError::Key {
+                    profile: profile.name().to_owned(),
+                    message,
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns the partition of a profile's role, or else of its region if that is written for these
+/// keys: a region of the profile that the environment selects may be a default for other tools.
+fn known_partition(set: &ProfileSet, name: &str, is_named: bool) -> Option<KnownPartition> {
+    let profiles = chain(set, name);
+    let role = profiles.iter().find_map(|profile| profile.get("role_arn"));
+    if let Some(arn) = role.and_then(RoleArn::parse) {
+        return Some(KnownPartition {
+            partition: arn.partition(),
+            because: format!("the profile has the role {arn}"),
+        });
+    }
+    let region = profiles.iter().find_map(|profile| profile.get("region"));
+    let region = region.filter(|_| is_named).and_then(Region::parse)?;
+    Some(KnownPartition {
+        partition: region.partition(),
+        because: format!("the profile has the region {region}"),
+    })
+}
+
+/// Returns what the SDK says about the form of a file: a line's number, and nothing of the line.
+fn form_error(error: &profile::ProfileFileLoadError) -> String {
+    let text = error.source().map(ToString::to_string);
+    let text = text.unwrap_or_else(|| error.to_string());
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Unit tests of `error`.
+
+use super::*;
+
+const ACCOUNT: &str = "123456789012";
+const MESSAGE: &str = "User: arn:aws:sts::123456789012:assumed-role/ecr-injector/i-0abc is not authorized to \
+                       perform: ecr:GetAuthorizationToken on resource: * because no identity-based policy allows it";
+
+fn role() -> RoleArn {
+    RoleArn::parse(&format!("arn:aws:iam::{ACCOUNT}:role/ecr-pull")).expect("a role")
+}
+
+fn origin() -> Origin {
+    Origin::Role(role().to_string())
+}
+
+fn known() -> KnownPartition {
+    KnownPartition {
+        partition: Partition::Aws,
+        because: format!("AWS_ROLE_ARN is {}", role()),
+    }
+}
+
+fn rejection(fault: Fault) -> Rejection {
+    Rejection {
+        fault,
+        origin: origin(),
+        hint: MESSAGE.to_owned(),
+    }
+}
+
+fn all(reply: &AwsReply, call: &Call) -> Vec<MintError> {
+    let (call, reply) = (|| call.clone(), || reply.clone());
+    let at = Timestamp::UNIX_EPOCH;
+    vec![
+        MintError::Credentials(None, MESSAGE.to_owned()),
+        MintError::Credentials(Some(Fault::IdentityToken), MESSAGE.to_owned()),
+        MintError::OtherPartition(origin(), Partition::AwsCn, known()),
+        MintError::Refused(call(), reply()),
+        MintError::Rejected(call(), reply(), Box::new(rejection(Fault::Clock))),
+        MintError::Rejected(call(), reply(), Box::new(rejection(Fault::Expired))),
+        MintError::Rejected(call(), reply(), Box::new(rejection(Fault::UnknownKey))),
+        MintError::Panicked(call(), origin()),
+        MintError::Throttled(call(), reply()),
+        MintError::Server(call(), reply()),
+        MintError::Unreachable(call(), format!("{ACCOUNT}.example: {MESSAGE}")),
+        MintError::Timeout(call()),
+        MintError::SessionTooShort(call(), origin(), at),
+        MintError::Unusable(call(), MalformedReply::Missing),
+        MintError::NotAws(call()),
+        MintError::Request(call(), MESSAGE.to_owned()),
+        MintError::Deadline,
+        MintError::GaveUp,
+        MintError::TooManyRegions,
+        MintError::TooManyMints,
+        MintError::Crashed,
+    ]
+}
+
+#[test]
+fn public_text_has_the_call_and_code_but_no_account() {
+    let reply = AwsReply::new("AccessDeniedException", MESSAGE);
+    let region = Region::parse("eu-west-1").expect("a region");
+    let endpoint = Some("https://123456789012.example");
+    for call in [
+        Operation::GetAuthorizationToken.into(),
+        Call::at(Operation::AssumeRole(role()), &region, endpoint),
+    ] {
+        for error in all(&reply, &call) {
+            let text = error.public_text();
+            for private in [
+                "arn:",
+                ACCOUNT,
+                "ecr-pull",
+                "User:",
+                "i-0abc",
+                "not authorized",
+                "example",
+            ] {
+                assert!(!text.contains(private), "{error:?}: {text}");
+            }
+            let code = error.code().unwrap_or_default();
+            let operation = error.call().map(Call::operation).unwrap_or_default();
+            assert!(text.contains(code) && text.contains(operation), "{text}");
+            assert!(
+                !text.contains(char::is_control) && text.len() < 300,
+                "{text}"
+            );
+        }
+    }
+    let refused = MintError::Refused(Operation::AssumeRole(role()).into(), reply);
+    assert_eq!(
+        refused.public_text(),
+        "STS's AssumeRole was refused (AccessDeniedException)"
+    );
+}
+
+#[test]
+fn log_text_keeps_the_code_message_and_role() {
+    let reply = AwsReply::new("AccessDenied", MESSAGE);
+    let text = MintError::Refused(Operation::AssumeRole(role()).into(), reply).to_string();
+    assert!(
+        text.contains("AccessDenied User: arn:aws:sts::") && text.contains(role().as_str()),
+        "{text}"
+    );
+}
+
+#[test]
+fn call_at_an_endpoint_of_the_admins_own_names_it() {
+    let region = Region::parse("eu-west-1").expect("a region");
+    let call = |endpoint| Call::at(Operation::GetAuthorizationToken, &region, endpoint);
+    let error = MintError::Timeout(call(Some("https://user:secret@vpce-1.example")));
+    assert_eq!(
+        error.to_string(),
+        "ECR's GetAuthorizationToken timed out (in eu-west-1 at https://vpce-1.example)"
+    );
+    let error = MintError::Timeout(call(None));
+    assert_eq!(error.to_string(), "ECR's GetAuthorizationToken timed out");
+}
+
+#[test]
+fn code_of_no_form_of_a_code_is_kept_from_tenants() {
+    for code in [
+        "",
+        "two words",
+        "arn:aws:iam::123456789012:role/x",
+        "Denied123456789012",
+        "line\nline",
+        &"x".repeat(65),
+    ] {
+        let error = MintError::Refused(Operation::GetAuthorizationToken.into(), code.into());
+        assert_eq!(error.code(), None, "{code:?}");
+        assert_eq!(
+            error.public_text(),
+            "ECR's GetAuthorizationToken was refused"
+        );
+    }
+    let error = MintError::Throttled(Operation::GetAuthorizationToken.into(), "Throttling".into());
+    assert_eq!(error.code(), Some("Throttling"));
+}
