@@ -119,8 +119,9 @@ mod tests {
 
     #[test]
     fn endpoints_are_checked_by_region_and_service() {
-        let config =
-            |endpoints: &str| Config::parse(&format!("awsEndpoints: {endpoints}"), "config.yaml");
+        let config = |endpoints: &str| {
+            Config::parse_fields(&format!("awsEndpoints: {endpoints}"), "config.yaml")
+        };
         let valid = config(
             "{eu-west-1: {ecr: \"https://e\", sts: \"https://s\"}, cn-north-1: {sts: \"https://c\"}}",
         );

@@ -294,7 +294,8 @@ namespaceRoles:
     assert_eq!(options.external_id.as_deref(), Some("shared"));
     let capped = Config::parse_fields("refresh: {sessionCap: 6h}", "config.yaml").expect("valid");
     assert_eq!(capped.session_cap, SessionCap::After(21_600));
-    let capped = Config::parse("refresh: {sessionCap: session}", "config.yaml").expect("valid");
+    let capped =
+        Config::parse_fields("refresh: {sessionCap: session}", "config.yaml").expect("valid");
     assert_eq!(capped.session_cap, SessionCap::Session);
 }
 
@@ -302,7 +303,7 @@ namespaceRoles:
 fn rules_profile_mints_or_assumes_the_rules_role() {
     let text = "identities:\n- profile: vendor\n- profile: cn\n  assumeRole: \
                 {roleArn: \"arn:aws-cn:iam::111122223333:role/pull\"}\n- ambient: false\n  profile: a/b@c\n";
-    let config = Config::parse(text, "config.yaml").expect("valid");
+    let config = Config::parse_fields(text, "config.yaml").expect("valid");
     let rules = &config.rules.identities.rules;
     let names: Vec<_> = rules
         .iter()

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     registry::Host,
     rules::MAX_HOSTS,
-    token::{Freshness, Token},
+    token::{Freshness, Lifetime, Token},
 };
 
 /// The writer that merges, which decides what a token of another identity may replace.
@@ -221,7 +221,10 @@ fn replaces(
     match good {
         None => true,
         Some(had) if had.identity == desired.identity => {
-            token.lifetime().expires_at > had.lifetime.expires_at
+            // Tokens that end with one session end at the same time. The newer one counts, so that
+            // the next renewal comes after a part of the life that is left.
+            let end_and_start = |life: Lifetime| (life.expires_at, life.minted_at);
+            end_and_start(token.lifetime()) > end_and_start(had.lifetime)
         }
         Some(_) => mode == MergeMode::Reconcile,
     }

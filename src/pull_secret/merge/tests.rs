@@ -69,6 +69,16 @@ fn shorter_life_never_replaces_a_longer_one() {
 }
 
 #[test]
+fn of_tokens_that_end_together_the_newer_one_counts() {
+    let first = Case::add([(host(1), fresh("old", 12))]).create();
+    let newer = Case::reconcile([(host(1), desired(Some(token("new", 8, NOW + hours(4)))))]);
+    let secret = newer.apply(Some(&first), NOW + hours(4)).expect("a write");
+    assert_eq!(passwords(&secret), has(&[(1, Some("new"))]));
+    let again = Case::reconcile([(host(1), fresh("old", 12))]);
+    assert!(again.merge(Some(&secret), NOW + hours(4)).secret.is_none());
+}
+
+#[test]
 fn only_the_leader_replaces_another_identitys_good_token() {
     let first = Case::add([(host(1), theirs("theirs", 6))]).create();
     let ours = |mode: fn([(Host, DesiredCredential); 1]) -> Case, now| {
