@@ -56,11 +56,28 @@ pub fn is_near_key(key: &str) -> bool {
     }
     let key = key.to_ascii_lowercase();
     let (domain, name) = key.split_once('/').unwrap_or((&*key, &*key));
-    let words: Vec<&str> = domain.split(['.', '-', '_']).collect();
     // The words of ecr-injector, however they are joined: not those within `secret-injector`.
-    let is_ours = |at: usize| words[at..].concat().starts_with("ecrinject");
-    let is_injected_by_ecr = words.iter().any(|word| word.starts_with("ecr"));
-    (0..words.len()).any(is_ours) || (is_injected_by_ecr && name.starts_with("inject"))
+    let mut is_ours = false;
+    let mut is_injected_by_ecr = false;
+    let mut is_start = true;
+    for (at, byte) in domain.bytes().enumerate() {
+        if is_start && byte == b'e' {
+            is_ours |= has_letters(&domain[at..], "ecrinject");
+            is_injected_by_ecr |= domain[at..].starts_with("ecr");
+        }
+        is_start = is_separator(byte);
+    }
+    is_ours || (is_injected_by_ecr && name.starts_with("inject"))
+}
+
+fn is_separator(byte: u8) -> bool {
+    matches!(byte, b'.' | b'-' | b'_')
+}
+
+/// Returns whether a text without its separators starts with these letters.
+fn has_letters(text: &str, letters: &str) -> bool {
+    let mut bytes = text.bytes().filter(|byte| !is_separator(*byte));
+    letters.bytes().all(|letter| bytes.next() == Some(letter))
 }
 
 /// The reason why a namespace that looks opted in is not.
@@ -174,6 +191,18 @@ mod tests {
         for value in ["enabled", "disabled", "Disabled", "false", "no", "off", ""] {
             assert_eq!(near(&[(LABEL, value)], &[]), None, "{value}");
         }
+    }
+
+    #[test]
+    fn long_key_is_read_once() {
+        let started = std::time::Instant::now();
+        let dots = ".".repeat(MAX_KEY - 9);
+        for _ in 0..10_000 {
+            assert!(is_near_key(&format!("ecr{dots}inject")));
+            assert!(!is_near_key(&format!("ecr{dots}injec")));
+        }
+        // Joining the words after each one took a fifth of a millisecond a key.
+        assert!(started.elapsed() < std::time::Duration::from_secs(2));
     }
 
     #[test]
