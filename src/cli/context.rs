@@ -258,10 +258,10 @@ impl Context {
         let client = self.cluster.client.clone();
         let metrics = self.metrics.cluster.clone();
         let accounts = ServiceAccounts::new(client, self.secret_name(), metrics);
-        let (watched, condition, lists) = (accounts.clone(), synced.clone(), self.lists);
+        let (watched, condition) = (accounts.clone(), synced.clone());
         let supervisor = &self.supervisor;
         supervisor.spawn("watch of ServiceAccounts", async move {
-            watched.run(lists, condition).await;
+            watched.run(condition).await;
         });
         supervisor.spawn_once("first list of ServiceAccounts", async move {
             let first = readiness::all_held(std::slice::from_ref(&synced));

@@ -16,6 +16,9 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
+/// The most `imagePullSecrets` of a ServiceAccount that are kept.
+const MAX_PULL_SECRETS: usize = 256;
+
 /// An object's metadata alone: names, versions, labels, annotations, and whether the object is
 /// being deleted.
 #[derive(Clone)]
@@ -121,7 +124,10 @@ impl<'de> Deserialize<'de> for PullingAccount {
         let references = object.image_pull_secrets.into_iter().flatten();
         Ok(Self {
             metadata: object.metadata.into(),
-            pull_secrets: references.filter_map(|reference| reference.name).collect(),
+            pull_secrets: references
+                .filter_map(|reference| reference.name)
+                .take(MAX_PULL_SECRETS)
+                .collect(),
         })
     }
 }

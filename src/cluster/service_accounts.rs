@@ -20,6 +20,10 @@ use crate::{
 /// The annotation that limits the Secrets of an account's Pods.
 pub const MOUNTABLE_SECRETS_ANNOTATION: &str = "kubernetes.io/enforce-mountable-secrets";
 
+/// Accounts in a page, where the API server doesn't stream them one by one. Whoever may write
+/// accounts can make each as large as etcd allows, 1.5 MiB.
+const PAGE: u32 = 10;
+
 /// The ServiceAccounts that reject a reference to the pull secret, shared by clones.
 #[derive(Clone)]
 pub struct ServiceAccounts(Arc<Inner>);
@@ -47,12 +51,12 @@ impl ServiceAccounts {
     }
 
     /// Fills the store until the future is dropped; `synced` holds after the first list.
-    pub async fn run(&self, lists: Lists, synced: Condition) {
+    pub async fn run(&self, synced: Condition) {
         let mut listed = Rejecting::new();
         watch(
             "serviceaccounts",
             self.0.api.clone(),
-            lists.config(),
+            Lists::Streamed.config().page_size(PAGE),
             |event| {
                 match event {
                     Event::Init => listed.clear(),
@@ -171,6 +175,15 @@ mod tests {
             let account = account(value, &json!(null));
             assert_eq!(rejects(&account, "ecr-pull-secret"), expected, "{value:?}");
         }
+    }
+
+    #[test]
+    fn list_of_any_length_is_kept_in_part() {
+        let many: Vec<_> = (0..100_000)
+            .map(|number| json!({"name": format!("s-{number}")}))
+            .collect();
+        let account = account("true", &json!(many));
+        assert_eq!(account.pull_secrets.len(), 256);
     }
 
     #[test]

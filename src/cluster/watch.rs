@@ -83,7 +83,7 @@ impl Lists {
     /// Returns the configuration of kube's watcher, to which the caller adds its selectors.
     #[must_use]
     pub fn config(self) -> watcher::Config {
-        let config = watcher::Config::default();
+        let config = watcher::Config::default().page_size(PAGE);
         match self {
             Self::Paged => config,
             Self::Streamed => config.streaming_lists(),
@@ -113,7 +113,7 @@ pub async fn watch_with<K>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let mut config = config.timeout(timeouts.watch_seconds).page_size(PAGE);
+    let mut config = config.timeout(timeouts.watch_seconds);
     let mut backoff = WatchBackoff::new(timeouts);
     loop {
         let mut events = std::pin::pin!(watcher(api.clone(), config.clone()));
@@ -128,7 +128,7 @@ pub async fn watch_with<K>(
             if config.initial_list_strategy == InitialListStrategy::StreamingList
                 && lacks_streaming_lists(&error)
             {
-                tracing::warn!(watch = name, %error, "API server does not support streaming lists; falling back to paginated lists");
+                tracing::info!(watch = name, %error, "API server does not support streaming lists; falling back to paginated lists");
                 config.initial_list_strategy = InitialListStrategy::ListWatch;
                 break;
             }

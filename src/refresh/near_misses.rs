@@ -25,10 +25,10 @@ use crate::{
 /// The time from one look to the next, give or take a tenth: 10,000 namespaces are some ten
 /// megabytes.
 const PERIOD: Duration = Duration::from_mins(10);
-/// Namespaces in a page.
-const PAGE: u32 = 500;
+/// Namespaces in a page: each may be as large as etcd allows, 1.5 MiB.
+const PAGE: u32 = 20;
 /// The most pages of a look: Kubernetes supports 10,000 namespaces.
-const MAX_PAGES: usize = 100;
+const MAX_PAGES: usize = 1_000;
 /// How long a page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most Events of a look, fewer than the recorder sends in one burst. The next look continues

@@ -163,9 +163,17 @@ impl Listener {
 fn queue(socket: TcpListener) -> impl Iterator<Item = TcpStream> {
     let socket = socket.into_std().ok();
     std::iter::from_fn(move || {
-        let (stream, _) = socket.as_ref()?.accept().ok()?;
-        stream.set_nonblocking(true).ok()?;
-        TcpStream::from_std(stream).ok()
+        loop {
+            match socket.as_ref()?.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(true).ok()?;
+                    return TcpStream::from_std(stream).ok();
+                }
+                // Others may be behind it.
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(_) => return None,
+            }
+        }
     })
 }
 

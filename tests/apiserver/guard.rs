@@ -1173,7 +1173,13 @@ async fn has_the_rights_that_the_docs_list_and_no_other() {
         "resources": ["mutatingwebhookconfigurations"],
         "resourceNames": ["zz-ecr-injector"],
     });
-    let listed = [secrets, events, namespaces, registrations].map(|rule| rule.to_string());
+    let accounts = json!({
+        "verbs": ["list", "watch"],
+        "apiGroups": [""],
+        "resources": ["serviceaccounts"],
+    });
+    let listed = [secrets, events, namespaces, registrations, accounts];
+    let listed = listed.map(|rule| rule.to_string());
     let sorted: BTreeSet<String> = listed.into();
     assert_eq!(ours.into_iter().collect::<BTreeSet<_>>(), sorted);
 
