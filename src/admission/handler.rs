@@ -26,7 +26,7 @@ use crate::{
     pull_secret::{
         SecretFacts,
         events::PullSecretEvent,
-        provisioner::{Provisioned, Provisioner, PullSecretError, SecretSource},
+        provisioner::{Needs, Provisioned, Provisioner, PullSecretError, SecretSource},
         store::{Entry, PullSecrets},
     },
     rules::Rules,
@@ -154,7 +154,7 @@ impl Webhook {
         let namespace = demand.namespace().clone();
         let opted_in = self.opted_in(&namespace, deadline).await;
         let mut entry = self.secrets.get(&namespace);
-        // Held until the answer, by an admission that waits for anything but its namespace.
+        // Held by an admission that waits for anything but its namespace.
         let mut slot = None;
         if let Ok(Some(settings)) = &opted_in
             && entry.as_ref().is_some_and(|entry| entry.is_unread())
@@ -194,15 +194,20 @@ impl Webhook {
                 self.inject_later(admission, &namespace, injection, error)
             }
             Decision::InjectAfterEnsuring(injection, missing) => {
-                slot = slot.or_else(|| self.waiting.try_acquire(&namespace));
-                if slot.is_none() {
+                let Some(slot) = slot.or_else(|| self.waiting.try_acquire(&namespace)) else {
                     let error = PullSecretError::Overloaded;
                     return self.inject_later(admission, &namespace, injection, error);
-                }
+                };
                 let count = missing.len();
+                let needs = Needs {
+                    namespace: &namespace,
+                    settings: &settings,
+                    hosts: missing,
+                    rules,
+                };
                 let provisioned = self
                     .provisioner
-                    .provision(&namespace, &settings, missing, rules, deadline, place)
+                    .provision(needs, deadline, place, slot)
                     .await;
                 provisioned_outcome(request, injection, count, provisioned, rules)
             }
@@ -262,7 +267,7 @@ impl Webhook {
         let hosts = injection.hosts.clone();
         let count = hosts.len();
         if !request.dry_run {
-            self.provisioner.retain_demand(namespace, hosts, rules);
+            self.provisioner.retain_demand(namespace, hosts);
         }
         Outcome::not_ready(request, injection, count, error, rules)
     }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::cluster::namespace::Namespace;
@@ -14,11 +14,11 @@ use crate::cluster::namespace::Namespace;
 /// timeout.
 pub const MAX_WAITING: usize = 512;
 
-/// The slots of waiting admissions.
-#[derive(Debug)]
+/// The slots of waiting admissions; clones share them.
+#[derive(Debug, Clone)]
 pub(super) struct Slots {
     limit: usize,
-    held: Mutex<Held>,
+    held: Arc<Mutex<Held>>,
 }
 
 #[derive(Debug, Default)]
@@ -27,10 +27,11 @@ struct Held {
     by_namespace: HashMap<Namespace, usize>,
 }
 
-/// A slot, which is free again once dropped.
+/// A slot, which is free again once dropped. It goes with the work, which may outlive the request
+/// of a client that gives up.
 #[derive(Debug)]
-pub(super) struct Slot<'a> {
-    slots: &'a Slots,
+pub(super) struct Slot {
+    slots: Slots,
     namespace: Namespace,
 }
 
@@ -39,13 +40,13 @@ impl Slots {
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
-            held: Mutex::default(),
+            held: Arc::default(),
         }
     }
 
     /// Takes a slot for an admission in a namespace; `None` if none is free for it. A namespace has
     /// at most as many slots as it leaves to all others: half of them while it is alone.
-    pub(super) fn try_acquire(&self, namespace: &Namespace) -> Option<Slot<'_>> {
+    pub(super) fn try_acquire(&self, namespace: &Namespace) -> Option<Slot> {
         let mut held = self.held();
         let own = held
             .by_namespace
@@ -58,7 +59,7 @@ impl Slots {
         held.all += 1;
         held.by_namespace.insert(namespace.clone(), own + 1);
         Some(Slot {
-            slots: self,
+            slots: self.clone(),
             namespace: namespace.clone(),
         })
     }
@@ -68,7 +69,7 @@ impl Slots {
     }
 }
 
-impl Drop for Slot<'_> {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut held = self.slots.held();
         held.all -= 1;
@@ -89,7 +90,7 @@ mod tests {
         Namespace::parse(name).expect("a name")
     }
 
-    fn take<'a>(slots: &'a Slots, name: &str) -> Vec<Slot<'a>> {
+    fn take(slots: &Slots, name: &str) -> Vec<Slot> {
         std::iter::from_fn(|| slots.try_acquire(&namespace(name))).collect()
     }
 

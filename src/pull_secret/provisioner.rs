@@ -9,7 +9,10 @@ mod outcome;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,7 +36,7 @@ use crate::{
         namespace::{Namespace, NamespaceSettings},
         namespaces::Namespaces,
     },
-    process::backoff::Backoff,
+    process::{backoff::Backoff, current::Current},
     pull_secret::metrics::PullSecretMetrics,
     registry::Host,
     rules::Rules,
@@ -50,6 +53,9 @@ const FAST_RETRY_PAUSE: Duration = Duration::from_millis(500);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most namespaces whose demand is retained at the same time.
 const MAX_RETAINED: usize = 1024;
+/// How many namespaces may be retained when one is added that the watch doesn't have as opted in: a
+/// client that reaches the port can name any.
+const MAX_RETAINED_UNKNOWN: usize = 256;
 /// The most retries at the same time.
 const MAX_RETRIES: usize = 32;
 /// The most namespaces whose last demand is recorded at the same time.
@@ -66,11 +72,19 @@ struct Inner {
     recording: Mutex<HashSet<Namespace>>,
 }
 
-/// The hosts that a namespace's Pods demand, and the rules of the last admission among them.
-#[derive(Clone)]
-struct RetainedDemand {
-    hosts: BTreeSet<Host>,
-    rules: Arc<Rules>,
+/// The hosts that a namespace's Pods demand. The rules of each retry decide what they get.
+type RetainedDemand = BTreeSet<Host>;
+
+/// The pull secret that an admission needs.
+pub struct Needs<'a> {
+    /// The namespace.
+    pub namespace: &'a Namespace,
+    /// Its settings.
+    pub settings: &'a NamespaceSettings,
+    /// The hosts, each with the key of its token.
+    pub hosts: BTreeMap<Host, TokenKey>,
+    /// The rules that the admission was decided by.
+    pub rules: &'a Arc<Rules>,
 }
 
 /// The dependencies of a [`Provisioner`].
@@ -79,6 +93,8 @@ pub struct ProvisionerOptions {
     pub writer: Writer,
     /// The settings of the opted-in namespaces.
     pub namespaces: Namespaces,
+    /// The rules of now, by which retained demand is served.
+    pub rules: Current<Rules>,
     /// The tokens.
     pub tokens: TokenCache,
     /// Counts the retained demand and the repairs.
@@ -89,18 +105,6 @@ pub struct ProvisionerOptions {
     pub tasks: TaskTracker,
     /// Ends the retries.
     pub stop: CancellationToken,
-}
-
-impl RetainedDemand {
-    /// Returns the hosts for which an identity may mint by the namespace's settings of now.
-    fn keys(
-        &self,
-        namespace: &Namespace,
-        settings: &NamespaceSettings,
-    ) -> BTreeMap<Host, TokenKey> {
-        let key = |host: &Host| self.rules.key_for(host.as_str(), namespace, settings);
-        self.hosts.iter().filter_map(key).collect()
-    }
 }
 
 impl Provisioner {
@@ -115,25 +119,27 @@ impl Provisioner {
         }))
     }
 
-    /// Ensures that the pull secret has a usable credential for each host, by the rules that the
-    /// admission was decided by. On an error the Secret names the hosts if it could be written at
-    /// all, and the demand is retained until the Secret does.
+    /// Ensures that the pull secret has a usable credential for each host. On an error the Secret
+    /// names the hosts if it could be written at all, and the demand is retained until the Secret
+    /// does. `slot` is held until the work ends, also if the caller gives up.
     pub async fn provision(
         &self,
-        namespace: &Namespace,
-        settings: &NamespaceSettings,
-        hosts: BTreeMap<Host, TokenKey>,
-        rules: &Arc<Rules>,
+        needs: Needs<'_>,
         deadline: Instant,
         parent: &SpanParent,
+        slot: impl Send + 'static,
     ) -> Provisioned {
+        let Needs {
+            namespace,
+            settings,
+            hosts,
+            rules,
+        } = needs;
+        let demand: RetainedDemand = hosts.keys().cloned().collect();
         let (this, name, parent) = (self.clone(), namespace.clone(), parent.clone());
-        let demand = RetainedDemand {
-            hosts: hosts.keys().cloned().collect(),
-            rules: rules.clone(),
-        };
         let (rules, settings) = (rules.clone(), settings.clone());
         let task = self.0.options.tasks.spawn(async move {
+            let _slot = slot;
             this.attempt(&name, &settings, &hosts, &rules, deadline, &parent)
                 .await
         });
@@ -157,10 +163,9 @@ impl Provisioner {
     }
 
     /// Retains the demand of Pods, and writes it as soon as that is possible.
-    pub fn retain_demand(&self, namespace: &Namespace, hosts: BTreeSet<Host>, rules: &Arc<Rules>) {
-        let rules = rules.clone();
+    pub fn retain_demand(&self, namespace: &Namespace, hosts: BTreeSet<Host>) {
         if !self.0.options.writer.names_all(namespace, &hosts) {
-            self.retain(namespace, RetainedDemand { hosts, rules });
+            self.retain(namespace, hosts);
         }
     }
 
@@ -241,29 +246,37 @@ impl Provisioner {
 
     /// Retains demand, and retries in the background until the Secret names all of it.
     fn retain(&self, namespace: &Namespace, demand: RetainedDemand) {
+        let options = &self.0.options;
+        let limit = options.rules.get().registries_per_secret;
+        let is_known = options.namespaces.peek(namespace).is_some();
         let mut retained = lock(&self.0.retained);
         if let Some(known) = retained.get_mut(namespace) {
-            known.hosts.extend(demand.hosts);
+            known.extend(demand);
             // Bounded by what a Secret can hold: the first in order stay.
-            while known.hosts.len() > demand.rules.registries_per_secret {
-                known.hosts.pop_last();
+            while known.len() > limit {
+                known.pop_last();
             }
-            known.rules = demand.rules;
             return;
         }
-        if retained.len() >= MAX_RETAINED || self.0.options.stop.is_cancelled() {
-            self.0.options.metrics.wants_dropped.inc();
+        let room = if is_known {
+            MAX_RETAINED
+        } else {
+            MAX_RETAINED_UNKNOWN
+        };
+        if retained.len() >= room || options.stop.is_cancelled() {
+            options.metrics.wants_dropped.inc();
             return;
         }
         retained.insert(namespace.clone(), demand);
-        self.0.options.metrics.wants_pending.inc();
+        options.metrics.wants_pending.inc();
         drop(retained);
         let retry = Retry {
             provisioner: self.clone(),
             namespace: namespace.clone(),
+            has_ended: AtomicBool::new(false),
         };
-        let stop = self.0.options.stop.clone();
-        self.0.options.tasks.spawn(async move {
+        let stop = options.stop.clone();
+        options.tasks.spawn(async move {
             stop.run_until_cancelled(retry.run()).await;
         });
     }
@@ -295,6 +308,8 @@ fn is_retryable(error: &PullSecretError) -> bool {
 struct Retry {
     provisioner: Provisioner,
     namespace: Namespace,
+    /// Whether the demand is no longer retained.
+    has_ended: AtomicBool,
 }
 
 impl Retry {
@@ -310,60 +325,70 @@ impl Retry {
                 backoff.next(self.namespace.as_str())
             })
             .await;
-            let Some(demand) = self.demand() else { return };
-            let namespaces = &self.provisioner.0.options.namespaces;
-            let deadline = Instant::now() + ATTEMPT_TIMEOUT;
-            let settings = match namespaces.opted_in(&self.namespace, deadline).await {
-                Ok(settings) => settings,
-                Err(error) => {
-                    let message = error.to_string();
-                    self.report(&PullSecretError::Namespace { message }, &mut is_logged);
-                    continue;
-                }
-            };
-            let Some(settings) = settings.filter(|settings| !settings.is_terminating) else {
-                return self.finish("the namespace is not opted in");
-            };
-            let hosts = demand.keys(&self.namespace, &settings);
-            if hosts.is_empty() {
-                return self.finish("no identity may mint for the registries that its Pods need");
-            }
             // The semaphore is never closed.
             let _permit = self.provisioner.0.retries.acquire().await;
-            let provisioned = self
-                .provisioner
-                .attempt(
-                    &self.namespace,
-                    &settings,
-                    &hosts,
-                    &demand.rules,
-                    deadline,
-                    &SpanParent::default(),
-                )
-                .await;
-            let is_named = self
-                .provisioner
-                .0
-                .options
-                .writer
-                .names_all(&self.namespace, hosts.keys());
-            match provisioned.result {
-                Ok(()) if self.is_complete(&demand) => {
-                    return self.finish("it has every registry that its Pods need");
-                }
-                Ok(()) => {}
-                Err(error) if !is_retryable(&error) => {
-                    return self.finish("retrying can't fix the error");
-                }
-                // The leader mints for the hosts that the Secret names.
-                Err(_) if is_named && !is_early && self.is_complete(&demand) => {
-                    return self.finish(
-                        "it names every registry that its Pods need; the leader mints for them",
-                    );
-                }
-                Err(error) => self.report(&error, &mut is_logged),
+            let Some(demand) = self.demand() else { return };
+            if self.round(&demand, is_early, &mut is_logged).await && self.finish(&demand) {
+                return;
             }
         }
+    }
+
+    /// Tries once, and returns whether there is nothing more to try.
+    async fn round(&self, demand: &RetainedDemand, is_early: bool, is_logged: &mut bool) -> bool {
+        let options = &self.provisioner.0.options;
+        let deadline = Instant::now() + ATTEMPT_TIMEOUT;
+        let settings = match options.namespaces.opted_in(&self.namespace, deadline).await {
+            Ok(settings) => settings,
+            Err(error) => {
+                let message = error.to_string();
+                self.report(&PullSecretError::Namespace { message }, is_logged);
+                return false;
+            }
+        };
+        let rules = options.rules.get();
+        let settings = settings.filter(|settings| {
+            !settings.is_terminating && !rules.excluded.contains(&self.namespace)
+        });
+        let Some(settings) = settings else {
+            // Anybody can name such a namespace.
+            tracing::debug!(namespace = %self.namespace, "not retrying: the namespace is not opted in");
+            return true;
+        };
+        let key = |host: &Host| rules.key_for(host.as_str(), &self.namespace, &settings);
+        let hosts: BTreeMap<_, _> = demand.iter().filter_map(key).collect();
+        if hosts.is_empty() {
+            self.log_end("the rules give a token for none of the registries that its Pods need");
+            return true;
+        }
+        let parent = SpanParent::default();
+        let provisioned = self
+            .provisioner
+            .attempt(
+                &self.namespace,
+                &settings,
+                &hosts,
+                &rules,
+                deadline,
+                &parent,
+            )
+            .await;
+        let is_named = options.writer.names_all(&self.namespace, hosts.keys());
+        match provisioned.result {
+            Ok(()) => self.log_end("it has every registry that its Pods need"),
+            Err(error) if !is_retryable(&error) => self.log_end("retrying can't fix the error"),
+            // The leader mints for the hosts that the Secret names.
+            Err(_) if is_named && !is_early => {
+                self.log_end(
+                    "it names every registry that its Pods need; the leader mints for them",
+                );
+            }
+            Err(error) => {
+                self.report(&error, is_logged);
+                return false;
+            }
+        }
+        true
     }
 
     fn report(&self, error: &PullSecretError, is_logged: &mut bool) {
@@ -378,7 +403,7 @@ impl Retry {
         }
     }
 
-    fn finish(&self, why: &'static str) {
+    fn log_end(&self, why: &'static str) {
         tracing::info!(namespace = %self.namespace, reason = why, "no longer retrying the pull secret");
     }
 
@@ -388,15 +413,26 @@ impl Retry {
             .cloned()
     }
 
-    /// Returns whether no other host was wanted meanwhile.
-    fn is_complete(&self, demand: &RetainedDemand) -> bool {
-        self.demand().is_none_or(|now| now.hosts == demand.hosts)
+    /// Stops retaining the demand, unless other hosts were wanted meanwhile.
+    fn finish(&self, demand: &RetainedDemand) -> bool {
+        let mut retained = lock(&self.provisioner.0.retained);
+        if retained
+            .get(&self.namespace)
+            .is_some_and(|now| now != demand)
+        {
+            return false;
+        }
+        retained.remove(&self.namespace);
+        self.has_ended.store(true, Ordering::Relaxed);
+        true
     }
 }
 
 impl Drop for Retry {
     fn drop(&mut self) {
-        lock(&self.provisioner.0.retained).remove(&self.namespace);
+        if !self.has_ended.load(Ordering::Relaxed) {
+            lock(&self.provisioner.0.retained).remove(&self.namespace);
+        }
         self.provisioner.0.options.metrics.wants_pending.dec();
     }
 }

@@ -180,7 +180,7 @@ async fn one_region_that_hangs_holds_no_other_back() {
 
 #[tokio::test]
 async fn namespace_that_waits_leaves_places_to_the_others() {
-    let bed = bed().await;
+    let bed = Arc::new(Bed::start("", "info").await);
     let client = bed.plane.pod_creator().await;
     let (waiting, warm) = (bed.opted_in("waiting").await, bed.opted_in("warm").await);
     let cold = bed.opted_in("cold").await;
@@ -188,8 +188,8 @@ async fn namespace_that_waits_leaves_places_to_the_others() {
     let admitted = create(&client, &warm, &first, false).await;
     assert_eq!(admitted.unwrap().warnings, [] as [&str; 0]);
     bed.aws
-        .tune_ecr_in("sa-east-1", |knobs| knobs.behaviour = Behaviour::Hang);
-    let hanging = review(&waiting, &pod("hangs", &image("sa-east-1")));
+        .tune_ecr_in("ap-northeast-3", |knobs| knobs.behaviour = Behaviour::Hang);
+    let hanging = review(&waiting, &pod("hangs", &image("ap-northeast-3")));
     let posted = |review: Value| {
         let bed = bed.clone();
         async move { post_review(&bed.installation, bed.webhook.address(), &review).await }

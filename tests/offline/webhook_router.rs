@@ -651,6 +651,44 @@ async fn overload_adds_the_reference_at_once_with_a_warning() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn place_of_a_client_that_gives_up_is_held_until_its_work_ends() {
+    let webhook = InProcess::new();
+    drop(full(&webhook).await);
+    let (_, body) = post(&webhook, review("late", IMAGE)).await;
+    let warning = response(&body)["warnings"][0].to_string();
+    assert!(warning.contains("overloaded"), "{warning}");
+    // The attempts end by their deadlines.
+    sleep(Duration::from_secs(30)).await;
+    let (_, body) = post(&webhook, review("after", IMAGE)).await;
+    let warning = response(&body)["warnings"][0].to_string();
+    assert!(!warning.contains("overloaded"), "{warning}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn retained_demand_is_served_by_the_rules_of_now() {
+    for allows in [true, false] {
+        let webhook = InProcess::new();
+        webhook.mint.set_hangs(true);
+        let (_, body) = post(&webhook, review("u", IMAGE)).await;
+        assert!(response(&body)["warnings"][0].is_string(), "{body}");
+        let fields = if allows {
+            ""
+        } else {
+            "allow: {accounts: [\"999999999999\"]}"
+        };
+        let config = Config::parse(&crate::support::config_file(fields), "config").unwrap();
+        assert_eq!(webhook.live.replace(config), [] as [&str; 0]);
+        webhook.mint.set_hangs(false);
+        sleep(Duration::from_mins(10)).await;
+        let secret = webhook.api.secret(NAMESPACE).unwrap();
+        let data = secret["data"][".dockerconfigjson"].as_str().unwrap();
+        let data = BASE64_STANDARD.decode(data).unwrap();
+        let has_token = String::from_utf8(data).unwrap().contains("\"auth\"");
+        assert_eq!(has_token, allows);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn overload_denies_pods_that_would_wait_under_deny() {
     let webhook = InProcess::with_config("onFailure: deny");
     let _waiting = full(&webhook).await;

@@ -227,6 +227,7 @@ fn admission(
     let provisioner = Provisioner::new(ProvisionerOptions {
         writer: Writer::new(Arc::new(secret_api), name, secrets.clone(), steady.clone()),
         namespaces: namespaces.clone(),
+        rules: live.rules.clone(),
         tokens: TokenCache::new(mint.clone(), steady, tasks.clone()),
         metrics: metrics.pull_secret.clone(),
         events: None,

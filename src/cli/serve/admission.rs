@@ -51,6 +51,7 @@ pub(super) fn provisioner(context: &Context, events: EventRecorder) -> Provision
     Provisioner::new(ProvisionerOptions {
         writer: context.writer(&context.cluster.client),
         namespaces: context.namespaces.clone(),
+        rules: context.live.rules.clone(),
         tokens: context.tokens.clone(),
         metrics: context.metrics.pull_secret.clone(),
         events: Some(events),

@@ -150,10 +150,10 @@ pub(super) fn near_misses(context: &Context, events: EventRecorder) -> NearMisse
 /// Returns a discoverer that passes the needs of pending Pods to the provisioner, like an admission
 /// that could not write the pull secret.
 pub(super) fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
-    let (rules, namespaces) = (context.live.rules.clone(), context.namespaces.clone());
+    let namespaces = context.namespaces.clone();
     let sink = move |namespace: &Namespace, hosts: BTreeSet<Host>| {
         if namespaces.peek(namespace).is_some() {
-            provisioner.retain_demand(namespace, hosts, &rules.get());
+            provisioner.retain_demand(namespace, hosts);
         }
     };
     Discoverer::new(

@@ -331,6 +331,7 @@ impl World<'_> {
             let provisioner = Provisioner::new(provisioner::ProvisionerOptions {
                 writer: writer.clone(),
                 namespaces: namespaces.clone(),
+                rules: live.rules.clone(),
                 tokens: tokens.clone(),
                 metrics: metrics().pull_secret,
                 events: None,
