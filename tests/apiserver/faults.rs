@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support;
-use crate::support::bed::{create, hosts, image, post_review, registry, review};
+use crate::support::bed::{create, hosts, image, post_review_within, registry, review};
 use crate::support::control_plane::ControlPlane;
 use crate::support::installation::PULL_SECRET;
 use crate::support::pods::{pod, pull_secrets};
@@ -192,7 +192,11 @@ async fn namespace_that_waits_leaves_places_to_the_others() {
     let hanging = review(&waiting, &pod("hangs", &image("ap-northeast-3")));
     let posted = |review: Value| {
         let bed = bed.clone();
-        async move { post_review(&bed.installation, bed.webhook.address(), &review).await }
+        async move {
+            // Long enough for all of them to come in on a busy machine.
+            let address = bed.webhook.address();
+            post_review_within(&bed.installation, address, &review, 16).await
+        }
     };
     // A namespace gets half of the places while it is alone.
     let half = MAX_WAITING / 2;

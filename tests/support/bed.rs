@@ -201,6 +201,16 @@ pub async fn post_review(
     address: SocketAddr,
     review: &Value,
 ) -> Value {
+    post_review_within(installation, address, review, 5).await
+}
+
+/// Posts a review that the API server would wait so many seconds for.
+pub async fn post_review_within(
+    installation: &Installation,
+    address: SocketAddr,
+    review: &Value,
+    seconds: u32,
+) -> Value {
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_slice(installation.authority().pem().as_bytes());
     roots.add(authority.unwrap()).unwrap();
@@ -215,11 +225,13 @@ pub async fn post_review(
         .unwrap();
     let body = review.to_string();
     let head = format!(
-        "POST /mutate?timeout=5s HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "POST /mutate?timeout={seconds}s HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all((head + &body).as_bytes()).await.unwrap();
+    // Where many connections share a task, a write may stay in the buffer of TLS.
+    stream.flush().await.unwrap();
     let mut answer = Vec::new();
     // Whether the TLS connection was closed with a goodbye is not what this is about.
     let _ = stream.read_to_end(&mut answer).await;
