@@ -240,6 +240,12 @@ impl Discoverer {
             namespaces = wanted.hosts.len(),
             "listed pending Pods"
         );
+        if wanted.unreadable > 0 {
+            tracing::warn!(
+                pods = wanted.unreadable,
+                "pending Pods can't be read; their registries are not discovered"
+            );
+        }
         for (namespace, hosts) in wanted.hosts {
             if !term.holds() {
                 break;
