@@ -175,11 +175,7 @@ fn read(file: &Path) -> Result<Config, ConfigError> {
     if file.as_os_str() != STDIN {
         return Config::read(file);
     }
-    let text = io::read_to_string(io::stdin()).map_err(|source| ConfigError::Read {
-        path: name(file),
-        source,
-    })?;
-    Config::parse(&text, &name(file))
+    Config::read_from(io::stdin(), &name(file))
 }
 
 /// Returns a line for each error.
@@ -187,7 +183,7 @@ fn error_lines(error: &ConfigError) -> String {
     let line = |text: &str| format!("{}\n", printable(text));
     match error {
         ConfigError::Read { source, .. } => line(&format!("{error}: {source}")),
-        ConfigError::Yaml { .. } => line(&error.to_string()),
+        ConfigError::TooLarge { .. } | ConfigError::Yaml { .. } => line(&error.to_string()),
         ConfigError::Fields { path, errors } => {
             let lines = errors.iter().map(|error| line(&format!("{path}: {error}")));
             lines.collect()

@@ -4,7 +4,16 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::telemetry::printable::printable;
+use crate::telemetry::printable::{cut, printable, shorten_quotes};
+
+/// The most bytes of a file: no `ConfigMap` holds more.
+pub(super) const MAX_BYTES: u64 = 1 << 20;
+/// The most errors of a file: a person reads no further.
+pub(super) const MAX_ERRORS: usize = 50;
+/// The field of an error in the whole document.
+pub(super) const ROOT: &str = ".";
+/// The most characters of a field's path in an error.
+const MAX_FIELD: usize = 120;
 
 /// The reason why a configuration was rejected.
 #[derive(Debug, Error)]
@@ -16,6 +25,16 @@ pub enum ConfigError {
         path: String,
         /// The system's error.
         source: std::io::Error,
+    },
+    /// The file is larger than any configuration.
+    #[error(
+        "{path} has more than {MIB} MiB, and no ConfigMap holds more: check that it is the \
+         configuration file",
+        MIB = MAX_BYTES >> 20
+    )]
+    TooLarge {
+        /// The file.
+        path: String,
     },
     /// The text is not YAML.
     #[error("{path} is not YAML: {message}")]
@@ -48,15 +67,18 @@ impl FieldError {
     pub(super) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         // Both may have text of the file, which a log and a terminal show as it is.
         Self {
-            field: printable(&field.into()).into_owned(),
-            message: printable(&message.into()).into_owned(),
+            field: printable(&cut(&field.into(), MAX_FIELD)).into_owned(),
+            message: printable(&shorten_quotes(&message.into())).into_owned(),
         }
     }
 }
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.message)
+        if self.field != ROOT {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
     }
 }
 
@@ -86,10 +108,11 @@ impl FieldErrors {
 
     /// Returns the value if there is no error, else all errors.
     pub(super) fn into_result<T>(self, value: T) -> Result<T, Vec<FieldError>> {
-        if self.0.is_empty() {
-            Ok(value)
-        } else {
-            Err(self.0)
+        let mut errors = self.0;
+        if errors.is_empty() {
+            return Ok(value);
         }
+        errors.truncate(MAX_ERRORS);
+        Err(errors)
     }
 }

@@ -24,8 +24,8 @@ use crate::{
     rules::{Allow, MAX_HOSTS, OnFailure},
 };
 
-const API_VERSION: &str = "ecr-injector.dev/v1alpha1";
-const KIND: &str = "Config";
+pub(super) const API_VERSION: &str = "ecr-injector.dev/v1alpha1";
+pub(super) const KIND: &str = "Config";
 /// A Secret holds at most 1 MiB, and a host takes about 5 KB of it.
 const MAX_REGISTRIES_PER_SECRET: usize = MAX_HOSTS;
 

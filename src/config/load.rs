@@ -1,12 +1,24 @@
 //! Loads the configuration: reads the file, parses its YAML, checks its fields.
 
-use std::path::Path;
+use std::{
+    fs::File as OpenFile,
+    io::{self, Read},
+    path::Path,
+};
 
 use serde_json::{Map, Value};
 use serde_saphyr::UserMessageFormatter;
 
-use super::{error::ConfigError, file::File, resolved::Config, shape};
-use crate::telemetry::printable::printable;
+use super::{
+    error::{ConfigError, FieldError, MAX_BYTES},
+    file::{API_VERSION, File, KIND},
+    resolved::Config,
+    shape,
+};
+use crate::telemetry::printable::{printable, shorten_quotes};
+
+/// Values of the chart by which a file of values is recognized; no field has such a name.
+const CHART_VALUES: [&str; 5] = ["config", "webhook", "certificates", "aws", "image"];
 
 impl Config {
     /// Reads and checks the file, if there is a path; without one every field has its default.
@@ -17,6 +29,11 @@ impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         Self::parse(&read_text(path)?, &path.display().to_string())
+    }
+
+    /// Reads and checks a configuration from elsewhere; `name` appears in the errors alone.
+    pub fn read_from(source: impl Read, name: &str) -> Result<Self, ConfigError> {
+        Self::parse(&read_all(source, name)?, name)
     }
 
     /// Checks a file's text; `path` appears in the errors alone.
@@ -31,7 +48,10 @@ impl Config {
         } else {
             value
         };
-        let checked = shape::to_file(value).and_then(File::check);
+        let checked = match other_file(&value) {
+            Some(error) => Err(vec![error]),
+            None => shape::to_file(value).and_then(File::check),
+        };
         checked.map_err(|errors| ConfigError::Fields {
             path: path.to_owned(),
             errors,
@@ -57,10 +77,52 @@ pub(super) fn with_header(fields: &str) -> String {
 }
 
 pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.display().to_string(),
-        source,
-    })
+    let name = path.display().to_string();
+    match OpenFile::open(path) {
+        Ok(file) => read_all(file, &name),
+        Err(source) => Err(ConfigError::Read { path: name, source }),
+    }
+}
+
+/// Reads a text to its end, or to the most that a configuration may have.
+fn read_all(source: impl Read, name: &str) -> Result<String, ConfigError> {
+    let mut bytes = Vec::new();
+    let read = source.take(MAX_BYTES + 1).read_to_end(&mut bytes);
+    let path = name.to_owned();
+    match read {
+        Ok(size) if size as u64 > MAX_BYTES => Err(ConfigError::TooLarge { path }),
+        Ok(_) => String::from_utf8(bytes).map_err(|error| ConfigError::Read {
+            path,
+            source: io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()),
+        }),
+        Err(source) => Err(ConfigError::Read { path, source }),
+    }
+}
+
+/// Returns the error of a file that is another one than the configuration, such as the `ConfigMap`
+/// around it: its fields would be so many errors that none says so.
+fn other_file(value: &Value) -> Option<FieldError> {
+    match (value["apiVersion"].as_str(), value["kind"].as_str()) {
+        (Some(API_VERSION), _) | (_, Some(KIND)) => None,
+        (Some(version), Some(kind)) => {
+            let hint = if kind == "ConfigMap" {
+                ": this is a ConfigMap: check its data, which kubectl get configmap NAME -o \
+                 jsonpath='{.data.config\\.yaml}' prints"
+            } else {
+                ""
+            };
+            let message =
+                format!("expected {KIND} of {API_VERSION}, got {kind:?} of {version:?}{hint}");
+            Some(FieldError::new("kind", message))
+        }
+        (None, None) => {
+            let name = CHART_VALUES.iter().find(|name| value[**name].is_object())?;
+            let message = "this is a value of the Helm chart: check the data of the ConfigMap that \
+                           helm template renders from these values";
+            Some(FieldError::new(*name, message))
+        }
+        _ => None,
+    }
 }
 
 /// Parses YAML into an unchecked value; a text of blank lines and comments is `null`.
@@ -77,6 +139,6 @@ pub(super) fn parse_yaml(text: &str) -> Result<Value, String> {
     let value = serde_saphyr::from_str_with_options(text, options);
     value.map_err(|error| {
         let message = error.render_with_formatter(&UserMessageFormatter);
-        printable(&message).into_owned()
+        printable(&shorten_quotes(&message)).into_owned()
     })
 }

@@ -1,15 +1,21 @@
 //! Checks the shape of a file, the names and types of its fields, and reports every error rather
 //! than the first alone.
 
+mod strict;
+
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
-use super::{error::FieldError, file::File};
+use self::strict::{Strict, kind};
+use super::{
+    error::{FieldError, MAX_ERRORS, ROOT},
+    file::File,
+    value::ACCOUNT,
+};
+use crate::telemetry::printable::shortened;
 
-/// A person reads no further than this.
-const MAX_ERRORS: usize = 50;
 /// The fields of older files that were removed, each with the reason.
 const REMOVED_FIELDS: [(&str, &str); 1] = [(
     "optOutGrace",
@@ -20,12 +26,17 @@ const REMOVED_FIELDS: [(&str, &str); 1] = [(
 
 /// Deserializes a file, or returns an error for each field of a wrong name or type.
 pub(super) fn to_file(mut value: Value) -> Result<File, Vec<FieldError>> {
+    if !value.is_object() {
+        let got = kind(&value);
+        let message = format!("expected a map with apiVersion and kind, got {got}");
+        return Err(vec![FieldError::new(ROOT, message)]);
+    }
     let mut found: Vec<FieldError> = Vec::new();
     let mut removed = RemovedEntries::default();
     loop {
         // The parser stops at the first error, so the value is parsed again without the wrong
         // field.
-        let error = match serde_path_to_error::deserialize::<_, File>(value.clone()) {
+        let error = match serde_path_to_error::deserialize::<_, File>(Strict(value.clone())) {
             Ok(file) if found.is_empty() => return Ok(file),
             Ok(_) => return Err(found),
             Err(error) => error,
@@ -42,13 +53,25 @@ pub(super) fn to_file(mut value: Value) -> Result<File, Vec<FieldError>> {
     }
 }
 
-/// Returns the parser's message, or the reason why the field was removed.
+/// Returns the message for an error of the parser.
 fn message(field: &str, error: &serde_json::Error) -> String {
-    let removed = REMOVED_FIELDS.iter().find(|(name, _)| *name == field);
-    removed.map_or_else(
-        || error.to_string(),
-        |(_, reason)| format!("unknown field: {reason}"),
-    )
+    if let Some((_, reason)) = REMOVED_FIELDS.iter().find(|(name, _)| *name == field) {
+        return format!("unknown field: {reason}");
+    }
+    let message = error.to_string();
+    if let Some(rest) = message.strip_prefix("unknown field `")
+        && let Some((name, known)) = rest.rsplit_once("`, ")
+    {
+        return format!("unknown field `{}`, {known}", shortened(name));
+    }
+    // An account without quotes is a number, which has lost its leading zeros.
+    let is_account = field
+        .rsplit_once('[')
+        .is_some_and(|(list, _)| list.ends_with("accounts"));
+    if is_account {
+        return message.replace("a text in quotes", ACCOUNT);
+    }
+    message
 }
 
 /// The entries that were removed from lists, which changed the indexes of those behind them.
@@ -66,7 +89,7 @@ impl RemovedEntries {
             self.push_segment(&mut original, segment);
         }
         if original.is_empty() {
-            original.push('.');
+            original.push_str(ROOT);
         }
         original
     }
@@ -164,10 +187,112 @@ limits: {registriesPerPod: many}
 
     #[test]
     fn document_that_is_no_map_is_one_error() {
-        for text in ["[]", "5", "just words"] {
+        for (text, got) in [
+            ("[]", "a list"),
+            ("5", "a number"),
+            ("just words", "a text"),
+        ] {
             let value = crate::config::load::parse_yaml(text).expect("YAML");
             let found = to_file(value).err().expect("refused");
-            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            let error: Vec<_> = found.iter().map(ToString::to_string).collect();
+            let expected = format!("expected a map with apiVersion and kind, got {got}");
+            assert_eq!(error, [expected]);
+        }
+    }
+
+    fn errors(text: &str) -> Vec<String> {
+        let value = crate::config::load::parse_yaml(text).expect("YAML");
+        let found = to_file(value).err().unwrap_or_default();
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn list_is_no_struct() {
+        for (text, field) in [
+            (r#"allow: [["123456789012"], ["eu-west-1"]]"#, "allow"),
+            (r#"optIn: [x, "on", []]"#, "optIn"),
+            ("limits: [1, 2]", "limits"),
+            ("refresh: []", "refresh"),
+            ("log: [info]", "log"),
+            ("namespaceRoles: [[a]]", "namespaceRoles"),
+            ("aliases: [[a, b]]", "aliases[0]"),
+            ("identities: [[null, null, null]]", "identities[0]"),
+            (
+                "identities: [{assumeRole: [arn]}]",
+                "identities[0].assumeRole",
+            ),
+            (
+                "awsEndpoints: {eu-west-1: [a, b]}",
+                "awsEndpoints.eu-west-1",
+            ),
+            ("awsEndpoints: [a]", "awsEndpoints"),
+        ] {
+            let expected = format!("{field}: expected a map, got a list");
+            assert_eq!(errors(text)[0], expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_type_is_named_in_the_words_of_the_file() {
+        for (text, expected) in [
+            (
+                "allow: {accounts: [123456789012]}",
+                "allow.accounts[0]: expected 12 digits in quotes, got a number",
+            ),
+            (
+                "identities: [{accounts: [012345678901]}]",
+                "identities[0].accounts[0]: expected 12 digits in quotes, got a number",
+            ),
+            (
+                "optIn: {value: true}",
+                "optIn.value: expected a text in quotes, got true",
+            ),
+            (
+                "secretName: {a: b}",
+                "secretName: expected a text, got a map",
+            ),
+            (
+                "publicEcr: \"yes\"",
+                "publicEcr: expected true or false, got a text",
+            ),
+            (
+                "limits: {registriesPerPod: -1}",
+                "limits.registriesPerPod: expected a whole number from 0 on, got -1",
+            ),
+            (
+                "prewarm: example.com",
+                "prewarm: expected a list, got a text",
+            ),
+            (
+                "onFailure: explode",
+                "onFailure: expected admit or deny, got \"explode\"",
+            ),
+            (
+                "onFailure: [deny]",
+                "onFailure: expected admit or deny, got a list",
+            ),
+        ] {
+            assert_eq!(errors(text), [expected], "{text}");
+        }
+    }
+
+    #[test]
+    fn long_value_is_quoted_in_part() {
+        // A key of more than 1024 characters is no YAML.
+        let long = "s3cret ".repeat(140);
+        for text in [
+            format!("\"{long}\": 1"),
+            format!("\"`, expected {long}\": 1"),
+            format!("optIn: {{\"{long}\": {{\"{long}\": 1}}}}"),
+            format!("onFailure: \"{long}\""),
+            format!("limits: \"{long}\""),
+            format!("\"{long}\""),
+        ] {
+            let errors = errors(&text);
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            // Less than the names of all fields and twice the value's beginning.
+            assert!(errors[0].len() < 900, "{errors:?}");
+            assert!(errors[0].matches("s3cret").count() < 40, "{errors:?}");
         }
     }
 }

@@ -66,8 +66,11 @@ fn header_of_another_file_is_invalid() {
     };
     assert_eq!(
         error("apiVersion: v1\nkind: Pod"),
-        "config.yaml: apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\"; \
-         kind: expected Config, got \"Pod\""
+        "config.yaml: kind: expected Config of ecr-injector.dev/v1alpha1, got \"Pod\" of \"v1\""
+    );
+    assert_eq!(
+        error("apiVersion: v1\nkind: Config"),
+        "config.yaml: apiVersion: expected ecr-injector.dev/v1alpha1, got \"v1\""
     );
 }
 
@@ -329,7 +332,10 @@ fn invalid_value_is_reported_by_its_path() {
             "secretName: Nö",
             "secretName: \"Nö\" can't be the name of a Secret",
         ),
-        ("onFailure: explode", "onFailure: unknown variant `explode`"),
+        (
+            "onFailure: explode",
+            "onFailure: expected admit or deny, got \"explode\"",
+        ),
         (
             "allow: {accounts: [\"12\"]}",
             "allow.accounts[0]: expected 12 digits in quotes, got \"12\"",
@@ -423,7 +429,7 @@ fn invalid_value_is_reported_by_its_path() {
         ),
         (
             "defaultIdentity: nobody",
-            "defaultIdentity: unknown variant `nobody`",
+            "defaultIdentity: expected ambient or none, got \"nobody\"",
         ),
     ] {
         let got = error(text);

@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use super::error::{FieldError, FieldErrors};
 use crate::registry::{AccountId, Region};
 
+/// The form of an account in the file.
+pub(super) const ACCOUNT: &str = "12 digits in quotes";
+
 /// Deserializes a list that limits something, of which none means no limit. An empty list is an
 /// error, for it would be read by some as "none" and by others as "all", and so is a field with
 /// nothing behind it.
@@ -47,13 +50,7 @@ pub(super) fn accounts(
     errors: &mut FieldErrors,
 ) -> BTreeSet<AccountId> {
     let (field, texts) = (format!("{field}.accounts"), texts.unwrap_or_default());
-    parse_each(
-        &field,
-        &texts,
-        "12 digits in quotes",
-        AccountId::parse,
-        errors,
-    )
+    parse_each(&field, &texts, ACCOUNT, AccountId::parse, errors)
 }
 
 pub(super) fn regions(

@@ -3,6 +3,11 @@
 
 use std::{borrow::Cow, fmt::Write as _};
 
+/// The most characters of a value in an error.
+const MAX_QUOTE: usize = 80;
+/// The most characters of an error's message, which may name every field of the configuration.
+const MAX_MESSAGE: usize = 700;
+
 /// Returns the text with each character escaped that could move the cursor, begin a line or reverse
 /// the direction of writing: a terminal shows the text as it is, and no reader takes a part of it
 /// for a line of its own.
@@ -53,6 +58,53 @@ fn is_printable(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().eq([c])
 }
 
+/// Returns the beginning of a value from outside, for an error.
+#[must_use]
+pub(crate) fn shortened(value: &str) -> Cow<'_, str> {
+    cut(value, MAX_QUOTE)
+}
+
+/// Returns a text, or its beginning if it has more characters.
+#[must_use]
+pub(crate) fn cut(text: &str, max: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// Returns a message with each text in quotes shortened, whoever wrote the message: what it quotes
+/// may be a wrong file, with a secret in it.
+#[must_use]
+pub(crate) fn shorten_quotes(message: &str) -> String {
+    let mut short = String::new();
+    let mut rest = message;
+    while let Some(start) = rest.find(['"', '`']) {
+        let (before, quoted) = rest.split_at(start);
+        let (quote, inner) = quoted.split_at(1);
+        let Some(end) = closing(inner, quote.as_bytes()[0]) else {
+            break;
+        };
+        short += before;
+        short += quote;
+        short += &shortened(&inner[..end]);
+        short += quote;
+        rest = &inner[end + 1..];
+    }
+    short += rest;
+    cut(&short, MAX_MESSAGE).into_owned()
+}
+
+/// Returns the position of the quote that ends a text; a backslash escapes double quotes alone.
+fn closing(inner: &str, quote: u8) -> Option<usize> {
+    let mut is_escaped = false;
+    inner.bytes().position(|byte| {
+        let ends = byte == quote && !is_escaped;
+        is_escaped = byte == b'\\' && quote == b'"' && !is_escaped;
+        ends
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +144,28 @@ mod tests {
     #[test]
     fn further_lines_are_indented() {
         assert_eq!(printable_lines("a\nb\r\n"), "a\n  b\\r\n  ");
+    }
+
+    #[test]
+    fn quoted_text_is_shortened_and_the_rest_kept() {
+        let long = "x".repeat(1000);
+        let short = format!("{}…", "x".repeat(80));
+        for (quoted, expected) in [
+            (format!("got {long:?}: why"), format!("got {short:?}: why")),
+            (
+                format!("`{long}` and {long:?}"),
+                format!("`{short}` and {short:?}"),
+            ),
+            (
+                "\"a\\\"b\" `c`, `d".to_owned(),
+                "\"a\\\"b\" `c`, `d".to_owned(),
+            ),
+        ] {
+            assert_eq!(shorten_quotes(&quoted), expected);
+        }
+        let escaped = format!("{:?}", "\"".repeat(1000));
+        assert!(shorten_quotes(&escaped).len() < 100);
+        let endless = format!("\"{long}");
+        assert!(shorten_quotes(&endless).chars().count() <= MAX_MESSAGE + 1);
     }
 }

@@ -466,7 +466,10 @@ fn errors_of_all_files_are_reported_and_fail() {
         (&bad, "prewarm[0]: expected the host"),
         (&bad, "log.filter: expected a filter"),
         (&shape, "secretNam: unknown field"),
-        (&shape, "allow.accounts[0]: invalid type"),
+        (
+            &shape,
+            "allow.accounts[0]: expected 12 digits in quotes, got a number",
+        ),
     ] {
         let start = format!("{path}: {start}");
         assert!(said.contains(&start), "{start} not in:\n{said}");
@@ -489,4 +492,86 @@ fn usage_errors_have_their_own_code_and_the_schema_is_printed() {
     let output = config(&["schema"], "");
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(text(&output.stdout), schema::text());
+}
+
+/// Runs the command on a file that is no configuration, and returns what it said.
+fn rejected(arguments: &[&str], input: &str) -> String {
+    let output = config(arguments, input);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
+}
+
+#[test]
+fn endless_file_is_read_to_a_mebibyte() {
+    let said = rejected(&["check", "/dev/zero"], "");
+    assert!(said.starts_with("/dev/zero has more than 1 MiB"), "{said}");
+    let padded = |size: usize| {
+        let mut file = config_file("");
+        file += "\n";
+        file += &"#".repeat(size - file.len());
+        file
+    };
+    let said = rejected(&["check", "-"], &padded((1 << 20) + 1));
+    assert!(
+        said.starts_with("standard input has more than 1 MiB"),
+        "{said}"
+    );
+    let output = config(&["check", "-"], &padded(1 << 20));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
+fn error_quotes_little_of_a_wrong_file() {
+    let secret = "aws_secret_access_key ".repeat(1000);
+    // A key of more than 1024 characters is no YAML.
+    let key = &secret[..1000];
+    for input in [
+        format!("\"{key}\": 1"),
+        format!("\"{key}\": 1\n\"{key}\": 2"),
+        config_file(&format!("awsEndpoints: {{\"{key}\": {{ecr: x}}}}")),
+        secret.clone(),
+        format!("- {secret}"),
+        format!("\"{secret}\": 1"),
+        config_file(&format!("secretName: {secret}")),
+        config_file(&format!("onFailure: {secret}")),
+        config_file(&format!(
+            "aliases: [{{host: a.example, registry: \"{secret}\"}}]"
+        )),
+        config_file(&format!("log: {{filter: \"{secret}=x=y\"}}")),
+        config_file(&format!("prewarm: [\"{secret}\"]")),
+        format!("apiVersion: \"{secret}\"\nkind: \"{secret}\""),
+    ] {
+        let said = rejected(&["check", "-"], &input);
+        assert!(said.len() < 1000, "{said}");
+    }
+    let many = format!("allow: {{accounts: [{}]}}", "a, ".repeat(10_000));
+    let said = rejected(&["check", "-"], &config_file(&many));
+    assert_eq!(said.lines().count(), 51, "{said}");
+}
+
+#[test]
+fn file_of_another_kind_is_named_first() {
+    for (input, expected) in [
+        (
+            "apiVersion: v1\nkind: ConfigMap\ndata: {config.yaml: \"\"}\n",
+            "standard input: kind: expected Config of ecr-injector.dev/v1alpha1, got \"ConfigMap\" \
+             of \"v1\": this is a ConfigMap: check its data",
+        ),
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nspec: {}\n",
+            "standard input: kind: expected Config of ecr-injector.dev/v1alpha1, got \"Deployment\"",
+        ),
+        (
+            "replicaCount: 2\nconfig: {secretName: x}\n",
+            "standard input: config: this is a value of the Helm chart: ",
+        ),
+        (
+            "[]",
+            "standard input: expected a map with apiVersion and kind, got a list\n",
+        ),
+    ] {
+        let said = rejected(&["check", "-"], input);
+        assert!(said.starts_with(expected), "{said}");
+    }
 }
