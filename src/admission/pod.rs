@@ -151,7 +151,8 @@ fn not_empty(text: Option<Text<'_>>) -> Option<Text<'_>> {
 }
 
 /// Deserializes a list, and keeps the values that `keep` returns for its elements, one at a time;
-/// `None` if there is no list.
+/// `None` if there is no list. A null element is an empty one, as the API server reads it, of which
+/// nothing is kept.
 fn filter_list<'de, D, E, T>(
     list: D,
     keep: impl FnMut(E) -> Option<T>,
@@ -178,8 +179,8 @@ where
 
         fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self::Value, A::Error> {
             let mut kept = Vec::new();
-            while let Some(element) = list.next_element()? {
-                kept.extend((self.0)(element));
+            while let Some(element) = list.next_element::<Option<E>>()? {
+                kept.extend(element.and_then(&mut self.0));
                 if kept.len() > MAX_ELEMENTS {
                     let text = format_args!("a list of more than {MAX_ELEMENTS} elements");
                     return Err(A::Error::custom(text));
@@ -478,6 +479,16 @@ mod tests {
         );
         assert_eq!(pod.images().count(), 0);
         assert_eq!(pod.reference_state("x"), ReferenceState::NoList);
+        let pod = parse(
+            r#"{"metadata":{"ownerReferences":[null,{"controller":true,"kind":"Job","name":"a"}]},
+                "spec":{"containers":[null,{"image":"a"}],"initContainers":[null],
+                "ephemeralContainers":[null],"volumes":[null,{"image":{"reference":"b"}}],
+                "imagePullSecrets":[null,{"name":"x"}]}}"#,
+        );
+        assert_eq!(pod.images().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(pod.reference_state("x"), ReferenceState::Present);
+        assert_eq!(pod.reference_state("y"), ReferenceState::Missing);
+        assert_eq!(pod.owner(), ("Job", "a"));
         let pod = parse(r#"{"metadata":{"annotations":null,"ownerReferences":null},"spec":null}"#);
         assert!(!pod.is_disabled() && !pod.is_mirror());
         assert_eq!(pod.owner(), ("Pod", ""));
