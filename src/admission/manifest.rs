@@ -4,6 +4,7 @@
 //! object of a custom kind may have Pods anywhere. Other objects have no Pod.
 
 pub mod custom;
+mod metadata;
 pub mod text;
 
 use json_patch::jsonptr::PointerBuf;
@@ -67,18 +68,60 @@ const BUILT_IN_GROUPS: [&str; 24] = [
     "storagemigration.k8s.io",
 ];
 
-/// The kinds with a Pod or a template: API groups, kind, and path of the template.
-const WORKLOADS: [(&[&str], &str, &[&str]); 9] = [
-    (&[""], "Pod", &[]),
-    (&[""], "PodTemplate", &["template"]),
-    (&[""], "ReplicationController", &["spec", "template"]),
-    (&["apps", "extensions"], "Deployment", &["spec", "template"]),
-    (&["apps", "extensions"], "DaemonSet", &["spec", "template"]),
-    (&["apps", "extensions"], "ReplicaSet", &["spec", "template"]),
-    (&["apps"], "StatefulSet", &["spec", "template"]),
-    (&["batch"], "Job", &["spec", "template"]),
+/// The kinds of the groups in which workloads are, which have all been at version v1 for years;
+/// `extensions` has none any more.
+const KINDS: [(&str, &[&str]); 4] = [
     (
-        &["batch"],
+        "",
+        &[
+            "Binding",
+            "ComponentStatus",
+            "ConfigMap",
+            "DeleteOptions",
+            "Endpoints",
+            "Event",
+            "LimitRange",
+            "Namespace",
+            "Node",
+            "PersistentVolume",
+            "PersistentVolumeClaim",
+            "Pod",
+            "PodTemplate",
+            "ReplicationController",
+            "ResourceQuota",
+            "Secret",
+            "Service",
+            "ServiceAccount",
+            "Status",
+        ],
+    ),
+    (
+        "apps",
+        &[
+            "ControllerRevision",
+            "DaemonSet",
+            "Deployment",
+            "ReplicaSet",
+            "StatefulSet",
+        ],
+    ),
+    ("batch", &["CronJob", "Job"]),
+    ("extensions", &[]),
+];
+
+/// The kinds with a Pod or a template: API group, kind, and path of the template. Their
+/// version is v1.
+const WORKLOADS: [(&str, &str, &[&str]); 9] = [
+    ("", "Pod", &[]),
+    ("", "PodTemplate", &["template"]),
+    ("", "ReplicationController", &["spec", "template"]),
+    ("apps", "Deployment", &["spec", "template"]),
+    ("apps", "DaemonSet", &["spec", "template"]),
+    ("apps", "ReplicaSet", &["spec", "template"]),
+    ("apps", "StatefulSet", &["spec", "template"]),
+    ("batch", "Job", &["spec", "template"]),
+    (
+        "batch",
         "CronJob",
         &["spec", "jobTemplate", "spec", "template"],
     ),
@@ -116,6 +159,12 @@ fn collect<'a>(
         return;
     }
     let metadata = &value["metadata"];
+    let mut content = content(api_version, kind);
+    if !matches!(content, Content::Invalid(_))
+        && let Some(fault) = metadata::fault(value, &content)
+    {
+        content = Content::Invalid(fault);
+    }
     found.push(Object {
         value,
         path,
@@ -124,7 +173,7 @@ fn collect<'a>(
             .as_str()
             .filter(|name| !name.is_empty()),
         name: or(text(&metadata["name"]), text(&metadata["generateName"])),
-        content: content(api_version, kind),
+        content,
     });
 }
 
@@ -154,30 +203,30 @@ fn content(api_version: &str, kind: &str) -> Content {
     if !is_version(version) {
         return unknown(": versions are like v1 or v1beta1");
     }
-    let mut similar = WORKLOADS
-        .iter()
-        .filter(|(_, name, _)| name.eq_ignore_ascii_case(kind))
-        .peekable();
-    if similar.peek().is_none() {
-        // Every kind of Kubernetes begins with a capital letter.
-        return if kind.starts_with(|c: char| c.is_ascii_uppercase()) {
-            Content::NoPod
-        } else {
-            unknown(": kinds begin with a capital letter")
-        };
-    }
-    let mut hint = String::new();
-    for (groups, name, path) in similar {
-        if groups.contains(&group) && *name == kind {
+    let mut workloads = WORKLOADS.iter();
+    if let Some((known, name, path)) =
+        workloads.find(|(_, name, _)| name.eq_ignore_ascii_case(kind))
+    {
+        if *known == group && *name == kind && version == "v1" {
             return Content::Template(PointerBuf::from_tokens(path.iter().copied()));
         }
-        let known = format!("{}/v1", groups[0]);
-        hint = format!(
-            ": write kind: {name} with apiVersion: {}",
-            known.trim_start_matches('/')
-        );
+        let known = format!("{known}/v1");
+        let known = known.trim_start_matches('/');
+        return unknown(&format!(": write kind: {name} with apiVersion: {known}"));
     }
-    unknown(&hint)
+    // Every kind of Kubernetes begins with a capital letter.
+    if !kind.starts_with(|c: char| c.is_ascii_uppercase()) {
+        return unknown(": kinds begin with a capital letter");
+    }
+    let is_missing = |(name, kinds): &(&str, &[&str])| {
+        let kind = kind.strip_suffix("List").unwrap_or(kind);
+        *name == group && !(version == "v1" && (kinds.contains(&kind) || kind.is_empty()))
+    };
+    if KINDS.iter().any(is_missing) {
+        unknown("")
+    } else {
+        Content::NoPod
+    }
 }
 
 /// Returns whether a text is the version of an API, such as `v1` or `v1beta2`.
@@ -225,16 +274,11 @@ mod tests {
             ("v1", "PodTemplate", "/template"),
             ("v1", "ReplicationController", "/spec/template"),
             ("apps/v1", "Deployment", "/spec/template"),
-            ("extensions/v1beta1", "Deployment", "/spec/template"),
             ("apps/v1", "DaemonSet", "/spec/template"),
             ("apps/v1", "ReplicaSet", "/spec/template"),
             ("apps/v1", "StatefulSet", "/spec/template"),
             ("batch/v1", "Job", "/spec/template"),
-            (
-                "batch/v1beta1",
-                "CronJob",
-                "/spec/jobTemplate/spec/template",
-            ),
+            ("batch/v1", "CronJob", "/spec/jobTemplate/spec/template"),
         ] {
             let object = json!({"apiVersion": api_version, "kind": kind});
             assert_eq!(paths(&object), [(String::new(), Some(template.to_owned()))]);
@@ -259,6 +303,9 @@ mod tests {
         for (api_version, kind) in [
             ("v1", "ConfigMap"),
             ("v1", "Secret"),
+            ("v1", "List"),
+            ("v1", "PodList"),
+            ("policy/v1", "PodDisruptionBudget"),
             ("apps/v1", "ControllerRevision"),
             ("networking.k8s.io/v1", "Ingress"),
             ("apiextensions.k8s.io/v1", "CustomResourceDefinition"),
@@ -287,6 +334,26 @@ mod tests {
                 "write kind: Deployment with apiVersion: apps/v1",
             ),
             ("apps/v1", "Pod", "write kind: Pod with apiVersion: v1"),
+            (
+                "extensions/v1beta1",
+                "Deployment",
+                "write kind: Deployment with apiVersion: apps/v1",
+            ),
+            (
+                "batch/v1beta1",
+                "CronJob",
+                "write kind: CronJob with apiVersion: batch/v1",
+            ),
+            (
+                "apps/v2",
+                "Deployment",
+                "write kind: Deployment with apiVersion: apps/v1",
+            ),
+            ("v2", "Pod", "write kind: Pod with apiVersion: v1"),
+            ("apps/v1", "Deploymnet", "has no kind \"Deploymnet\""),
+            ("v1", "Configmap", "has no kind \"Configmap\""),
+            ("v2", "ConfigMap", "in apiVersion \"v2\""),
+            ("extensions/v1beta1", "Ingress", "has no kind \"Ingress\""),
             ("v1", "configmap", "capital letter"),
             ("V1", "Pod", "versions are like v1"),
             ("apps", "Deployment", "versions are like v1"),

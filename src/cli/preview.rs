@@ -4,6 +4,7 @@
 //! error.
 
 mod input;
+mod notes;
 mod verdict;
 
 use std::{
@@ -37,11 +38,11 @@ Other objects are printed unchanged; comments are lost. Of custom kinds the repo
 controllers would get.";
 const AFTER_HELP: &str = "\
 The objects go to standard output; why each was changed or skipped goes to standard error.
-Nothing is written to standard output unless all input could be read.
+Nothing is written to standard output unless all input could be read, and some object in it is valid.
 
 Exit codes:
   0  done, also when nothing had to be changed
-  1  the input or the configuration could not be read, or there is no object in the input
+  1  the input or the configuration could not be read, or there is no valid object in the input
   2  wrong usage
 
 Examples:
@@ -143,6 +144,15 @@ impl PreviewArgs {
                 }
             }
         }
+        if report.valid == 0 {
+            let reason = match report.objects {
+                0 => "no object in the input",
+                _ => "no valid object in the input",
+            };
+            // There is nowhere left to report that this write failed.
+            let _ = io::stderr().write_all(report.text.as_bytes());
+            bail!(reason);
+        }
         let output = match self.output {
             _ if self.diff => changes,
             Output::Yaml => yaml(&documents)?,
@@ -214,6 +224,8 @@ fn printable_line(line: &str) -> String {
 struct Report {
     text: String,
     objects: usize,
+    /// The number of objects that the API server would not reject for their form.
+    valid: usize,
     changed: usize,
     /// The number of unchanged objects whose controllers make Pods that would be changed.
     with_changed_pods: usize,
@@ -226,6 +238,7 @@ struct Report {
 impl Report {
     fn add(&mut self, verdict: &Verdict) {
         self.objects += 1;
+        self.valid += usize::from(verdict.is_valid());
         self.changed += usize::from(!verdict.patch.0.is_empty());
         self.with_changed_pods += usize::from(verdict.has_injected_pods());
         if verdict.is_injected() {
@@ -238,10 +251,6 @@ impl Report {
         let (objects, changed) = (self.objects, self.changed);
         for name in &self.empty {
             let _ = writeln!(self.text, "{}: no object in it", printable(name));
-        }
-        if objects == 0 {
-            self.text += "no object in the input\n";
-            return self.text;
         }
         let plural = if objects == 1 { "" } else { "s" };
         let _ = writeln!(

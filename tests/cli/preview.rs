@@ -252,11 +252,6 @@ fn several_objects_are_one_list_in_json_and_one_stays_itself() {
         serde_json::from_str::<Value>(&outcome.objects).unwrap(),
         documents[0]
     );
-    let empty = r#"{"apiVersion": "v1", "kind": "List", "items": []}"#;
-    let outcome = preview(&["-o", "json"], empty).ok();
-    let list: Value = serde_json::from_str(&outcome.objects).unwrap();
-    assert_eq!(list["items"], json!([]));
-    outcome.tells("no object in the input");
 }
 
 #[test]
@@ -732,9 +727,13 @@ fn images_that_no_pod_is_made_of_are_not_claimed() {
             .report
             .matches(": unchanged: it has no Pod\n")
             .count(),
-        7,
+        6,
         "{}",
         outcome.report
+    );
+    outcome.tells(
+        "Widget w: unknown: spec.args.0 names an ECR registry, and none of its fields is known \
+         to be an image\n",
     );
     assert!(!outcome.report.contains("dkr.ecr"), "{}", outcome.report);
     assert!(
@@ -771,11 +770,152 @@ fn kind_that_kubectl_rejects_is_told() {
         let mut object = pod("web", IMAGE);
         object["apiVersion"] = json!(api_version);
         object["kind"] = json!(kind);
-        let outcome = preview(&[], &stream(&[object])).ok();
+        let outcome = preview(&[], &stream(&[object]));
+        assert_eq!(outcome.code, Some(1));
+        assert_eq!(outcome.objects, "");
         let kind = if kind.is_empty() { "(no kind)" } else { kind };
         outcome.tells(&format!("{kind} web: skipped: kubectl rejects it: "));
         outcome.tells(hint);
-        outcome.tells("1 object, 0 would be changed\n");
+        outcome.tells("no valid object in the input\n");
+    }
+}
+
+#[test]
+fn input_without_a_valid_object_is_an_error() {
+    let empty = json!({"apiVersion": "v1", "kind": "List", "items": []});
+    for arguments in [&[][..], &["-o", "json"], &["-o", "patch"], &["--diff"]] {
+        preview(arguments, &stream(std::slice::from_ref(&empty)))
+            .fails(1, "no object in the input\n");
+        preview(arguments, "Error: could not find template\n").fails(
+            1,
+            "skipped: kubectl rejects it: it has no apiVersion\necr-injector: no valid object",
+        );
+        let mut wrong = pod("web", IMAGE);
+        wrong["spec"]["containers"][0]["image"] = json!(7);
+        let bare = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}});
+        let invalid = [wrong, bare, json!({"a": 1})];
+        preview(arguments, &stream(&invalid)).fails(
+            1,
+            "Deployment default/(no name): skipped: the API server would reject it: \
+             spec.template is missing\n",
+        );
+        // One that is valid is enough.
+        let valid = [json!({"a": 1}), pod("web", IMAGE)];
+        preview(arguments, &stream(&valid)).ok();
+    }
+}
+
+#[test]
+fn endless_input_is_read_to_a_limit() {
+    preview(&["-f", "/dev/zero"], "").fails(1, "/dev/zero has more than 64 MiB");
+}
+
+#[test]
+fn metadata_that_is_no_text_is_told() {
+    for (namespace, value) in [("n", "false"), ("no", "false"), ("2024", "2024")] {
+        let input = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web\n  namespace: {namespace}\n\
+             spec:\n  containers:\n  - image: {IMAGE}\n"
+        );
+        let reason = format!(
+            "Pod web: skipped: kubectl rejects it: metadata.namespace: {value} is not a text; \
+             write it in quotes"
+        );
+        preview(&[], &input).fails(1, &reason);
+        let quoted = input.replace(
+            &format!("namespace: {namespace}"),
+            &format!("namespace: \"{namespace}\""),
+        );
+        preview(&[], &quoted)
+            .ok()
+            .tells(&format!("Pod {namespace}/web: inject\n"));
+    }
+    let mut deployment = workload("apps/v1", "Deployment", "/spec/template");
+    deployment["spec"]["template"]["metadata"]["labels"]["version"] = json!(1.0);
+    preview(&[], &deployment.to_string()).fails(
+        1,
+        "kubectl rejects it: spec.template.metadata.labels.version: 1.0 is not a text",
+    );
+}
+
+#[test]
+fn null_elements_of_a_pod_are_empty_ones() {
+    let mut object = pod("web", IMAGE);
+    let container = object["spec"]["containers"][0].clone();
+    object["spec"] = json!({
+        "containers": [null, container], "initContainers": [null], "volumes": [null],
+        "imagePullSecrets": [null],
+    });
+    let outcome = preview(&["-o", "patch"], &object.to_string()).ok();
+    outcome.tells("Pod default/web: inject\n");
+    assert_eq!(
+        outcome.patches()[0]["patch"][0]["path"],
+        "/spec/imagePullSecrets/-"
+    );
+}
+
+#[test]
+fn custom_kind_whose_images_are_not_known_is_unknown() {
+    let of = |spec: Value| {
+        json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": spec}).to_string()
+    };
+    for (spec, reason) in [
+        (
+            json!({"steps": [{"image": "$(params.builder)"}]}),
+            "the image \"$(params.builder)\" has a parameter, which its controller replaces",
+        ),
+        (
+            json!({"templates": [{"container": {"image": "{{inputs.parameters.image}}"}}]}),
+            "has a parameter",
+        ),
+        (json!({"image": "${IMAGE}"}), "has a parameter"),
+        (
+            json!({"template": {"spec": spec("$(params.account).dkr.ecr.eu-west-1.amazonaws.com/a")}}),
+            "has a parameter",
+        ),
+        (
+            json!({"workloadRef": {"kind": "Deployment", "name": "web"}}),
+            "its Pods are made from the template of another object (spec.workloadRef)",
+        ),
+        (
+            json!({"values": {"a": [{"picture": IMAGE}]}}),
+            "spec.values.a.0.picture names an ECR registry",
+        ),
+    ] {
+        let outcome = preview(&[], &of(spec)).ok();
+        outcome.tells("Widget w: unknown: ");
+        outcome.tells(reason);
+        for claim in ["would not get it", "has no Pod", "image:"] {
+            assert!(!outcome.report.contains(claim), "{}", outcome.report);
+        }
+    }
+    let outcome = preview(&[], &of(json!({"image": IMAGE, "sidecarImage": "${X}"}))).ok();
+    outcome.tells("Pods would get it: 1234");
+    outcome.tells("  unknown:  the image \"${X}\" has a parameter");
+    // The namespace decides whatever the images are.
+    let outcome = preview(&["-n", "kube-system"], &of(json!({"image": "${IMAGE}"}))).ok();
+    outcome.tells("would not get it: the configuration excludes namespace kube-system");
+    let outcome = preview(&[], &of(json!({"image": "nginx"}))).ok();
+    outcome.tells("would not get it: no image is in a private ECR registry");
+}
+
+#[test]
+fn lookalike_in_a_custom_kind_is_told() {
+    let wrong = "123456789012.ecr.eu-west-1.amazonaws.com/shop/web";
+    let template = json!({"spec": spec(wrong)});
+    for (spec, outcome) in [
+        (json!({"template": template}), "would not get it"),
+        (
+            json!({"template": template, "image": IMAGE}),
+            "would get it",
+        ),
+    ] {
+        let object = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "metadata": {"name": "w"}, "spec": spec});
+        let shown = preview(&[], &object.to_string()).ok();
+        shown.tells(outcome);
+        shown.tells(&format!(
+            "  image:    {wrong:?}: looks like ECR, but its host has \"ecr\" where"
+        ));
     }
 }
 
@@ -956,9 +1096,10 @@ fn image_that_only_looks_like_ecr_is_told_with_the_right_form() {
         outcome.tells(&format!(
             "  image:    {image:?}: looks like ECR, but {why}\n"
         ));
-        outcome.tells(&format!(
-            "  warning:  ecr-injector: an image looks like ECR, but {why}\n"
-        ));
+        // The API server asks the webhook about no other Pod.
+        let warning = format!("  warning:  ecr-injector: an image looks like ECR, but {why}\n");
+        let is_warned = outcome.report.contains(&warning);
+        assert_eq!(is_warned, image.contains(".dkr.ecr"), "{}", outcome.report);
     }
     let long = format!(
         "${{{}}}.dkr.ecr.eu-west-1.amazonaws.com/a",

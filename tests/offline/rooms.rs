@@ -32,6 +32,7 @@ const PURE: &[&str] = &[
     "admission/json",
     "admission/manifest",
     "admission/manifest/custom",
+    "admission/manifest/metadata",
     "admission/manifest/text",
     "admission/manifest/text/json",
     "admission/manifest/text/scalar",

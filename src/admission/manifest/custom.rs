@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use json_patch::jsonptr::PointerBuf;
 use serde_json::{Value, json};
 
+use crate::registry::Quoted;
+
 /// The API groups whose objects name images and from which no Pods are made: policies, and watches
 /// of registries.
 const GROUPS_WITHOUT_PODS: [&str; 6] = [
@@ -22,6 +24,11 @@ const GROUPS_WITHOUT_PODS: [&str; 6] = [
 /// The fields that no Pod is made from.
 const OTHER_FIELDS: [&str; 2] = ["metadata", "status"];
 
+/// The field that names another object whose template Pods are made from.
+const WORKLOAD_REF: &str = "workloadRef";
+/// The part that the hosts of most private registries have.
+const ECR_PART: &str = ".dkr.ecr";
+
 /// A Pod that a controller may make.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CustomPod {
@@ -35,15 +42,95 @@ pub struct CustomPod {
 /// spec, and each other image.
 #[must_use]
 pub fn pods(object: &Value) -> Vec<CustomPod> {
-    let group = object["apiVersion"].as_str().and_then(|version| {
-        let (group, _) = version.split_once('/')?;
-        Some(group)
-    });
     let mut found = Found::default();
-    if !group.is_some_and(|group| GROUPS_WITHOUT_PODS.contains(&group)) {
+    if may_make_pods(object) {
         found.search(object, &PointerBuf::new());
     }
     found.pods
+}
+
+/// Returns why more images than those of `pods` may be those of the object's Pods, or others.
+#[must_use]
+pub fn unknown(object: &Value, pods: &[CustomPod]) -> Option<String> {
+    if !may_make_pods(object) {
+        return None;
+    }
+    let images: Vec<&str> = pods.iter().flat_map(|made| pod_images(&made.pod)).collect();
+    if let Some(image) = images.iter().find(|image| has_parameter(image)) {
+        let image = Quoted::new(image);
+        return Some(format!(
+            "the image {image} has a parameter, which its controller replaces"
+        ));
+    }
+    let is_reference = |name: &str, value: &Value| name == WORKLOAD_REF && value.is_object();
+    if let Some(path) = find(object, &PointerBuf::new(), &is_reference) {
+        return Some(format!(
+            "its Pods are made from the template of another object ({path}): preview that one"
+        ));
+    }
+    let names_ecr =
+        |_: &str, value: &Value| value.as_str().is_some_and(|text| text.contains(ECR_PART));
+    let path = find(object, &PointerBuf::new(), &names_ecr).filter(|_| images.is_empty())?;
+    Some(format!(
+        "{path} names an ECR registry, and none of its fields is known to be an image"
+    ))
+}
+
+/// Returns whether an image has a parameter that a controller replaces: `$(params.image)`,
+/// `{{inputs.parameters.image}}`, `${IMAGE}`.
+#[must_use]
+pub fn has_parameter(image: &str) -> bool {
+    ["$(", "${", "{{"].iter().any(|start| image.contains(start))
+}
+
+fn may_make_pods(object: &Value) -> bool {
+    let version = object["apiVersion"].as_str();
+    let group = version.and_then(|version| version.split_once('/'));
+    !group.is_some_and(|(group, _)| GROUPS_WITHOUT_PODS.contains(&group))
+}
+
+/// Returns the images of a Pod.
+fn pod_images(pod: &Value) -> Vec<&str> {
+    let spec = &pod["spec"];
+    let elements = |name: &str| spec[name].as_array().into_iter().flatten();
+    let containers = ["containers", "initContainers", "ephemeralContainers"];
+    let containers = containers.into_iter().flat_map(elements);
+    let images = containers.filter_map(|container| container["image"].as_str());
+    let volumes = elements("volumes");
+    let volumes = volumes.filter_map(|volume| volume["image"]["reference"].as_str());
+    images.chain(volumes).collect()
+}
+
+/// Returns the path of the first field that is wanted, by its name and its value, in what Pods may
+/// be made from.
+fn find(
+    value: &Value,
+    path: &PointerBuf,
+    is_wanted: &impl Fn(&str, &Value) -> bool,
+) -> Option<String> {
+    let child = |name: String, value| {
+        let mut path = path.clone();
+        path.push_back(name.as_str());
+        if is_wanted(&name, value) {
+            let names: Vec<_> = path
+                .tokens()
+                .map(|token| token.decoded().into_owned())
+                .collect();
+            return Some(names.join("."));
+        }
+        find(value, &path, is_wanted)
+    };
+    match value {
+        Value::Array(items) => {
+            let mut items = items.iter().enumerate();
+            items.find_map(|(at, item)| child(at.to_string(), item))
+        }
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(name, _)| !path.is_root() || !OTHER_FIELDS.contains(&name.as_str()))
+            .find_map(|(name, value)| child(name.clone(), value)),
+        _ => None,
+    }
 }
 
 #[derive(Default)]

@@ -1,8 +1,9 @@
 //! The sources of manifests: files, directories and standard input.
 
 use std::{
-    fmt, fs,
-    io::{self, IsTerminal as _, Read as _},
+    fmt,
+    fs::{self, File},
+    io::{self, IsTerminal as _, Read},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +14,9 @@ use crate::admission::manifest::text;
 
 /// The extensions of files that `kubectl` reads from a directory.
 const EXTENSIONS: [&str; 3] = ["json", "yaml", "yml"];
+
+/// The most bytes of a file or of standard input: the objects take many times as much memory.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// A file, or standard input.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,22 +56,21 @@ impl Source {
     pub(super) fn read(&self) -> anyhow::Result<Vec<Value>> {
         let name = self.to_string();
         let bytes = match self {
-            Self::Stdin => {
-                let mut bytes = Vec::new();
-                io::stdin()
-                    .read_to_end(&mut bytes)
-                    .context("reading standard input")?;
-                bytes
-            }
+            Self::Stdin => read_all(io::stdin()).context("reading standard input")?,
             Self::File(path) => {
                 let hint = if name.starts_with("https://") || name.starts_with("http://") {
                     "; addresses are not fetched: pipe the file into standard input"
                 } else {
                     ""
                 };
-                fs::read(path).map_err(|error| anyhow::anyhow!("reading {name}: {error}{hint}"))?
+                let read = File::open(path).and_then(read_all);
+                read.map_err(|error| anyhow::anyhow!("reading {name}: {error}{hint}"))?
             }
         };
+        if bytes.len() as u64 > MAX_BYTES {
+            let max = MAX_BYTES >> 20;
+            bail!("{name} has more than {max} MiB: preview it in parts, such as by namespace");
+        }
         text::read(&bytes).map_err(|error| {
             let hint = if bytes.windows(2).any(|pair| pair == b"{{") {
                 "; this looks like a template: render it first, such as with helm template"
@@ -87,6 +90,13 @@ impl fmt::Display for Source {
             Self::File(path) => path.display().fmt(f),
         }
     }
+}
+
+/// Reads to the end, or until there is more than an input may have.
+fn read_all(source: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {

@@ -12,6 +12,7 @@ use json_patch::{
 };
 use serde_json::{Value, json};
 
+use super::notes::{describe, dotted, image_note, is_asked_about, namespace_note, workload_note};
 use crate::{
     admission::{
         decide::{
@@ -19,22 +20,17 @@ use crate::{
         },
         manifest::{Content, Object, custom},
         patch,
-        pod::{INJECT_ANNOTATION, INJECT_DISABLED, Pod, ReferenceState},
+        pod::{Pod, ReferenceState},
         review::Request,
     },
-    cluster::{
-        namespace::{Namespace, NamespaceSettings},
-        near_miss::{Intent, OptInNearMiss, is_near_key},
-    },
+    cluster::namespace::{Namespace, NamespaceSettings},
     config::Config,
     pull_secret::SecretFacts,
-    registry::{Host, Quoted, Registry, image::ImageReference},
+    registry::Host,
     rules::Rules,
-    telemetry::printable::printable,
+    telemetry::printable::{printable, shorten_quotes},
 };
 
-/// The longest image in a remark, in characters.
-const MAX_IMAGE: usize = 300;
 /// The namespace of an object for which nothing names one.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -55,6 +51,8 @@ pub(super) struct Verdict {
     outcome: Outcome,
     /// Whether the Pod opts out by its annotation.
     is_disabled: bool,
+    /// Whether a controller of a custom kind makes Pods from the object.
+    is_custom: bool,
     /// Remarks: the field's name and the text.
     notes: Vec<(&'static str, String)>,
 }
@@ -64,12 +62,17 @@ enum Outcome {
     PassedThrough,
     /// `kubectl` rejects the object; the reason.
     Invalid(String),
+    /// The API server would reject the Pod or the template for its form; the reason.
+    Rejected(String),
     Skipped(String),
     Injected,
     /// The object stays unchanged, and the Pods that its controller makes would be injected.
     PodsInjected(Vec<Host>),
     /// The object stays unchanged, and so would the Pods that its controller makes.
     PodsSkipped(String),
+    /// The object stays unchanged, and the images of the Pods that its controller makes are not
+    /// known; the reason.
+    Unknown(String),
 }
 
 /// The decision on a Pod.
@@ -81,6 +84,8 @@ enum Answer {
         is_foreign: bool,
     },
     Inject(Injection),
+    /// The API server would reject the Pod for its form.
+    Reject(String),
 }
 
 impl Verdict {
@@ -97,15 +102,20 @@ impl Verdict {
             patch: Patch::default(),
             outcome: Outcome::PassedThrough,
             is_disabled: false,
+            is_custom: object.content == Content::Custom,
             notes: vec![],
         };
         let rules = &config.rules;
         match &object.content {
             Content::Template(pointer) => {
-                if let Some(template) = object.value.pointer(pointer.as_str()) {
+                let template = object.value.pointer(pointer.as_str());
+                if let Some(template) = template.filter(|template| !template.is_null()) {
                     verdict.decide(pointer, template, rules);
                     let note = workload_note(object, pointer).filter(|_| !verdict.is_disabled);
                     verdict.notes.extend(note.map(|text| ("metadata", text)));
+                } else {
+                    let field = dotted(pointer);
+                    verdict.outcome = Outcome::Rejected(format!("{field} is missing"));
                 }
             }
             Content::Custom => verdict.decide_custom(object.value, rules),
@@ -127,15 +137,21 @@ impl Verdict {
                 self.outcome = Outcome::Skipped(why);
             }
             Answer::Inject(injection) => self.inject(pointer, injection, rules),
+            Answer::Reject(why) => self.outcome = Outcome::Rejected(why),
         }
     }
 
     /// Decides on each Pod that the controller of a custom kind may make.
     fn decide_custom(&mut self, object: &Value, rules: &Rules) {
+        let pods = custom::pods(object);
+        let unknown = custom::unknown(object, &pods);
         let mut hosts = BTreeMap::new();
-        let (mut skipped, mut foreign, mut warnings) = (Vec::new(), None, BTreeSet::new());
-        for made in custom::pods(object) {
-            match self.ask(&made.path, &made.pod, rules).0 {
+        let (mut skipped, mut foreign) = (Vec::new(), None);
+        let (mut images, mut warnings) = (BTreeSet::new(), BTreeSet::new());
+        for made in &pods {
+            let (answer, notes) = self.ask(&made.path, &made.pod, rules);
+            images.extend(notes);
+            match answer {
                 Answer::Inject(injection) => {
                     warnings.extend(injection.warnings);
                     let resolved = injection.hosts.iter();
@@ -144,17 +160,36 @@ impl Verdict {
                 }
                 Answer::Skip {
                     why,
-                    is_foreign: true,
-                    ..
-                } => foreign = foreign.or(Some(why)),
-                Answer::Skip { why, .. } => skipped.push((dotted(&made.path), why)),
+                    warnings: others,
+                    is_foreign,
+                } => {
+                    warnings.extend(others);
+                    if is_foreign {
+                        foreign = foreign.or(Some(why));
+                    } else {
+                        skipped.push((dotted(&made.path), why));
+                    }
+                }
+                Answer::Reject(why) => {
+                    let why = format!("the API server would reject it: {why}");
+                    skipped.push((dotted(&made.path), why));
+                }
             }
         }
+        self.notes.extend(images);
+        let warnings = warnings.into_iter().map(|text| ("warning", text));
         if hosts.is_empty() {
+            self.notes.extend(warnings);
+            let is_excluded = Namespace::parse(&self.namespace)
+                .is_none_or(|namespace| rules.excluded.contains(&namespace));
+            // An excluded namespace decides whatever the images are.
+            let unknown = unknown.filter(|_| skipped.is_empty() || !is_excluded);
             let why = skipped.into_iter().next().map(|(_, why)| why).or(foreign);
-            if let Some(why) = why {
-                self.outcome = Outcome::PodsSkipped(why);
-            }
+            self.outcome = match (unknown, why) {
+                (Some(why), _) => Outcome::Unknown(why),
+                (None, Some(why)) => Outcome::PodsSkipped(why),
+                (None, None) => Outcome::PassedThrough,
+            };
             return;
         }
         let registries = hosts
@@ -166,8 +201,8 @@ impl Verdict {
         let skipped = skipped.into_iter();
         self.notes
             .extend(skipped.map(|(path, why)| ("skipped", format!("{path}: {why}"))));
-        self.notes
-            .extend(warnings.into_iter().map(|text| ("warning", text)));
+        self.notes.extend(unknown.map(|why| ("unknown", why)));
+        self.notes.extend(warnings);
         self.outcome = Outcome::PodsInjected(hosts.into_keys().collect());
     }
 
@@ -183,18 +218,16 @@ impl Verdict {
             Err(error) => {
                 let field = format!("{}.{}", dotted(pointer), error.path());
                 let field = field.trim_start_matches('.');
-                let why = format!("the API server would reject it: {field}: {}", error.inner());
-                let answer = Answer::Skip {
-                    why,
-                    warnings: Vec::new(),
-                    is_foreign: false,
-                };
-                return (answer, Vec::new());
+                let error = shorten_quotes(&error.inner().to_string());
+                return (Answer::Reject(format!("{field}: {error}")), Vec::new());
             }
         };
-        let notes = pod.images();
+        // A controller replaces the parameters of a custom kind.
+        let is_written = |image: &&str| !self.is_custom || !custom::has_parameter(image);
+        let notes = pod.images().filter(is_written);
         let notes = notes.filter_map(|image| Some(("image", image_note(image, rules)?)));
         let notes = notes.collect();
+        let is_asked_about = is_asked_about(&pod, rules);
         self.is_disabled = pod.is_disabled();
         let has_image = pod.images().next().is_some();
         let domains: BTreeSet<String> = pod.domains().map(str::to_owned).collect();
@@ -213,7 +246,11 @@ impl Verdict {
         let answer = match decision {
             Decision::Skip(reason) => Answer::Skip {
                 why: self.skip_message(reason, &domains, has_image),
-                warnings: skip_warnings(reason, &request, rules).into_iter().collect(),
+                warnings: if is_asked_about {
+                    skip_warnings(reason, &request, rules)
+                } else {
+                    Vec::new()
+                },
                 is_foreign: reason == SkipReason::NoRegistry,
             },
             Decision::Inject(injection)
@@ -294,6 +331,11 @@ impl Verdict {
         }
     }
 
+    /// Whether neither `kubectl` nor the API server would reject the object for its form.
+    pub(super) fn is_valid(&self) -> bool {
+        !matches!(self.outcome, Outcome::Invalid(_) | Outcome::Rejected(_))
+    }
+
     /// Whether the object's Pods would reference the pull secret.
     pub(super) fn is_injected(&self) -> bool {
         matches!(self.outcome, Outcome::Injected) || self.has_injected_pods()
@@ -326,9 +368,13 @@ impl Verdict {
             |text: &str, default: &str| if text.is_empty() { default } else { text }.to_owned();
         let (kind, name) = (or(&self.kind, "(no kind)"), or(&self.name, "(no name)"));
         match (&self.own_namespace, &self.outcome) {
-            (None, Outcome::PassedThrough | Outcome::Invalid(_) | Outcome::PodsSkipped(_)) => {
-                format!("{kind} {name}")
-            }
+            (
+                None,
+                Outcome::PassedThrough
+                | Outcome::Invalid(_)
+                | Outcome::PodsSkipped(_)
+                | Outcome::Unknown(_),
+            ) => format!("{kind} {name}"),
             _ => format!("{kind} {}/{name}", self.namespace),
         }
     }
@@ -340,6 +386,9 @@ impl fmt::Display for Verdict {
         let result = match &self.outcome {
             Outcome::PassedThrough => "unchanged: it has no Pod".to_owned(),
             Outcome::Invalid(why) => format!("skipped: kubectl rejects it: {why}"),
+            Outcome::Rejected(why) => {
+                format!("skipped: the API server would reject it: {why}")
+            }
             Outcome::Skipped(why) => format!("skipped: {why}"),
             Outcome::Injected if self.patch.0.is_empty() => "already injected".to_owned(),
             Outcome::Injected => "inject".to_owned(),
@@ -351,6 +400,7 @@ impl fmt::Display for Verdict {
             Outcome::PodsSkipped(why) => {
                 format!("unchanged: its controller's Pods would not get it: {why}")
             }
+            Outcome::Unknown(why) => format!("unknown: {why}"),
         };
         writeln!(f, "{}: {}", self.title(), printable(&result))?;
         for (field, text) in &self.notes {
@@ -358,7 +408,10 @@ impl fmt::Display for Verdict {
         }
         let is_namespaced = matches!(
             self.outcome,
-            Outcome::Injected | Outcome::Skipped(_) | Outcome::PodsInjected(_)
+            Outcome::Injected
+                | Outcome::Rejected(_)
+                | Outcome::Skipped(_)
+                | Outcome::PodsInjected(_)
         );
         if self.is_assumed && is_namespaced {
             let namespace = &self.namespace;
@@ -369,86 +422,4 @@ impl fmt::Display for Verdict {
         }
         Ok(())
     }
-}
-
-/// Returns the label or annotation of a workload that has an effect only on its Pods.
-fn workload_note(object: &Object<'_>, template: &Pointer) -> Option<String> {
-    if template.is_root() {
-        return None;
-    }
-    let texts = texts(object, "annotations").into_iter();
-    let mut texts = texts.chain(self::texts(object, "labels"));
-    let is_meant =
-        |(key, value): &(String, String)| is_near_key(key) && Intent::of(value).is_some();
-    let (key, value) = texts.find(is_meant)?;
-    let (key, value, kind) = (Quoted::new(&key), Quoted::new(&value), object.kind);
-    Some(format!(
-        "{key}: {value} of the {kind} itself has no effect; to opt its Pods out, set the \
-         annotation {INJECT_ANNOTATION}: {INJECT_DISABLED} in {}.metadata.annotations",
-        dotted(template)
-    ))
-}
-
-/// Returns why a Namespace that looks opted in is not.
-fn namespace_note(object: &Object<'_>, config: &Config) -> Option<String> {
-    if object.kind != "Namespace" {
-        return None;
-    }
-    let (opt_in, namespace) = (&config.opt_in, Namespace::parse(object.name)?);
-    let near_miss = OptInNearMiss::of(
-        &texts(object, "labels"),
-        &texts(object, "annotations"),
-        &opt_in.label,
-        &opt_in.value,
-        config.rules.excluded.contains(&namespace),
-    )?;
-    Some(near_miss.note(&opt_in.label, &opt_in.value, &namespace))
-}
-
-/// Returns the labels or the annotations of an object, without values that are no texts.
-fn texts(object: &Object<'_>, field: &str) -> BTreeMap<String, String> {
-    let pairs = object.value["metadata"][field].as_object();
-    let texts = pairs.into_iter().flatten();
-    let texts = texts.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
-    texts.collect()
-}
-
-/// Returns what is wrong with an image: that it is no reference, or only looks like one of ECR.
-fn image_note(image: &str, rules: &Rules) -> Option<String> {
-    let why = match rules.aliases.lookalike(image) {
-        Some(lookalike) => lookalike.to_string(),
-        None => ImageReference::parse(image).err()?.to_string(),
-    };
-    let cut: String = image.chars().take(MAX_IMAGE).collect();
-    let mark = if cut.len() < image.len() { "…" } else { "" };
-    Some(format!("{cut:?}{mark}: {why}"))
-}
-
-fn describe(host: &Host, registry: &Registry) -> String {
-    let alias = if host == registry.host() {
-        String::new()
-    } else {
-        format!(", an alias of {}", registry.host())
-    };
-    let endpoint = match (registry.endpoint().fips, registry.endpoint().dual_stack) {
-        (false, false) => "",
-        (true, false) => ", FIPS endpoint",
-        (false, true) => ", dual-stack endpoint",
-        (true, true) => ", dual-stack FIPS endpoint",
-    };
-    match registry.account() {
-        Some(account) => format!(
-            "{host}{alias} (account {account}, region {}{endpoint})",
-            registry.region()
-        ),
-        None => format!("{host} (ECR Public)"),
-    }
-}
-
-fn dotted(pointer: &Pointer) -> String {
-    let tokens: Vec<_> = pointer
-        .tokens()
-        .map(|token| token.decoded().into_owned())
-        .collect();
-    tokens.join(".")
 }
