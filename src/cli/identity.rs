@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ use crate::{
     registry::{Registry, Service},
     telemetry::{
         log,
-        printable::{printable, printable_json},
+        printable::{printable, printable_json, shortened},
     },
     tls,
     token::{
@@ -45,13 +45,17 @@ and nothing of the token is shown.";
 const AFTER_HELP: &str = "\
 Exit codes:
   0  there is an identity; with --mint: and AWS gave it a token
-  1  no identity may mint, AWS gave no token, or the configuration could not be read
+  1  no identity may mint, the configuration excludes the namespace or doesn't allow the registry, AWS gave no token, or the
+     configuration could not be read
   2  wrong usage
 
 Examples:
   ecr-injector identity --registry 123456789012.dkr.ecr.eu-west-1.amazonaws.com --namespace team-a
   ecr-injector identity --registry 123456789012.dkr.ecr.eu-west-1.amazonaws.com --namespace team-a \\
     --config config.yaml --role-arn arn:aws:iam::123456789012:role/ecr-pull-team-a --mint";
+
+/// The reason why no Pod of a namespace gets a pull secret.
+const EXCLUDED: &str = "the configuration excludes the namespace (optIn.excludeNamespaces): its Pods get no pull secret";
 
 /// Explain which identity mints for a registry and a namespace.
 #[derive(Debug, Args)]
@@ -102,6 +106,12 @@ impl IdentityArgs {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load_or_default(self.config.as_deref())?;
         let trust = self.aws.trust()?;
+        // Somebody may have copied a login with it, and a password is not for a log.
+        ensure!(
+            !self.registry.contains('@'),
+            "--registry has an @: expected the host alone, such as \
+             123456789012.dkr.ecr.eu-west-1.amazonaws.com, without user, password and digest"
+        );
         let (_, registry) = config
             .rules
             .aliases
@@ -123,7 +133,8 @@ impl IdentityArgs {
                             .to_owned()
                     }
                 };
-                format!("--registry {:?} {why}", self.registry)
+                let host = shortened(&self.registry);
+                format!("--registry {host:?} {why}")
             })?;
         let settings = NamespaceSettings {
             role: self.role_arn.as_deref().map(Into::into),
@@ -134,6 +145,7 @@ impl IdentityArgs {
             .identities
             .choose(&registry, &self.namespace, &settings);
         let is_allowed = config.rules.allow.permits(&registry);
+        let is_excluded = config.rules.excluded.contains(&self.namespace);
         let minted = match &choice.identity {
             Ok(identity) if self.mint => {
                 let key = TokenKey::new(identity.clone(), &registry);
@@ -146,6 +158,7 @@ impl IdentityArgs {
             registry: &registry,
             choice: &choice,
             is_allowed,
+            is_excluded,
             minted: minted.as_ref(),
         };
         let text = match self.output {
@@ -193,6 +206,7 @@ struct Explanation<'a> {
     registry: &'a Registry,
     choice: &'a Choice,
     is_allowed: bool,
+    is_excluded: bool,
     minted: Option<&'a Minted>,
 }
 
@@ -200,6 +214,9 @@ impl Explanation<'_> {
     fn failure(&self) -> Option<String> {
         if let Err(refusal) = &self.choice.identity {
             return Some(format!("no identity may mint: {refusal}"));
+        }
+        if self.is_excluded {
+            return Some(EXCLUDED.to_owned());
         }
         if !self.is_allowed {
             return Some("the registry is not in the configuration's allow list".to_owned());
@@ -259,6 +276,9 @@ impl Explanation<'_> {
             Err(refusal) => lines.push(("refused", refusal.to_string())),
         }
         lines.push(("because", self.choice.reason.to_string()));
+        if self.is_excluded {
+            lines.push(("excluded", EXCLUDED.to_owned()));
+        }
         if !self.is_allowed {
             lines.push((
                 "allow",
@@ -322,6 +342,7 @@ impl Explanation<'_> {
             "partition": registry.partition().as_str(),
             "namespace": self.args.namespace.as_str(),
             "allowed": self.is_allowed,
+            "excluded": self.is_excluded,
             "identity": identity,
             "because": self.choice.reason.to_string(),
             "refusal": self.choice.identity.as_ref().err().map(ToString::to_string),

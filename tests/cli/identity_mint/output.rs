@@ -92,6 +92,50 @@ async fn host_that_is_no_registry_is_named() {
 }
 
 #[tokio::test]
+async fn login_in_the_registry_is_not_echoed() {
+    let aws = FakeAws::start();
+    for host in [
+        format!("AWS:pa55word@{REGISTRY}"),
+        format!("https://AWS:pa55word@{REGISTRY}"),
+        format!("AWS:pa55/word+=@{REGISTRY}/web"),
+        format!("pa55word@{}", "x".repeat(300)),
+    ] {
+        for format in ["json", "text"] {
+            let run = Identity::of(&aws, &host).argument("-o", format).run().await;
+            assert_eq!(run.code, Some(1), "{run:#?}");
+            assert!(run.err.contains("--registry has an @"), "{run:#?}");
+            assert!(!format!("{}{}", run.out, run.err).contains("pa55"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn excluded_namespace_is_an_error() {
+    let aws = FakeAws::start();
+    let identity = |config: &str| Identity::of(&aws, REGISTRY).config(config);
+    let excludes = format!("optIn: {{excludeNamespaces: [{NAMESPACE}]}}\n");
+
+    let run = identity(&excludes).run().await;
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    assert_eq!(run.report["excluded"], json!(true), "{run:#?}");
+    assert!(run.err.contains("optIn.excludeNamespaces"), "{run:#?}");
+
+    let run = identity(&excludes).argument("-o", "text").run().await;
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    assert!(
+        run.out
+            .contains("\nexcluded    the configuration excludes the namespace"),
+        "{run:#?}"
+    );
+
+    let run = identity("optIn: {excludeNamespaces: [other]}\n")
+        .run()
+        .await;
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    assert_eq!(run.report["excluded"], json!(false), "{run:#?}");
+}
+
+#[tokio::test]
 async fn usage_error_ends_with_2() {
     let aws = FakeAws::start();
     let unknown_format = Identity::of(&aws, REGISTRY).argument("-o", "xml");
