@@ -260,6 +260,10 @@ limits: {registriesPerPod: many}
                 "limits.registriesPerPod: expected a whole number from 0 on, got -1",
             ),
             (
+                "refresh: {writesPerSecond: 99999999999}",
+                "refresh.writesPerSecond: expected at most 4294967295, got 99999999999",
+            ),
+            (
                 "prewarm: example.com",
                 "prewarm: expected a list, got a text",
             ),

@@ -24,14 +24,18 @@ impl Strict {
     }
 
     fn unsigned(&self, max: u64) -> Result<u64, Error> {
-        let number = self.0.as_u64().filter(|number| *number <= max);
-        number.ok_or_else(|| {
-            let got = match &self.0 {
-                Value::Number(number) => number.to_string(),
-                other => kind(other).to_owned(),
-            };
-            Error::custom(format_args!("expected a whole number from 0 on, got {got}"))
-        })
+        match (self.0.as_u64(), &self.0) {
+            (Some(number), _) if number <= max => Ok(number),
+            (Some(number), _) => {
+                let message = format_args!("expected at most {max}, got {number}");
+                Err(Error::custom(message))
+            }
+            (None, Value::Number(number)) => {
+                let message = format_args!("expected a whole number from 0 on, got {number}");
+                Err(Error::custom(message))
+            }
+            (None, _) => Err(self.reject("a whole number from 0 on")),
+        }
     }
 }
 
