@@ -839,6 +839,37 @@ fn metadata_that_is_no_text_is_told() {
 }
 
 #[test]
+fn pod_of_another_form_is_rejected() {
+    for (spec, fault) in [
+        (json!([[{"image": IMAGE}]]), "spec: expected a map"),
+        (json!("x"), "spec: expected a map"),
+        (
+            json!({"containers": [[IMAGE]]}),
+            "spec.containers[0]: expected a map",
+        ),
+        (
+            json!({"containers": {"image": IMAGE}}),
+            "spec.containers: expected a list",
+        ),
+        (
+            json!({"containers": [{"image": IMAGE}], "imagePullSecrets": ["x"]}),
+            "spec.imagePullSecrets[0]: expected a map",
+        ),
+    ] {
+        let mut object = pod("web", IMAGE);
+        object["spec"] = spec;
+        let reason = format!("Pod default/web: skipped: the API server would reject it: {fault}\n");
+        preview(&[], &object.to_string()).fails(1, &reason);
+    }
+    let mut deployment = workload("apps/v1", "Deployment", "/spec/template");
+    deployment["spec"]["template"]["spec"]["volumes"] = json!([1]);
+    preview(&[], &deployment.to_string()).fails(
+        1,
+        "would reject it: spec.template.spec.volumes[0]: expected a map\n",
+    );
+}
+
+#[test]
 fn null_elements_of_a_pod_are_empty_ones() {
     let mut object = pod("web", IMAGE);
     let container = object["spec"]["containers"][0].clone();
@@ -870,6 +901,10 @@ fn custom_kind_whose_images_are_not_known_is_unknown() {
         ),
         (json!({"image": "${IMAGE}"}), "has a parameter"),
         (
+            json!({"image": format!("{IMAGE}-{{{{tag}}}}")}),
+            "has a parameter",
+        ),
+        (
             json!({"template": {"spec": spec("$(params.account).dkr.ecr.eu-west-1.amazonaws.com/a")}}),
             "has a parameter",
         ),
@@ -885,7 +920,7 @@ fn custom_kind_whose_images_are_not_known_is_unknown() {
         let outcome = preview(&[], &of(spec)).ok();
         outcome.tells("Widget w: unknown: ");
         outcome.tells(reason);
-        for claim in ["would not get it", "has no Pod", "image:"] {
+        for claim in ["would not get it", "has no Pod", "image:", "warning:"] {
             assert!(!outcome.report.contains(claim), "{}", outcome.report);
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use json_patch::jsonptr::Pointer;
+use serde_json::Value;
 
 use crate::{
     admission::{
@@ -24,6 +25,36 @@ const MAX_IMAGE: usize = 300;
 const ECR_PARTS: [&str; 2] = [".dkr.ecr", ".dkr-ecr"];
 /// The hosts of ECR Public.
 const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
+
+/// The lists of maps in a Pod's spec that a decision reads.
+const LISTS: [&str; 5] = [
+    "containers",
+    "initContainers",
+    "ephemeralContainers",
+    "volumes",
+    "imagePullSecrets",
+];
+
+/// Returns the first part of a Pod that has the wrong type. The webhook gets Pods that the API
+/// server has decoded, and its parser would take a list as a map, by the order of the fields.
+pub(super) fn form_fault(pod: &Value) -> Option<String> {
+    let is_map = |value: &Value| value.is_object() || value.is_null();
+    if !is_map(pod) {
+        return Some("expected a map".to_owned());
+    }
+    let spec = &pod["spec"];
+    if !is_map(spec) {
+        return Some("spec: expected a map".to_owned());
+    }
+    LISTS.into_iter().find_map(|name| match &spec[name] {
+        Value::Null => None,
+        Value::Array(items) => {
+            let at = items.iter().position(|item| !is_map(item))?;
+            Some(format!("spec.{name}[{at}]: expected a map"))
+        }
+        _ => Some(format!("spec.{name}: expected a list")),
+    })
+}
 
 /// Returns whether the API server asks the webhook about a Pod, by the `matchConditions` of the
 /// chart.

@@ -12,7 +12,9 @@ use json_patch::{
 };
 use serde_json::{Value, json};
 
-use super::notes::{describe, dotted, image_note, is_asked_about, namespace_note, workload_note};
+use super::notes::{
+    describe, dotted, form_fault, image_note, is_asked_about, namespace_note, workload_note,
+};
 use crate::{
     admission::{
         decide::{
@@ -213,6 +215,11 @@ impl Verdict {
         template: &Value,
         rules: &Rules,
     ) -> (Answer, Vec<(&'static str, String)>) {
+        if let Some(fault) = form_fault(template) {
+            let field = format!("{}.{fault}", dotted(pointer));
+            let field = field.trim_start_matches('.').to_owned();
+            return (Answer::Reject(field), Vec::new());
+        }
         let pod: Pod<'_> = match serde_path_to_error::deserialize(template) {
             Ok(pod) => pod,
             Err(error) => {
@@ -227,7 +234,8 @@ impl Verdict {
         let notes = pod.images().filter(is_written);
         let notes = notes.filter_map(|image| Some(("image", image_note(image, rules)?)));
         let notes = notes.collect();
-        let is_asked_about = is_asked_about(&pod, rules);
+        let is_final = !self.is_custom || pod.images().all(|image| !custom::has_parameter(image));
+        let is_warned = is_final && is_asked_about(&pod, rules);
         self.is_disabled = pod.is_disabled();
         let has_image = pod.images().next().is_some();
         let domains: BTreeSet<String> = pod.domains().map(str::to_owned).collect();
@@ -246,16 +254,19 @@ impl Verdict {
         let answer = match decision {
             Decision::Skip(reason) => Answer::Skip {
                 why: self.skip_message(reason, &domains, has_image),
-                warnings: if is_asked_about {
+                warnings: if is_warned {
                     skip_warnings(reason, &request, rules)
                 } else {
                     Vec::new()
                 },
                 is_foreign: reason == SkipReason::NoRegistry,
             },
-            Decision::Inject(injection)
-            | Decision::InjectAfterEnsuring(injection, _)
-            | Decision::InjectUnprovisioned(injection) => Answer::Inject(injection),
+            Decision::Inject(mut injection)
+            | Decision::InjectAfterEnsuring(mut injection, _)
+            | Decision::InjectUnprovisioned(mut injection) => {
+                injection.warnings.retain(|_| is_warned);
+                Answer::Inject(injection)
+            }
         };
         (answer, notes)
     }
