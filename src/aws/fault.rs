@@ -110,15 +110,18 @@ impl Fault {
                 "something on the way changes requests (a proxy), or the source gives keys that don't belong together"
             }
             Self::UnknownKey if is_environment => {
-                "the access key was deleted or deactivated, is of another partition than the registry, or is a temporary \
-                 one whose AWS_SESSION_TOKEN is missing or of another session: set all of them again"
+                "the access key was deleted or deactivated, is of another partition than the registry, is of an account \
+                 that has the region not enabled, or is a temporary one whose AWS_SESSION_TOKEN is missing or of \
+                 another session: set all of them again, or enable the region"
             }
             Self::UnknownKey if is_profile => {
-                "the access key was deleted or deactivated, is of another partition than the registry, or is a temporary \
-                 one whose aws_session_token is missing or of another session: write all of them into the file again"
+                "the access key was deleted or deactivated, is of another partition than the registry, is of an account \
+                 that has the region not enabled, or is a temporary one whose aws_session_token is missing or of \
+                 another session: write all of them into the file again, or enable the region"
             }
             Self::UnknownKey => {
-                "the session was revoked, or is of another partition than the registry: check the source and the region"
+                "the session was revoked, is of another partition than the registry, or is of an account that has the region \
+                 not enabled: check the source and the region"
             }
             Self::Expired if is_environment => {
                 "the session of the keys is over, and variables are never renewed: set new keys with their \

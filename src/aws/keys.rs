@@ -22,19 +22,21 @@ pub(super) const PARTS: Names = [
 ];
 
 /// Returns a value without what surrounds it by accident: blanks, line breaks, control characters,
-/// a byte order mark, a pair of quotes. No key, ARN, region, URL or path of a mounted file has any
+/// a byte order mark, pairs of quotes. No key, ARN, region, URL or path of a mounted file has any
 /// of these at its ends.
 #[must_use]
 pub(super) fn trimmed(value: &str) -> &str {
     let is_accident = |c: char| c.is_whitespace() || c.is_control() || c == '\u{feff}';
     let mut value = value.trim_matches(is_accident);
-    for quote in ['"', '\''] {
-        let inner = value
-            .strip_prefix(quote)
-            .and_then(|v| v.strip_suffix(quote));
-        value = inner.unwrap_or(value).trim_matches(is_accident);
+    while let Some(inner) = unquoted(value) {
+        value = inner.trim_matches(is_accident);
     }
     value
+}
+
+fn unquoted(value: &str) -> Option<&str> {
+    let mut quotes = ['"', '\''].into_iter();
+    quotes.find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote))
 }
 
 /// Returns credentials with trimmed keys, or what is wrong with those that no request can hold.
@@ -95,6 +97,8 @@ mod tests {
             (" \"AKIA\" \n", "AKIA"),
             ("'\"AKIA'", "\"AKIA"),
             ("\"'AKIA'\"", "AKIA"),
+            ("'\"AKIA\"'", "AKIA"),
+            ("\"\"' \"AKIA\"'\"\"", "AKIA"),
             ("\"AKIA", "\"AKIA"),
             ("AK IA\0", "AK IA"),
             ("\n", ""),
@@ -103,6 +107,7 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(trimmed(value), expected, "{value:?}");
+            assert_eq!(trimmed(expected), expected, "a second round");
         }
     }
 

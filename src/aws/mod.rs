@@ -29,6 +29,7 @@ use aws_config::{
     retry::RetryConfig,
     timeout::TimeoutConfig,
 };
+use aws_credential_types::Credentials;
 use aws_smithy_http_client::{
     Builder, Connector,
     proxy::ProxyConfig,
@@ -292,9 +293,10 @@ impl AwsEnvironment {
         self.signers.signer(profile).await
     }
 
-    /// Drops held credentials of a profile, or else the ambient ones: AWS refused them.
-    pub async fn forget(&self, profile: Option<&Profile>) {
-        self.signers.forget(profile).await;
+    /// Has the held credentials of a profile, or else the ambient ones, fetched again if AWS
+    /// rejected these very ones: at most once a minute, and they stay if no others can be fetched.
+    pub fn reject(&self, profile: Option<&Profile>, rejected: &Credentials) {
+        self.signers.reject(profile, rejected);
     }
 
     /// Fetches the ambient credentials once, so that the log has their source, or that there are

@@ -11,7 +11,10 @@ use aws_config::{
     profile::{self, ProfileFileCredentialsProvider, ProfileFileRegionProvider, ProfileSet},
     provider_config::ProviderConfig,
 };
-use aws_credential_types::provider::{self, ProvideCredentials, error::CredentialsError, future};
+use aws_credential_types::{
+    Credentials,
+    provider::{self, ProvideCredentials, error::CredentialsError, future},
+};
 use aws_types::os_shim_internal::{Env, Fs};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -263,10 +266,12 @@ impl ProfileSource {
         loaded.as_ref().and_then(|loaded| loaded.partition.clone())
     }
 
-    /// Drops the credentials that are held.
-    pub(super) async fn forget(&self) {
-        if let Some(loaded) = &mut *self.loaded.lock().await {
-            loaded.held = None;
+    /// Has the credentials fetched again if AWS rejected these very ones.
+    pub(super) fn reject(&self, rejected: &Credentials) {
+        if let Ok(mut loaded) = self.loaded.try_lock()
+            && let Some(held) = loaded.as_mut().and_then(|loaded| loaded.held.as_mut())
+        {
+            held.reject(rejected);
         }
     }
 
@@ -284,7 +289,7 @@ impl ProfileSource {
             Some(loaded) if loaded.digest == digest => loaded,
             _ => current.insert(self.load(&contents, digest).await.map_err(invalid)?),
         };
-        if let Some(credentials) = loaded.held.as_ref().and_then(Held::credentials) {
+        if let Some(credentials) = loaded.held.as_mut().and_then(Held::credentials) {
             return Ok(credentials);
         }
         let credentials = match loaded.provider.provide_credentials().await {
@@ -294,9 +299,15 @@ impl ProfileSource {
                 let unread = contents.unread_file(is_there);
                 return Err(invalid(unread.unwrap_or(ProfileError::Missing)));
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                let held = loaded.held.as_ref().and_then(Held::unexpired);
+                return held.ok_or(error);
+            }
         };
-        loaded.held = Some(Held::new(credentials.clone()));
+        match &mut loaded.held {
+            Some(held) => held.replace(credentials.clone()),
+            None => loaded.held = Some(Held::new(credentials.clone())),
+        }
         Ok(credentials)
     }
 

@@ -88,13 +88,18 @@ impl Signers {
         found.map_err(|error| explain(&error))
     }
 
-    /// Drops the credentials that are held, as AWS refused them.
-    pub(super) async fn forget(&self, profile: Option<&Profile>) {
+    /// Has the held credentials fetched again if they are those that AWS rejected. While others are
+    /// being fetched there is nothing to do, and nothing to wait for.
+    pub(super) fn reject(&self, profile: Option<&Profile>, rejected: &Credentials) {
         match (profile, &self.ambient) {
-            (Some(profile), _) => self.profile(profile).forget().await,
+            (Some(profile), _) => self.profile(profile).reject(rejected),
             (None, Ambient::Chain(_, profile)) => {
-                *self.held.lock().await = None;
-                profile.forget().await;
+                if let Ok(mut held) = self.held.try_lock()
+                    && let Some((credentials, _)) = &mut *held
+                {
+                    credentials.reject(rejected);
+                }
+                profile.reject(rejected);
             }
             (None, Ambient::Given(_)) => {}
         }
@@ -118,12 +123,20 @@ impl Signers {
         };
         // One caller fetches, and the others wait for the result.
         let mut held = self.held.lock().await;
-        if let Some((credentials, signer)) = &*held
+        if let Some((credentials, signer)) = &mut *held
             && credentials.credentials().is_some()
         {
             return Ok(signer.clone());
         }
-        let (credentials, source) = chain.provide().await?;
+        let (credentials, source) = match (chain.provide().await, &*held) {
+            (Ok(provided), _) => provided,
+            (Err(error), Some((held, signer))) if held.unexpired().is_some() => {
+                let error = explain(&error).message;
+                tracing::warn!(%error, "AWS rejected credentials and no others can be fetched; using them on");
+                return Ok(signer.clone());
+            }
+            (Err(error), _) => return Err(error),
+        };
         let signer = Signer {
             credentials: credentials.clone(),
             origin: source.origin.clone(),
@@ -132,8 +145,15 @@ impl Signers {
                 from => known_partition(from, |name| env::var(name).ok()),
             },
         };
-        let is_held = !matches!(source.from, Source::Environment | Source::Profile);
-        *held = is_held.then(|| (Held::new(credentials), signer.clone()));
+        if !matches!(source.from, Source::Environment | Source::Profile) {
+            match &mut *held {
+                Some((held, of_then)) => {
+                    held.replace(credentials);
+                    *of_then = signer.clone();
+                }
+                None => *held = Some((Held::new(credentials), signer.clone())),
+            }
+        }
         Ok(signer)
     }
 
@@ -192,7 +212,67 @@ fn known_partition(from: Source, value: impl Fn(&str) -> Option<String>) -> Opti
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        time::SystemTime,
+    };
+
+    use aws_credential_types::provider::{ProvideCredentials, future};
+
     use super::*;
+
+    /// Gives other keys at each fetch, and fails from the third on.
+    #[derive(Debug, Default)]
+    struct Sessions(AtomicUsize);
+
+    impl ProvideCredentials for Sessions {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            let fetch = 1 + self.0.fetch_add(1, SeqCst);
+            let expiry = SystemTime::now() + Duration::from_hours(1);
+            let keys = Credentials::new(fetch.to_string(), "secret", None, Some(expiry), "test");
+            future::ProvideCredentials::ready(if fetch < 3 {
+                Ok(keys)
+            } else {
+                Err(CredentialsError::provider_error("STS throttles"))
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rejections_fetch_once_a_minute_and_keep_what_works() {
+        let sessions = Arc::new(Sessions::default());
+        let source = CredentialSource {
+            from: Source::WebIdentity,
+            origin: Origin::Source("web_identity"),
+            configured: None,
+            provider: sessions.clone(),
+        };
+        let chain = PinnedChain::from_sources(vec![source], None, Arc::default());
+        let config = ProviderConfig::without_region();
+        let profile = Arc::new(ProfileSource::new(None, config.clone()));
+        let signers = Signers::new(Ambient::Chain(chain, profile), config);
+        let keys = async || signers.signer(None).await.expect("keys").credentials;
+
+        let first = keys().await;
+        signers.reject(None, &first);
+        let second = keys().await;
+        assert_eq!(second.access_key_id(), "2", "revoked keys are replaced");
+        for rejected in [&first, &second].into_iter().cycle().take(20) {
+            signers.reject(None, rejected);
+            assert_eq!(keys().await, second);
+        }
+        assert_eq!(sessions.0.load(SeqCst), 2, "a tenant caused more fetches");
+
+        tokio::time::advance(Duration::from_mins(1)).await;
+        signers.reject(None, &second);
+        assert_eq!(keys().await, second, "others can't be fetched");
+        assert_eq!(sessions.0.load(SeqCst), 3);
+        assert_eq!(keys().await, second);
+        assert_eq!(sessions.0.load(SeqCst), 3, "one fetch for one rejection");
+    }
 
     #[test]
     fn partition_is_known_only_where_it_is_certain() {

@@ -186,7 +186,7 @@ impl Ecr {
             .sessions
             .assume(role, key, (base, &signed), endpoints, now);
         let assumed = within(ends, call, assumed).await;
-        self.forget_rejected(key, assumed.as_ref().err()).await;
+        self.report_rejected(key, &base.credentials, assumed.as_ref().err());
         assumed
     }
 
@@ -214,7 +214,7 @@ impl Ecr {
         let request = async { caught(call.clone(), signed.by, request).await? };
         let reply = within(ends, call.clone(), request).await;
         if !matches!(key.identity, Identity::Role(_)) {
-            self.forget_rejected(key, reply.as_ref().err()).await;
+            self.report_rejected(key, &session.credentials, reply.as_ref().err());
         }
         let reply = reply?;
         let now = self.clock.now();
@@ -222,12 +222,18 @@ impl Ecr {
             .map_err(|error| MintError::Unusable(call, error))
     }
 
-    /// Drops credentials that AWS rejected, so that the next mint has those of then.
-    async fn forget_rejected(&self, key: &TokenKey, error: Option<&MintError>) {
+    /// Reports credentials that AWS rejected, so that the next mint may have others.
+    fn report_rejected(
+        &self,
+        key: &TokenKey,
+        signed_with: &Credentials,
+        error: Option<&MintError>,
+    ) {
         if let Some(MintError::Rejected(.., rejection)) = error
             && rejection.fault != Fault::Clock
         {
-            self.environment.forget(key.identity.profile()).await;
+            let profile = key.identity.profile();
+            self.environment.reject(profile, signed_with);
         }
     }
 
