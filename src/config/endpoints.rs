@@ -1,6 +1,9 @@
 //! The field `awsEndpoints`.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use http::Uri;
 use schemars::JsonSchema;
@@ -74,10 +77,49 @@ fn check_url(text: &str) -> Option<&'static str> {
     let has_user = uri
         .authority()
         .is_some_and(|authority| authority.as_str().contains('@'));
-    if has_user || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Some("expected a URL without user, path and query");
+    // The parser drops a fragment.
+    let has_rest = !matches!(uri.path(), "" | "/") || uri.query().is_some() || text.contains('#');
+    if has_user || has_rest {
+        return Some("expected a URL without user, path, query and fragment");
     }
-    None
+    let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
+        return Some("expected a URL with a host");
+    };
+    if !is_host(host) {
+        return Some("expected the name or IP address of one host: no wildcard, no empty label");
+    }
+    match authority.as_str().strip_prefix(host) {
+        Some("") => None,
+        Some(port) if is_port(port) => None,
+        _ => Some("expected a port from 1 to 65535 after the colon, or neither"),
+    }
+}
+
+/// Returns whether a text is the name or address of a host.
+fn is_host(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[') {
+        let address = address.strip_suffix(']').unwrap_or_default();
+        return address.parse::<Ipv6Addr>().is_ok();
+    }
+    let is_in_label = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.chars().all(is_in_label)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = host.rsplit('.').next().unwrap_or_default();
+    // No top-level domain is a number.
+    let is_address = last.chars().all(|c| c.is_ascii_digit());
+    host.len() <= 253
+        && host.split('.').all(is_label)
+        && (!is_address || host.parse::<Ipv4Addr>().is_ok())
+}
+
+/// Returns whether a text is a colon with a port.
+fn is_port(text: &str) -> bool {
+    let port = text.strip_prefix(':').unwrap_or_default();
+    port.chars().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 #[cfg(test)]
@@ -93,6 +135,9 @@ mod tests {
             "http://127.0.0.1:8080",
             "http://localhost",
             "http://[::1]:1/",
+            "https://[2001:db8::1]:65535",
+            "https://192.0.2.1:443",
+            "https://vpce_1.example",
         ] {
             assert_eq!(check_url(text), None, "{text}");
         }
@@ -111,6 +156,29 @@ mod tests {
             ),
             ("https://vpce-1.example/path", "expected a URL without user"),
             ("https://vpce-1.example?x", "expected a URL without user"),
+            ("https://vpce-1.example#x", "expected a URL without user"),
+            ("https://vpce-1.example/#", "expected a URL without user"),
+            ("https://vpce-1.example:0", "expected a port"),
+            ("https://vpce-1.example:00", "expected a port"),
+            ("https://vpce-1.example:65536", "expected a"),
+            ("https://vpce-1.example:", "expected a port"),
+            ("https://vpce-1.example:/", "expected a port"),
+            ("https://vpce-1.example:+1", "expected a"),
+            ("http://localhost:0", "expected a port"),
+            ("http://[::1]:", "expected a port"),
+            ("https://*.example", "expected the name"),
+            ("https://*", "expected the name"),
+            ("https://...", "expected the name"),
+            ("https://.", "expected the name"),
+            ("https://a..example", "expected the name"),
+            ("https://.example", "expected the name"),
+            ("https://example.", "expected the name"),
+            ("https://-a.example", "expected the name"),
+            ("https://300.0.2.1", "expected the name"),
+            ("https://192.0.2", "expected the name"),
+            ("https://[::1", "expected a"),
+            ("https://[x]", "expected"),
+            ("https://%61.example", "expected"),
         ] {
             let error = check_url(text).unwrap_or_default();
             assert!(error.starts_with(expected), "{text:?}: {error}");
