@@ -5,6 +5,11 @@
 
 use std::{env, os::unix::process::CommandExt as _, process::Command};
 
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
+
 use crate::aws::variables::{TRIMMED, to_trim};
 
 /// Starts this program again with trimmed variables if there is something to be trimmed; else, and
@@ -31,4 +36,15 @@ pub(super) fn trim() {
     // If it returns, the values stay as they are: keys are trimmed where they are used, and the
     // errors of all else name the variable.
     let _ = command.exec();
+    handle_closed_pipes();
+}
+
+/// Makes a write to a closed pipe an error again: before it starts a program the standard library
+/// has SIGPIPE end the process, and leaves it so if that fails. A handler does the same as ignoring
+/// the signal, and outlasts the runtime that it is set in.
+fn handle_closed_pipes() {
+    if let Ok(runtime) = runtime::Builder::new_current_thread().enable_io().build() {
+        let _in_runtime = runtime.enter();
+        let _ = signal(SignalKind::pipe());
+    }
 }

@@ -406,3 +406,51 @@ async fn mistakes_below_a_source_of_credentials_have_their_reasons() {
         }
     }
 }
+
+#[tokio::test]
+async fn failed_restart_leaves_a_closed_pipe_an_error() {
+    let aws = FakeAws::start();
+    // The names of both in one variable are longer than the kernel takes for a new program.
+    let names = ["A", "B"].map(|name| format!("AWS_{}", name.repeat(70_000)));
+    let keys = aws.session_of(PRINCIPAL, in_an_hour());
+    let mut run = identity(&aws).variables(keys.variables());
+    for name in &names {
+        run = run.variable(name, "x\n");
+    }
+    let run = run.mint().await;
+    minted_once(&aws, &run, "environment", PRINCIPAL);
+    let trimmed = &run.report["mint"]["trimmed"];
+    assert_eq!(*trimmed, serde_json::json!([]), "it started again");
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+        .args(["identity", "--registry", REGISTRY, "--namespace", "team-a"])
+        .env_clear()
+        .envs(names.iter().map(|name| (name, "x\n")))
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(err.contains("standard output"), "{err}");
+}
+
+#[tokio::test]
+async fn quotes_in_quotes_are_trimmed_and_named() {
+    let aws = FakeAws::start();
+    let keys = aws.session_of(PRINCIPAL, in_an_hour());
+    let variables = keys.variables().into_iter();
+    let variables = variables.map(|(name, value)| (name, format!("'\"{value}\"'")));
+    let run = identity(&aws)
+        .variables(variables)
+        .variable("AWS_REGION", "\"us-east-1\"")
+        .mint()
+        .await;
+    minted_once(&aws, &run, "environment", PRINCIPAL);
+    let trimmed = run.report["mint"]["trimmed"].to_string();
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"] {
+        assert!(trimmed.contains(name), "{name}: {run:#?}");
+    }
+}
