@@ -8,12 +8,13 @@
 //! configured by half (a token file without a role, one key of two, a profile that doesn't exist),
 //! so the configured variables are read from the environment here.
 
+mod configured;
 mod explain;
+mod source;
 
 use std::{
     env,
     error::Error as StdError,
-    fmt,
     panic::AssertUnwindSafe,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -34,7 +35,11 @@ use futures::FutureExt as _;
 use thiserror::Error;
 use tokio::time::timeout;
 
-use self::explain::{Refusal, innermost, profile_message};
+pub use self::source::Source;
+use self::{
+    configured::{POD_IDENTITY_VARIABLE, configured, lacking, with_usable_variables},
+    explain::{Refusal, innermost, profile_message},
+};
 use super::{fault::Fault, keys, metrics::AwsMetrics, origin::Origin, profile::ProfileSource};
 
 /// How long one source may take.
@@ -45,26 +50,6 @@ const IMDS_TIMEOUT: Duration = Duration::from_millis(800);
 const IMDS_ATTEMPTS: u32 = 2;
 /// The most characters of a cause that are shown before what to do about it.
 const MAX_MESSAGE: usize = 400;
-/// The variable that distinguishes EKS Pod Identity from ECS: both use one protocol, and only the
-/// former names a file with its token.
-const POD_IDENTITY_VARIABLE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
-
-/// Where ambient credentials come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`.
-    Environment,
-    /// A profile file: keys, SSO, a credential process, a role.
-    Profile,
-    /// A web identity token file (IRSA).
-    WebIdentity,
-    /// EKS Pod Identity.
-    PodIdentity,
-    /// An ECS task role, or another container credential endpoint.
-    Container,
-    /// The instance metadata service, version 2.
-    InstanceMetadata,
-}
 
 /// A configured source failed. The error has a message and no cause: the cause of a profile's
 /// failure may hold the output of a credential process, and its debug text would show that.
@@ -98,18 +83,20 @@ pub struct NoSource {
 
 /// Neither the expected source nor any other has credentials.
 #[derive(Debug, Error)]
-#[error("expected credentials of {expected}, and no source has any: {}", .expected.hint())]
+#[error("expected credentials of {expected}, and no source has any: {lacks}{}", .expected.hint())]
 pub struct NoExpectedSource {
     expected: Source,
+    lacks: String,
 }
 
 /// Another source than the expected one has credentials. Those are another principal's, so they
 /// sign nothing.
 #[derive(Debug, Error)]
-#[error("expected credentials of {expected} and found those of {found}, which are not used: {}", .expected.hint())]
+#[error("expected credentials of {expected} and found those of {found}, which are not used: {lacks}{}", .expected.hint())]
 pub struct UnexpectedSource {
     expected: Source,
     found: Source,
+    lacks: String,
 }
 
 /// A source with its place in the chain.
@@ -131,67 +118,10 @@ pub struct CredentialSource {
 pub struct PinnedChain {
     sources: Vec<CredentialSource>,
     expected: Option<Source>,
+    /// The variables that the expected source lacks.
+    lacks: Option<String>,
     pinned: OnceLock<usize>,
     metrics: Arc<AwsMetrics>,
-}
-
-impl Source {
-    /// All sources, in the order of the chain.
-    pub const ALL: [Self; 6] = [
-        Self::Environment,
-        Self::Profile,
-        Self::WebIdentity,
-        Self::PodIdentity,
-        Self::Container,
-        Self::InstanceMetadata,
-    ];
-
-    /// Returns the source of this name.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|source| source.as_str() == text)
-    }
-
-    /// Returns what to check if the source was expected and has no credentials.
-    fn hint(self) -> &'static str {
-        match self {
-            Self::Environment => {
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the Secret that they come from"
-            }
-            Self::Profile => {
-                "check AWS_PROFILE and the files AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE"
-            }
-            Self::WebIdentity => {
-                "check the ServiceAccount's annotation eks.amazonaws.com/role-arn and the pod-identity webhook, and restart the Pod"
-            }
-            Self::PodIdentity => {
-                "check the ServiceAccount's Pod Identity association and the agent's DaemonSet, and restart the Pod"
-            }
-            Self::Container => "check AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI",
-            Self::InstanceMetadata => {
-                "check the instance's profile and the hop limit of its metadata service"
-            }
-        }
-    }
-
-    /// Returns the source as a metric's label and a log field.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Environment => "environment",
-            Self::Profile => "profile",
-            Self::WebIdentity => "web_identity",
-            Self::PodIdentity => "pod_identity",
-            Self::Container => "ecs",
-            Self::InstanceMetadata => "instance_metadata",
-        }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 impl PinnedChain {
@@ -241,9 +171,11 @@ impl PinnedChain {
                     _ => Origin::Source(from.as_str()),
                 },
                 configured: configured(from, value),
-                provider,
+                provider: with_usable_variables(from, provider),
             });
-        Self::from_sources(sources.collect(), expected, metrics)
+        let mut chain = Self::from_sources(sources.collect(), expected, metrics);
+        chain.lacks = expected.and_then(|from| lacking(from, value));
+        chain
     }
 
     /// Returns a chain of any sources, for tests.
@@ -256,6 +188,7 @@ impl PinnedChain {
         Self {
             sources,
             expected,
+            lacks: None,
             pinned: OnceLock::new(),
             metrics,
         }
@@ -269,13 +202,13 @@ impl PinnedChain {
             let fetched = source.fetch().await;
             return fetched
                 .map(|credentials| (credentials, source))
-                .map_err(|cause| source.failed(&cause));
+                .map_err(|cause| self.failed(source, &cause));
         }
-        let mut last = String::new();
+        let (mut last, mut lacks) = (String::new(), self.lacks.clone());
         for (at, source) in self.sources.iter().enumerate() {
             match source.fetch().await {
                 Ok(credentials) => {
-                    self.check(source.from)?;
+                    self.check(source.from, lacks.as_deref())?;
                     if self.pinned.set(at).is_ok() {
                         let from = source.from;
                         self.metrics.credentials_from(from.as_str());
@@ -283,26 +216,50 @@ impl PinnedChain {
                     }
                     return Ok((credentials, source));
                 }
-                Err(cause) if source.may_be_skipped(&cause) => last = innermost(&cause),
-                Err(cause) => return Err(source.failed(&cause)),
+                Err(cause) if source.may_be_skipped(&cause) => {
+                    last = innermost(&cause);
+                    if lacks.is_none() && self.expected == Some(source.from) {
+                        lacks = Some(match &source.origin {
+                            Origin::Profile(profile) => format!("credentials in {profile}"),
+                            _ => format!("credentials ({last})"),
+                        });
+                    }
+                }
+                Err(cause) => return Err(self.failed(source, &cause)),
             }
         }
         Err(match self.expected {
-            Some(expected) => CredentialsError::not_loaded(NoExpectedSource { expected }),
+            Some(expected) => {
+                let lacks = it_lacks(lacks.as_deref());
+                CredentialsError::not_loaded(NoExpectedSource { expected, lacks })
+            }
             None => CredentialsError::not_loaded(NoSource { last }),
         })
     }
 
     /// Rejects credentials of another source than the expected one. The other source isn't pinned,
     /// so the expected one is found if it appears late.
-    fn check(&self, found: Source) -> Result<(), CredentialsError> {
+    fn check(&self, found: Source, lacks: Option<&str>) -> Result<(), CredentialsError> {
         match self.expected.filter(|expected| *expected != found) {
             Some(expected) => Err(CredentialsError::provider_error(UnexpectedSource {
                 expected,
                 found,
+                lacks: it_lacks(lacks),
             })),
             None => Ok(()),
         }
+    }
+
+    /// Returns the error of a source, which also names the expected one and what that lacks.
+    fn failed(&self, source: &CredentialSource, cause: &CredentialsError) -> CredentialsError {
+        let expected = match (self.expected, &self.lacks) {
+            (None, _) => String::new(),
+            (Some(expected), None) => format!(" (expected: {expected})"),
+            (Some(expected), Some(lacks)) => {
+                format!(" (expected: {expected}, which lacks {lacks})")
+            }
+        };
+        source.failed(cause, &expected)
     }
 }
 
@@ -331,7 +288,7 @@ impl CredentialSource {
 
     /// Returns the credentials of this source, or why it has none.
     pub(super) async fn credentials(&self) -> Result<Credentials, CredentialsError> {
-        self.fetch().await.map_err(|cause| self.failed(&cause))
+        self.fetch().await.map_err(|cause| self.failed(&cause, ""))
     }
 
     async fn fetch(&self) -> Result<Credentials, CredentialsError> {
@@ -362,7 +319,7 @@ impl CredentialSource {
             && !leads_nowhere
     }
 
-    fn failed(&self, cause: &CredentialsError) -> CredentialsError {
+    fn failed(&self, cause: &CredentialsError, expected: &str) -> CredentialsError {
         let refusal = Refusal::of(cause);
         let message = match (&refusal, self.from) {
             (Some(refusal), _) => refusal.to_string(),
@@ -379,8 +336,8 @@ impl CredentialSource {
         let advice = refusal.and_then(|refusal| refusal.advice(&self.origin));
         CredentialsError::provider_error(SourceError {
             from: match &self.origin {
-                Origin::Profile(profile) => profile.clone(),
-                _ => self.from.to_string(),
+                Origin::Profile(profile) => format!("{profile}{expected}"),
+                _ => format!("{}{expected}", self.from),
             },
             message: message + &advice.map(|text| format!("; {text}")).unwrap_or_default(),
             fault,
@@ -388,47 +345,9 @@ impl CredentialSource {
     }
 }
 
-/// Returns which variables of a source are set; `None` if none are. A blank variable counts as
-/// unset, as in the SDK.
-fn configured(from: Source, value: impl Fn(&str) -> Option<String>) -> Option<String> {
-    let value = |name| value(name).filter(|text| !text.trim().is_empty());
-    let is_set = |name| value(name).is_some();
-    let missing = |set: &str, missing: &str| Some(format!("{set} is set and {missing} is not"));
-    match from {
-        Source::Environment => {
-            let (key, secret) = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY");
-            match (is_set(key), is_set(secret)) {
-                (true, false) => missing(key, secret),
-                (false, true) => missing(secret, key),
-                (true, true) => Some(format!("{key} and {secret} are set")),
-                (false, false) => None,
-            }
-        }
-        Source::Profile => value("AWS_PROFILE").map(|name| {
-            format!("AWS_PROFILE names {name:?}, and no file has a profile of this name with credentials")
-        }),
-        Source::WebIdentity => {
-            let (file, role) = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN");
-            match (is_set(file), is_set(role)) {
-                (true, false) => missing(file, role),
-                (true, true) => Some(format!("{file} and {role} are set")),
-                // A role alone is a setting for other tools.
-                (false, _) => None,
-            }
-        }
-        Source::PodIdentity | Source::Container => {
-            let uris = [
-                "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-                "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-            ];
-            match uris.into_iter().find(|&uri| is_set(uri)) {
-                Some(uri) => Some(format!("{uri} is set")),
-                None if is_set(POD_IDENTITY_VARIABLE) => missing(POD_IDENTITY_VARIABLE, uris[1]),
-                None => None,
-            }
-        }
-        Source::InstanceMetadata => None,
-    }
+fn it_lacks(lacks: Option<&str>) -> String {
+    let lacks = lacks.map(|lacks| format!("it lacks {lacks}; "));
+    lacks.unwrap_or_default()
 }
 
 /// Returns why there are no credentials: the text of this file's own error, if the chain has one.

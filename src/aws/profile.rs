@@ -5,6 +5,8 @@
 //! can't be read is an error: otherwise the next source, another principal, would be used. The SDK
 //! gets their contents without what surrounds the values by accident.
 
+mod hint;
+
 use std::{env, error::Error as _, fmt, fs, io, path::PathBuf};
 
 use aws_config::{
@@ -25,6 +27,7 @@ use super::{
     held::Held,
     keys::{self, trimmed},
     origin::{KnownPartition, Origin},
+    variables::{self, VariableError},
 };
 use crate::{identity::RoleArn, registry::Region};
 
@@ -41,8 +44,11 @@ const KEYS: [(&str, &str); 3] = [
 #[derive(Debug, Error)]
 pub(super) enum ProfileError {
     /// A file can't be read.
-    #[error("reading {path}: {source}: check that it is mounted, and its permissions")]
-    Read { path: String, source: io::Error },
+    #[error("reading {file}: {error}: check that it is mounted, and its permissions")]
+    Read { file: String, error: io::Error },
+    /// A variable that names a file or the profile can't be used.
+    #[error(transparent)]
+    Variable(#[from] VariableError),
     /// A file is no text.
     #[error("{path} is not UTF-8: save it as UTF-8")]
     NotText { path: String },
@@ -50,8 +56,8 @@ pub(super) enum ProfileError {
     #[error("{0}")]
     Form(String),
     /// No file has the profile, or it has no credentials.
-    #[error("no profile of this name has credentials there")]
-    Missing,
+    #[error("no profile of this name has credentials there{0}")]
+    Missing(String),
     /// A key can't be sent.
     #[error("in profile {profile:?}, {message}")]
     Key { profile: String, message: String },
@@ -62,21 +68,23 @@ pub(super) enum ProfileError {
 pub(super) struct ProfileFiles {
     config: FilePath,
     credentials: FilePath,
+    /// Why a variable that names a file can't be used.
+    unusable: Option<VariableError>,
 }
 
 #[derive(Debug, Clone)]
 struct FilePath {
     path: PathBuf,
-    /// Whether a variable names the file: the default file may be absent.
-    is_named: bool,
+    /// The variable that names the file; without one, the file may be absent.
+    variable: Option<&'static str>,
 }
 
 /// The contents of both files, trimmed; empty for an absent file.
 pub(super) struct Contents {
     config: Zeroizing<String>,
     credentials: Zeroizing<String>,
-    /// The files that were not read: absent ones, and those in a home folder of others.
-    unread: Vec<(FilePath, io::Error)>,
+    /// The error of a file in a home folder of others, which was not read.
+    unread: Option<ProfileError>,
     /// The files in which something was trimmed.
     trimmed: Vec<PathBuf>,
 }
@@ -96,6 +104,11 @@ pub(super) struct ProfileSource {
 struct Loaded {
     digest: [u8; 32],
     provider: ProfileFileCredentialsProvider,
+    /// The configuration of the provider, to build it again.
+    config: ProviderConfig,
+    /// Whether the files have the profile, and what they have, for errors.
+    is_there: bool,
+    hint: String,
     partition: Option<KnownPartition>,
     held: Option<Held>,
 }
@@ -103,41 +116,56 @@ struct Loaded {
 impl ProfileFiles {
     /// Returns the paths that the environment names, or else those in the home folder.
     pub(super) fn from_environment() -> Self {
-        let path = |variable: &str, default: &str| {
-            let named = env::var(variable).ok().filter(|path| !path.is_empty());
+        let mut unusable = None;
+        let mut path = |variable: &'static str, default: &str| {
+            let named = variables::value(variable).unwrap_or_else(|error| {
+                unusable.get_or_insert(error);
+                None
+            });
             let is_named = named.is_some();
             let path = named.unwrap_or_else(|| default.to_owned());
             let path = match (path.strip_prefix("~/"), env::var("HOME")) {
                 (Some(rest), Ok(home)) => PathBuf::from(home).join(rest),
                 _ => PathBuf::from(path),
             };
-            FilePath { path, is_named }
+            FilePath {
+                path,
+                variable: is_named.then_some(variable),
+            }
         };
+        let config = path("AWS_CONFIG_FILE", "~/.aws/config");
+        let credentials = path("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials");
         Self {
-            config: path("AWS_CONFIG_FILE", "~/.aws/config"),
-            credentials: path("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+            config,
+            credentials,
+            unusable,
         }
     }
 
-    /// Reads both files. Only a file that a variable names has to be readable: the home folder may
-    /// be another user's.
+    /// Reads both files. Only a file that a variable names has to be there and readable, as it is
+    /// meant: an optional Secret may come later. The home folder may be another user's.
     pub(super) fn read(&self) -> Result<Contents, ProfileError> {
-        let (mut unread, mut trimmed) = (Vec::new(), Vec::new());
+        self.unusable.map_or(Ok(()), Err)?;
+        let (mut unread, mut trimmed) = (None, Vec::new());
         let mut read = |file: &FilePath| {
-            let path = || file.path.display().to_string();
             let bytes = match fs::read(&file.path) {
                 Ok(bytes) => Zeroizing::new(bytes),
-                Err(error) if !file.is_named || error.kind() == io::ErrorKind::NotFound => {
-                    unread.push((file.clone(), error));
+                Err(error) => {
+                    let is_absent = error.kind() == io::ErrorKind::NotFound;
+                    let name = file.to_string();
+                    let error = ProfileError::Read { file: name, error };
+                    if file.variable.is_some() {
+                        return Err(error);
+                    }
+                    if !is_absent {
+                        unread.get_or_insert(error);
+                    }
                     return Ok(Zeroizing::new(String::new()));
                 }
-                Err(source) => {
-                    let path = path();
-                    return Err(ProfileError::Read { path, source });
-                }
             };
-            let text =
-                std::str::from_utf8(&bytes).map_err(|_| ProfileError::NotText { path: path() })?;
+            let text = std::str::from_utf8(&bytes).map_err(|_| ProfileError::NotText {
+                path: file.path.display().to_string(),
+            })?;
             let clean = Zeroizing::new(clean(text));
             if *clean != text {
                 trimmed.push(file.path.clone());
@@ -154,12 +182,22 @@ impl ProfileFiles {
     }
 }
 
+impl fmt::Display for FilePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.variable {
+            Some(variable) => write!(f, "{path} (named by {variable})"),
+            None => write!(f, "{path}"),
+        }
+    }
+}
+
 impl fmt::Display for ProfileFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (config, credentials) = (self.config.path.display(), self.credentials.path.display());
-        match (self.config.is_named, self.credentials.is_named) {
-            (true, false) => write!(f, "{config}"),
-            (false, true) => write!(f, "{credentials}"),
+        match (self.config.variable, self.credentials.variable) {
+            (Some(_), None) => write!(f, "{config}"),
+            (None, Some(_)) => write!(f, "{credentials}"),
             _ => write!(f, "{config} and {credentials}"),
         }
     }
@@ -211,18 +249,6 @@ impl Contents {
             .build()
     }
 
-    /// Returns the error of the first file that was not read and fits.
-    fn unread_file(
-        &mut self,
-        fits: impl Fn(&FilePath, io::ErrorKind) -> bool,
-    ) -> Option<ProfileError> {
-        let mut unread = self.unread.iter();
-        let at = unread.position(|(file, error)| fits(file, error.kind()))?;
-        let (file, source) = self.unread.swap_remove(at);
-        let path = file.path.display().to_string();
-        Some(ProfileError::Read { path, source })
-    }
-
     fn digest(&self) -> [u8; 32] {
         let mut digest = Sha256::new();
         digest.update(self.config.len().to_be_bytes());
@@ -255,9 +281,16 @@ impl ProfileSource {
 
     /// Returns the profile's name.
     fn selected(&self) -> String {
-        let selected = || env::var("AWS_PROFILE").ok().filter(|name| !name.is_empty());
-        let name = self.name.clone().or_else(selected);
+        let name = self.name_given().ok().flatten();
         name.unwrap_or_else(|| "default".to_owned())
+    }
+
+    /// Returns the name that a rule or the environment gives, which then has to exist.
+    fn name_given(&self) -> Result<Option<String>, VariableError> {
+        match &self.name {
+            Some(name) => Ok(Some(name.clone())),
+            None => variables::value("AWS_PROFILE"),
+        }
     }
 
     /// Returns the partition that the profile's role or region is in, if the profile was loaded.
@@ -277,12 +310,9 @@ impl ProfileSource {
 
     /// Returns the profile's credentials, from new contents of the files if these have changed.
     pub(super) async fn credentials(&self) -> provider::Result {
+        let is_given = self.name_given().map_err(|error| invalid(error.into()))?;
+        let is_given = is_given.is_some();
         let mut contents = self.files.read().map_err(invalid)?;
-        if self.name.is_some()
-            && let Some(error) = contents.unread_file(|file, _| file.is_named)
-        {
-            return Err(invalid(error));
-        }
         let digest = contents.digest();
         let mut current = self.loaded.lock().await;
         let loaded = match &mut *current {
@@ -292,23 +322,42 @@ impl ProfileSource {
         if let Some(credentials) = loaded.held.as_mut().and_then(Held::credentials) {
             return Ok(credentials);
         }
-        let credentials = match loaded.provider.provide_credentials().await {
-            Ok(credentials) => credentials,
-            Err(CredentialsError::CredentialsNotLoaded(_)) if self.name.is_some() => {
-                let is_there = |_: &FilePath, kind| kind != io::ErrorKind::NotFound;
-                let unread = contents.unread_file(is_there);
-                return Err(invalid(unread.unwrap_or(ProfileError::Missing)));
+        let error = match loaded.provider.provide_credentials().await {
+            Ok(credentials) => {
+                match &mut loaded.held {
+                    Some(held) => held.replace(credentials.clone()),
+                    None => loaded.held = Some(Held::new(credentials.clone())),
+                }
+                return Ok(credentials);
             }
-            Err(error) => {
-                let held = loaded.held.as_ref().and_then(Held::unexpired);
-                return held.ok_or(error);
-            }
+            Err(error) => error,
         };
-        match &mut loaded.held {
-            Some(held) => held.replace(credentials.clone()),
-            None => loaded.held = Some(Held::new(credentials.clone())),
+        // The SDK's provider gives the cause of a broken profile only once.
+        loaded.provider = self.provider(&loaded.config, &contents);
+        if let Some(held) = loaded.held.as_ref().and_then(Held::unexpired) {
+            return Ok(held);
         }
-        Ok(credentials)
+        // Where the profile is there, an error with a source names what it refers to.
+        let is_missing = matches!(error, CredentialsError::CredentialsNotLoaded(_))
+            && (!loaded.is_there || error.source().is_none());
+        if is_missing && is_given {
+            let unread = contents.unread.take();
+            let missing = || ProfileError::Missing(loaded.hint.clone());
+            return Err(invalid(unread.unwrap_or_else(missing)));
+        }
+        Err(error)
+    }
+
+    fn provider(
+        &self,
+        config: &ProviderConfig,
+        contents: &Contents,
+    ) -> ProfileFileCredentialsProvider {
+        ProfileFileCredentialsProvider::builder()
+            .configure(config)
+            .profile_files(contents.for_sdk())
+            .profile_name(self.selected())
+            .build()
     }
 
     async fn load(&self, contents: &Contents, digest: [u8; 32]) -> Result<Loaded, ProfileError> {
@@ -340,14 +389,12 @@ impl ProfileSource {
                 config = config.with_region(region);
             }
         }
-        let provider = ProfileFileCredentialsProvider::builder()
-            .configure(&config)
-            .profile_files(contents.for_sdk())
-            .profile_name(&name)
-            .build();
         Ok(Loaded {
             digest,
-            provider,
+            provider: self.provider(&config, contents),
+            config,
+            is_there: set.get_profile(&name).is_some(),
+            hint: self.files.hint(&set, &name, contents),
             partition: known_partition(&set, &name, self.name.is_some()),
             held: None,
         })

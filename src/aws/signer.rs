@@ -220,6 +220,7 @@ mod tests {
     use aws_credential_types::provider::{ProvideCredentials, future};
 
     use super::*;
+    use crate::process::clock::{Clock as _, SystemClock};
 
     /// Gives other keys at each fetch, and fails from the third on.
     #[derive(Debug, Default)]
@@ -231,7 +232,7 @@ mod tests {
             Self: 'a,
         {
             let fetch = 1 + self.0.fetch_add(1, SeqCst);
-            let expiry = SystemTime::now() + Duration::from_hours(1);
+            let expiry = SystemTime::from(SystemClock.now()) + Duration::from_hours(1);
             let keys = Credentials::new(fetch.to_string(), "secret", None, Some(expiry), "test");
             future::ProvideCredentials::ready(if fetch < 3 {
                 Ok(keys)

@@ -285,7 +285,7 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
         (
             "credentials_source",
             "source",
-            words("src/aws/credentials.rs", "Source"),
+            words("src/aws/credentials/source.rs", "Source"),
         ),
         (
             "pull_secrets_by_state",

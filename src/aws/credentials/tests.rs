@@ -240,12 +240,7 @@ fn what_is_begun_is_told_from_what_is_absent() {
             &[SECRET],
             Some("AWS_ACCESS_KEY_ID is not"),
         ),
-        (Source::Profile, &[CONFIG], None),
-        (
-            Source::Profile,
-            &["AWS_PROFILE", CONFIG],
-            Some("\"a value\""),
-        ),
+        (Source::Profile, &["AWS_PROFILE", CONFIG], None),
         (Source::WebIdentity, &[], None),
         (Source::WebIdentity, &[ROLE], None),
         (Source::WebIdentity, &[FILE], Some("AWS_ROLE_ARN is not")),

@@ -56,13 +56,15 @@ impl Volume {
     }
 
     fn profile(&self, name: &str) -> ProfileSource {
-        let file = |path: &Path, is_named| FilePath {
+        let file = |path: &Path, variable| FilePath {
             path: path.to_owned(),
-            is_named,
+            variable,
         };
+        let variable = "AWS_SHARED_CREDENTIALS_FILE";
         let files = ProfileFiles {
-            config: file(Path::new("/nowhere/config"), false),
-            credentials: file(&self.path("credentials"), true),
+            config: file(Path::new("/nowhere/config"), None),
+            credentials: file(&self.path("credentials"), Some(variable)),
+            unusable: None,
         };
         let client = infallible_client_fn(|_| http::Response::new(SdkBody::empty()));
         let config = ProviderConfig::without_region().with_http_client(client);
@@ -112,4 +114,67 @@ async fn profiles_that_refer_to_each_other_end_in_an_error() {
     let volume = Volume::mount(text);
     let error = access_key(&volume.profile("a")).await;
     assert!(error.is_err(), "{error:?}");
+}
+
+#[tokio::test]
+async fn broken_profile_names_its_cause_at_each_try() {
+    let role = "role_arn = arn:aws:iam::123456789012:role/x\n";
+    for (text, cause) in [
+        (format!("[a]\n{role}source_profile = base\n"), "base"),
+        (format!("[a]\n{role}"), "source"),
+        (format!("[a]\n{role}credential_source = Moon\n"), "Moon"),
+        (
+            format!("[a]\n{role}source_profile = b\n[b]\n{role}source_profile = a\n"),
+            "loop",
+        ),
+        ("[a]\nsso_session = work\n".to_owned(), "work"),
+        ("[a]\nregion = eu-west-1\n".to_owned(), "is there"),
+        ("[b]\n".to_owned(), "no profile of this name"),
+    ] {
+        let volume = Volume::mount(&text);
+        let profile = volume.profile("a");
+        for round in 1..=3 {
+            let error = access_key(&profile).await.expect_err("broken");
+            assert!(error.contains(cause), "{round} of {text}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn missing_profile_names_those_that_are_there() {
+    for (text, expected) in [
+        ("", "there are no profiles"),
+        ("[b]\n[a]\n", "there are \"a\", \"b\""),
+        (
+            "[g]\n[f]\n[e]\n[d]\n[c]\n[b]\n[a]\n",
+            "\"a\", \"b\", \"c\", \"d\", \"e\" and 2 more",
+        ),
+        ("[b]\n[ profile\t vendor ] # x\n", "write [vendor] in"),
+    ] {
+        let text = text.replace("]\n", "]\naws_secret_access_key = hunter2\n");
+        let volume = Volume::mount(&text);
+        let error = access_key(&volume.profile("vendor")).await;
+        let error = error.expect_err("missing");
+        assert!(error.contains("no profile of this name"), "{error}");
+        assert!(error.contains(expected), "{text}: {error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn rejected_keys_of_a_profile_stay_if_others_cannot_be_fetched() {
+    let volume = Volume::mount("");
+    let printed = volume.path("printed");
+    fs::write(
+        &printed,
+        r#"{"Version": 1, "AccessKeyId": "ASIA", "SecretAccessKey": "secret"}"#,
+    )
+    .expect("a file");
+    let process = format!("[a]\ncredential_process = /bin/cat {}\n", printed.display());
+    volume.swap("second", &process);
+    let profile = volume.profile("a");
+    let keys = profile.credentials().await.expect("keys");
+    fs::remove_file(&printed).expect("removed");
+    profile.reject(&keys);
+    assert_eq!(access_key(&profile).await.as_deref(), Ok("ASIA"));
 }

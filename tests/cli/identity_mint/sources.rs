@@ -279,6 +279,49 @@ async fn expected_pod_identity_never_becomes_keys() {
 }
 
 #[tokio::test]
+async fn failed_expectation_says_what_the_source_lacks() {
+    let node = Node::start();
+    for (expected, lacks) in [
+        ("environment", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("profile", "lacks credentials in profile \"default\""),
+        (
+            "web_identity",
+            "AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN",
+        ),
+        ("pod_identity", AGENT_TOKEN_FILE),
+        ("ecs", AGENT_URI),
+    ] {
+        // Another source has credentials, none has any, another one is broken.
+        for (variable, value) in [
+            ("AWS_PAGER", ""),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("AWS_CONFIG_FILE", "/nowhere/config"),
+        ] {
+            let run = node
+                .identity()
+                .argument("--expect-credentials", expected)
+                .variable(variable, value)
+                .mint()
+                .await;
+            let mut words = vec!["expected", expected];
+            if expected != "profile" || variable != "AWS_CONFIG_FILE" {
+                words.extend(["lacks", lacks]);
+            }
+            run.failed("credentials", &words);
+            assert!(node.aws.calls().is_empty());
+        }
+    }
+
+    node.metadata.behave(Manners::NoRole);
+    let run = node
+        .identity()
+        .argument("--expect-credentials", "instance_metadata")
+        .mint()
+        .await;
+    run.failed("credentials", &["instance_metadata", "expected"]);
+}
+
+#[tokio::test]
 async fn expected_source_that_is_found_mints() {
     let node = Node::start();
     let token = web_identity_token("pod");
@@ -426,6 +469,62 @@ async fn half_a_pair_of_keys_is_an_error_and_never_the_nodes_role() {
     }
 }
 
+/// As from an optional Secret, or a file that quotes its values.
+#[tokio::test]
+async fn blank_variable_of_a_source_is_never_the_nodes_role() {
+    let node = Node::start();
+    let keys = node.aws.keys_of(PRINCIPAL);
+    for (variable, source) in [
+        ("AWS_ACCESS_KEY_ID", "environment"),
+        ("AWS_SECRET_ACCESS_KEY", "environment"),
+        ("AWS_PROFILE", "profile"),
+        ("AWS_CONFIG_FILE", "profile"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "profile"),
+        (TOKEN_FILE, "web_identity"),
+        (AGENT_URI, "ecs"),
+        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "ecs"),
+        (AGENT_TOKEN_FILE, "pod_identity"),
+    ] {
+        for blank in ["", " ", "\"\"", "''\n"] {
+            let identity = node.identity();
+            let home = identity.path(".aws");
+            std::fs::create_dir(&home).unwrap();
+            // The default profile would be another principal too.
+            if source == "profile" {
+                identity.write(".aws/credentials", &profile("default", &keys));
+            }
+            let run = identity.variable(variable, blank).mint().await;
+            node.failed_in(&run, source, &[variable, "configured by half", "blank"]);
+        }
+    }
+
+    let run = node
+        .identity()
+        .variable("AWS_ACCESS_KEY_ID", "\"\"")
+        .variable("AWS_SECRET_ACCESS_KEY", "''")
+        .mint()
+        .await;
+    node.failed_in(&run, "environment", &["AWS_ACCESS_KEY_ID"]);
+}
+
+/// The Secret of the file may be optional, and come later.
+#[tokio::test]
+async fn absent_file_that_a_variable_names_is_never_the_nodes_role() {
+    for variable in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"] {
+        let node = Node::start();
+        let identity = node.identity();
+        let absent = identity.path("absent");
+
+        let run = identity.variable(variable, text(&absent)).mint().await;
+
+        node.failed_in(
+            &run,
+            "profile",
+            &[variable, text(&absent), "No such file", "mounted"],
+        );
+    }
+}
+
 #[tokio::test]
 async fn missing_profile_is_an_error_and_never_the_nodes_role() {
     let node = Node::start();
@@ -439,7 +538,7 @@ async fn missing_profile_is_an_error_and_never_the_nodes_role() {
             .mint()
             .await;
 
-        node.failed_in(&run, "profile", &["misspelt"]);
+        node.failed_in(&run, "profile", &["misspelt", "no profile of this name"]);
     }
 }
 
