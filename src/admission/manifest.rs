@@ -350,7 +350,7 @@ mod tests {
                 "write kind: Deployment with apiVersion: apps/v1",
             ),
             ("v2", "Pod", "write kind: Pod with apiVersion: v1"),
-            ("apps/v1", "Deploymnet", "has no kind \"Deploymnet\""),
+            ("apps/v1", "Deploymentt", "has no kind \"Deploymentt\""),
             ("v1", "Configmap", "has no kind \"Configmap\""),
             ("v2", "ConfigMap", "in apiVersion \"v2\""),
             ("extensions/v1beta1", "Ingress", "has no kind \"Ingress\""),
