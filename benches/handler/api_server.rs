@@ -19,7 +19,7 @@ use ecr_injector::{
     cluster::ownership::{MANAGED_BY, MANAGED_BY_LABEL},
     pull_secret::to_the_second,
 };
-use http::header::CONTENT_TYPE;
+use http::{StatusCode, header::CONTENT_TYPE};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -117,6 +117,16 @@ type Parameters = Query<std::collections::HashMap<String, String>>;
 
 /// A list of the metadata, or a watch on which nothing ever happens.
 fn answer(Query(parameters): Parameters, items: &[Value]) -> Response {
+    if parameters.contains_key("sendInitialEvents") {
+        let message = "sendInitialEvents is forbidden for watch";
+        let status = json!({
+            "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "Invalid",
+            "message": message, "code": 422,
+        });
+        let code = StatusCode::UNPROCESSABLE_ENTITY;
+        let kind = [(CONTENT_TYPE, "application/json")];
+        return (code, kind, status.to_string()).into_response();
+    }
     let body = if parameters.contains_key("watch") {
         Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>())
     } else {
