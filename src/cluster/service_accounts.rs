@@ -24,6 +24,10 @@ pub const MOUNTABLE_SECRETS_ANNOTATION: &str = "kubernetes.io/enforce-mountable-
 /// accounts can make each as large as etcd allows, 1.5 MiB.
 const PAGE: u32 = 10;
 
+/// The most accounts of a namespace that are kept. Pods of further ones get the reference, and the
+/// API server rejects them: whoever made so many can mend that.
+const MAX_PER_NAMESPACE: usize = 1_000;
+
 /// The ServiceAccounts that reject a reference to the pull secret, shared by clones.
 #[derive(Clone)]
 pub struct ServiceAccounts(Arc<Inner>);
@@ -59,8 +63,8 @@ impl ServiceAccounts {
             Lists::Streamed.config().page_size(PAGE),
             |event| {
                 match event {
-                    Event::Init => listed.clear(),
-                    Event::InitApply(account) => self.note(&mut listed, &account),
+                    Event::Init => return listed.clear(),
+                    Event::InitApply(account) => return self.note(&mut listed, &account),
                     Event::InitDone => {
                         *self.rejecting_mut() = std::mem::take(&mut listed);
                         synced.hold();
@@ -93,7 +97,9 @@ impl ServiceAccounts {
         }
         if let Some(namespace) = namespace_of(account) {
             let accounts = rejecting.entry(namespace).or_default();
-            accounts.insert(account.name_any());
+            if accounts.len() < MAX_PER_NAMESPACE {
+                accounts.insert(account.name_any());
+            }
         }
     }
 
@@ -175,6 +181,24 @@ mod tests {
             let account = account(value, &json!(null));
             assert_eq!(rejects(&account, "ecr-pull-secret"), expected, "{value:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn accounts_of_a_namespace_are_kept_up_to_a_limit() {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
+        });
+        let client = Client::new(service, "default");
+        let metrics = crate::cli::metrics::Metrics::default().cluster;
+        let accounts = ServiceAccounts::new(client, "ecr-pull-secret".to_owned(), metrics);
+        let mut rejecting = Rejecting::new();
+        for number in 0..MAX_PER_NAMESPACE + 5 {
+            let mut account = account("true", &json!(null));
+            account.metadata.name = Some(format!("app-{number}"));
+            accounts.note(&mut rejecting, &account);
+        }
+        let team = Namespace::parse("team").expect("a name");
+        assert_eq!(rejecting[&team].len(), MAX_PER_NAMESPACE);
     }
 
     #[test]

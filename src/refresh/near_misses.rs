@@ -144,7 +144,7 @@ fn near_miss(object: &Metadata<Object>, config: &Config) -> Option<(Namespace, O
     Some((namespace, near_miss?))
 }
 
-/// The namespaces of a look, as many as are told: first those after the last that was told, so that
+/// The namespaces of a look that get an Event: first those after the last that got one, so that
 /// each has its turn however many there are.
 #[derive(Debug, Default)]
 struct Found {
