@@ -16,8 +16,6 @@ pub mod pull_secret;
 
 pub mod config;
 
-pub mod rules;
-
 pub mod token;
 
 pub mod aws;

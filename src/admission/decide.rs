@@ -13,8 +13,7 @@ use crate::{
     identity::Refusal,
     pull_secret::{Foreign, SecretFacts, state::State},
     registry::{Host, Registry},
-    rules::Rules,
-    token::{Freshness, TokenKey},
+    token::{Freshness, TokenKey, rules::Rules},
 };
 
 /// The facts about the namespace of a request.

@@ -29,12 +29,12 @@ use crate::{
         provisioner::{Needs, Provisioned, Provisioner, PullSecretError, SecretSource},
         store::{Entry, PullSecrets},
     },
-    rules::Rules,
     telemetry::{
         error_chain::error_chain,
         otel::{InPhase, Span, SpanParent, Trace},
         phases::Phase,
     },
+    token::rules::Rules,
 };
 
 pub use super::slots::MAX_WAITING;

@@ -10,7 +10,7 @@ use crate::{
     identity::Refusal,
     pull_secret::provisioner::{PullSecretError, SecretSource, TokenSource},
     registry::Host,
-    rules::{OnFailure, Rules},
+    token::rules::{OnFailure, Rules},
 };
 
 /// The HTTP status of a denial under `onFailure: deny`: the controller tries again later.

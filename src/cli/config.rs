@@ -19,10 +19,12 @@ use super::{
 use crate::{
     config::{Config, ConfigError, Discovery, Refresh, schema},
     identity::{DefaultIdentity, Identities},
-    rules::{Revocation, Rules},
     telemetry::printable::{printable, printable_json},
     tls,
-    token::SessionCap,
+    token::{
+        SessionCap,
+        rules::{Revocation, Rules},
+    },
 };
 
 /// The file name of standard input.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cluster::namespace::{self, Namespace},
     registry::{Aliases, Registry},
-    rules::{Allow, MAX_HOSTS, OnFailure},
+    token::rules::{Allow, MAX_HOSTS, OnFailure},
 };
 
 pub(super) const API_VERSION: &str = "ecr-injector.dev/v1alpha1";

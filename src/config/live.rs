@@ -8,8 +8,10 @@ use crate::{
     aws::endpoints::Endpoints,
     cluster::namespace::Namespace,
     process::current::{Current, Follower},
-    rules::{Policy, Rules},
-    token::SessionCap,
+    token::{
+        SessionCap,
+        rules::{Policy, Rules},
+    },
 };
 
 /// The current configuration, which clones share.

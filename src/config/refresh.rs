@@ -12,8 +12,7 @@ use super::{
 };
 use crate::{
     registry::{Aliases, Host, Registry},
-    rules::Revocation,
-    token::SessionCap,
+    token::{SessionCap, rules::Revocation},
 };
 
 const DEFAULT_WRITES_PER_SECOND: u32 = 20;

@@ -6,8 +6,10 @@ use crate::{
     cluster::{namespace::Namespace, namespaces::OptIn},
     identity::Identities,
     registry::Aliases,
-    rules::{Allow, OnFailure, Rules},
-    token::SessionCap,
+    token::{
+        SessionCap,
+        rules::{Allow, OnFailure, Rules},
+    },
 };
 
 pub(super) const DEFAULT_SECRET_NAME: &str = "ecr-pull-secret";

@@ -7,8 +7,7 @@ use crate::{
     cluster::{namespace::Namespace, namespaces::OptIn},
     identity::{AssumeRoleOptions, DefaultIdentity, Profile, RoleTemplate},
     registry::Region,
-    rules::OnFailure,
-    token::SessionCap,
+    token::{SessionCap, rules::OnFailure},
 };
 
 fn error(text: &str) -> String {

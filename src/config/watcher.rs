@@ -131,7 +131,7 @@ mod tests {
         cluster::namespace::Namespace,
         config::load::with_header,
         process::{clock::SystemClock, file_watcher::PERIOD},
-        rules::OnFailure,
+        token::rules::OnFailure,
     };
 
     /// A watched file with its configuration and metrics.

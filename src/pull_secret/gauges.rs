@@ -18,9 +18,8 @@ use crate::{
     identity::IdentityHash,
     process::{clock::Clock, current::Current},
     registry::Host,
-    rules::Rules,
     telemetry::metrics::Registry,
-    token::Freshness,
+    token::{Freshness, rules::Rules},
 };
 
 /// The most series by identity and region: those that expire first. Rules may give each namespace

@@ -15,8 +15,7 @@ use super::{
 };
 use crate::{
     registry::Host,
-    rules::MAX_HOSTS,
-    token::{Freshness, Lifetime, Token},
+    token::{Freshness, Lifetime, Token, rules::MAX_HOSTS},
 };
 
 /// The writer that merges, which decides what a token of another identity may replace.

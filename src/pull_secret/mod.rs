@@ -37,8 +37,7 @@ use crate::{
     },
     identity::IdentityHash,
     registry::{Host, Registry},
-    rules::MAX_HOSTS,
-    token::Token,
+    token::{Token, rules::MAX_HOSTS},
 };
 
 /// The type of every pull secret.

@@ -39,9 +39,8 @@ use crate::{
     process::{backoff::Backoff, current::Current},
     pull_secret::metrics::PullSecretMetrics,
     registry::Host,
-    rules::Rules,
     telemetry::otel::SpanParent,
-    token::{TokenKey, cache::TokenCache},
+    token::{TokenKey, cache::TokenCache, rules::Rules},
 };
 
 /// How long a replica retries often after a failed admission: the kubelet asks again at 0 and at

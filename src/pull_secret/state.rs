@@ -14,8 +14,7 @@ use thiserror::Error;
 use crate::{
     identity::IdentityHash,
     registry::Host,
-    rules::MAX_HOSTS,
-    token::{Freshness, Lifetime},
+    token::{Freshness, Lifetime, rules::MAX_HOSTS},
 };
 
 /// The size of the largest state that we write. All annotations together may not exceed 256 KiB.

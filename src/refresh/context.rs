@@ -18,8 +18,7 @@ use crate::{
         store::PullSecrets,
         writer::{Fence, Writer},
     },
-    rules::Policy,
-    token::cache::TokenCache,
+    token::{cache::TokenCache, rules::Policy},
 };
 
 /// The time in which one namespace is reconciled, all calls together.

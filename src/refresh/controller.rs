@@ -33,7 +33,7 @@ use crate::{
     cluster::{changes::Changes, lease::Leadership, namespace::Namespace},
     process::current::Follower,
     pull_secret::{Observed, writer::PullSecretError},
-    rules::Policy,
+    token::rules::Policy,
 };
 
 /// Calls to the API server in flight at the same time.

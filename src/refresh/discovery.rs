@@ -35,8 +35,8 @@ use crate::{
     config::{Discovery, live::Live},
     process::random::random,
     registry::Host,
-    rules::Rules,
     telemetry::{error_chain::error_chain, log_once::LogOnce},
+    token::rules::Rules,
 };
 
 /// The time from one round to the next, give or take [`JITTER`]: the kubelet retries a pull after

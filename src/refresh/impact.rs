@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use crate::{
     cluster::namespace::{Namespace, NamespaceSettings},
     registry::Host,
-    rules::{Rules, Suspension},
+    token::rules::{Rules, Suspension},
 };
 
 /// A change that affects fewer namespaces is an everyday one, whatever their share of the cluster.
@@ -118,7 +118,7 @@ mod tests {
     use crate::{
         identity::{Identities, Refusal},
         registry::{AccountId, Aliases},
-        rules::{Allow, OnFailure},
+        token::rules::{Allow, OnFailure},
     };
 
     fn rules(accounts: &[&str]) -> Rules {

@@ -2,8 +2,7 @@
 //! argument.
 //!
 //! The plan follows from the namespace's settings, what is known of the pull secret, and the
-//! configuration, so a leader that dies loses nothing. Only opted-in namespaces are ever written
-//! to.
+//! configuration, so a leader that dies loses nothing. Only opted-in namespaces are written to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,8 +16,10 @@ use crate::{
         state::{Demand, HostState, State},
     },
     registry::Host,
-    rules::{Policy, Revocation, Suspension},
-    token::{Freshness, Lifetime, MAX_LIFE, MIN_LEFT, TokenKey},
+    token::{
+        Freshness, Lifetime, MAX_LIFE, MIN_LEFT, TokenKey,
+        rules::{Policy, Revocation, Suspension},
+    },
 };
 
 /// A credential is due once this share of its life is gone, in millionths: when the token cache

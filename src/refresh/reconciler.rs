@@ -28,8 +28,7 @@ use crate::{
         writer::{Planned, PullSecretError, WriteOutcome},
     },
     registry::{Host, Service},
-    rules::Policy,
-    token::TokenKey,
+    token::{TokenKey, rules::Policy},
 };
 
 /// Reconciles one namespace at a time; clones share the context.

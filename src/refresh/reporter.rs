@@ -22,8 +22,7 @@ use crate::{
         writer::{PullSecretError, WriteOutcome},
     },
     registry::Host,
-    rules::Suspension,
-    token::{TokenKey, cache::MintError},
+    token::{TokenKey, cache::MintError, rules::Suspension},
 };
 
 /// Reports results.

@@ -6,6 +6,7 @@ pub mod error;
 mod flights;
 pub mod metrics;
 mod reason;
+pub mod rules;
 mod session;
 
 use base64::{

@@ -12,7 +12,6 @@ const FLOORS: &[&str] = &[
     "admission",
     "config",
     "pull_secret",
-    "rules",
     "token",
     "aws",
     "identity",
@@ -73,11 +72,11 @@ const PURE: &[&str] = &[
     "registry/image",
     "registry/lookalike",
     "registry/region",
-    "rules",
     "telemetry/printable",
     "tls/rotation",
     "token",
     "token/error",
+    "token/rules",
 ];
 
 /// The imports from other crates that a pure room may have. Any other has to be argued for.

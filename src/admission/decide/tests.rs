@@ -8,8 +8,10 @@ use crate::{
     identity::{Identities, Identity},
     pull_secret::state::{Credential, DataDigest, Demand as WantedSince, HostState},
     registry::{AccountId, Aliases, Region},
-    rules::{Allow, OnFailure, Suspension},
-    token::Lifetime,
+    token::{
+        Lifetime,
+        rules::{Allow, OnFailure, Suspension},
+    },
 };
 
 const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);

@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     pull_secret::{self, state::State},
     refresh::impact::{Impact, Suspended},
-    rules::Revocation,
+    token::rules::Revocation,
 };
 
 /// The number of objects in a page of a list.
@@ -220,7 +220,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{refresh::impact::Cause, registry::Host, rules::Suspension};
+    use crate::{refresh::impact::Cause, registry::Host, token::rules::Suspension};
 
     fn comparison(affected: usize, namespaces: usize) -> Comparison {
         let suspended = (0..affected).map(|number| Suspended {

@@ -16,7 +16,7 @@ use crate::{
     },
     config::Config,
     registry::{Host, Quoted, Registry, image::ImageReference},
-    rules::Rules,
+    token::rules::Rules,
 };
 
 /// The longest image in a remark, in characters.

@@ -29,8 +29,8 @@ use crate::{
     config::Config,
     pull_secret::SecretFacts,
     registry::Host,
-    rules::Rules,
     telemetry::printable::{printable, shorten_quotes},
+    token::rules::Rules,
 };
 
 /// The namespace of an object for which nothing names one.

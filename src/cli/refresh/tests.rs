@@ -11,8 +11,7 @@ use crate::{
     },
     refresh::plan::Priority,
     registry::{Host, Registry},
-    rules::Suspension,
-    token::{Lifetime, TokenKey},
+    token::{Lifetime, TokenKey, rules::Suspension},
 };
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;

@@ -16,11 +16,11 @@ use crate::{
         writer::{Added, Addition, Writer},
     },
     registry::{Host, Service},
-    rules::Rules,
     telemetry::{otel::SpanParent, phases::Phase},
     token::{
         TokenKey,
         cache::{Origin, TokenCache},
+        rules::Rules,
     },
 };
 
