@@ -2,7 +2,8 @@
 //!
 //! A pipe that nobody reads is full after 64 KiB. A worker that then writes to it stands still, and
 //! with it every admission, `/livez` and the shutdown. So lines go to a buffer with a limit, and
-//! the thread writes what has come in at once. Lines that find the buffer full are dropped and
+//! the thread writes them. It gathers lines for some milliseconds first: to wake it and to write for
+//! each line would cost more than the line itself. Lines that find the buffer full are dropped and
 //! counted.
 
 use std::{
@@ -18,6 +19,10 @@ use tracing_subscriber::fmt::MakeWriter;
 const MAX_BUFFERED_BYTES: usize = 1024 * 1024;
 /// The capacity that an empty buffer keeps.
 const KEPT_CAPACITY: usize = 64 * 1024;
+/// How long the thread gathers lines after the first.
+const GATHERING: Duration = Duration::from_millis(5);
+/// So many bytes are written at once, however short the gathering was.
+const MANY_BYTES: usize = 32 * 1024;
 
 /// A log that a thread writes; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -26,7 +31,7 @@ pub struct LogWriter(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     buffer: Mutex<Buffer>,
-    /// Wakes the thread: there is something to write.
+    /// Wakes the thread: there is something to write, or it has gathered for long enough.
     filled: Condvar,
     /// Wakes whoever flushes: everything is written.
     emptied: Condvar,
@@ -35,29 +40,60 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Buffer {
     waiting: Vec<u8>,
-    /// Whether the thread writes what it has taken.
-    is_writing: bool,
+    thread: Thread,
+    /// How many wait until everything is written.
+    flushing: usize,
     /// The lines that found no room.
     dropped: u64,
 }
 
+/// What the thread does.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Thread {
+    /// It waits for a first line.
+    #[default]
+    Idle,
+    /// It waits for more lines.
+    Gathering,
+    /// It writes what it has taken.
+    Writing,
+}
+
+impl Buffer {
+    /// Returns whether the lines are written without waiting for more.
+    fn is_urgent(&self) -> bool {
+        self.flushing > 0 || self.waiting.len() >= MANY_BYTES
+    }
+}
+
 impl LogWriter {
     /// Starts the thread, which writes to `output` for as long as the process lives.
-    pub fn start(mut output: impl Write + Send + 'static) -> io::Result<Self> {
+    pub fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
+        Self::start_gathering(output, GATHERING)
+    }
+
+    fn start_gathering(
+        mut output: impl Write + Send + 'static,
+        gathering: Duration,
+    ) -> io::Result<Self> {
         let writer = Self::default();
         let shared = writer.0.clone();
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || shared.write_to(&mut output))?;
+            .spawn(move || shared.write_to(&mut output, gathering))?;
         Ok(writer)
     }
 
     /// Waits until every line so far is written, but not longer than `limit`.
     pub fn flush_within(&self, limit: Duration) {
-        let buffer = self.0.buffer();
-        let is_busy = |buffer: &mut Buffer| buffer.is_writing || !buffer.waiting.is_empty();
+        let mut buffer = self.0.buffer();
+        buffer.flushing += 1;
+        self.0.filled.notify_one();
+        let is_busy =
+            |buffer: &mut Buffer| buffer.thread == Thread::Writing || !buffer.waiting.is_empty();
         let waited = self.0.emptied.wait_timeout_while(buffer, limit, is_busy);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let (mut buffer, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        buffer.flushing -= 1;
     }
 
     /// Returns how many lines were dropped so far, because nobody read the log fast enough.
@@ -68,26 +104,29 @@ impl LogWriter {
 }
 
 impl Shared {
-    fn write_to(&self, output: &mut impl Write) {
+    fn write_to(&self, output: &mut impl Write, gathering: Duration) {
         let mut taken = Vec::new();
         let mut buffer = self.buffer();
         loop {
-            buffer = if buffer.waiting.is_empty() {
+            if buffer.waiting.is_empty() {
+                buffer.thread = Thread::Idle;
                 self.emptied.notify_all();
-                let filled = self.filled.wait(buffer);
-                filled.unwrap_or_else(PoisonError::into_inner)
-            } else {
-                std::mem::swap(&mut buffer.waiting, &mut taken);
-                buffer.is_writing = true;
-                drop(buffer);
-                // Where the log can't be written, nothing is left that could be told so.
-                let _ = output.write_all(&taken).and_then(|()| output.flush());
-                taken.clear();
-                taken.shrink_to(KEPT_CAPACITY);
-                let mut buffer = self.buffer();
-                buffer.is_writing = false;
-                buffer
-            };
+                let is_empty = |buffer: &mut Buffer| buffer.waiting.is_empty();
+                let filled = self.filled.wait_while(buffer, is_empty);
+                buffer = filled.unwrap_or_else(PoisonError::into_inner);
+            }
+            buffer.thread = Thread::Gathering;
+            let has_time = |buffer: &mut Buffer| !buffer.is_urgent();
+            let gathered = self.filled.wait_timeout_while(buffer, gathering, has_time);
+            (buffer, _) = gathered.unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut buffer.waiting, &mut taken);
+            buffer.thread = Thread::Writing;
+            drop(buffer);
+            // Where the log can't be written, nothing is left that could be told so.
+            let _ = output.write_all(&taken).and_then(|()| output.flush());
+            taken.clear();
+            taken.shrink_to(KEPT_CAPACITY);
+            buffer = self.buffer();
         }
     }
 
@@ -104,9 +143,13 @@ impl Write for LogWriter {
             buffer.dropped += 1;
             return Ok(line.len());
         }
-        let is_first = buffer.waiting.is_empty();
+        let was_urgent = buffer.is_urgent();
         buffer.waiting.extend_from_slice(line);
-        let wakes = is_first && !buffer.is_writing;
+        let wakes = match buffer.thread {
+            Thread::Idle => true,
+            Thread::Gathering => !was_urgent && buffer.is_urgent(),
+            Thread::Writing => false,
+        };
         drop(buffer);
         if wakes {
             self.0.filled.notify_one();
@@ -154,9 +197,14 @@ mod tests {
     }
 
     fn log() -> (LogWriter, SyncSender<()>, Receiver<Vec<u8>>) {
+        log_gathering(GATHERING)
+    }
+
+    fn log_gathering(time: Duration) -> (LogWriter, SyncSender<()>, Receiver<Vec<u8>>) {
         let (permit, permits) = sync_channel(1);
         let (written, lines) = channel();
-        let writer = LogWriter::start(Reader { permits, written }).expect("a thread");
+        let writer =
+            LogWriter::start_gathering(Reader { permits, written }, time).expect("a thread");
         (writer, permit, lines)
     }
 
@@ -188,7 +236,7 @@ mod tests {
         let line = vec![b'x'; 1024];
         // The thread has taken the first line, and waits for its reader.
         write(&writer, b"first\n");
-        while !writer.0.buffer().is_writing {
+        while writer.0.buffer().thread != Thread::Writing {
             thread::yield_now();
         }
         for _ in 0..2 * MAX_BUFFERED_BYTES / line.len() {
@@ -208,6 +256,29 @@ mod tests {
         permit.send(()).expect("the thread lives");
         assert_eq!(lines.recv_timeout(LONG).expect("a write"), b"later\n");
         assert_eq!(writer.dropped(), 1024);
+    }
+
+    #[test]
+    fn lines_of_a_moment_are_written_together() {
+        let (writer, permit, lines) = log_gathering(2 * LONG);
+        write(&writer, b"first\n");
+        write(&writer, b"second\n");
+        permit.send(()).expect("the thread lives");
+        // Whoever flushes doesn't wait until the thread has gathered.
+        writer.flush_within(LONG);
+        assert_eq!(lines.try_recv().as_deref(), Ok(&b"first\nsecond\n"[..]));
+    }
+
+    #[test]
+    fn many_bytes_are_written_without_waiting_for_more() {
+        let (writer, permit, lines) = log_gathering(2 * LONG);
+        let line = vec![b'x'; 1024];
+        for _ in 0..MANY_BYTES / line.len() {
+            write(&writer, &line);
+        }
+        permit.send(()).expect("the thread lives");
+        let written = lines.recv_timeout(LONG).expect("a write");
+        assert_eq!(written.len(), MANY_BYTES);
     }
 
     #[test]
