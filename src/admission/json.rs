@@ -2,8 +2,9 @@
 //!
 //! A review is some kilobytes, of which a decision reads some dozens of bytes. Most of the time of
 //! a general parser goes into what nobody reads. This one checks what it skips by the grammar, and
-//! looks at eight bytes of a string at a time. It is content with less than all of JSON: where it
-//! stops, `serde_json` reads the whole text again and has the last word. What this one accepts,
+//! looks at eight bytes of a string at a time. It is content with less than all of JSON: the text
+//! has no blanks between its values, as an API server writes it. Where this one stops,
+//! `serde_json` reads the whole text again and has the last word. What this one accepts,
 //! `serde_json` accepts too, and both fill the same types.
 
 use std::fmt;
@@ -24,10 +25,16 @@ const HIGH_BITS: u64 = ONES << 7;
 /// Reads a whole text as `T`; `None` where `serde_json` has to say whether the text is one.
 #[must_use]
 pub fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Option<T> {
-    let mut cursor = Cursor::new(text);
+    // An encoder may end a text with a line feed.
+    let text = text.trim_ascii_end();
+    // All at once: it takes a fraction of what it would take within each string.
+    let least = |least: u8, byte: &u8| least.min(*byte);
+    if text.iter().fold(u8::MAX, least) < b' ' {
+        return None;
+    }
+    let mut cursor = Cursor { rest: text };
     let value = T::deserialize(&mut cursor).ok()?;
-    cursor.end()?;
-    Some(value)
+    cursor.rest.is_empty().then_some(value)
 }
 
 /// Says that `serde_json` has to read the text.
@@ -48,18 +55,18 @@ impl de::Error for Stopped {
     }
 }
 
-/// A position in a JSON text. After a method returned `None`, the position means nothing.
+/// A position in a JSON text without control characters. After a method returned `None`, the
+/// position means nothing.
 #[derive(Debug)]
 struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    rest: &'a [u8],
 }
 
 impl<'de> Deserializer<'de> for &mut Cursor<'de> {
     type Error = Stopped;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        match self.next().ok_or(Stopped)? {
+        match self.first().ok_or(Stopped)? {
             b'"' => visitor.visit_borrowed_str(self.text().ok_or(Stopped)?),
             b'{' => self.elements(true, |elements| visitor.visit_map(elements)),
             b'[' => self.elements(false, |elements| visitor.visit_seq(elements)),
@@ -81,7 +88,7 @@ impl<'de> Deserializer<'de> for &mut Cursor<'de> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        if self.next() != Some(b'n') {
+        if self.first() != Some(b'n') {
             return visitor.visit_some(self);
         }
         self.word(b"null").ok_or(Stopped)?;
@@ -107,7 +114,7 @@ impl<'de> Deserializer<'de> for &mut Cursor<'de> {
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.skip().ok_or(Stopped)?;
+        self.rest = skip(self.rest).ok_or(Stopped)?;
         visitor.visit_unit()
     }
 
@@ -129,18 +136,15 @@ struct Elements<'c, 'a> {
 impl Elements<'_, '_> {
     /// Goes to the next element, or behind the end.
     fn advance(&mut self) -> Option<bool> {
-        let next = self.cursor.next()?;
-        if next == closing(self.is_object) {
-            self.cursor.at += 1;
+        let (first, after) = self.cursor.rest.split_first()?;
+        if *first == closing(self.is_object) {
+            self.cursor.rest = after;
             self.has_ended = true;
             return Some(false);
         }
         if !std::mem::take(&mut self.is_first) {
-            self.cursor.take(b',')?;
-            // No comma before the end.
-            if self.cursor.next()? == closing(self.is_object) {
-                return None;
-            }
+            // The end after a comma is no element, and stops whoever reads one.
+            self.cursor.rest = self.cursor.rest.strip_prefix(b",")?;
         }
         Some(true)
     }
@@ -205,22 +209,13 @@ impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
 }
 
 impl<'a> Cursor<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
-    }
-
-    /// Checks that nothing but blanks is left.
-    fn end(&mut self) -> Option<()> {
-        self.next().is_none().then_some(())
-    }
-
     /// Reads an object or a list to its end.
     fn elements<T>(
         &mut self,
         is_object: bool,
         read: impl FnOnce(&mut Elements<'_, 'a>) -> Result<T, Stopped>,
     ) -> Result<T, Stopped> {
-        self.at += 1;
+        self.rest = self.rest.get(1..).ok_or(Stopped)?;
         let mut elements = Elements {
             cursor: self,
             is_object,
@@ -235,188 +230,156 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    fn first(&self) -> Option<u8> {
+        self.rest.first().copied()
+    }
+
     /// Reads a string without an escape.
-    #[inline]
     fn text(&mut self) -> Option<&'a str> {
-        self.next()?;
-        let start = self.at;
-        let has_escape = self.string()?;
-        let bytes = self.bytes.get(start + 1..self.at - 1)?;
-        std::str::from_utf8(bytes).ok().filter(|_| !has_escape)
+        let text = self.rest.strip_prefix(b"\"")?;
+        let after = text_end(text)?.strip_prefix(b"\"")?;
+        let text = text.get(..text.len() - after.len() - 1)?;
+        self.rest = after;
+        std::str::from_utf8(text).ok()
     }
 
-    /// Skips a value of any kind.
-    fn skip(&mut self) -> Option<()> {
-        // The open containers, the innermost in the lowest bit: 1 is an object.
-        let (mut open, mut depth) = (0_u128, 0_u32);
-        'value: loop {
-            let first = self.next()?;
-            match first {
-                b'"' => {
-                    self.string()?;
-                }
-                b'{' | b'[' => {
-                    self.at += 1;
-                    let is_object = first == b'{';
-                    if self.next()? == closing(is_object) {
-                        self.at += 1;
-                    } else {
-                        if depth == MAX_DEPTH {
-                            return None;
-                        }
-                        depth += 1;
-                        open = open << 1 | u128::from(is_object);
-                        if is_object {
-                            self.skip_key()?;
-                        }
-                        continue 'value;
-                    }
-                }
-                b't' => self.word(b"true")?,
-                b'f' => self.word(b"false")?,
-                b'n' => self.word(b"null")?,
-                _ => self.number()?,
-            }
-            // A value has ended, and with it perhaps the containers around it.
-            while depth > 0 {
-                let is_object = open & 1 == 1;
-                if self.next()? == b',' {
-                    self.at += 1;
-                    if is_object {
-                        self.skip_key()?;
-                    }
-                    continue 'value;
-                }
-                self.take(closing(is_object))?;
-                open >>= 1;
-                depth -= 1;
-            }
-            return Some(());
-        }
-    }
-
-    #[inline]
-    fn skip_key(&mut self) -> Option<()> {
-        self.next()?;
-        self.string()?;
-        self.take(b':')
-    }
-
-    /// Returns the next byte that is no blank, and stays there.
-    #[inline]
-    fn next(&mut self) -> Option<u8> {
-        loop {
-            let byte = *self.bytes.get(self.at)?;
-            if !matches!(byte, b' ' | b'\n' | b'\t' | b'\r') {
-                return Some(byte);
-            }
-            self.at += 1;
-        }
-    }
-
-    #[inline]
     fn take(&mut self, expected: u8) -> Option<()> {
-        if self.next()? != expected {
-            return None;
-        }
-        self.at += 1;
-        Some(())
-    }
-
-    /// Skips a string, and returns whether it has an escape. Looks at eight bytes at a time.
-    #[inline]
-    fn string(&mut self) -> Option<bool> {
-        if self.bytes.get(self.at) != Some(&b'"') {
-            return None;
-        }
-        let mut at = self.at + 1;
-        let mut has_escape = false;
-        loop {
-            while let Some(chunk) = self.bytes.get(at..at + 8) {
-                let stops = stops(u64::from_le_bytes(chunk.try_into().ok()?));
-                if stops != 0 {
-                    at += stops.trailing_zeros() as usize / 8;
-                    break;
-                }
-                at += 8;
-            }
-            match *self.bytes.get(at)? {
-                b'"' => {
-                    self.at = at + 1;
-                    return Some(has_escape);
-                }
-                b'\\' => {
-                    has_escape = true;
-                    at += self.escape_at(at)?;
-                }
-                0..b' ' => return None,
-                _ => at += 1,
-            }
-        }
-    }
-
-    /// Returns the length of the escape at a position.
-    fn escape_at(&self, at: usize) -> Option<usize> {
-        match *self.bytes.get(at + 1)? {
-            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(2),
-            b'u' => {
-                let digits = self.bytes.get(at + 2..at + 6)?;
-                digits.iter().all(u8::is_ascii_hexdigit).then_some(6)
-            }
-            _ => None,
-        }
-    }
-
-    fn number(&mut self) -> Option<()> {
-        self.take_if(b"-");
-        if !self.take_if(b"0") {
-            self.digits()?;
-        }
-        if self.take_if(b".") {
-            self.digits()?;
-        }
-        if self.take_if(b"eE") {
-            self.take_if(b"+-");
-            self.digits()?;
-        }
-        Some(())
-    }
-
-    fn take_if(&mut self, any: &[u8]) -> bool {
-        let found = self
-            .bytes
-            .get(self.at)
-            .is_some_and(|byte| any.contains(byte));
-        self.at += usize::from(found);
-        found
-    }
-
-    fn digits(&mut self) -> Option<()> {
-        let rest = self.bytes.get(self.at..)?;
-        let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        self.at += count;
-        (count > 0).then_some(())
+        let (first, after) = self.rest.split_first()?;
+        self.rest = after;
+        (*first == expected).then_some(())
     }
 
     fn word(&mut self, word: &[u8]) -> Option<()> {
-        let rest = self.bytes.get(self.at..)?;
-        rest.starts_with(word).then(|| self.at += word.len())
+        self.rest = self.rest.strip_prefix(word)?;
+        Some(())
     }
+}
+
+/// Returns what follows a value of any kind.
+fn skip(mut rest: &[u8]) -> Option<&[u8]> {
+    // The open containers, the innermost in the lowest bit: 1 is an object.
+    let (mut open, mut depth) = (0_u128, 0_u32);
+    'value: loop {
+        let (first, after) = rest.split_first()?;
+        rest = match *first {
+            b'"' => skip_string(after)?,
+            first @ (b'{' | b'[') => {
+                let is_object = first == b'{';
+                if after.first() == Some(&closing(is_object)) {
+                    &after[1..]
+                } else {
+                    if depth == MAX_DEPTH {
+                        return None;
+                    }
+                    depth += 1;
+                    open = open << 1 | u128::from(is_object);
+                    rest = if is_object { skip_key(after)? } else { after };
+                    continue 'value;
+                }
+            }
+            b't' => rest.strip_prefix(b"true")?,
+            b'f' => rest.strip_prefix(b"false")?,
+            b'n' => rest.strip_prefix(b"null")?,
+            _ => skip_number(rest)?,
+        };
+        // A value has ended, and with it perhaps the containers around it.
+        while depth > 0 {
+            let is_object = open & 1 == 1;
+            let (next, after) = rest.split_first()?;
+            if *next == b',' {
+                rest = if is_object { skip_key(after)? } else { after };
+                continue 'value;
+            }
+            if *next != closing(is_object) {
+                return None;
+            }
+            rest = after;
+            open >>= 1;
+            depth -= 1;
+        }
+        return Some(rest);
+    }
+}
+
+fn skip_key(rest: &[u8]) -> Option<&[u8]> {
+    let after = skip_string(rest.strip_prefix(b"\"")?)?;
+    after.strip_prefix(b":")
+}
+
+/// Returns what follows a string whose first quote was read.
+#[inline]
+fn skip_string(mut rest: &[u8]) -> Option<&[u8]> {
+    loop {
+        let (stop, after) = text_end(rest)?.split_first()?;
+        if *stop == b'"' {
+            return Some(after);
+        }
+        rest = skip_escape(after)?;
+    }
+}
+
+/// Returns the rest of a string from its next quote or backslash on. Looks at eight bytes at a time.
+#[inline]
+fn text_end(mut rest: &[u8]) -> Option<&[u8]> {
+    while let Some((chunk, after)) = rest.split_first_chunk() {
+        let stops = stops(u64::from_le_bytes(*chunk));
+        if stops != 0 {
+            return rest.get(stops.trailing_zeros() as usize / 8..);
+        }
+        rest = after;
+    }
+    let is_stop = |byte: &u8| matches!(byte, b'"' | b'\\');
+    rest.get(rest.iter().position(is_stop)?..)
+}
+
+/// Returns what follows an escape whose backslash was read.
+fn skip_escape(rest: &[u8]) -> Option<&[u8]> {
+    let (kind, after) = rest.split_first()?;
+    match kind {
+        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(after),
+        b'u' => {
+            let (digits, after) = after.split_first_chunk::<4>()?;
+            digits.iter().all(u8::is_ascii_hexdigit).then_some(after)
+        }
+        _ => None,
+    }
+}
+
+fn skip_number(rest: &[u8]) -> Option<&[u8]> {
+    let mut rest = rest.strip_prefix(b"-").unwrap_or(rest);
+    rest = match rest.strip_prefix(b"0") {
+        Some(after) => after,
+        None => skip_digits(rest)?,
+    };
+    if let Some(after) = rest.strip_prefix(b".") {
+        rest = skip_digits(after)?;
+    }
+    if let [b'e' | b'E', after @ ..] = rest {
+        let signless = match after {
+            [b'+' | b'-', signless @ ..] => signless,
+            _ => after,
+        };
+        rest = skip_digits(signless)?;
+    }
+    Some(rest)
+}
+
+/// Returns what follows one digit or more.
+fn skip_digits(rest: &[u8]) -> Option<&[u8]> {
+    let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    rest.get(count..).filter(|_| count > 0)
 }
 
 fn closing(is_object: bool) -> u8 {
     if is_object { b'}' } else { b']' }
 }
 
-/// Returns eight bytes with the highest bit set where a string may end or is no plain text: at a
-/// quote, a backslash, a control character. Bits above the lowest one that is set may be wrong.
+/// Returns eight bytes with the highest bit set where a quote or a backslash is. Bits above the
+/// lowest one that is set may be wrong.
 #[inline]
 fn stops(eight: u64) -> u64 {
     let is_zero = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes & HIGH_BITS;
-    let is_control = eight.wrapping_sub(ONES * u64::from(b' ')) & !eight & HIGH_BITS;
-    is_zero(eight ^ (ONES * u64::from(b'"')))
-        | is_zero(eight ^ (ONES * u64::from(b'\\')))
-        | is_control
+    is_zero(eight ^ (ONES * u64::from(b'"'))) | is_zero(eight ^ (ONES * u64::from(b'\\')))
 }
 
 #[cfg(test)]
@@ -428,8 +391,7 @@ mod tests {
     use super::*;
 
     fn skips(text: &[u8]) -> bool {
-        let mut cursor = Cursor::new(text);
-        cursor.skip().is_some() && cursor.end().is_some()
+        read::<IgnoredAny>(text).is_some()
     }
 
     fn parses(text: &[u8]) -> bool {
@@ -450,9 +412,9 @@ mod tests {
             "0.0",
             "\"\"",
             "\"a\"",
-            " [ ] ",
-            "{ }",
-            "[1,2 , 3]",
+            "[]",
+            "{}",
+            "[1,2,3] ",
             "{\"a\":1}",
             "{\"a\":{\"b\":[{}]},\"c\":\"\\u00e9\\n\"}",
             "\"0123456\\\"789\"",
@@ -463,6 +425,12 @@ mod tests {
             assert!(
                 parses(valid.as_bytes()) && skips(valid.as_bytes()),
                 "{valid}"
+            );
+        }
+        for spaced in [" []", "[ ]", "{ }", "[1 ,2]", "{\"a\": 1}", "[\n1]", "\t1"] {
+            assert!(
+                parses(spaced.as_bytes()) && !skips(spaced.as_bytes()),
+                "{spaced}"
             );
         }
         for invalid in [
@@ -541,10 +509,7 @@ mod tests {
     #[test]
     fn types_are_filled_as_serde_json_fills_them() {
         for (text, is_read) in [
-            (
-                r#" { "text" : "a b" , "x": {"y": [1, {}]}, "flag" : true } "#,
-                true,
-            ),
+            (r#"{"text":"a b","x":{"y":[1,{}]},"flag":true} "#, true),
             (
                 r#"{"list":[{},{"text":"b","list":[]},{"kind":"ONE"},{"kind":"TWO"}]}"#,
                 true,
@@ -556,6 +521,7 @@ mod tests {
             (r#"{"is_there":{"a":[1,2,{"b":null}]}}"#, true),
             ("{}", true),
             // Read by serde_json alone.
+            (r#"{"text": "a"}"#, false),
             (r#"{"text":"a\u0062"}"#, false),
             (r#"{"te\u0078t":"a"}"#, false),
             (r#"["a",true,null,null,null]"#, false),
@@ -610,12 +576,8 @@ mod tests {
         }
 
         #[test]
-        fn any_json_is_skipped(value in json(), is_pretty in any::<bool>()) {
-            let text = if is_pretty {
-                serde_json::to_string_pretty(&value)
-            } else {
-                serde_json::to_string(&value)
-            };
+        fn any_json_without_blanks_is_skipped(value in json()) {
+            let text = serde_json::to_string(&value);
             prop_assert!(skips(text.expect("json").as_bytes()));
         }
 
@@ -635,8 +597,8 @@ mod tests {
         }
 
         #[test]
-        fn skipping_near_json_never_accepts_more_than_serde(
-            text in r#"[\[\]{}:,"\\/0-9eE+.\- a-u\n]{0,24}"#
+        fn near_json_is_skipped_only_if_serde_accepts_it(
+            text in r#"[\[\]{}:,"\\/0-9eE+.\-a-u]{0,24}"#
         ) {
             prop_assert_eq!(skips(text.as_bytes()), parses(text.as_bytes()), "{}", text);
         }
