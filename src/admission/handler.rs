@@ -10,6 +10,7 @@ use super::{
     decide::{Decision, Demand, Facts, Injection, OptInFacts, SkipReason, decide, demand},
     metrics::AdmissionMetrics,
     outcome::Outcome,
+    patch::EncodedPatches,
     pod::Pod,
     review::{Request, ReviewError},
     slots::Slots,
@@ -53,6 +54,8 @@ pub struct Webhook {
     clock: Arc<dyn Clock>,
     metrics: Arc<AdmissionMetrics>,
     events: Option<EventRecorder>,
+    /// For the pull secret's name, which stays the same while the process runs.
+    patches: EncodedPatches,
     /// The slots of admissions that wait in namespaces that are known.
     waiting: Slots,
     /// The slots of those that wait for the read of their namespace.
@@ -70,6 +73,7 @@ impl Webhook {
         clock: Arc<dyn Clock>,
         metrics: Arc<AdmissionMetrics>,
     ) -> Self {
+        let patches = EncodedPatches::new(&rules.get().secret_name);
         Self {
             rules,
             namespaces,
@@ -79,6 +83,7 @@ impl Webhook {
             clock,
             metrics,
             events: None,
+            patches,
             waiting: Slots::new(MAX_WAITING),
             unknown: Slots::new(MAX_UNKNOWN),
         }
@@ -209,7 +214,8 @@ impl Webhook {
                     .provisioner
                     .provision(needs, deadline, place, slot)
                     .await;
-                provisioned_outcome(request, injection, count, provisioned, rules)
+                let patches = &self.patches;
+                provisioned_outcome(request, injection, count, provisioned, rules, patches)
             }
         }
     }
@@ -269,7 +275,7 @@ impl Webhook {
         if !request.dry_run {
             self.provisioner.retain_demand(namespace, hosts);
         }
-        Outcome::not_ready(request, injection, count, error, rules)
+        Outcome::not_ready(request, injection, count, error, rules, &self.patches)
     }
 
     /// Adds the reference to a Pod whose pull secret has every credential, and records its demand.
@@ -296,7 +302,7 @@ impl Webhook {
         };
         Outcome {
             secret,
-            ..Outcome::inject(injection, reason, rules)
+            ..Outcome::inject(injection, reason, &self.patches)
         }
     }
 
@@ -354,11 +360,12 @@ fn provisioned_outcome(
     missing: usize,
     provisioned: Provisioned,
     rules: &Rules,
+    patches: &EncodedPatches,
 ) -> Outcome {
     let outcome = match provisioned.result {
-        Ok(()) => Outcome::inject(injection, "provisioned", rules),
+        Ok(()) => Outcome::inject(injection, "provisioned", patches),
         Err(PullSecretError::Foreign(why)) => Outcome::skip(SkipReason::Foreign(why), rules),
-        Err(error) => Outcome::not_ready(request, injection, missing, error, rules),
+        Err(error) => Outcome::not_ready(request, injection, missing, error, rules, patches),
     };
     Outcome {
         tokens: provisioned.tokens,

@@ -2,7 +2,7 @@
 
 use super::{
     decide::{Injection, SkipReason, skip_warnings, warning_for},
-    patch,
+    patch::EncodedPatches,
     pod::ReferenceState,
     review::{Operation, Request, Response, warning},
 };
@@ -93,7 +93,11 @@ impl Outcome {
     }
 
     /// Adds the reference to the Pod.
-    pub(super) fn inject(injection: Injection, reason: &'static str, rules: &Rules) -> Self {
+    pub(super) fn inject(
+        injection: Injection,
+        reason: &'static str,
+        patches: &EncodedPatches,
+    ) -> Self {
         let Injection {
             reference,
             hosts,
@@ -102,7 +106,7 @@ impl Outcome {
             ..
         } = injection;
         let response = Response {
-            patch: patch::append(&rules.secret_name, reference),
+            patch: patches.get(reference),
             warnings,
             denial: None,
         };
@@ -126,6 +130,7 @@ impl Outcome {
         missing: usize,
         error: PullSecretError,
         rules: &Rules,
+        patches: &EncodedPatches,
     ) -> Self {
         let label = error.as_str();
         if denies(request, rules) {
@@ -181,7 +186,7 @@ impl Outcome {
         Self {
             error: Some(error),
             verdict: Verdict::InjectUnready,
-            ..Self::inject(injection, label, rules)
+            ..Self::inject(injection, label, patches)
         }
     }
 }

@@ -3,6 +3,9 @@
 //! Never `replace` and never `test`: a patch that fails to apply rejects the Pod, even where the
 //! registration's failure policy is Ignore.
 
+use std::sync::Arc;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use json_patch::{
     AddOperation, Patch, PatchOperation,
     jsonptr::{Pointer, PointerBuf},
@@ -10,6 +13,40 @@ use json_patch::{
 use serde_json::{Value, json};
 
 use crate::admission::pod::ReferenceState;
+
+/// The patches of all admissions, as a response has them: in base64, because an admission has no time
+/// to spare. Clones share them.
+#[derive(Debug, Clone)]
+pub struct EncodedPatches {
+    no_list: Arc<str>,
+    missing: Arc<str>,
+}
+
+impl EncodedPatches {
+    /// Encodes the patches that make Pods reference the pull secret `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let encoded = |reference| -> Arc<str> {
+            // Strings alone: serialization can't fail.
+            let json = serde_json::to_vec(&append(name, reference)).unwrap_or_default();
+            BASE64_STANDARD.encode(json).into()
+        };
+        Self {
+            no_list: encoded(ReferenceState::NoList),
+            missing: encoded(ReferenceState::Missing),
+        }
+    }
+
+    /// Returns the patch for a Pod, if the Pod needs one.
+    #[must_use]
+    pub fn get(&self, reference: ReferenceState) -> Option<Arc<str>> {
+        match reference {
+            ReferenceState::NoList => Some(self.no_list.clone()),
+            ReferenceState::Missing => Some(self.missing.clone()),
+            ReferenceState::Present => None,
+        }
+    }
+}
 
 /// Returns the patch that makes a Pod reference the pull secret `name`.
 #[must_use]
@@ -77,6 +114,24 @@ mod tests {
         let text = pod.to_string();
         let view: Pod<'_> = serde_json::from_str(&text).expect("a Pod");
         view.reference_state("ours")
+    }
+
+    #[test]
+    fn encoded_patches_are_those_that_append() {
+        let patches = EncodedPatches::new("a\"b");
+        for reference in [
+            ReferenceState::NoList,
+            ReferenceState::Missing,
+            ReferenceState::Present,
+        ] {
+            let patch = append("a\"b", reference);
+            let encoded = patches.get(reference);
+            assert_eq!(encoded.is_none(), patch.0.is_empty());
+            if let Some(encoded) = encoded {
+                let json = BASE64_STANDARD.decode(&*encoded).expect("base64");
+                assert_eq!(serde_json::from_slice::<Patch>(&json).expect("JSON"), patch);
+            }
+        }
     }
 
     proptest! {

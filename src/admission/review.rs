@@ -3,8 +3,8 @@
 //! `kube-core` has such types too. They aren't used, because they own every string, need the whole
 //! object, and serialize the patch as an array of numbers where the API server expects base64.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use json_patch::Patch;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use thiserror::Error;
 
@@ -267,8 +267,8 @@ fn uid(uid: Option<Text<'_>>) -> Result<Text<'_>, ReviewError> {
 pub struct Response {
     /// The HTTP status and the message for the user, if the object is denied.
     pub denial: Option<(u16, String)>,
-    /// The change to the object; may be empty.
-    pub patch: Patch,
+    /// The JSON Patch of the object in base64, if anything changes.
+    pub patch: Option<Arc<str>>,
     /// The warnings for the user, each of at most [`MAX_WARNING_CHARS`].
     pub warnings: Vec<String>,
 }
@@ -291,7 +291,7 @@ struct WireResponse<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<String>,
+    patch: Option<&'a str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     warnings: &'a [String],
 }
@@ -306,8 +306,7 @@ impl Response {
     /// Serializes the response as a review with the request's uid.
     #[must_use]
     pub fn to_json(&self, request: &Request<'_>) -> Vec<u8> {
-        let patch = (self.denial.is_none() && !self.patch.0.is_empty())
-            .then(|| STANDARD.encode(serde_json::to_vec(&self.patch).unwrap_or_default()));
+        let patch = self.patch.as_deref().filter(|_| self.denial.is_none());
         let review = WireReview {
             api_version: API_VERSION,
             kind: KIND,
@@ -323,7 +322,7 @@ impl Response {
                 warnings: &self.warnings,
             },
         };
-        // Strings, numbers and a value that was parsed before: serialization can't fail.
+        // Strings and numbers: serialization can't fail.
         serde_json::to_vec(&review).unwrap_or_default()
     }
 }
@@ -342,10 +341,12 @@ pub fn warning(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::admission::{patch::EncodedPatches, pod::ReferenceState};
 
     fn body(request: &Value) -> Vec<u8> {
         serde_json::to_vec(&json!({"apiVersion": API_VERSION, "kind": KIND, "request": request}))
@@ -455,16 +456,13 @@ mod tests {
         let text = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"a\u0062\"c"}}"#;
         let request = Request::parse(text.as_bytes()).expect("a review");
         let response = Response {
-            patch: crate::admission::patch::append(
-                "s",
-                crate::admission::pod::ReferenceState::NoList,
-            ),
+            patch: EncodedPatches::new("s").get(ReferenceState::NoList),
             ..Response::default()
         };
         let json = String::from_utf8(response.to_json(&request)).expect("text");
         assert!(json.contains(r#""uid":"ab\"c""#), "{json}");
         let answer: Value = serde_json::from_str(&json).expect("json");
-        let patch = STANDARD
+        let patch = BASE64_STANDARD
             .decode(answer["response"]["patch"].as_str().expect("text"))
             .expect("base64");
         assert_eq!(
@@ -544,10 +542,7 @@ mod tests {
         let request = Request::parse(&body).expect("a review");
         let response = Response {
             denial: Some((503, "why".to_owned())),
-            patch: crate::admission::patch::append(
-                "s",
-                crate::admission::pod::ReferenceState::NoList,
-            ),
+            patch: EncodedPatches::new("s").get(ReferenceState::NoList),
             warnings: vec![],
         };
         let answer: Value = serde_json::from_slice(&response.to_json(&request)).expect("json");
