@@ -2,10 +2,18 @@
 
 use std::{borrow::Cow, fmt::Write as _, time::Duration};
 
+use tracing::Level;
+
 use super::{outcome::Outcome, pod::Pod, review::Request};
 use crate::{
     registry::Host,
-    telemetry::{log::line, otel::Span},
+    telemetry::{
+        log::{
+            direct::{self, DirectLog},
+            line,
+        },
+        otel::Span,
+    },
 };
 
 /// The maximum length of a name from the request, in bytes: no object has a longer one, but a
@@ -15,6 +23,9 @@ const MAX_LOGGED_BYTES: usize = 253;
 const MAX_LOGGED_ERROR_BYTES: usize = 600;
 /// The maximum number of registries; the line has the number of further ones.
 const MAX_LOGGED_HOSTS: usize = 16;
+
+const MESSAGE: &str = "admission";
+const MESSAGE_UNREADY: &str = "admission without a ready pull secret";
 
 /// Logs an admission and sets the attributes of its span, unless neither is recorded.
 pub(super) fn record(request: &Request<'_>, outcome: &Outcome, elapsed: Duration, span: &mut Span) {
@@ -109,6 +120,39 @@ impl<'a> AccessLogLine<'a> {
     /// Logs the line. A macro, because the two events share all fields but the error, and differ in
     /// level and message.
     fn log(&self) {
+        match direct::log() {
+            Some(log) => self.log_to(log),
+            None => self.log_by_tracing(),
+        }
+    }
+
+    fn log_to(&self, log: &DirectLog) {
+        let (level, message) = match &self.error {
+            None => (Level::INFO, MESSAGE),
+            Some(_) => (Level::WARN, MESSAGE_UNREADY),
+        };
+        let mut line = log
+            .line(level, module_path!(), message)
+            .field("uid", &*self.uid)
+            .field("namespace", &*self.namespace)
+            .field("pod", &*self.pod)
+            .field("owner_kind", &*self.owner_kind)
+            .field("owner", &*self.owner)
+            .field("operation", self.operation)
+            .field("dry_run", self.dry_run)
+            .field("decision", self.decision)
+            .field("reason", self.reason)
+            .field("registries", &*self.registries)
+            .field("token_source", self.token_source)
+            .field("secret_outcome", self.secret_outcome)
+            .field("elapsed_ms", self.elapsed_ms);
+        if let Some(error) = &self.error {
+            line = line.field("error", &**error);
+        }
+        line.write();
+    }
+
+    fn log_by_tracing(&self) {
         macro_rules! log {
             ($level:ident, $($more:tt)+) => {
                 tracing::$level!(
@@ -130,8 +174,8 @@ impl<'a> AccessLogLine<'a> {
             };
         }
         match &self.error {
-            None => log!(info, "admission"),
-            Some(error) => log!(warn, error, "admission without a ready pull secret"),
+            None => log!(info, "{MESSAGE}"),
+            Some(error) => log!(warn, error, "{MESSAGE_UNREADY}"),
         }
     }
 }
@@ -152,4 +196,100 @@ fn joined(hosts: &[Host]) -> String {
         let _ = write!(list, ",and {more} more");
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
+
+    use jiff::Timestamp;
+    use tracing::subscriber::with_default;
+    use tracing_subscriber::{fmt, layer::SubscriberExt as _};
+
+    use super::*;
+    use crate::telemetry::log::{Format, writer::LogWriter};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("a lock").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Written {
+        /// Returns the one line with a fixed timestamp.
+        fn line(&self) -> String {
+            let text = String::from_utf8(self.0.lock().expect("a lock").clone()).expect("UTF-8");
+            assert_eq!(text.matches('\n').count(), 1, "{text}");
+            let start = text.find("20").expect("a year");
+            let (before, rest) = text.split_at(start);
+            let (timestamp, after) = rest.split_at("2030-01-01T00:00:00.000000Z".len());
+            timestamp.parse::<Timestamp>().expect("a timestamp");
+            assert!(
+                timestamp.ends_with('Z') && timestamp.contains('.'),
+                "{timestamp}"
+            );
+            format!("{before}TIMESTAMP{after}")
+        }
+    }
+
+    fn log_line(text: &str, error: Option<&str>) -> AccessLogLine<'static> {
+        AccessLogLine {
+            uid: text.to_owned().into(),
+            namespace: "team".into(),
+            pod: "web-".into(),
+            owner_kind: "".into(),
+            owner: "\u{e9}\u{1f600}".into(),
+            operation: "CREATE",
+            dry_run: false,
+            decision: "inject",
+            reason: "cached",
+            registries: "a.example,b.example".to_owned(),
+            token_source: "none",
+            secret_outcome: "known",
+            elapsed_ms: 0.051,
+            error: error.map(ToOwned::to_owned),
+        }
+    }
+
+    #[test]
+    fn line_looks_the_same_with_and_without_tracing() {
+        for format in [Format::Text, Format::Json] {
+            for (text, error) in [
+                ("705ab4f5-6393-11e8-b7cc-42010a800002", None),
+                ("a \"b\" \\ 'c' \u{7f}\u{a0}", Some("why: \"x\"")),
+                ("", Some("")),
+            ] {
+                let line = log_line(text, error);
+                let (ours, theirs) = (Written::default(), Written::default());
+                let writer = LogWriter::start(ours.clone()).expect("a thread");
+                line.log_to(&DirectLog::new(format, writer.clone()));
+                writer.flush_within(Duration::from_secs(30));
+                let output = theirs.clone();
+                let layer = fmt::layer().with_writer(move || output.clone());
+                let registry = tracing_subscriber::registry();
+                match format {
+                    Format::Text => with_default(registry.with(layer.with_ansi(false)), || {
+                        line.log_by_tracing();
+                    }),
+                    Format::Json => {
+                        let layer = layer.json().flatten_event(true);
+                        with_default(registry.with(layer), || line.log_by_tracing());
+                    }
+                }
+                assert_eq!(ours.line(), theirs.line());
+            }
+        }
+    }
 }

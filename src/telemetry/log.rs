@@ -1,6 +1,8 @@
 //! Logs: to standard output, as text for people or JSON for machines; to standard error for
 //! commands whose own output is on standard output.
 
+pub mod direct;
+mod format;
 pub mod metrics;
 pub mod writer;
 
@@ -24,7 +26,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use self::writer::LogWriter;
+pub use self::format::Format;
+use self::{direct::DirectLog, writer::LogWriter};
 
 /// Crates, by the start of their names, that log whole requests and replies, tokens included, at
 /// levels finer than INFO. Those levels are never written, whatever the filter asks for.
@@ -45,16 +48,6 @@ const UNPARSED_RESPONSES: &str = "kube_client::client";
 
 /// The longest message of a panic.
 const MAX_PANIC_BYTES: usize = 600;
-
-/// The format of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Format {
-    /// A line for people; coloured on a terminal.
-    #[default]
-    Text,
-    /// A JSON object a line.
-    Json,
-}
 
 /// The log filter, which can change while the process runs; clones share the filter.
 ///
@@ -90,7 +83,11 @@ impl Filter {
 /// Starts logging to standard output, through `writer`. `filter` is in the form of `RUST_LOG`.
 pub fn start(format: Format, filter: &str, writer: LogWriter) -> Result<Filter, ParseError> {
     let is_coloured = format == Format::Text && stdout().is_terminal();
-    start_to(format, filter, writer, is_coloured)
+    let (filter, is_installed) = install(format, filter, writer.clone(), is_coloured)?;
+    if is_installed && !is_coloured {
+        DirectLog::new(format, writer).install();
+    }
+    Ok(filter)
 }
 
 /// Logs panics, instead of writing them to standard error, where a full pipe would hold up the
@@ -114,7 +111,7 @@ pub fn log_panics() {
 
 /// Starts no log at all, so that nothing that others log is written.
 pub fn start_silent() -> Result<Filter, ParseError> {
-    start_to(Format::Text, "off", io::sink, false)
+    Ok(install(Format::Text, "off", io::sink, false)?.0)
 }
 
 /// Starts logging as text to a writer that ends on standard error: standard output is the
@@ -125,26 +122,27 @@ where
 {
     let wants_none = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_coloured = stderr().is_terminal() && !wants_none;
-    start_to(Format::Text, filter, writer, is_coloured)
+    Ok(install(Format::Text, filter, writer, is_coloured)?.0)
 }
 
-fn start_to<W>(
+/// Installs a subscriber for the whole process. Returns its filter, and whether it is in use: one that
+/// is set already, such as that of a test, stays.
+fn install<W>(
     format: Format,
     filter: &str,
     writer: W,
     is_coloured: bool,
-) -> Result<Filter, ParseError>
+) -> Result<(Filter, bool), ParseError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let (subscriber, filter) = filtered(filter)?;
     let layer = fmt::layer().with_writer(writer);
-    // A subscriber that is set already, such as that of a test, stays.
-    let _ = match format {
+    let installed = match format {
         Format::Text => subscriber.with(layer.with_ansi(is_coloured)).try_init(),
         Format::Json => subscriber.with(layer.json().flatten_event(true)).try_init(),
     };
-    Ok(filter)
+    Ok((filter, installed.is_ok()))
 }
 
 /// Returns a subscriber for the lines that the filter and the caps let through.

@@ -47,7 +47,7 @@ struct Buffer {
     dropped: u64,
 }
 
-/// What the thread does.
+/// The state of the thread.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Thread {
     /// It waits for a first line.
