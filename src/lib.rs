@@ -8,6 +8,8 @@
 
 pub mod cli;
 
+pub mod nodes;
+
 pub mod refresh;
 
 pub mod admission;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// its own floor or below.
 const FLOORS: &[&str] = &[
     "cli",
+    "nodes",
     "refresh",
     "admission",
     "config",
