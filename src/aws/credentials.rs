@@ -10,6 +10,7 @@
 
 mod configured;
 mod explain;
+mod lazy;
 mod source;
 
 use std::{
@@ -39,6 +40,7 @@ pub use self::source::Source;
 use self::{
     configured::{POD_IDENTITY_VARIABLE, configured, lacking, with_usable_variables},
     explain::{Refusal, innermost, profile_message},
+    lazy::Lazy,
 };
 use super::{fault::Fault, keys, metrics::AwsMetrics, origin::Origin, profile::ProfileSource};
 
@@ -142,24 +144,33 @@ impl PinnedChain {
         } else {
             Source::Container
         };
-        let imds = imds::Client::builder()
-            .configure(direct)
-            .connect_timeout(IMDS_TIMEOUT)
-            .read_timeout(IMDS_TIMEOUT)
-            .max_attempts(IMDS_ATTEMPTS)
-            .build();
+        let (for_web_identity, for_container, for_metadata) =
+            (config.clone(), direct.clone(), direct.clone());
+        let web_identity = Lazy::new(move || {
+            let builder = WebIdentityTokenCredentialsProvider::builder();
+            builder.configure(&for_web_identity).build()
+        });
+        let endpoint = Lazy::new(move || {
+            let builder = EcsCredentialsProvider::builder();
+            builder.configure(&for_container).build()
+        });
+        let metadata = Lazy::new(move || {
+            let imds = imds::Client::builder()
+                .configure(&for_metadata)
+                .connect_timeout(IMDS_TIMEOUT)
+                .read_timeout(IMDS_TIMEOUT)
+                .max_attempts(IMDS_ATTEMPTS)
+                .build();
+            let builder = ImdsCredentialsProvider::builder();
+            builder.configure(&for_metadata).imds_client(imds).build()
+        });
         let environment = EnvironmentVariableCredentialsProvider::new();
-        let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(config);
-        let endpoint = EcsCredentialsProvider::builder().configure(direct);
-        let metadata = ImdsCredentialsProvider::builder()
-            .configure(direct)
-            .imds_client(imds);
         let sources: Vec<(Source, Arc<dyn ProvideCredentials>)> = vec![
             (Source::Environment, Arc::new(environment)),
             (Source::Profile, profile.clone()),
-            (Source::WebIdentity, Arc::new(web_identity.build())),
-            (container, Arc::new(endpoint.build())),
-            (Source::InstanceMetadata, Arc::new(metadata.build())),
+            (Source::WebIdentity, web_identity),
+            (container, endpoint),
+            (Source::InstanceMetadata, metadata),
         ];
         let sources = sources
             .into_iter()

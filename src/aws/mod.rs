@@ -13,10 +13,12 @@ mod keys;
 pub mod metrics;
 pub mod origin;
 mod profile;
+pub mod restart;
 mod signer;
+mod trust;
 pub mod variables;
 
-use std::{fs, io, path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use aws_config::{
     BehaviorVersion, SdkConfig,
@@ -33,7 +35,7 @@ use aws_credential_types::Credentials;
 use aws_smithy_http_client::{
     Builder, Connector,
     proxy::ProxyConfig,
-    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
+    tls::{Provider, TlsContext, rustls_provider::CryptoMode},
 };
 use aws_smithy_runtime_api::{
     box_error::BoxError,
@@ -49,18 +51,16 @@ use aws_smithy_runtime_api::{
 };
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_types::service_config::ServiceConfigKey;
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
-use thiserror::Error;
 
-pub use self::signer::Signer;
 use self::{
     credentials::{NoCredentials, PinnedChain, Source},
     metrics::AwsMetrics,
     profile::{ProfileFiles, ProfileSource},
     signer::{Ambient, Signers},
+};
+pub use self::{
+    signer::Signer,
+    trust::{AwsEnvironmentError, Trust},
 };
 use crate::{identity::Profile, registry::Region};
 
@@ -85,84 +85,22 @@ pub struct AwsEnvironment {
     signers: Arc<Signers>,
 }
 
-/// Why the CA bundle can't be used.
-#[derive(Debug, Error)]
-pub enum AwsEnvironmentError {
-    /// The bundle can't be read.
-    #[error("reading the CA bundle {path}: check the path and its permissions")]
-    ReadBundle {
-        /// The file.
-        path: String,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The bundle holds no usable certificate.
-    #[error(
-        "the CA bundle {path} holds no usable certificate: {message}; expected PEM, one CERTIFICATE block each"
-    )]
-    Bundle {
-        /// The file.
-        path: String,
-        /// The reason.
-        message: String,
-    },
-}
-
-/// The CA certificates that AWS's endpoints are verified with.
-#[derive(Debug, Clone, Default)]
-pub struct Trust(Option<Arc<[u8]>>);
-
-impl Trust {
-    /// Trusts only the CA certificates of a PEM file (for a network whose proxy intercepts TLS, or
-    /// a private endpoint), or else the system's.
-    pub fn load(bundle: Option<&Path>) -> Result<Self, AwsEnvironmentError> {
-        let Some(path) = bundle else {
-            return Ok(Self(None));
-        };
-        let name = path.display().to_string();
-        let pem = fs::read(path).map_err(|source| AwsEnvironmentError::ReadBundle {
-            path: name.clone(),
-            source,
-        })?;
-        let unusable = |message: String| AwsEnvironmentError::Bundle {
-            path: name.clone(),
-            message,
-        };
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-            roots
-                .add(certificate)
-                .map_err(|error| unusable(error.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(unusable("it is empty".to_owned()));
-        }
-        Ok(Self(Some(pem.into())))
-    }
-
-    fn store(&self) -> TrustStore {
-        match &self.0 {
-            Some(pem) => TrustStore::empty().with_pem_certificate(pem.to_vec()),
-            None => TrustStore::default(),
-        }
-    }
-}
-
 /// Sends HTTPS requests through the proxy, and plain-text requests directly: those go to endpoints
 /// on the node itself (a profile can lead there as well), and a proxy would see the credentials
 /// that they give.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct ProxyRoutedClient {
     proxied: SharedHttpClient,
     direct: SharedHttpClient,
 }
 
-/// The connectors of a [`ProxyRoutedClient`] for one set of timeouts.
+/// The connectors of a [`ProxyRoutedClient`] for one set of timeouts. Each is made when it is first
+/// needed, and then kept by its client: one with TLS parses all trusted certificates.
 #[derive(Debug)]
 struct Connectors {
-    proxied: SharedHttpConnector,
-    direct: SharedHttpConnector,
+    client: ProxyRoutedClient,
+    settings: HttpConnectorSettings,
+    components: RuntimeComponents,
 }
 
 impl HttpClient for ProxyRoutedClient {
@@ -172,17 +110,20 @@ impl HttpClient for ProxyRoutedClient {
         components: &RuntimeComponents,
     ) -> SharedHttpConnector {
         SharedHttpConnector::new(Connectors {
-            proxied: self.proxied.http_connector(settings, components),
-            direct: self.direct.http_connector(settings, components),
+            client: self.clone(),
+            settings: settings.clone(),
+            components: components.clone(),
         })
     }
 
+    /// Checks nothing: the trusted certificates are, and the SDK's client would make a connector
+    /// only to drop it.
     fn validate_base_client_config(
         &self,
-        components: &RuntimeComponentsBuilder,
-        bag: &ConfigBag,
+        _: &RuntimeComponentsBuilder,
+        _: &ConfigBag,
     ) -> Result<(), BoxError> {
-        HttpClient::validate_base_client_config(&self.proxied, components, bag)
+        Ok(())
     }
 
     fn connector_metadata(&self) -> Option<ConnectorMetadata> {
@@ -193,11 +134,14 @@ impl HttpClient for ProxyRoutedClient {
 impl HttpConnector for Connectors {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let scheme = request.uri().split_once("://").map(|(scheme, _)| scheme);
-        if scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")) {
-            self.proxied.call(request)
+        let is_https = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
+        let client = if is_https {
+            &self.client.proxied
         } else {
-            self.direct.call(request)
-        }
+            &self.client.direct
+        };
+        let connector = client.http_connector(&self.settings, &self.components);
+        connector.call(request)
     }
 }
 

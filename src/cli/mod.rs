@@ -17,7 +17,6 @@ mod report;
 mod runtime;
 pub mod serve;
 mod stdout;
-mod variables;
 
 use std::{
     env,
@@ -30,6 +29,7 @@ use clap::{
 };
 
 use crate::{
+    aws::restart,
     process::memory,
     telemetry::{error_chain::error_chain, printable::printable_lines},
 };
@@ -76,7 +76,7 @@ impl Cli {
     /// trimmed, for which the program may start again.
     #[must_use]
     pub fn read() -> Self {
-        variables::trim();
+        restart::trim();
         let mut command =
             Self::command().mut_subcommands(|command| command.mut_args(without_empty_variable));
         let read = Self::from_arg_matches(&command.get_matches_mut());

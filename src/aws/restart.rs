@@ -10,11 +10,11 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::aws::variables::{TRIMMED, to_trim};
+use super::variables::{TRIMMED, to_trim};
 
 /// Starts this program again with trimmed variables if there is something to be trimmed; else, and
 /// if that fails, returns.
-pub(super) fn trim() {
+pub fn trim() {
     let changed = to_trim(env::vars_os());
     let (false, Ok(program)) = (changed.is_empty(), env::current_exe()) else {
         return;

@@ -1,0 +1,237 @@
+//! The CA certificates that AWS's endpoints are verified with: the admin's own bundle, or the
+//! system's.
+//!
+//! Of the system's store only the bundle is read, one file. The folder beside it
+//! (`/etc/ssl/certs`) holds the same certificates once more as hundreds of files, and reading those
+//! takes longer than a call to AWS.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs, io,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use aws_smithy_http_client::tls::TrustStore;
+use pem::Pem;
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+use thiserror::Error;
+
+/// The bundles of Debian and Alpine, Fedora and RHEL, openSUSE, RHEL again, and the BSDs.
+const BUNDLES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// The variables that name another bundle or folder, as for OpenSSL.
+const FILE_VARIABLE: &str = "SSL_CERT_FILE";
+const FOLDER_VARIABLE: &str = "SSL_CERT_DIR";
+
+/// Why the CA bundle can't be used.
+#[derive(Debug, Error)]
+pub enum AwsEnvironmentError {
+    /// The bundle can't be read.
+    #[error("reading the CA bundle {path}: check the path and its permissions")]
+    ReadBundle {
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The bundle holds no usable certificate.
+    #[error(
+        "the CA bundle {path} holds no usable certificate: {message}; expected PEM, one CERTIFICATE block each"
+    )]
+    Bundle {
+        /// The file.
+        path: String,
+        /// The reason.
+        message: String,
+    },
+}
+
+/// The CA certificates that AWS's endpoints are verified with.
+#[derive(Debug, Clone)]
+pub struct Trust(Certificates);
+
+#[derive(Debug, Clone)]
+enum Certificates {
+    /// A bundle of the admin's own, which was checked.
+    Own(Arc<[u8]>),
+    /// The system's bundle, read when it is first needed; `None`: there is none, or the
+    /// environment names a folder, so the whole store is searched.
+    System(Arc<OnceLock<Option<Arc<[u8]>>>>),
+}
+
+impl Default for Trust {
+    /// Trusts the system's CA certificates.
+    fn default() -> Self {
+        Self(Certificates::System(Arc::default()))
+    }
+}
+
+impl Trust {
+    /// Trusts only the CA certificates of a PEM file (for a network whose proxy intercepts TLS, or
+    /// a private endpoint), or else the system's.
+    pub fn load(bundle: Option<&Path>) -> Result<Self, AwsEnvironmentError> {
+        let Some(path) = bundle else {
+            return Ok(Self::default());
+        };
+        let name = path.display().to_string();
+        let pem = fs::read(path).map_err(|source| AwsEnvironmentError::ReadBundle {
+            path: name.clone(),
+            source,
+        })?;
+        let unusable = |message: String| AwsEnvironmentError::Bundle {
+            path: name.clone(),
+            message,
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+            roots
+                .add(certificate)
+                .map_err(|error| unusable(error.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(unusable("it is empty".to_owned()));
+        }
+        Ok(Self(Certificates::Own(pem.into())))
+    }
+
+    /// Returns the certificates as the SDK's client takes them.
+    pub(super) fn store(&self) -> TrustStore {
+        let pem = match &self.0 {
+            Certificates::Own(pem) => Some(pem.clone()),
+            Certificates::System(read) => read.get_or_init(system_bundle).clone(),
+        };
+        match pem {
+            Some(pem) => TrustStore::empty().with_pem_certificate(pem.to_vec()),
+            None => TrustStore::default(),
+        }
+    }
+}
+
+fn system_bundle() -> Option<Arc<[u8]>> {
+    first_bundle(|name| env::var_os(name), |path| fs::read(path))
+}
+
+/// Returns the usable certificates of the bundle that the environment names, or else of the first
+/// that is there and has any. If the environment names a folder, or a bundle that can't be used,
+/// there is none: then the whole store is searched, which also logs what is wrong with it.
+fn first_bundle(
+    variable: impl Fn(&str) -> Option<OsString>,
+    read: impl Fn(&Path) -> io::Result<Vec<u8>>,
+) -> Option<Arc<[u8]>> {
+    if variable(FOLDER_VARIABLE).is_some() {
+        return None;
+    }
+    let usable = |path: &Path| usable(read(path).ok()?);
+    match variable(FILE_VARIABLE) {
+        Some(path) => usable(Path::new(&path)),
+        None => BUNDLES.into_iter().find_map(|path| usable(Path::new(path))),
+    }
+}
+
+/// Returns a bundle without the certificates that can't be parsed: the SDK panics on one, and a
+/// system's bundle may hold a strange one.
+fn usable(pem: Vec<u8>) -> Option<Arc<[u8]>> {
+    let mut roots = RootCertStore::empty();
+    let (mut good, mut has_bad) = (Vec::new(), false);
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        match certificate {
+            Ok(certificate) if roots.add(certificate.clone()).is_ok() => good.push(certificate),
+            _ => has_bad = true,
+        }
+    }
+    if good.is_empty() {
+        None
+    } else if has_bad {
+        let good = good.iter().map(|der| Pem::new("CERTIFICATE", der.to_vec()));
+        Some(
+            pem::encode_many(&good.collect::<Vec<_>>())
+                .into_bytes()
+                .into(),
+        )
+    } else {
+        Some(pem.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Returns a PEM of a CA certificate.
+    fn authority() -> String {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.self_signed(&key).expect("a certificate").pem()
+    }
+
+    /// Returns the bundle that is found where these files are, and which were read.
+    fn found(variables: &[(&str, &str)], files: &[(&str, &str)]) -> (Option<String>, Vec<String>) {
+        let opened = RefCell::new(Vec::new());
+        let variable = |name: &str| {
+            let set = variables.iter().find(|(set, _)| *set == name);
+            set.map(|(_, value)| value.into())
+        };
+        let read = |path: &Path| {
+            let path = path.to_str().expect("UTF-8");
+            opened.borrow_mut().push(path.to_owned());
+            let file = files.iter().find(|(name, _)| *name == path);
+            file.map(|(_, text)| text.as_bytes().to_vec())
+                .ok_or(io::Error::from(io::ErrorKind::NotFound))
+        };
+        let bundle = first_bundle(variable, read);
+        let text = bundle.map(|pem| String::from_utf8(pem.to_vec()).expect("UTF-8"));
+        (text, opened.into_inner())
+    }
+
+    #[test]
+    fn first_bundle_of_the_system_is_the_only_file_that_is_read() {
+        let ca = authority();
+        for (at, path) in BUNDLES.into_iter().enumerate() {
+            let (bundle, opened) = found(&[], &[(path, &ca)]);
+            assert_eq!(bundle.as_deref(), Some(&*ca), "{path}");
+            assert_eq!(opened, BUNDLES[..=at]);
+        }
+        let empty = found(&[], &[(BUNDLES[0], ""), (BUNDLES[1], &ca)]);
+        assert_eq!(empty.0.as_deref(), Some(&*ca), "an empty bundle hides none");
+        assert_eq!(found(&[], &[]).0, None);
+    }
+
+    #[test]
+    fn variables_of_openssl_name_another_store() {
+        let ca = authority();
+        let files = [("/own.pem", &*ca), (BUNDLES[0], &*ca)];
+        let (bundle, opened) = found(&[(FILE_VARIABLE, "/own.pem")], &files);
+        assert!(bundle.is_some());
+        assert_eq!(opened, ["/own.pem"]);
+        let missing = found(&[(FILE_VARIABLE, "/missing.pem")], &files);
+        assert_eq!(missing, (None, vec!["/missing.pem".to_owned()]));
+        let folder = [(FILE_VARIABLE, "/own.pem"), (FOLDER_VARIABLE, "/certs")];
+        assert_eq!(found(&folder, &files), (None, vec![]));
+    }
+
+    #[test]
+    fn certificate_that_cannot_be_parsed_hides_no_other() {
+        let ca = authority();
+        let strange = pem::encode(&Pem::new("CERTIFICATE", b"no certificate".to_vec()));
+        let bundle = format!("# a comment\n{strange}{ca}");
+        let (usable, _) = found(&[], &[(BUNDLES[0], &bundle)]);
+        let usable = usable.expect("the good one");
+        assert!(!usable.contains(strange.trim()));
+        let count = CertificateDer::pem_slice_iter(usable.as_bytes()).count();
+        assert_eq!(count, 1);
+    }
+}
