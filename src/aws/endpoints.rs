@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::registry::Region;
+use crate::registry::{Partition, Region};
 
 /// The endpoints of a region; `None`: AWS's own, or the one that the environment names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +15,29 @@ pub struct RegionEndpoints {
 
 /// The endpoints by region.
 pub type Endpoints = BTreeMap<Region, RegionEndpoints>;
+
+/// The regions of the commercial partition that have a FIPS endpoint of ECR, by AWS's list of
+/// endpoints; those for the US government all have one.
+const FIPS_REGIONS: [&str; 4] = ["us-east-1", "us-east-2", "us-west-1", "us-west-2"];
+
+/// Returns the FIPS endpoints of ECR in a region: the name in AWS's list of endpoints, then the one
+/// in the SDK's rules, which may not exist. `None`: the partition isn't in that list, so the SDK's
+/// rule holds.
+#[must_use]
+pub fn fips_urls(region: &Region) -> Option<[String; 2]> {
+    let is_listed = matches!(region.partition(), Partition::Aws | Partition::AwsUsGov);
+    let url = |name: &str| format!("https://{name}.{region}.amazonaws.com");
+    is_listed.then(|| [url("ecr-fips"), url("api.ecr-fips")])
+}
+
+/// Returns what to do if a region's FIPS endpoint isn't there, as far as it is known to have none.
+#[must_use]
+pub fn no_fips(region: &Region) -> Option<String> {
+    let has_none = region.partition() == Partition::Aws && !FIPS_REGIONS.contains(&region.as_str());
+    has_none.then(|| {
+        format!("; AWS has no FIPS endpoint for ECR in {region}; use the host without -fips")
+    })
+}
 
 /// Returns the URL of an endpoint as errors show it: without a user and a password.
 #[must_use]

@@ -44,6 +44,8 @@ pub enum Operation {
     GetPublicAuthorizationToken,
     /// STS's `AssumeRole`, for this role.
     AssumeRole(RoleArn),
+    /// STS's `AssumeRoleWithWebIdentity`, for this role.
+    AssumeRoleWithWebIdentity(RoleArn),
 }
 
 /// AWS's error code and message. Only the code is for tenants: the message names the principal, and
@@ -148,10 +150,12 @@ pub enum MintError {
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.operation())?;
-        if let Operation::AssumeRole(arn) = &self.operation {
-            write!(f, " of {arn}")?;
+        match &self.operation {
+            Operation::AssumeRole(arn) | Operation::AssumeRoleWithWebIdentity(arn) => {
+                write!(f, " of {arn}")
+            }
+            Operation::GetAuthorizationToken | Operation::GetPublicAuthorizationToken => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -175,7 +179,7 @@ impl Call {
     }
 
     /// Returns the region and the endpoint in parentheses, or nothing for one of AWS's own.
-    fn place(&self) -> &str {
+    pub(super) fn place(&self) -> &str {
         self.endpoint.as_deref().unwrap_or_default()
     }
 
@@ -186,6 +190,7 @@ impl Call {
             Operation::GetAuthorizationToken => "ECR's GetAuthorizationToken",
             Operation::GetPublicAuthorizationToken => "ECR Public's GetAuthorizationToken",
             Operation::AssumeRole(_) => "STS's AssumeRole",
+            Operation::AssumeRoleWithWebIdentity(_) => "STS's AssumeRoleWithWebIdentity",
         }
     }
 
@@ -201,6 +206,16 @@ impl Call {
             Operation::AssumeRole(_) => {
                 "the role's trust policy, its external id, and that the identity that assumes it may do so"
             }
+            Operation::AssumeRoleWithWebIdentity(_) => match Fault::of_web_identity(&reply.code) {
+                Some(Fault::IdentityExpired) => "the clock of the node: the token has expired",
+                Some(_) => {
+                    "that IAM in the account of the role has an OIDC provider for the token's issuer, and that the \
+                     token's audience is one that this provider accepts (sts.amazonaws.com)"
+                }
+                None => {
+                    "the role's trust policy: its OIDC provider, and `sub` and `aud` in its condition"
+                }
+            },
         }
     }
 }
@@ -292,6 +307,20 @@ impl MintError {
             Self::Rejected(.., rejection) => Some(rejection.fault),
             _ => None,
         }
+    }
+
+    /// Returns whether AWS couldn't be asked, or couldn't answer: another try may succeed. It says
+    /// nothing about what the identity may do.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(
+            self,
+            Self::Throttled(..)
+                | Self::Server(..)
+                | Self::Unreachable(..)
+                | Self::Timeout(_)
+                | Self::GaveUp
+        )
     }
 
     /// Returns AWS's error code alone, such as `AccessDeniedException`, if AWS gave one.

@@ -1,10 +1,14 @@
 //! ECR tokens, as `ecr:GetAuthorizationToken` returns them, and how long they may be used.
 
 pub mod cache;
+mod client;
+mod clients;
 pub mod ecr;
 pub mod error;
 mod flights;
 pub mod metrics;
+mod minting;
+pub mod once;
 mod reason;
 pub mod rules;
 mod session;
@@ -208,6 +212,12 @@ impl Token {
     #[must_use]
     pub fn lifetime(&self) -> Lifetime {
         self.lifetime
+    }
+
+    /// Returns the password, whose user is [`USER`].
+    #[must_use]
+    pub fn password(&self) -> &SecretString {
+        &self.password
     }
 
     /// Returns base64 of `AWS:password`, the form of a docker config's `auth`.

@@ -6,10 +6,7 @@ use std::{error::Error as StdError, panic::AssertUnwindSafe};
 use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use futures::FutureExt as _;
 
-use super::{
-    cache::{AwsReply, Call, MintError},
-    error::Rejection,
-};
+use super::error::{AwsReply, Call, MintError, Rejection};
 use crate::aws::{credentials::NoCredentials, fault::Fault, origin::Origin};
 
 /// The error codes of throttling.
@@ -24,6 +21,11 @@ const THROTTLES: [&str; 5] = [
 const MAX_TEXT: usize = 300;
 /// The most characters of a text that also says what to do.
 const MAX_EXPLANATION: usize = 1500;
+
+/// The start of the standard library's error when a name can't be resolved.
+const LOOKUP_ERROR: &str = "failed to lookup address information";
+/// The error of hyper-util when a proxy answers `CONNECT` with an error.
+const TUNNEL_ERROR: &str = "tunnel error: unsuccessful";
 
 /// The credentials that signed a call, for its error.
 pub(super) struct Signed<'a> {
@@ -99,6 +101,41 @@ pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
         }
         // Among them is a response that can't be read at all.
         _ => MintError::NotAws(call),
+    }
+}
+
+/// Returns why STS gave no session for a web identity token. That STS can't reach the issuer is no
+/// mistake of the token, and may be over a moment later.
+pub(super) fn exchange_reason<E: ProvideErrorMetadata + StdError + 'static, R>(
+    call: Call,
+    origin: &Origin,
+    error: &SdkError<E, R>,
+) -> MintError {
+    let signed = Signed {
+        by: origin,
+        hint: String::new(),
+    };
+    match reason(call, &signed, error) {
+        MintError::Refused(call, reply) | MintError::Rejected(call, reply, _) => {
+            match reply.code().and_then(Fault::of_web_identity) {
+                Some(Fault::IdentityProvider) => MintError::Server(call, reply),
+                _ => MintError::Refused(call, reply),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Returns the call and the text of an error that may say that there is no such host. A proxy
+/// resolves names itself, and only says that it has no connection.
+pub(super) fn no_such_host(error: &MintError) -> Option<(&Call, &str)> {
+    match error {
+        MintError::Unreachable(call, why)
+            if why.starts_with(LOOKUP_ERROR) || why == TUNNEL_ERROR =>
+        {
+            Some((call, why))
+        }
+        _ => None,
     }
 }
 

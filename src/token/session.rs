@@ -5,23 +5,27 @@
 
 use aws_config::identity::IdentityCache;
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
-use aws_sdk_sts::{Client, types::Tag};
+use aws_sdk_sts::{
+    Client,
+    config::Builder,
+    types::{Credentials as StsCredentials, Tag},
+};
 use jiff::Timestamp;
-use moka::future::Cache;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
     MIN_LEFT, TokenKey,
-    cache::{Call, MintError, Operation},
-    reason::{Signed, caught, reason},
+    client::StsEndpoint,
+    clients::Clients,
+    error::{Call, MintError, Operation},
+    reason::{Signed, caught, exchange_reason, reason},
 };
 use crate::{
     aws::{AwsEnvironment, Signer, endpoints::Endpoints, origin::Origin},
     identity::Role,
-    registry::{Region, Service},
+    registry::Service,
 };
 
-/// The most clients in the cache: one per region.
-const MAX_CLIENTS: u64 = 64;
 /// The session policy of a role that may only pull. A pull-through cache's first pull imports the
 /// image.
 const PULL_ACTIONS: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ecr:GetAuthorizationToken","ecr:BatchGetImage","ecr:GetDownloadUrlForLayer","ecr:BatchCheckLayerAvailability","ecr:BatchImportUpstreamImage"],"Resource":"*"}]}"#;
@@ -36,20 +40,10 @@ pub(super) struct Session {
     pub(super) expires_at: Option<Timestamp>,
 }
 
-/// The STS endpoint of a client.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct StsEndpoint {
-    region: Region,
-    fips: bool,
-    /// The endpoint of the configuration.
-    url: Option<String>,
-}
-
 /// Assumes roles.
 pub(super) struct Sessions {
     environment: AwsEnvironment,
     own_endpoint: Option<String>,
-    clients: Cache<StsEndpoint, Client>,
 }
 
 impl Sessions {
@@ -57,33 +51,56 @@ impl Sessions {
         Self {
             own_endpoint: environment.own_endpoint("STS"),
             environment,
-            clients: Cache::builder().max_capacity(MAX_CLIENTS).build(),
         }
     }
 
     /// Returns the call that assumes a role to mint for `key`, for its errors.
     pub(super) fn call(&self, role: &Role, key: &TokenKey, endpoints: &Endpoints) -> Call {
+        let operation = Operation::AssumeRole(role.arn.clone());
+        self.call_of(operation, role, key, endpoints)
+    }
+
+    /// Returns the call that assumes a role by a web identity token, for its errors.
+    pub(super) fn exchange_call(&self, role: &Role, key: &TokenKey, endpoints: &Endpoints) -> Call {
+        let operation = Operation::AssumeRoleWithWebIdentity(role.arn.clone());
+        self.call_of(operation, role, key, endpoints)
+    }
+
+    fn call_of(
+        &self,
+        operation: Operation,
+        role: &Role,
+        key: &TokenKey,
+        endpoints: &Endpoints,
+    ) -> Call {
         let endpoint = self.endpoint(role, key, endpoints);
         let url = endpoint.url.as_deref().or(self.own_endpoint.as_deref());
-        let operation = Operation::AssumeRole(role.arn.clone());
         Call::at(operation, &endpoint.region, url)
+    }
+
+    async fn client(
+        &self,
+        clients: &impl Clients,
+        role: &Role,
+        key: &TokenKey,
+        endpoints: &Endpoints,
+    ) -> Client {
+        let endpoint = self.endpoint(role, key, endpoints);
+        clients.sts(&endpoint, || self.make_client(&endpoint)).await
     }
 
     /// Assumes a role to mint for `key`, with the credentials of `base`.
     pub(super) async fn assume(
         &self,
+        clients: &impl Clients,
         role: &Role,
         key: &TokenKey,
         (base, signed): (&Signer, &Signed<'_>),
         endpoints: &Endpoints,
         now: Timestamp,
     ) -> Result<Session, MintError> {
-        let call = || self.call(role, key, endpoints);
-        let endpoint = self.endpoint(role, key, endpoints);
-        let client = self
-            .clients
-            .get_with_by_ref(&endpoint, async { self.make_client(&endpoint) })
-            .await;
+        let call = self.call(role, key, endpoints);
+        let client = self.client(clients, role, key, endpoints).await;
         // Building a tag with both parts can't fail; STS validates the texts.
         let tags = role
             .options
@@ -96,37 +113,44 @@ impl Sessions {
             .role_arn(role.arn.as_str())
             .role_session_name(&role.options.session_name)
             .set_external_id(role.options.external_id.clone())
-            .duration_seconds(i32::try_from(role.options.duration_seconds).unwrap_or(i32::MAX))
+            .duration_seconds(duration(role))
             .set_tags(Some(tags.collect::<Vec<_>>()).filter(|tags| !tags.is_empty()))
             .set_policy(role.options.pull_only.then(|| policy(key).to_owned()))
             .customize()
             .config_override(
-                aws_sdk_sts::config::Config::builder()
+                Builder::new()
                     .credentials_provider(credentials)
                     .identity_cache(IdentityCache::no_cache()),
             );
-        let reply = caught(call(), signed.by, request.send()).await?;
-        let reply = reply.map_err(|error| reason(call(), signed, &error))?;
-        let credentials = reply
-            .credentials()
-            .ok_or_else(|| MintError::NotAws(call()))?;
-        let expires_at = Timestamp::from_second(credentials.expiration().secs())
-            .map_err(|_| MintError::NotAws(call()))?;
+        let reply = caught(call.clone(), signed.by, request.send()).await?;
+        let reply = reply.map_err(|error| reason(call.clone(), signed, &error))?;
+        session(reply.credentials(), role, call, now)
+    }
+
+    /// Assumes a role by a web identity token, which no key signs. External id and tags are no part
+    /// of this call.
+    pub(super) async fn exchange(
+        &self,
+        clients: &impl Clients,
+        role: &Role,
+        key: &TokenKey,
+        token: &SecretString,
+        endpoints: &Endpoints,
+        now: Timestamp,
+    ) -> Result<Session, MintError> {
+        let call = self.exchange_call(role, key, endpoints);
+        let client = self.client(clients, role, key, endpoints).await;
+        let request = client
+            .assume_role_with_web_identity()
+            .role_arn(role.arn.as_str())
+            .role_session_name(&role.options.session_name)
+            .web_identity_token(token.expose_secret())
+            .duration_seconds(duration(role))
+            .set_policy(role.options.pull_only.then(|| policy(key).to_owned()));
         let origin = Origin::Role(role.arn.to_string());
-        if expires_at.duration_since(now) < MIN_LEFT {
-            return Err(MintError::SessionTooShort(call(), origin, expires_at));
-        }
-        Ok(Session {
-            credentials: Credentials::new(
-                credentials.access_key_id(),
-                credentials.secret_access_key(),
-                Some(credentials.session_token().to_owned()),
-                None,
-                "AssumeRole",
-            ),
-            origin,
-            expires_at: Some(expires_at),
-        })
+        let reply = caught(call.clone(), &origin, request.send()).await?;
+        let reply = reply.map_err(|error| exchange_reason(call.clone(), &origin, &error))?;
+        session(reply.credentials(), role, call, now)
     }
 
     /// Returns the STS endpoint: in the region that the role names; else in the environment's own,
@@ -165,6 +189,40 @@ impl Sessions {
         }
         Client::from_conf(builder.build())
     }
+}
+
+/// Returns the session that STS gave.
+fn session(
+    credentials: Option<&StsCredentials>,
+    role: &Role,
+    call: Call,
+    now: Timestamp,
+) -> Result<Session, MintError> {
+    let Some(credentials) = credentials else {
+        return Err(MintError::NotAws(call));
+    };
+    let Ok(expires_at) = Timestamp::from_second(credentials.expiration().secs()) else {
+        return Err(MintError::NotAws(call));
+    };
+    let origin = Origin::Role(role.arn.to_string());
+    if expires_at.duration_since(now) < MIN_LEFT {
+        return Err(MintError::SessionTooShort(call, origin, expires_at));
+    }
+    Ok(Session {
+        credentials: Credentials::new(
+            credentials.access_key_id(),
+            credentials.secret_access_key(),
+            Some(credentials.session_token().to_owned()),
+            None,
+            "AssumeRole",
+        ),
+        origin,
+        expires_at: Some(expires_at),
+    })
+}
+
+fn duration(role: &Role) -> i32 {
+    i32::try_from(role.options.duration_seconds).unwrap_or(i32::MAX)
 }
 
 fn policy(key: &TokenKey) -> &'static str {

@@ -35,6 +35,7 @@ pub struct Tunnel {
 struct State {
     behind: SocketAddr,
     refusal: Option<u16>,
+    unknown: Vec<String>,
     hangs: bool,
     wanted: Option<String>,
     tunnels: Vec<Tunnel>,
@@ -47,6 +48,7 @@ impl ConnectProxy {
         let state = Arc::new(Mutex::new(State {
             behind,
             refusal: None,
+            unknown: Vec::new(),
             hangs: false,
             wanted: None,
             tunnels: Vec::new(),
@@ -76,6 +78,11 @@ impl ConnectProxy {
     /// From now on every tunnel is refused with this status; 0 ends that.
     pub fn refuse(&self, status: u16) {
         self.lock().refusal = (status != 0).then_some(status);
+    }
+
+    /// From now on it can't resolve this name: its tunnels are refused with 503, as Squid does.
+    pub fn forget_host(&self, host: &str) {
+        self.lock().unknown.push(format!("{host}:443"));
     }
 
     /// From now on it takes requests and answers none; they are noted with status 0.
@@ -166,6 +173,7 @@ impl State {
         let status = match self.refusal {
             _ if self.hangs => 0,
             Some(status) => status,
+            None if self.unknown.contains(&target) => 503,
             None if is_welcome => 200,
             None => 407,
         };

@@ -7,13 +7,18 @@ use std::sync::Mutex;
 use aws_smithy_http_client::test_util::{capture_request, infallible_client_fn};
 use aws_smithy_runtime_api::client::http::HttpClient;
 use aws_smithy_types::body::SdkBody;
+use jiff::{SignedDuration, Timestamp};
 
 use super::*;
 use crate::{
     aws::endpoints::RegionEndpoints,
+    identity::Identity,
     process::clock::SystemClock,
-    registry::Registry,
-    token::{MalformedReply, cache::AwsReply},
+    registry::{Region, Registry},
+    token::{
+        MalformedReply,
+        cache::{AwsReply, Operation},
+    },
 };
 
 fn key(host: &str) -> TokenKey {
@@ -67,7 +72,7 @@ async fn each_registry_is_asked_at_the_endpoint_of_its_region_and_partition() {
         ),
         (
             "dkr.ecr-fips.us-east-1.amazonaws.com",
-            "https://api.ecr-fips.us-east-1.amazonaws.com/",
+            "https://ecr-fips.us-east-1.amazonaws.com/",
             "us-east-1",
         ),
         (
@@ -87,7 +92,7 @@ async fn each_registry_is_asked_at_the_endpoint_of_its_region_and_partition() {
         ),
         (
             "dkr.ecr-fips.us-gov-west-1.amazonaws.com",
-            "https://api.ecr-fips.us-gov-west-1.amazonaws.com/",
+            "https://ecr-fips.us-gov-west-1.amazonaws.com/",
             "us-gov-west-1",
         ),
         (

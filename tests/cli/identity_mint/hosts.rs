@@ -18,7 +18,7 @@ const ROWS: [Row; 22] = [
     Row(
         "dkr.ecr-fips.us-east-1.amazonaws.com",
         "aws",
-        "api.ecr-fips.us-east-1.amazonaws.com",
+        "ecr-fips.us-east-1.amazonaws.com",
         "sts-fips.us-east-1.amazonaws.com",
     ),
     Row(
@@ -43,7 +43,7 @@ const ROWS: [Row; 22] = [
     Row(
         "dkr.ecr-fips.us-gov-west-1.amazonaws.com",
         "aws-us-gov",
-        "api.ecr-fips.us-gov-west-1.amazonaws.com",
+        "ecr-fips.us-gov-west-1.amazonaws.com",
         "sts.us-gov-west-1.amazonaws.com",
     ),
     Row(
@@ -233,7 +233,7 @@ async fn flags_of_the_environment_choose_the_endpoints_of_plain_hosts() {
     for (variables, ecr, sts) in [
         (
             &[FIPS][..],
-            "api.ecr-fips.us-east-1.amazonaws.com",
+            "ecr-fips.us-east-1.amazonaws.com",
             "sts-fips.us-east-1.amazonaws.com",
         ),
         (
@@ -306,4 +306,75 @@ async fn public_gallery_is_asked_for_where_its_api_lives() {
     .await;
     assert_eq!(asked.targets, [format!("{PUBLIC}:443")]);
     assert_eq!(asked.calls, [owned(PUBLIC, "us-east-1", "ecr-public")]);
+}
+
+/// Mints at a FIPS host behind a proxy that can't resolve these names; AWS has a certificate for the others.
+async fn fips_mint(
+    region: &str,
+    unknown: &[&str],
+    refusal: u16,
+) -> (super::command::Run, Vec<String>) {
+    let names = ["ecr-fips", "api.ecr-fips", "api.ecr"];
+    let names = names.map(|name| format!("{name}.{region}.amazonaws.com"));
+    let authority = Authority::new("a CA");
+    let aws = FakeAws::start_tls(&authority, &names.each_ref().map(String::as_str));
+    let proxy = ConnectProxy::start(aws.address());
+    for name in unknown {
+        proxy.forget_host(&format!("{name}.{region}.amazonaws.com"));
+    }
+    proxy.refuse(refusal);
+    let registry = format!("123456789012.dkr.ecr-fips.{region}.amazonaws.com");
+    let run = Identity::of(&aws, &registry)
+        .variables(aws.static_keys())
+        .variable("AWS_EC2_METADATA_DISABLED", "true")
+        .variable("HTTPS_PROXY", &proxy.url())
+        .file("AWS_CA_BUNDLE", &authority.pem())
+        .mint()
+        .await;
+    (run, proxy.targets())
+}
+
+#[tokio::test]
+async fn fips_host_is_asked_under_both_names_and_no_other() {
+    let first = "ecr-fips.us-east-1.amazonaws.com:443";
+    let second = "api.ecr-fips.us-east-1.amazonaws.com:443";
+
+    let (run, targets) = fips_mint("us-east-1", &["api.ecr-fips"], 0).await;
+    run.minted("environment");
+    assert_eq!(targets, [first]);
+
+    let (run, targets) = fips_mint("us-east-1", &["ecr-fips"], 0).await;
+    run.minted("environment");
+    assert_eq!(targets, [first, second]);
+
+    let both = &["ecr-fips", "api.ecr-fips"];
+    let (run, targets) = fips_mint("us-east-1", both, 0).await;
+    run.failed(
+        "unreachable",
+        &[
+            "https://ecr-fips.us-east-1.amazonaws.com",
+            "https://api.ecr-fips.us-east-1.amazonaws.com",
+        ],
+    );
+    assert!(!run.err.contains("has no FIPS endpoint"), "{run:#?}");
+    assert_eq!(targets, [first, second]);
+}
+
+#[tokio::test]
+async fn region_without_fips_endpoint_is_named_in_the_error() {
+    let both = &["ecr-fips", "api.ecr-fips"];
+    let (run, targets) = fips_mint("eu-west-1", both, 0).await;
+    run.failed(
+        "unreachable",
+        &["AWS has no FIPS endpoint for ECR in eu-west-1; use the host without -fips"],
+    );
+    assert_eq!(targets.len(), 2);
+}
+
+/// A proxy that wants a password says nothing about a host.
+#[tokio::test]
+async fn other_failures_than_of_the_name_ask_no_second_fips_host() {
+    let (run, targets) = fips_mint("us-east-1", &[], 407).await;
+    run.failed("unreachable", &["proxy authorization required"]);
+    assert_eq!(targets, ["ecr-fips.us-east-1.amazonaws.com:443"]);
 }

@@ -472,7 +472,7 @@ async fn endpoints_that_are_to_be_ignored_leave_the_hosts_own() {
     run.failed("unreachable", &["GetAuthorizationToken"]);
     assert_eq!(
         net.proxy.targets(),
-        port_443(&["api.ecr-fips.eu-west-1.amazonaws.com"])
+        port_443(&["ecr-fips.eu-west-1.amazonaws.com"])
     );
 }
 
