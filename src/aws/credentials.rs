@@ -10,6 +10,7 @@
 
 mod configured;
 mod explain;
+pub mod fingerprint;
 mod lazy;
 mod source;
 

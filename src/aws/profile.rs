@@ -6,6 +6,7 @@
 //! gets their contents without what surrounds the values by accident.
 
 mod hint;
+mod sections;
 
 use std::{env, error::Error as _, fmt, fs, io, path::PathBuf};
 
@@ -23,6 +24,7 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+pub(super) use self::sections::Sections;
 use super::{
     held::Held,
     keys::{self, trimmed},
@@ -236,6 +238,11 @@ fn clean(text: &str) -> String {
 }
 
 impl Contents {
+    /// Returns the text of a profile, or `None` if neither file has the profile.
+    pub(super) fn sections(&self, name: &str) -> Option<Sections> {
+        Sections::of(&self.config, &self.credentials, name)
+    }
+
     /// Returns the contents as the SDK takes them.
     #[expect(
         deprecated,

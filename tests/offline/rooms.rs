@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "aws/endpoints",
     "aws/fault",
     "aws/origin",
+    "aws/profile/sections",
     "cluster/event",
     "cluster/lease/settings",
     "cluster/namespace",
