@@ -69,6 +69,8 @@ pub struct SourceError {
 pub struct NoCredentials {
     /// The mistake of clock, keys or tokens, if it is one.
     pub fault: Option<Fault>,
+    /// Whether no source of any kind is there, as opposed to one that failed.
+    pub is_nowhere: bool,
     /// The text, which names the source.
     pub message: String,
 }
@@ -376,7 +378,11 @@ pub fn explain(error: &CredentialsError) -> NoCredentials {
                 || error.is::<NoExpectedSource>()
         })
         .map_or_else(|| innermost(error), ToString::to_string);
-    NoCredentials { fault, message }
+    NoCredentials {
+        fault,
+        is_nowhere: chain().any(<dyn StdError>::is::<NoSource>),
+        message,
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ const PROXIES: [&str; 6] = [
 
 /// The variables that decide whose credentials are used. Where one is set and blank, someone meant
 /// a source: that is an error, as the next source would be another principal.
-const DECIDING: [&str; 9] = [
+const DECIDING: [&str; 10] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_PROFILE",
@@ -34,6 +34,7 @@ const DECIDING: [&str; 9] = [
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_ECR_ROLE_ARN",
 ];
 
 /// Why the value of a variable that is set can't be used.

@@ -5,6 +5,7 @@ mod certificates;
 pub mod cleanup;
 pub mod config;
 mod context;
+pub mod credential_provider;
 pub mod identity;
 pub mod metrics;
 mod one_shot;
@@ -56,6 +57,7 @@ enum Command {
     Refresh(refresh::RefreshArgs),
     Cleanup(cleanup::CleanupArgs),
     Config(config::ConfigArgs),
+    CredentialProvider(credential_provider::CredentialProviderArgs),
 }
 
 /// Ignores an argument's variable if it is empty, as a manifest may set it.
@@ -95,6 +97,7 @@ impl Cli {
             Command::Refresh(args) => args.run(),
             Command::Cleanup(args) => args.run(),
             Command::Config(args) => args.run(),
+            Command::CredentialProvider(args) => args.run(),
         };
         result.unwrap_or_else(|error| {
             // There is nowhere left to report that this write failed.

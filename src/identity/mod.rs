@@ -8,6 +8,7 @@
 //! whose role is refused gets no token at all.
 
 mod hash;
+pub mod machine;
 mod name;
 pub mod pattern;
 
@@ -225,7 +226,8 @@ impl Rule {
         }
     }
 
-    fn covers(&self, registry: &Registry, namespace: &Namespace) -> bool {
+    /// Returns whether the rule is for the registry, in some namespace.
+    fn is_for(&self, registry: &Registry) -> bool {
         let account = || {
             registry
                 .account()
@@ -233,6 +235,10 @@ impl Rule {
         };
         (self.accounts.is_empty() || account())
             && (self.regions.is_empty() || self.regions.contains(registry.region()))
+    }
+
+    fn covers(&self, registry: &Registry, namespace: &Namespace) -> bool {
+        self.is_for(registry)
             && (self.namespaces.is_empty()
                 || self
                     .namespaces

@@ -5,6 +5,7 @@ use std::{
     process::ExitCode,
 };
 
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::telemetry::printable::printable;
@@ -51,6 +52,21 @@ impl Answer {
     #[must_use]
     pub fn with_code(self, code: u8) -> Self {
         Self { code, ..self }
+    }
+
+    /// Returns an answer of the kubelet's plugin with its password replaced, for a person.
+    #[must_use]
+    pub(super) fn redacted(self) -> Self {
+        let Ok(mut response) = serde_json::from_str::<Value>(&self.stdout) else {
+            return self;
+        };
+        let entries = response["auth"].as_object_mut().into_iter().flatten();
+        for (_, credential) in entries {
+            let length = credential["password"].as_str().map_or(0, str::len);
+            credential["password"] = format!("({length} characters, not shown)").into();
+        }
+        let stdout = format!("{response:#}\n").into();
+        Self { stdout, ..self }
     }
 
     /// Returns the lines for standard error: whatever a text holds, it is one line.

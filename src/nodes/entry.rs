@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::Answer;
+use super::{Answer, kubelet_plugin};
 
 /// The name in messages of a call that names no way in.
 const PROGRAM: &str = "ecr-credentials";
@@ -22,7 +22,10 @@ const USAGE: &str = "copy or link this program as ecr-credential-provider, the k
 
 /// The ways in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WayIn {}
+enum WayIn {
+    /// The kubelet's credential plugin.
+    CredentialProvider,
+}
 
 /// The place of the last panic.
 static PANICKED_AT: Mutex<String> = Mutex::new(String::new());
@@ -55,7 +58,7 @@ fn answer(arguments: &[OsString]) -> Answer {
         [name, rest @ ..] => (name.as_os_str(), rest),
     };
     match way_in(name, rest) {
-        Some((way_in, _arguments)) => match way_in {},
+        Some((WayIn::CredentialProvider, arguments)) => kubelet_plugin::run(arguments),
         None => Answer::failure(PROGRAM, USAGE_CODE, USAGE),
     }
 }
@@ -72,12 +75,41 @@ fn way_in<'a>(program: &OsStr, arguments: &'a [OsString]) -> Option<(WayIn, &'a 
 
 impl WayIn {
     /// Returns the way in that a file is named for; a suffix such as a version may follow.
-    fn of_file(_name: &str) -> Option<Self> {
-        None
+    fn of_file(name: &str) -> Option<Self> {
+        let is_plugin = name.starts_with(kubelet_plugin::PROGRAM);
+        is_plugin.then_some(Self::CredentialProvider)
     }
 
     /// Returns the way in of a first argument, which is the subcommand of `ecr-injector`.
-    fn of_argument(_name: &str) -> Option<Self> {
-        None
+    fn of_argument(name: &str) -> Option<Self> {
+        (name == "credential-provider").then_some(Self::CredentialProvider)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_of_the_file_says_which_way_in_is_called() {
+        let plugin = Some(WayIn::CredentialProvider);
+        for (name, arguments, expected) in [
+            ("ecr-credential-provider", &["get-credentials"][..], plugin),
+            ("/usr/local/bin/ecr-credential-provider-v1.2", &[], plugin),
+            ("./ecr-credential-provider.exe", &[], plugin),
+            (
+                "/opt/ecr-credentials",
+                &["credential-provider", "x"],
+                plugin,
+            ),
+            ("ecr-credentials", &[], None),
+            ("ecr-credentials", &["get-credentials"], None),
+            ("/ecr-credential-provider/other", &[], None),
+            ("", &[], None),
+        ] {
+            let arguments: Vec<OsString> = arguments.iter().map(Into::into).collect();
+            let found = way_in(OsStr::new(name), &arguments);
+            assert_eq!(found.map(|found| found.0), expected, "{name}");
+        }
     }
 }

@@ -6,5 +6,9 @@
 
 pub mod answer;
 pub mod entry;
+mod file_cache;
+mod flags;
+pub mod kubelet;
+pub mod kubelet_plugin;
 
 pub use self::answer::Answer;

@@ -77,6 +77,11 @@ pub enum MintError {
         "no AWS credentials: {1}; docs/reference/aws-credentials.md lists what each source needs"
     )]
     Credentials(Option<Fault>, String),
+    /// No source of AWS credentials of any kind is there.
+    #[error(
+        "no AWS credentials: {0}; docs/reference/aws-credentials.md lists what each source needs"
+    )]
+    NoSource(String),
     /// The credentials are certainly of another partition than the registry.
     #[error(
         "the credentials of {0} are of partition {of} ({because}), and the registry is in {registry}: no role can be assumed \
@@ -284,7 +289,7 @@ impl MintError {
             (_, Some(Fault::Signature)) => "invalid_signature",
             (_, Some(Fault::UnknownKey)) => "unknown_access_key",
             (_, Some(Fault::Expired)) | (Self::SessionTooShort(..), _) => "session_expired",
-            (Self::Credentials(..), _) => "credentials",
+            (Self::Credentials(..) | Self::NoSource(_), _) => "credentials",
             (Self::OtherPartition(..), _) => "partition_mismatch",
             // No other mistake is a rejection.
             (Self::Refused(..) | Self::Rejected(..), _) => "access_denied",
@@ -351,6 +356,7 @@ impl MintError {
             | Self::NotAws(call)
             | Self::Request(call, _) => Some(call),
             Self::Credentials(..)
+            | Self::NoSource(_)
             | Self::OtherPartition(..)
             | Self::Deadline
             | Self::GaveUp
@@ -365,7 +371,7 @@ impl MintError {
     #[must_use]
     pub fn public_text(&self) -> String {
         let what = match self {
-            Self::Credentials(..) => "the webhook has no AWS credentials",
+            Self::Credentials(..) | Self::NoSource(_) => "the webhook has no AWS credentials",
             Self::OtherPartition(..) => {
                 "the webhook's AWS credentials are of another partition than the registry"
             }

@@ -208,6 +208,18 @@ impl Token {
         })
     }
 
+    /// Returns a token that was stored as [`Self::auth`] with its lifetime, or `None` if the text is
+    /// none.
+    #[must_use]
+    pub fn restore(auth: &str, lifetime: Lifetime) -> Option<Self> {
+        let decoded = Zeroizing::new(STANDARD.decode(auth).ok()?);
+        let (user, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+        (user == USER && !password.is_empty()).then(|| Self {
+            password: password.to_owned().into(),
+            lifetime,
+        })
+    }
+
     /// Returns the token's lifetime.
     #[must_use]
     pub fn lifetime(&self) -> Lifetime {

@@ -47,7 +47,12 @@ pub(super) async fn caught<T>(
 
 /// Returns why there are no credentials for a call.
 pub(super) fn no_credentials(why: &NoCredentials) -> MintError {
-    MintError::Credentials(why.fault, short(&why.message, MAX_EXPLANATION))
+    let message = short(&why.message, MAX_EXPLANATION);
+    if why.is_nowhere {
+        MintError::NoSource(message)
+    } else {
+        MintError::Credentials(why.fault, message)
+    }
 }
 
 /// Returns why a call failed.

@@ -51,9 +51,11 @@ const PURE: &[&str] = &[
     "cluster/ownership",
     "identity",
     "identity/hash",
+    "identity/machine",
     "identity/name",
     "identity/pattern",
     "lib",
+    "nodes/kubelet",
     "process/backoff",
     "pull_secret",
     "pull_secret/error",
@@ -132,6 +134,11 @@ const SPAWNS: &[(&str, usize, &str)] = &[
         "cluster/lease.rs",
         1,
         "a term, whose end the election awaits",
+    ),
+    (
+        "nodes/file_cache.rs",
+        1,
+        "a thread that waits for a lock, which the process outlasts only by its answer",
     ),
     ("process/supervisor.rs", 2, "the supervisor itself"),
     (

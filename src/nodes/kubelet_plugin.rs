@@ -1,0 +1,495 @@
+//! The kubelet's exec credential plugin: one request on standard input, one response on standard
+//! output. Whatever needs no AWS ends before a runtime, a certificate or a profile is looked at.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, IsTerminal as _, Read as _},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use secrecy::ExposeSecret as _;
+use tokio::runtime::Builder;
+use tracing_subscriber::{
+    Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+use super::{
+    Answer,
+    file_cache::{FileCache, Slot, endpoints_of_environment},
+    flags::{DEFAULT_ROLE, Flags, HELP, OnOutage, Wanted, WithoutRole},
+    kubelet::{Auth, CredentialRequest, ServiceAccount, response},
+};
+use crate::{
+    aws::{
+        AwsEnvironment, Trust,
+        credentials::fingerprint::{Fingerprint, Subject},
+        restart,
+    },
+    config::Config,
+    identity::{
+        Identity,
+        machine::{NamedRole, named_role, service_account_role},
+    },
+    process::clock::{Clock as _, SystemClock},
+    registry::{Aliases, Registry, Service},
+    telemetry::printable::{cut, shortened},
+    tls,
+    token::{
+        MIN_LEFT, Token, TokenKey, USER,
+        error::MintError,
+        once::{MintRequest, mint_once},
+    },
+};
+
+/// The name of the program, which begins its messages.
+pub(super) const PROGRAM: &str = "ecr-credential-provider";
+/// The most bytes of a request.
+const MAX_INPUT: u64 = 1 << 20;
+/// How long the kubelet may keep an answer without credentials, in seconds.
+const KEEP_NONE: u64 = 600;
+/// The exit code of wrong usage.
+const USAGE: u8 = 2;
+/// How often AWS is asked.
+const TRIES: usize = 3;
+/// A cached token is used without asking AWS until this share of its life is over, in per cent.
+const FRESH_PERCENT: i64 = 50;
+/// The time that a run has left for a call of its own when it stops waiting for another's.
+const OWN_CALL: Duration = Duration::from_secs(10);
+/// The most characters of a claim of a token that are shown.
+const MAX_CLAIM: usize = 200;
+const ON_A_TERMINAL: &str = "the kubelet starts this program and sends it a request; to play the kubelet, give \
+                             --try 123456789012.dkr.ecr.eu-west-1.amazonaws.com/IMAGE; --help lists the flags";
+
+/// Answers one request, read from standard input.
+#[must_use]
+pub fn run(arguments: &[OsString]) -> Answer {
+    let started = Instant::now();
+    restart::trim();
+    let flags = match Flags::parse(arguments, |name| env::var_os(name)) {
+        Ok(Wanted::Run(flags)) => flags,
+        Ok(Wanted::Help) => return Answer::output(PROGRAM, HELP.to_owned()),
+        Ok(Wanted::Version) => {
+            let version = format!("{PROGRAM} (ecr-injector {})\n", env!("CARGO_PKG_VERSION"));
+            return Answer::output(PROGRAM, version);
+        }
+        Err(error) => return Answer::failure(PROGRAM, USAGE, error.to_string()),
+    };
+    log(&flags);
+    let deadline = started + flags.timeout;
+    if let Some(image) = &flags.image {
+        return attempt(&flags, image, deadline);
+    }
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        return Answer::failure(PROGRAM, USAGE, ON_A_TERMINAL);
+    }
+    let mut input = zeroize::Zeroizing::new(Vec::new());
+    if let Err(error) = stdin.lock().take(MAX_INPUT + 1).read_to_end(&mut input) {
+        return failed(format!("reading standard input: {error}"));
+    }
+    if input.len() as u64 > MAX_INPUT {
+        return failed("standard input is longer than 1 MiB, which no request of the kubelet is");
+    }
+    match CredentialRequest::parse(&input) {
+        Ok(request) => Run::new(&flags, &request, deadline).answer(),
+        Err(error) => failed(error.to_string()),
+    }
+}
+
+/// Has our own lines logged. Those of the SDK may hold tokens.
+fn log(flags: &Flags) {
+    let ours = Targets::new().with_target("ecr_injector", flags.log);
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(false);
+    // It fails only if there is a log already.
+    let _ = tracing_subscriber::registry()
+        .with(lines.with_filter(ours))
+        .try_init();
+}
+
+fn failed(note: impl Into<String>) -> Answer {
+    Answer::failure(PROGRAM, 1, note)
+}
+
+/// Plays the kubelet for an image, and shows what it would get without the password.
+fn attempt(flags: &Flags, image: &str, deadline: Instant) -> Answer {
+    let request = CredentialRequest::to_json(image);
+    match CredentialRequest::parse(request.as_bytes()) {
+        Ok(request) => Run::new(flags, &request, deadline).answer().redacted(),
+        Err(error) => failed(error.to_string()),
+    }
+}
+
+/// One run, with its request.
+struct Run<'a> {
+    flags: &'a Flags,
+    request: &'a CredentialRequest,
+    host: &'a str,
+    deadline: Instant,
+}
+
+/// A token to be minted, and the places where it may be already.
+struct Plan {
+    mint: MintRequest,
+    /// The key of the token on disk; `None` if it isn't known whose token it would be.
+    key: Option<String>,
+}
+
+/// Why there is no token.
+enum Failure {
+    /// A mistake, and AWS was not asked.
+    Text(String),
+    Mint(Box<MintError>),
+    /// AWS could not be asked, and the token of before, if there is one, is over.
+    Outage(Box<MintError>, Option<Token>),
+}
+
+impl<'a> Run<'a> {
+    fn new(flags: &'a Flags, request: &'a CredentialRequest, deadline: Instant) -> Self {
+        Self {
+            flags,
+            request,
+            host: request.host(),
+            deadline,
+        }
+    }
+
+    fn answer(&self) -> Answer {
+        let config = match Config::load_or_default(self.flags.config.as_deref()) {
+            Ok(config) => config,
+            Err(error) => return failed(crate::telemetry::error_chain::error_chain(&error)),
+        };
+        let aliases = match self.aliases(config.rules.aliases.clone()) {
+            Ok(aliases) => aliases,
+            Err(note) => return Answer::failure(PROGRAM, USAGE, note),
+        };
+        let Some(registry) = self.registry(&aliases) else {
+            return self.not_ours(&aliases);
+        };
+        if !config.rules.allow.permits(&registry) {
+            return self.failed("the registry is not in the configuration's allow list");
+        }
+        let is_public = registry.endpoint().service == Service::Public;
+        let token = self.token(&config, &registry);
+        match token {
+            Ok((token, note)) => {
+                let answer = self.credentials(&token);
+                note.into_iter().fold(answer, Answer::note)
+            }
+            // These images can be pulled without a token, and a bad one would prevent that.
+            Err(Failure::Mint(error)) if is_public && matches!(*error, MintError::NoSource(_)) => {
+                self.none(KEEP_NONE)
+            }
+            Err(Failure::Outage(error, cached)) if self.starts_cached() => {
+                let password = cached
+                    .as_ref()
+                    .map(|token| token.password().expose_secret());
+                self.auth(password.unwrap_or_default(), 0)
+                    .note(self.text(Failure::Mint(error)))
+            }
+            Err(failure) if is_public => self.none(0).note(self.text(failure)),
+            Err(failure) => self.failed(&self.plain(failure)),
+        }
+    }
+
+    /// Returns the aliases of the configuration and of the flags.
+    fn aliases(&self, mut aliases: Aliases) -> Result<Aliases, String> {
+        for (host, registry) in &self.flags.aliases {
+            let added = aliases.insert(host.clone(), registry.clone());
+            added.map_err(|error| format!("--alias: {error}"))?;
+        }
+        Ok(if self.flags.public {
+            aliases.with_public()
+        } else {
+            aliases
+        })
+    }
+
+    /// Returns the registry of the image: that of an alias with its port, or else without.
+    fn registry(&self, aliases: &Aliases) -> Option<Registry> {
+        let without_port = self.host.split_once(':').map(|(name, _)| name);
+        let hosts = [Some(self.host), without_port];
+        hosts
+            .into_iter()
+            .flatten()
+            .find_map(|host| Some(aliases.resolve(host)?.1))
+    }
+
+    /// Answers for a host that gets no token. A token would go to a stranger, and an error would
+    /// count as the plugin's at each pull.
+    fn not_ours(&self, aliases: &Aliases) -> Answer {
+        if Registry::parse_public(self.host).is_some() {
+            return self.none(KEEP_NONE);
+        }
+        let why = aliases.lookalike_host(self.host);
+        let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+        self.none(KEEP_NONE).note(format!(
+            "{:?} is not a host of ECR{why}, so there are no credentials for it: matchImages in the kubelet's \
+             configuration is wider than it has to be",
+            shortened(self.host)
+        ))
+    }
+
+    fn none(&self, keep: u64) -> Answer {
+        Answer::output(PROGRAM, response(self.request.version, None, keep))
+    }
+
+    fn credentials(&self, token: &Token) -> Answer {
+        let left = token.lifetime().expires_at.duration_since(now()).as_secs();
+        self.auth(token.password().expose_secret(), left / 2)
+    }
+
+    fn auth(&self, password: &str, keep: i64) -> Answer {
+        let auth = Auth {
+            host: self.host,
+            username: USER,
+            password,
+        };
+        let keep = u64::try_from(keep).unwrap_or_default();
+        Answer::output(PROGRAM, response(self.request.version, Some(auth), keep))
+    }
+
+    fn failed(&self, why: &str) -> Answer {
+        failed(format!("{}: {why}", shortened(self.host)))
+    }
+
+    fn text(&self, failure: Failure) -> String {
+        format!("{}: {}", shortened(self.host), self.plain(failure))
+    }
+
+    fn plain(&self, failure: Failure) -> String {
+        match failure {
+            Failure::Text(text) => text,
+            Failure::Mint(error) | Failure::Outage(error, _) => {
+                let subject = self.request.service_account.as_ref();
+                let subject = subject.map(|account| account.token.expose_secret());
+                let is_refused = matches!(*error, MintError::Refused(..));
+                let claims = subject.filter(|_| is_refused).and_then(Subject::of);
+                let claims = claims.map(|Subject { iss, sub }| {
+                    let (iss, sub) = (cut(&iss, MAX_CLAIM), cut(&sub, MAX_CLAIM));
+                    format!("; the token has sub {sub:?} and iss {iss:?}")
+                });
+                format!("{error}{}", claims.unwrap_or_default())
+            }
+        }
+    }
+
+    /// Returns a token from the disk or from AWS, and a note about it.
+    fn token(
+        &self,
+        config: &Config,
+        registry: &Registry,
+    ) -> Result<(Token, Option<String>), Failure> {
+        let plan = match &self.request.service_account {
+            Some(account) => self.plan_of_account(account, config, registry)?,
+            None => Self::plan_of_machine(config, registry)?,
+        };
+        let cache = self.flags.cache.as_deref().and_then(open_cache);
+        let slot = cache.as_ref().zip(plan.key.as_deref());
+        let slot = slot.map(|(cache, key)| cache.slot(key));
+        let fresh = |slot: &Slot<'_>| slot.read(now()).filter(is_fresh);
+        if let Some(token) = slot.as_ref().and_then(fresh) {
+            return Ok((token, None));
+        }
+        let limit = self.left().saturating_sub(OWN_CALL);
+        let _lock = slot.as_ref().map(|slot| slot.lock(limit));
+        // Whoever had the lock may have written it.
+        if let Some(token) = slot.as_ref().and_then(fresh) {
+            return Ok((token, None));
+        }
+        match self.mint(&plan) {
+            Ok(token) => {
+                let written = slot.map(|slot| slot.write(&token, now()));
+                if let Some(Err(error)) = written {
+                    tracing::warn!(%error, "writing a token to the cache failed");
+                }
+                Ok((token, None))
+            }
+            Err(Failure::Mint(error)) if error.is_unavailable() => {
+                let cached = slot.and_then(|slot| slot.read(now()));
+                self.without_aws(cached, *error)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Returns what is left if AWS can't be asked. A refusal never ends here: somebody took the
+    /// permission away.
+    fn without_aws(
+        &self,
+        cached: Option<Token>,
+        error: MintError,
+    ) -> Result<(Token, Option<String>), Failure> {
+        let has_time = |token: &Token| {
+            let lifetime = token.lifetime();
+            !lifetime.is_expired(now()) && lifetime.expires_at.duration_since(now()) >= MIN_LEFT
+        };
+        match cached {
+            Some(token) if has_time(&token) => {
+                let note = format!(
+                    "{}: {error}; answered with the token of before",
+                    shortened(self.host)
+                );
+                Ok((token, Some(note)))
+            }
+            cached => Err(Failure::Outage(Box::new(error), cached)),
+        }
+    }
+
+    /// Returns whether a ServiceAccount gets a credential that may be out of date in an outage. The
+    /// kubelet starts an image that it has if the credential is of the ServiceAccount that pulled
+    /// it, whatever the password.
+    fn starts_cached(&self) -> bool {
+        let has_account = self.request.service_account.is_some();
+        has_account && self.flags.on_outage == OnOutage::StartCached
+    }
+
+    /// Plans a token for the node itself.
+    fn plan_of_machine(config: &Config, registry: &Registry) -> Result<Plan, Failure> {
+        let choice = config.rules.identities.for_machine(registry);
+        if !choice.skipped.is_empty() {
+            let rules = &choice.skipped;
+            tracing::debug!(?rules, "skipped identity rules that have namespaces");
+        }
+        let refused = |error| Failure::Text(format!("no identity may mint: {error}"));
+        let identity = choice.identity.map_err(refused)?;
+        let fingerprint = match identity.profile() {
+            Some(profile) => Fingerprint::of_profile(profile),
+            None => Fingerprint::ambient(),
+        };
+        let fingerprint = fingerprint
+            .inspect_err(|error| tracing::debug!(%error, "no token on disk can be used"))
+            .ok();
+        let of = fingerprint.map(|fingerprint| {
+            let hash = identity.hash().to_string();
+            ["machine".to_owned(), hash, fingerprint.to_string()]
+        });
+        let key = of.map(|of| key(&of, config, registry));
+        Ok(Plan {
+            mint: Self::mint_request(identity, None, config, registry),
+            key,
+        })
+    }
+
+    /// Plans a token for a ServiceAccount, by the role that it names.
+    fn plan_of_account(
+        &self,
+        account: &ServiceAccount,
+        config: &Config,
+        registry: &Registry,
+    ) -> Result<Plan, Failure> {
+        let default = self.flags.default_role.as_deref();
+        let default = default.map(|text| NamedRole {
+            from: DEFAULT_ROLE,
+            text,
+        });
+        let named = named_role(&account.annotations, &self.flags.role_annotations, default);
+        let Some(named) = named else {
+            return match self.flags.without_role {
+                WithoutRole::Ambient => Self::plan_of_machine(config, registry),
+                WithoutRole::Deny => Err(Failure::Text(format!(
+                    "the ServiceAccount names no role: annotate it with one of {}, or set {DEFAULT_ROLE}; \
+                     --without-role ambient lets such Pods pull with the node's own identity",
+                    self.flags.role_annotations.join(", ")
+                ))),
+            };
+        };
+        let subject = Subject::of(account.token.expose_secret());
+        let mut options = config.rules.identities.namespace_roles.options.clone();
+        if let Some(seconds) = self.flags.session_duration {
+            options.duration_seconds = seconds;
+        }
+        let sub = subject.as_ref().map(|subject| &*subject.sub);
+        let role = service_account_role(named, &options, sub, registry);
+        let role = role.map_err(|error| Failure::Text(error.to_string()))?;
+        let identity = Identity::Role(role);
+        let of = subject.as_ref().map(|subject| {
+            let hash = identity.hash().to_string();
+            [
+                "account".to_owned(),
+                hash,
+                subject.iss.clone(),
+                subject.sub.clone(),
+            ]
+        });
+        let key = of.map(|of| key(&of, config, registry));
+        Ok(Plan {
+            mint: Self::mint_request(identity, Some(account), config, registry),
+            key,
+        })
+    }
+
+    fn mint_request(
+        identity: Identity,
+        account: Option<&ServiceAccount>,
+        config: &Config,
+        registry: &Registry,
+    ) -> MintRequest {
+        MintRequest {
+            key: TokenKey::new(identity, registry),
+            web_identity: account.map(|account| account.token.clone()),
+            session_cap: config.session_cap,
+            endpoints: config.endpoints.clone(),
+            tries: TRIES,
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn mint(&self, plan: &Plan) -> Result<Token, Failure> {
+        tls::install_crypto_provider();
+        let trust = Trust::load(self.flags.ca_bundle.as_deref());
+        let trust = trust
+            .map_err(|error| Failure::Text(crate::telemetry::error_chain::error_chain(&error)))?;
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime =
+            runtime.map_err(|error| Failure::Text(format!("starting the runtime: {error}")))?;
+        let minted = runtime.block_on(async {
+            let environment = AwsEnvironment::read(&trust, None, Arc::default()).await;
+            mint_once(environment, &plan.mint, self.deadline.into()).await
+        });
+        // Looking up a name may still block a thread, and nobody needs its result.
+        runtime.shutdown_background();
+        minted.map_err(|error| Failure::Mint(Box::new(error)))
+    }
+}
+
+/// Opens the folder of tokens; without one, each run asks AWS.
+fn open_cache(folder: &Path) -> Option<FileCache> {
+    let opened = FileCache::open(folder);
+    opened
+        .inspect_err(|error| {
+            let folder = folder.display();
+            tracing::warn!(%folder, %error, "the folder of tokens is not used");
+        })
+        .ok()
+}
+
+fn is_fresh(token: &Token) -> bool {
+    let (lifetime, now) = (token.lifetime(), now());
+    !lifetime.has_used(FRESH_PERCENT, now)
+        && !lifetime.is_expired(now)
+        && lifetime.expires_at.duration_since(now) >= MIN_LEFT
+}
+
+/// Returns the key of a token on disk: whose it is, and of which endpoint. As a JSON list, so that
+/// no two lists are one.
+fn key<const N: usize>(of: &[String; N], config: &Config, registry: &Registry) -> String {
+    let endpoint = registry.endpoint();
+    let configured = config.endpoints.get(registry.region());
+    let place = [
+        registry.region().to_string(),
+        format!("{endpoint:?} {configured:?} {:?}", config.session_cap),
+        endpoints_of_environment(),
+    ];
+    serde_json::json!(["v1", of.as_slice(), place]).to_string()
+}
+
+fn now() -> Timestamp {
+    SystemClock.now()
+}
