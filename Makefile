@@ -179,8 +179,9 @@ schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the 
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart templates::schema_of_the_values
 
 .PHONY: deploy
-deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and the table in the chart's README from its values
+deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and the table in its README; print deploy/iam
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart -- deploy_is_what certs_has readme_has
+	UPDATE=1 $(CARGO) test --locked --quiet --test cli iam::deploy_has_what
 
 .PHONY: versions
 versions: ## Write the version in Cargo.toml wherever else it is, and render deploy/

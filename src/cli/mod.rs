@@ -6,6 +6,7 @@ pub mod cleanup;
 pub mod config;
 mod context;
 pub mod credential_provider;
+pub mod iam;
 pub mod identity;
 pub mod metrics;
 mod one_shot;
@@ -54,6 +55,7 @@ enum Command {
     Preview(preview::PreviewArgs),
     Probe(probe::ProbeArgs),
     Identity(identity::IdentityArgs),
+    Iam(iam::IamArgs),
     Refresh(refresh::RefreshArgs),
     Cleanup(cleanup::CleanupArgs),
     Config(config::ConfigArgs),
@@ -94,6 +96,7 @@ impl Cli {
             Command::Preview(args) => args.run(),
             Command::Probe(args) => args.run(),
             Command::Identity(args) => args.run(),
+            Command::Iam(args) => args.run(),
             Command::Refresh(args) => args.run(),
             Command::Cleanup(args) => args.run(),
             Command::Config(args) => args.run(),

@@ -9,6 +9,7 @@
 
 mod hash;
 pub mod machine;
+pub mod iam;
 mod name;
 pub mod pattern;
 

@@ -58,6 +58,18 @@ impl RoleArn {
     pub fn partition(&self) -> Partition {
         self.partition
     }
+
+    /// Returns the account of the role.
+    #[must_use]
+    pub fn account(&self) -> &str {
+        self.text.split(':').nth(4).unwrap_or_default()
+    }
+
+    /// Returns the name of the role, without its path.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.text.rsplit('/').next().unwrap_or_default()
+    }
 }
 
 impl Profile {

@@ -11,5 +11,6 @@
 mod support;
 
 mod config_file;
+mod iam;
 mod identity_mint;
 mod preview;

@@ -20,10 +20,12 @@ locals {
     "system:serviceaccount:ecr-injector:ecr-injector", "system:serviceaccount:${var.namespace}:${var.service_account}"
   )
 
-  trust_pod_identity = replace(replace(
+  trust_pod_identity = replace(replace(replace(replace(
     file("${path.module}/../trust-pod-identity.json"),
     "arn:aws:eks:eu-west-1:123456789012:cluster/CLUSTER", var.cluster_arn),
-    "123456789012", var.account_id
+    "123456789012", var.account_id),
+    "kubernetes-namespace\": \"ecr-injector", "kubernetes-namespace\": \"${var.namespace}"),
+    "kubernetes-service-account\": \"ecr-injector", "kubernetes-service-account\": \"${var.service_account}"
   )
 
   repository_policy = replace(

@@ -10,8 +10,7 @@ use super::command::{Identity, REGION, REGISTRY, ROLE, Run};
 use crate::support::fake_aws::{Call, USER};
 use crate::support::{Behaviour, FakeAws, Garbage};
 
-const PULL_ACTIONS: [&str; 5] = [
-    "ecr:BatchCheckLayerAvailability",
+const PULL_ACTIONS: [&str; 4] = [
     "ecr:BatchGetImage",
     "ecr:BatchImportUpstreamImage",
     "ecr:GetAuthorizationToken",
