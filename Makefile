@@ -11,6 +11,9 @@ INSTALLED := $(TARGET)/tools
 export PATH := $(INSTALLED)/bin:$(INSTALLED)/python/bin:$(INSTALLED)/node/node_modules/.bin:$(PATH)
 # All Markdown but what Git ignores.
 MARKDOWN := git ls-files --cached --others --exclude-standard -- '*.md' | xargs ls 2>/dev/null
+# What `ecr-injector version` tells: the commit, and its time.
+BUILD_INFO = ECR_INJECTOR_COMMIT=$$(git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null) \
+	ECR_INJECTOR_BUILD_DATE=$$(TZ=UTC0 git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 # The commit that `make mutants` compares with, the files that it takes instead of the change, and
 # further arguments for cargo-mutants.
 BASE ?= main
@@ -29,7 +32,7 @@ build: ## Build the binary (target/debug/ecr-injector)
 
 .PHONY: release
 release: ## Build the optimized binary (target/release/ecr-injector) and show its size
-	$(CARGO) build --locked --release
+	$(BUILD_INFO) $(CARGO) build --locked --release
 	@ls -l target/release/ecr-injector | awk '{printf "target/release/ecr-injector: %.1f MB\n", $$5 / 1e6}'
 
 .PHONY: image
@@ -177,6 +180,14 @@ mutants-pure: ## Mutate all pure rooms, in hours; MUTANTS="--shard 0/8" takes an
 schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the configuration, and the chart's copy of it
 	UPDATE=1 $(CARGO) test --locked --quiet --test cli config_file::schema_in_docs
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart templates::schema_of_the_values
+
+.PHONY: commands
+commands: ## Write docs/reference/commands.md, the help of all commands
+	UPDATE=1 $(CARGO) test --locked --quiet --test offline commands::reference
+
+.PHONY: man
+man: build ## Write the manual pages of all commands into target/man
+	target/debug/ecr-injector man --dir target/man
 
 .PHONY: deploy
 deploy: helm ## Render deploy/ and certs/cert-manager.yaml from the chart, and the table in its README; print deploy/iam

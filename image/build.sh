@@ -49,8 +49,8 @@ fi
 export SOURCE_DATE_EPOCH=$epoch
 created=$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)
 
-# A static binary that names no folder of this machine, and no time: mimalloc would have that of its compilation in it. Not
-# the commit's either, for which all parts in C would be rebuilt each time.
+# A static binary that names no folder of this machine, and no time but the commit's: mimalloc would have that of its
+# compilation in it. The parts in C don't have the commit's either, for which all would be rebuilt each time.
 build() {
   local sysroot hash cargo_home=${CARGO_HOME:-$HOME/.cargo} flags
   sysroot=$(rustc --print sysroot)
@@ -65,7 +65,8 @@ build() {
     "--remap-path-prefix=$root=/src"
     "--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rustc/$hash")
   CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}") \
-    env SOURCE_DATE_EPOCH=0 "CFLAGS_${triple//-/_}=-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$root=/src" \
+    env SOURCE_DATE_EPOCH=0 "ECR_INJECTOR_COMMIT=$revision" "ECR_INJECTOR_BUILD_DATE=$created" \
+    "CFLAGS_${triple//-/_}=-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$root=/src" \
     "${CARGO:-cargo}" build --locked --release --bin ecr-injector --target "$triple"
   binary=$target/$triple/release/ecr-injector
 }

@@ -4,12 +4,13 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{
     Args,
-    builder::{PossibleValuesParser, TypedValueParser},
+    builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser},
 };
 
 use crate::{
     aws::{AwsEnvironmentError, Trust, credentials::Source},
-    cluster::namespace::Namespace,
+    cluster::{Cluster, ClusterError, ClusterSource, namespace::Namespace},
+    identity::RoleArn,
 };
 
 /// The arguments of commands that call AWS.
@@ -28,6 +29,43 @@ pub(super) struct AwsArgs {
     pub(super) expect_credentials: Option<Source>,
 }
 
+/// The arguments of commands that call an API server.
+#[derive(Debug, Args)]
+pub(super) struct ConnectionArgs {
+    /// Path of the kubeconfig; by default the service account of the Pod, else the usual KUBECONFIG
+    /// rules
+    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig; by default its current one
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_CONTEXT",
+        value_name = "NAME",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    context: Option<String>,
+    /// User to impersonate, such as system:serviceaccount:NAMESPACE:NAME
+    #[arg(
+        long = "as",
+        env = "ECR_INJECTOR_AS",
+        value_name = "USER",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    impersonate: Option<String>,
+}
+
+impl ConnectionArgs {
+    /// Configures the clients. Makes no call yet.
+    pub(super) async fn connect(&self) -> Result<Cluster, ClusterError> {
+        let source = ClusterSource {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+            impersonate: self.impersonate.clone(),
+        };
+        Cluster::connect(&source).await
+    }
+}
+
 /// Returns a parser of the names that the log and the metric have for sources of credentials.
 fn source_parser() -> impl TypedValueParser<Value = Source> {
     let names = Source::ALL.map(Source::as_str);
@@ -44,6 +82,11 @@ impl AwsArgs {
 /// Parses the name of a namespace.
 pub(super) fn parse_namespace(text: &str) -> Result<Namespace, &'static str> {
     Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
+}
+
+/// Parses the ARN of a role.
+pub(super) fn parse_role(text: &str) -> Result<RoleArn, &'static str> {
+    RoleArn::parse(text).ok_or("expected arn:aws:iam::ACCOUNT:role/NAME (or another partition's)")
 }
 
 /// Parses a duration that is not negative.

@@ -13,6 +13,7 @@ use clap::{Args, Subcommand, error::ErrorKind};
 use jiff::SignedDuration;
 
 use super::{
+    args::ConnectionArgs,
     report::{Output, count},
     runtime, stdout,
 };
@@ -79,10 +80,8 @@ struct ClusterArgs {
     /// Also report which registries the file would suspend in a cluster
     #[arg(long)]
     cluster: bool,
-    /// Path of the kubeconfig; by default the service account of the Pod, else the usual KUBECONFIG
-    /// rules
-    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    connection: ConnectionArgs,
     /// With --cluster: output format of the report
     #[arg(short, long, env = "ECR_INJECTOR_OUTPUT", value_enum, default_value_t)]
     output: Output,
@@ -119,7 +118,7 @@ impl ClusterArgs {
         };
         tls::install_crypto_provider();
         let runtime = runtime::start()?;
-        let comparison = cluster::compare(&config, self.kubeconfig.as_deref());
+        let comparison = cluster::compare(&config, &self.connection);
         let comparison = runtime.block_on(comparison)?;
         let output = match self.output {
             Output::Table => format!(

@@ -8,7 +8,7 @@ use clap::{Args, builder::FalseyValueParser};
 use tokio::time::timeout;
 
 use super::{
-    args::{AwsArgs, parse_namespace},
+    args::{AwsArgs, ConnectionArgs, parse_namespace},
     metrics::Metrics,
 };
 use crate::{
@@ -53,10 +53,8 @@ pub(super) struct ContextArgs {
     /// Path of the configuration file (YAML); by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Path of the kubeconfig; by default the service account of the Pod, else the usual KUBECONFIG
-    /// rules
-    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    connection: ConnectionArgs,
     /// Use streaming lists (`WatchList`) instead of paginated lists: for very large clusters, from
     /// Kubernetes 1.34 on; falls back to paginated lists where the API server does not support them
     #[arg(long, env = "ECR_INJECTOR_STREAMING_LISTS", value_parser = FalseyValueParser::new())]
@@ -135,7 +133,7 @@ impl Context {
     pub(super) async fn new(args: &ContextArgs) -> anyhow::Result<Self> {
         let (config, file) = args.config()?;
         let trust = args.aws.trust()?;
-        let cluster = Cluster::connect(args.kubeconfig.as_deref()).await?;
+        let cluster = args.connection.connect().await?;
         let (metrics, supervisor) = (Metrics::default(), Supervisor::default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         metrics.config.applied(clock.now());

@@ -12,10 +12,11 @@ use self::{
     installation::AllArgs,
     output::{
         Output, OutputArgs, note, parse_account, parse_partition, parse_region, parse_registry,
-        parse_repository, parse_role,
+        parse_repository,
     },
     trust::TrustArgs,
 };
+use super::args::parse_role;
 use crate::{
     identity::{
         RoleArn,

@@ -3,6 +3,7 @@
 mod args;
 mod certificates;
 pub mod cleanup;
+pub mod completion;
 pub mod config;
 mod context;
 pub mod credential_provider;
@@ -19,6 +20,7 @@ mod report;
 mod runtime;
 pub mod serve;
 mod stdout;
+pub mod version;
 
 use std::{
     env,
@@ -60,6 +62,10 @@ enum Command {
     Cleanup(cleanup::CleanupArgs),
     Config(config::ConfigArgs),
     CredentialProvider(credential_provider::CredentialProviderArgs),
+    Version(version::VersionArgs),
+    Completion(completion::CompletionArgs),
+    #[command(hide = true)]
+    Man(completion::ManArgs),
 }
 
 /// Ignores an argument's variable if it is empty, as a manifest may set it.
@@ -75,14 +81,20 @@ fn without_empty_variable(arg: Arg) -> Arg {
     }
 }
 
+/// Ignores empty variables of a command and all of its subcommands.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(without_empty_variable)
+        .mut_subcommands(without_empty_variables)
+}
+
 impl Cli {
     /// Parses the command line, or exits with the help or the error. Before, variables for AWS are
     /// trimmed, for which the program may start again.
     #[must_use]
     pub fn read() -> Self {
         restart::trim();
-        let mut command =
-            Self::command().mut_subcommands(|command| command.mut_args(without_empty_variable));
+        let mut command = without_empty_variables(Self::command());
         let read = Self::from_arg_matches(&command.get_matches_mut());
         read.unwrap_or_else(|error| error.format(&mut command).exit())
     }
@@ -101,6 +113,9 @@ impl Cli {
             Command::Cleanup(args) => args.run(),
             Command::Config(args) => args.run(),
             Command::CredentialProvider(args) => args.run(),
+            Command::Version(args) => args.run(),
+            Command::Completion(args) => args.run(Self::command()),
+            Command::Man(args) => args.run(Self::command()),
         };
         result.unwrap_or_else(|error| {
             // There is nowhere left to report that this write failed.

@@ -166,7 +166,9 @@ impl OneShotArgs {
     async fn sync(&self, command: &Command, progress: Progress) -> anyhow::Result<SyncedCluster> {
         let context = Context::new(&self.context).await.map_err(|error| {
             if error.is::<ClusterError>() {
-                error.context("no cluster found; set --kubeconfig or KUBECONFIG")
+                error.context(
+                    "no cluster found; set --kubeconfig or KUBECONFIG, or choose another --context",
+                )
             } else {
                 error
             }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::pod::{Probe, ProbeError};
 use super::{
-    args::{parse_duration, parse_namespace},
+    args::{ConnectionArgs, parse_duration, parse_namespace},
     runtime, stdout,
 };
 use crate::{
@@ -77,10 +77,8 @@ pub struct ProbeArgs {
     /// aliases; by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Path of the kubeconfig; by default the service account of the Pod, else the usual KUBECONFIG
-    /// rules
-    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    connection: ConnectionArgs,
 }
 
 fn parse_label(text: &str) -> Result<(String, String), &'static str> {
@@ -105,9 +103,9 @@ impl ProbeArgs {
 
     async fn run_until_signal(&self, config: &Config, host: Host) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
-        let cluster = Cluster::connect(self.kubeconfig.as_deref())
-            .await
-            .context("no cluster found; set --kubeconfig or KUBECONFIG")?;
+        let cluster = self.connection.connect().await.context(
+            "no cluster found; set --kubeconfig or KUBECONFIG, or choose another --context",
+        )?;
         let secret = config.rules.secret_name.clone();
         let mut probe = Probe::new(self.namespace.clone(), self.image.clone(), host, secret);
         probe.labels = self.labels.iter().cloned().collect();

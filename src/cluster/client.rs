@@ -1,6 +1,6 @@
 //! The clients of the API server, with no retry and no wait that ecr-injector did not ask for.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use http::{HeaderValue, header::USER_AGENT};
 use kube::{
@@ -36,6 +36,17 @@ pub struct Cluster {
     pub server: String,
 }
 
+/// The choice of a cluster and of a user; the default is that of Pods and of kubectl.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterSource {
+    /// The kubeconfig's path.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in the kubeconfig.
+    pub context: Option<String>,
+    /// The user to impersonate.
+    pub impersonate: Option<String>,
+}
+
 /// Error of connecting to a cluster.
 #[derive(Debug, Error)]
 pub enum ClusterError {
@@ -58,17 +69,26 @@ pub enum ClusterError {
 
 impl Cluster {
     /// Configures clients by a kubeconfig file if one is given; else by the Pod's service account
-    /// if this is a Pod; else by the usual rules (`KUBECONFIG`, `~/.kube/config`). Makes no call
-    /// yet.
-    pub async fn connect(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
-        let in_cluster = kubeconfig.is_none() && std::env::var_os(IN_CLUSTER_VARIABLE).is_some();
-        let options = KubeConfigOptions::default();
-        let origin = match kubeconfig {
+    /// if this is a Pod and no context is given; else by the usual rules (`KUBECONFIG`,
+    /// `~/.kube/config`). Makes no call yet.
+    pub async fn connect(from: &ClusterSource) -> Result<Self, ClusterError> {
+        let kubeconfig = from.kubeconfig.as_deref();
+        let in_cluster = kubeconfig.is_none()
+            && from.context.is_none()
+            && std::env::var_os(IN_CLUSTER_VARIABLE).is_some();
+        let options = KubeConfigOptions {
+            context: from.context.clone(),
+            ..KubeConfigOptions::default()
+        };
+        let mut origin = match kubeconfig {
             Some(path) => format!("kubeconfig {}", path.display()),
             None if in_cluster => "the Pod's service account".to_owned(),
             None => "KUBECONFIG or ~/.kube/config".to_owned(),
         };
-        let config = match kubeconfig {
+        if let Some(context) = &from.context {
+            origin = format!("{origin}, context {context}");
+        }
+        let mut config = match kubeconfig {
             Some(path) => {
                 let failed = |source| ClusterError::Kubeconfig {
                     kubeconfig: format!("kubeconfig {}", path.display()),
@@ -88,6 +108,14 @@ impl Cluster {
                 }
             })?,
         };
+        if let Some(user) = &from.impersonate {
+            origin = format!("{origin}, as {user}");
+            // Groups that the kubeconfig impersonates belong to another user.
+            config.auth_info.impersonate = Some(user.clone());
+            config.auth_info.impersonate_uid = None;
+            config.auth_info.impersonate_groups = None;
+            config.auth_info.impersonate_user_extra = None;
+        }
         let own_namespace = in_cluster
             .then(|| Namespace::parse(&config.default_namespace))
             .flatten();

@@ -17,4 +17,4 @@ pub mod service_accounts;
 pub mod watch;
 pub(crate) mod write;
 
-pub use self::client::{Cluster, ClusterError};
+pub use self::client::{Cluster, ClusterError, ClusterSource};

@@ -11,6 +11,7 @@
 mod support;
 
 mod config_file;
+mod frame;
 mod iam;
 mod identity_mint;
 mod preview;

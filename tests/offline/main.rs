@@ -13,6 +13,7 @@
 mod support;
 
 mod admission_golden;
+mod commands;
 mod faults;
 mod identity_rules;
 mod manifests;

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fmt::{Debug, Write as _},
-    path::Path,
     time::Duration,
 };
 
@@ -18,10 +17,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::super::{permissions::check_permissions, report::count};
+use super::super::{args::ConnectionArgs, permissions::check_permissions, report::count};
 use crate::{
     cluster::{
-        Cluster,
         namespace::Namespace,
         namespaces,
         object::Metadata,
@@ -56,11 +54,12 @@ pub(super) struct Comparison {
 /// Reads the cluster's opted-in namespaces and the metadata of their pull secrets.
 pub(super) async fn compare(
     config: &Config,
-    kubeconfig: Option<&Path>,
+    connection: &ConnectionArgs,
 ) -> anyhow::Result<Comparison> {
-    let cluster = Cluster::connect(kubeconfig)
+    let cluster = connection
+        .connect()
         .await
-        .context("no cluster found; set --kubeconfig or KUBECONFIG")?;
+        .context("no cluster found; set --kubeconfig or KUBECONFIG, or choose another --context")?;
     let rules = &config.rules;
     let rights = [
         Permission::everywhere("list", Scope::Namespaces),

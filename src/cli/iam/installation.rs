@@ -9,11 +9,14 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::{
-    output::{Output, note, parse_role},
+    output::{Output, note},
     trust::IdentityArgs,
 };
 use crate::{
-    cli::{args::parse_namespace, stdout},
+    cli::{
+        args::{parse_namespace, parse_role},
+        stdout,
+    },
     cluster::namespace::Namespace,
     config::Config,
     identity::{

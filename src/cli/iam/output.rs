@@ -7,10 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     cli::stdout,
-    identity::{
-        RoleArn,
-        iam::{Document, parts::Repository, terraform},
-    },
+    identity::iam::{Document, parts::Repository, terraform},
     registry::{AccountId, Partition, Region, Registry},
     telemetry::printable::printable,
 };
@@ -59,10 +56,6 @@ pub(super) fn parse_partition(text: &str) -> Result<Partition, String> {
         let names: Vec<&str> = Partition::all().map(Partition::as_str).collect();
         format!("expected one of {}", names.join(", "))
     })
-}
-
-pub(super) fn parse_role(text: &str) -> Result<RoleArn, &'static str> {
-    RoleArn::parse(text).ok_or("expected arn:aws:iam::ACCOUNT:role/NAME (or another partition's)")
 }
 
 pub(super) fn parse_repository(text: &str) -> Result<String, &'static str> {

@@ -4,8 +4,9 @@ use anyhow::{Context as _, ensure};
 use clap::{ArgGroup, Args, error::ErrorKind};
 use rustls::crypto::ring::default_provider;
 
-use super::output::{OutputArgs, note, parse_account, parse_partition, parse_role};
+use super::output::{OutputArgs, note, parse_account, parse_partition};
 use crate::{
+    cli::args::parse_role,
     identity::{
         RoleArn,
         iam::{
