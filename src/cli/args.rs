@@ -9,7 +9,10 @@ use clap::{
 
 use crate::{
     aws::{AwsEnvironmentError, Trust, credentials::Source},
-    cluster::{Cluster, ClusterError, ClusterSource, namespace::Namespace},
+    cluster::{
+        Cluster, ClusterError, ClusterSource,
+        namespace::{self, Namespace},
+    },
     identity::RoleArn,
 };
 
@@ -82,6 +85,15 @@ impl AwsArgs {
 /// Parses the name of a namespace.
 pub(super) fn parse_namespace(text: &str) -> Result<Namespace, &'static str> {
     Namespace::parse(text).ok_or("expected lower-case letters, digits and inner dashes, at most 63")
+}
+
+/// Parses the name of a Secret.
+pub(super) fn parse_secret_name(text: &str) -> Result<String, &'static str> {
+    if text.len() <= 253 && text.split('.').all(namespace::is_label) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected the name of a Secret: lower-case letters, digits, inner dashes and dots")
+    }
 }
 
 /// Parses the ARN of a role.

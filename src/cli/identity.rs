@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     identity::{Choice, Identity, Profile},
     process::{clock::SystemClock, current::Current},
-    registry::{Registry, Service},
+    registry::{Aliases, Host, Registry, Service},
     telemetry::{
         log,
         printable::{printable, printable_json, shortened},
@@ -106,36 +106,7 @@ impl IdentityArgs {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load_or_default(self.config.as_deref())?;
         let trust = self.aws.trust()?;
-        // Somebody may have copied a login with it, and a password is not for a log.
-        ensure!(
-            !self.registry.contains('@'),
-            "--registry has an @: expected the host alone, such as \
-             123456789012.dkr.ecr.eu-west-1.amazonaws.com, without user, password and digest"
-        );
-        let (_, registry) = config
-            .rules
-            .aliases
-            .resolve(&self.registry)
-            .with_context(|| {
-                let public = Registry::parse_public(&self.registry).is_some();
-                let lookalike = config.rules.aliases.lookalike_host(&self.registry);
-                let why = match lookalike {
-                    _ if public => {
-                        "is ECR Public, which needs publicEcr: true in the configuration".to_owned()
-                    }
-                    Some(lookalike) => format!(
-                        "{lookalike}; expected ACCOUNT.dkr.ecr.REGION.amazonaws.com, another form \
-                         of AWS, or an alias of the configuration"
-                    ),
-                    None => {
-                        "is neither a private ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com \
-                         or another form of AWS) nor an alias of the configuration"
-                            .to_owned()
-                    }
-                };
-                let host = shortened(&self.registry);
-                format!("--registry {host:?} {why}")
-            })?;
+        let (_, registry) = resolve_registry(&config.rules.aliases, &self.registry)?;
         let settings = NamespaceSettings {
             role: self.role_arn.as_deref().map(Into::into),
             ..NamespaceSettings::default()
@@ -199,6 +170,32 @@ impl IdentityArgs {
             }
         })
     }
+}
+
+/// Resolves `--registry`, the host of a registry or an alias.
+pub(super) fn resolve_registry(aliases: &Aliases, host: &str) -> anyhow::Result<(Host, Registry)> {
+    // Somebody may have copied a login with it, and a password is not for a log.
+    ensure!(
+        !host.contains('@'),
+        "--registry has an @: expected the host alone, such as \
+         123456789012.dkr.ecr.eu-west-1.amazonaws.com, without user, password and digest"
+    );
+    aliases.resolve(host).with_context(|| {
+        let public = Registry::parse_public(host).is_some();
+        let why = match aliases.lookalike_host(host) {
+            _ if public => {
+                "is ECR Public, which needs publicEcr: true in the configuration".to_owned()
+            }
+            Some(lookalike) => format!(
+                "{lookalike}; expected ACCOUNT.dkr.ecr.REGION.amazonaws.com, another form of AWS, \
+                 or an alias of the configuration"
+            ),
+            None => "is neither a private ECR registry (ACCOUNT.dkr.ecr.REGION.amazonaws.com or \
+                 another form of AWS) nor an alias of the configuration"
+                .to_owned(),
+        };
+        format!("--registry {:?} {why}", shortened(host))
+    })
 }
 
 struct Explanation<'a> {

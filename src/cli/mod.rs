@@ -18,6 +18,7 @@ mod progress;
 pub mod refresh;
 mod report;
 mod runtime;
+pub mod secret;
 pub mod serve;
 mod stdout;
 pub mod version;
@@ -57,6 +58,7 @@ enum Command {
     Preview(preview::PreviewArgs),
     Probe(probe::ProbeArgs),
     Identity(identity::IdentityArgs),
+    Secret(secret::SecretArgs),
     Iam(iam::IamArgs),
     Refresh(refresh::RefreshArgs),
     Cleanup(cleanup::CleanupArgs),
@@ -108,6 +110,7 @@ impl Cli {
             Command::Preview(args) => args.run(),
             Command::Probe(args) => args.run(),
             Command::Identity(args) => args.run(),
+            Command::Secret(args) => args.run(),
             Command::Iam(args) => args.run(),
             Command::Refresh(args) => args.run(),
             Command::Cleanup(args) => args.run(),

@@ -189,6 +189,20 @@ impl Refusal {
 }
 
 impl Identities {
+    /// Returns whether the identity of a registry, or its session, depends on the namespace.
+    #[must_use]
+    pub fn depends_on_namespace(&self) -> bool {
+        let has_placeholder = |template: &RoleTemplate| template.without_placeholder.is_none();
+        let of_rules = self.rules.iter().any(|rule| {
+            !rule.namespaces.is_empty() || rule.assume_role.as_ref().is_some_and(has_placeholder)
+        });
+        let roles = &self.namespace_roles;
+        let mut allowed = roles.allow.iter();
+        of_rules
+            || allowed.any(|pattern| pattern.to_string().contains(NAMESPACE))
+            || roles.options.has_placeholder()
+    }
+
     /// Chooses the identity that mints for a registry and a namespace with these settings.
     #[must_use]
     pub fn choose(

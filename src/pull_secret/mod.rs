@@ -5,6 +5,7 @@
 //! credential's identity and lifetime. A seal proves that the state is ours; without a good seal
 //! the state's hosts count as demand at most.
 
+pub mod by_hand;
 pub mod error;
 pub mod events;
 pub mod gauges;

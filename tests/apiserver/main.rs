@@ -15,6 +15,7 @@
 mod support;
 
 mod admission;
+mod by_hand;
 mod certificates;
 mod commands;
 mod config;

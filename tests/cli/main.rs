@@ -15,3 +15,4 @@ mod frame;
 mod iam;
 mod identity_mint;
 mod preview;
+mod secret;

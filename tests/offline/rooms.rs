@@ -64,6 +64,7 @@ const PURE: &[&str] = &[
     "nodes/kubelet",
     "process/backoff",
     "pull_secret",
+    "pull_secret/by_hand",
     "pull_secret/error",
     "pull_secret/events",
     "pull_secret/merge",
