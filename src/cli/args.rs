@@ -1,18 +1,15 @@
 //! Arguments and parsers of values that several subcommands share.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{
     Args,
-    builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser},
+    builder::{PossibleValuesParser, TypedValueParser},
 };
 
 use crate::{
     aws::{AwsEnvironmentError, Trust, credentials::Source},
-    cluster::{
-        Cluster, ClusterError, ClusterSource,
-        namespace::{self, Namespace},
-    },
+    cluster::namespace::{self, Namespace},
     identity::RoleArn,
 };
 
@@ -30,43 +27,6 @@ pub(super) struct AwsArgs {
         value_parser = source_parser()
     )]
     pub(super) expect_credentials: Option<Source>,
-}
-
-/// The arguments of commands that call an API server.
-#[derive(Debug, Args)]
-pub(super) struct ConnectionArgs {
-    /// Path of the kubeconfig; by default the service account of the Pod, else the usual KUBECONFIG
-    /// rules
-    #[arg(long, env = "ECR_INJECTOR_KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig; by default its current one
-    #[arg(
-        long,
-        env = "ECR_INJECTOR_CONTEXT",
-        value_name = "NAME",
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    context: Option<String>,
-    /// User to impersonate, such as system:serviceaccount:NAMESPACE:NAME
-    #[arg(
-        long = "as",
-        env = "ECR_INJECTOR_AS",
-        value_name = "USER",
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    impersonate: Option<String>,
-}
-
-impl ConnectionArgs {
-    /// Configures the clients. Makes no call yet.
-    pub(super) async fn connect(&self) -> Result<Cluster, ClusterError> {
-        let source = ClusterSource {
-            kubeconfig: self.kubeconfig.clone(),
-            context: self.context.clone(),
-            impersonate: self.impersonate.clone(),
-        };
-        Cluster::connect(&source).await
-    }
 }
 
 /// Returns a parser of the names that the log and the metric have for sources of credentials.
@@ -99,6 +59,22 @@ pub(super) fn parse_secret_name(text: &str) -> Result<String, &'static str> {
 /// Parses the ARN of a role.
 pub(super) fn parse_role(text: &str) -> Result<RoleArn, &'static str> {
     RoleArn::parse(text).ok_or("expected arn:aws:iam::ACCOUNT:role/NAME (or another partition's)")
+}
+
+/// Parses an address to listen on; without a host, all of this machine.
+pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, &'static str> {
+    let text = match text.strip_prefix(':') {
+        Some(port) => &format!("[::]:{port}"),
+        None => text,
+    };
+    let error = "expected :PORT, or ADDRESS:PORT such as 127.0.0.1:8443 or [::1]:8443";
+    text.parse().map_err(|_| error)
+}
+
+/// Parses a duration; a number alone is one of seconds.
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
+    let seconds = text.parse().map(Duration::from_secs);
+    seconds.or_else(|_| parse_duration(text))
 }
 
 /// Parses a duration that is not negative.

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand, error::ErrorKind};
 use jiff::SignedDuration;
 
 use super::{
-    args::ConnectionArgs,
+    connection::ConnectionArgs,
     report::{Output, count},
     runtime, stdout,
 };

@@ -8,7 +8,8 @@ use clap::{Args, builder::FalseyValueParser};
 use tokio::time::timeout;
 
 use super::{
-    args::{AwsArgs, ConnectionArgs, parse_namespace},
+    args::{AwsArgs, parse_namespace},
+    connection::ConnectionArgs,
     metrics::Metrics,
 };
 use crate::{

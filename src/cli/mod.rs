@@ -5,6 +5,7 @@ mod certificates;
 pub mod cleanup;
 pub mod completion;
 pub mod config;
+mod connection;
 mod context;
 pub mod credential_provider;
 pub mod iam;

@@ -25,7 +25,6 @@ use super::{
 };
 use crate::{
     cluster::{
-        ClusterError,
         lease::Leadership,
         namespace::Namespace,
         namespaces::NamespaceState,
@@ -164,15 +163,7 @@ impl OneShotArgs {
 
     /// Connects, checks the permissions, and waits for the first lists.
     async fn sync(&self, command: &Command, progress: Progress) -> anyhow::Result<SyncedCluster> {
-        let context = Context::new(&self.context).await.map_err(|error| {
-            if error.is::<ClusterError>() {
-                error.context(
-                    "no cluster found; set --kubeconfig or KUBECONFIG, or choose another --context",
-                )
-            } else {
-                error
-            }
-        })?;
+        let context = Context::new(&self.context).await?;
         let secret = Scope::Secrets(context.secret_name());
         let mut permissions = permissions(command, self, &secret);
         let is_key_needed = command.seals && !self.dry_run;

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::pod::{Probe, ProbeError};
 use super::{
-    args::{ConnectionArgs, parse_duration, parse_namespace},
+    args::{parse_duration, parse_namespace},
+    connection::ConnectionArgs,
     runtime, stdout,
 };
 use crate::{
@@ -103,9 +104,7 @@ impl ProbeArgs {
 
     async fn run_until_signal(&self, config: &Config, host: Host) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
-        let cluster = self.connection.connect().await.context(
-            "no cluster found; set --kubeconfig or KUBECONFIG, or choose another --context",
-        )?;
+        let cluster = self.connection.connect().await?;
         let secret = config.rules.secret_name.clone();
         let mut probe = Probe::new(self.namespace.clone(), self.image.clone(), host, secret);
         probe.labels = self.labels.iter().cloned().collect();

@@ -24,6 +24,7 @@ use self::{
     listen::MAX_ADMIN_CONNECTIONS,
 };
 use super::{
+    args::{parse_listen, parse_seconds},
     certificates::{CertificateArgs, Certificates},
     context::{Context, ContextArgs, instance},
     runtime,
@@ -77,6 +78,7 @@ pub struct ServeArgs {
         long,
         env = "ECR_INJECTOR_LISTEN",
         value_name = "ADDR",
+        value_parser = parse_listen,
         default_value = "[::]:8443"
     )]
     listen: SocketAddr,
@@ -85,6 +87,7 @@ pub struct ServeArgs {
         long,
         env = "ECR_INJECTOR_ADMIN_LISTEN",
         value_name = "ADDR",
+        value_parser = parse_listen,
         default_value = "[::]:8080"
     )]
     admin_listen: SocketAddr,
@@ -108,15 +111,16 @@ pub struct ServeArgs {
     /// default none are sent
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// Seconds to keep serving after SIGTERM, while the API server's connections move to other
-    /// replicas
+    /// How long to keep serving after SIGTERM, in seconds or as 5s, while the API server's
+    /// connections move to other replicas
     #[arg(
         long,
         env = "ECR_INJECTOR_SHUTDOWN_DELAY",
-        value_name = "SECONDS",
-        default_value_t = 5
+        value_name = "DURATION",
+        value_parser = parse_seconds,
+        default_value = "5"
     )]
-    shutdown_delay: u64,
+    shutdown_delay: Duration,
     #[command(flatten)]
     lease: LeaseArgs,
 }
@@ -185,11 +189,11 @@ impl ServeArgs {
             code = running.failed() => (code, false),
         };
         tracing::info!(
-            delay_seconds = self.shutdown_delay,
+            delay_seconds = self.shutdown_delay.as_secs(),
             "shutting down: draining connections"
         );
         running.drain();
-        let delay = Duration::from_secs(self.shutdown_delay);
+        let delay = self.shutdown_delay;
         // The second signal forces the end.
         let forced = async {
             if !is_asked {

@@ -7,6 +7,7 @@ use kube::{
     Client, Config,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use secrecy::ExposeSecret as _;
 use thiserror::Error;
 
 use super::{
@@ -62,6 +63,12 @@ pub enum ClusterError {
         #[source]
         source: Box<KubeconfigError>,
     },
+    /// The token can't be sent, for which kube's client panics.
+    #[error(
+        "the token of the user in the kubeconfig has a line break or another character that no \
+         token has: write it again without"
+    )]
+    Token,
     /// No client can be created from the configuration.
     #[error("creating a client for the API server failed")]
     Client(#[source] Box<kube::Error>),
@@ -108,6 +115,10 @@ impl Cluster {
                 }
             })?,
         };
+        let token = config.auth_info.token.as_ref();
+        if token.is_some_and(|token| HeaderValue::from_str(token.expose_secret()).is_err()) {
+            return Err(ClusterError::Token);
+        }
         if let Some(user) = &from.impersonate {
             origin = format!("{origin}, as {user}");
             // Groups that the kubeconfig impersonates belong to another user.

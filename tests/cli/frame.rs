@@ -132,3 +132,122 @@ fn empty_variables_are_as_good_as_none() {
     );
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// Writes a kubeconfig, and runs a command on its cluster.
+#[track_caller]
+fn fails_with(kubeconfig: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kubeconfig");
+    fs::write(&path, kubeconfig).unwrap();
+    let path = path.to_str().unwrap();
+    let output = run(
+        &["cleanup", "--all", "--kubeconfig", path],
+        &[("PATH", "/usr/bin:/bin")],
+    );
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!error.contains("SECRET"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error
+}
+
+fn with_user(user: &str) -> String {
+    format!(
+        r#"{{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{{"name": "c", "cluster": {{"server": "https://127.0.0.1:1"}}}}],
+        "contexts": [{{"name": "c", "context": {{"cluster": "c", "user": "u"}}}}],
+        "users": [{{"name": "u", "user": {user}}}]}}"#
+    )
+}
+
+#[test]
+fn no_line_of_a_kubeconfig_is_shown() {
+    for (broken, place) in [
+        (
+            "users:\n- name: x\n  user:\n    token: SECRET\n   bad: [SECRET\n",
+            "see line 5, column",
+        ),
+        (
+            "users:\n- name: x\n  user:\n    token: [SECRET]\n",
+            "see line 4, column",
+        ),
+        ("users: SECRET\n", "see line 1, column"),
+        ("SECRET\n", "see line 1, column"),
+    ] {
+        let error = fails_with(broken);
+        assert!(error.contains(place), "{broken}: {error}");
+        assert!(
+            error.contains("is not YAML, or not a kubeconfig"),
+            "{error}"
+        );
+    }
+    // Values that are of no use, in a file that is well-formed.
+    for user in [
+        r#"{"client-certificate-data": "SECRET-!", "client-key-data": "SECRET-!"}"#,
+        r#"{"client-certificate-data": "U0VDUkVU", "client-key-data": "U0VDUkVU"}"#,
+        r#"{"token": "SECRET\n"}"#,
+    ] {
+        fails_with(&with_user(user));
+    }
+}
+
+#[test]
+fn exec_plugin_that_is_missing_or_fails_is_named() {
+    let exec = |command: &str, arguments: &str| {
+        let exec = format!(
+            r#"{{"exec": {{"apiVersion": "client.authentication.k8s.io/v1", "command": "{command}",
+            "args": ["-c", "{arguments}"], "interactiveMode": "Never"}}}}"#
+        );
+        fails_with(&with_user(&exec))
+    };
+    let error = exec("aws-iam-nowhere", "SECRET");
+    let expected = "can't start the exec plugin \"aws-iam-nowhere\" of the kubeconfig: install it";
+    assert!(error.contains(expected), "{error}");
+    let error = exec("sh", "echo SECRET; echo log in first >&2; exit 3");
+    let expected = "the exec plugin \"sh\" of the kubeconfig failed (exit status: 3): log in first";
+    assert!(error.contains(expected), "{error}");
+    let error = exec("sh", "echo SECRET: [SECRET");
+    assert!(
+        error.contains("\"sh\" of the kubeconfig printed no ExecCredential"),
+        "{error}"
+    );
+}
+
+#[test]
+fn address_without_a_host_and_delay_with_a_unit_are_understood() {
+    let serve = |flags: &[&str]| {
+        let flags = [&["serve", "--kubeconfig", "/nowhere"], flags].concat();
+        let output = run(&flags, &[]);
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let flags = [
+        "--listen",
+        ":0",
+        "--admin-listen",
+        ":0",
+        "--shutdown-delay",
+        "5s",
+    ];
+    let (code, error) = serve(&flags);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(
+        error.contains("/nowhere"),
+        "it goes on to the cluster: {error}"
+    );
+    for (flags, message) in [
+        (["--listen", "8443"], "expected :PORT, or ADDRESS:PORT"),
+        (["--listen", ":70000"], "expected :PORT, or ADDRESS:PORT"),
+        (
+            ["--shutdown-delay=-5s", "--listen=:0"],
+            "expected a duration",
+        ),
+        (["--shutdown-delay", "soon"], "expected a duration"),
+    ] {
+        let (code, error) = serve(&flags);
+        assert_eq!(code, Some(2), "{flags:?}: {error}");
+        assert!(error.contains(message), "{flags:?}: {error}");
+    }
+}

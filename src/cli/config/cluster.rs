@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::super::{args::ConnectionArgs, permissions::check_permissions, report::count};
+use super::super::{connection::ConnectionArgs, permissions::check_permissions, report::count};
 use crate::{
     cluster::{
         namespace::Namespace,
@@ -56,10 +56,7 @@ pub(super) async fn compare(
     config: &Config,
     connection: &ConnectionArgs,
 ) -> anyhow::Result<Comparison> {
-    let cluster = connection
-        .connect()
-        .await
-        .context("no cluster found; set --kubeconfig or KUBECONFIG, or choose another --context")?;
+    let cluster = connection.connect().await?;
     let rules = &config.rules;
     let rights = [
         Permission::everywhere("list", Scope::Namespaces),
