@@ -62,7 +62,7 @@ pub use self::{
     signer::Signer,
     trust::{AwsEnvironmentError, Trust},
 };
-use crate::{identity::Profile, registry::Region};
+use crate::{identity::Profile, process::files, registry::Region};
 
 /// The version of the SDK's defaults that the tests use.
 const BEHAVIOR: fn() -> BehaviorVersion = BehaviorVersion::v2026_01_12;
@@ -156,7 +156,8 @@ impl AwsEnvironment {
         });
         // The SDK's own chain would also ask the instance metadata service, which hangs where there
         // is none.
-        let files = ProfileFiles::from_environment().read();
+        let files = ProfileFiles::from_environment();
+        let files = files::off_the_workers(move || files.read()).await;
         let files = files.map(|contents| contents.for_sdk()).ok();
         let mut in_profile = ProfileFileRegionProvider::builder();
         if let Some(files) = files.clone() {

@@ -8,7 +8,7 @@
 mod hint;
 mod sections;
 
-use std::{env, error::Error as _, fmt, fs, io, path::PathBuf};
+use std::{env, error::Error as _, fmt, io, path::PathBuf};
 
 use aws_config::{
     profile::{self, ProfileFileCredentialsProvider, ProfileFileRegionProvider, ProfileSet},
@@ -31,7 +31,7 @@ use super::{
     origin::{KnownPartition, Origin},
     variables::{self, VariableError},
 };
-use crate::{identity::RoleArn, registry::Region};
+use crate::{identity::RoleArn, process::files, registry::Region};
 
 /// The most profiles that refer to each other by `source_profile`.
 const MAX_CHAIN: usize = 8;
@@ -150,7 +150,7 @@ impl ProfileFiles {
         self.unusable.map_or(Ok(()), Err)?;
         let (mut unread, mut trimmed) = (None, Vec::new());
         let mut read = |file: &FilePath| {
-            let bytes = match fs::read(&file.path) {
+            let bytes = match files::read(&file.path) {
                 Ok(bytes) => Zeroizing::new(bytes),
                 Err(error) => {
                     let is_absent = error.kind() == io::ErrorKind::NotFound;
@@ -319,7 +319,9 @@ impl ProfileSource {
     pub(super) async fn credentials(&self) -> provider::Result {
         let is_given = self.name_given().map_err(|error| invalid(error.into()))?;
         let is_given = is_given.is_some();
-        let mut contents = self.files.read().map_err(invalid)?;
+        let files = self.files.clone();
+        let contents = files::off_the_workers(move || files.read()).await;
+        let mut contents = contents.map_err(invalid)?;
         let digest = contents.digest();
         let mut current = self.loaded.lock().await;
         let loaded = match &mut *current {

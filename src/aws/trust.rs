@@ -8,7 +8,7 @@
 use std::{
     env,
     ffi::OsString,
-    fs, io,
+    io,
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -20,6 +20,8 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject as _},
 };
 use thiserror::Error;
+
+use crate::process::files;
 
 /// The bundles of Debian and Alpine, Fedora and RHEL, openSUSE, RHEL again, and the BSDs.
 const BUNDLES: [&str; 5] = [
@@ -84,7 +86,7 @@ impl Trust {
             return Ok(Self::default());
         };
         let name = path.display().to_string();
-        let pem = fs::read(path).map_err(|source| AwsEnvironmentError::ReadBundle {
+        let pem = files::read(path).map_err(|source| AwsEnvironmentError::ReadBundle {
             path: name.clone(),
             source,
         })?;
@@ -119,7 +121,7 @@ impl Trust {
 }
 
 fn system_bundle() -> Option<Arc<[u8]>> {
-    first_bundle(|name| env::var_os(name), |path| fs::read(path))
+    first_bundle(|name| env::var_os(name), files::read)
 }
 
 /// Returns the usable certificates of the bundle that the environment names, or else of the first

@@ -9,11 +9,13 @@ use kube::{
 };
 use secrecy::ExposeSecret as _;
 use thiserror::Error;
+use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     namespace::Namespace,
     watch::{self, WatchTimeouts},
 };
+use crate::process::files;
 
 /// The variable that Kubernetes sets in every Pod.
 const IN_CLUSTER_VARIABLE: &str = "KUBERNETES_SERVICE_HOST";
@@ -69,6 +71,12 @@ pub enum ClusterError {
          token has: write it again without"
     )]
     Token,
+    /// The files can't be read in time.
+    #[error("reading {origin} took more than {} s; does its volume hang?", files::TIMEOUT.as_secs())]
+    Hung {
+        /// The kubeconfig's path, or the files it would be in.
+        origin: String,
+    },
     /// No client can be created from the configuration.
     #[error("creating a client for the API server failed")]
     Client(#[source] Box<kube::Error>),
@@ -79,15 +87,10 @@ impl Cluster {
     /// if this is a Pod and no context is given; else by the usual rules (`KUBECONFIG`,
     /// `~/.kube/config`). Makes no call yet.
     pub async fn connect(from: &ClusterSource) -> Result<Self, ClusterError> {
-        let kubeconfig = from.kubeconfig.as_deref();
-        let in_cluster = kubeconfig.is_none()
+        let in_cluster = from.kubeconfig.is_none()
             && from.context.is_none()
             && std::env::var_os(IN_CLUSTER_VARIABLE).is_some();
-        let options = KubeConfigOptions {
-            context: from.context.clone(),
-            ..KubeConfigOptions::default()
-        };
-        let mut origin = match kubeconfig {
+        let mut origin = match &from.kubeconfig {
             Some(path) => format!("kubeconfig {}", path.display()),
             None if in_cluster => "the Pod's service account".to_owned(),
             None => "KUBECONFIG or ~/.kube/config".to_owned(),
@@ -95,26 +98,13 @@ impl Cluster {
         if let Some(context) = &from.context {
             origin = format!("{origin}, context {context}");
         }
-        let mut config = match kubeconfig {
-            Some(path) => {
-                let failed = |source| ClusterError::Kubeconfig {
-                    kubeconfig: format!("kubeconfig {}", path.display()),
-                    source: Box::new(source),
-                };
-                let file = Kubeconfig::read_from(path).map_err(failed)?;
-                Config::from_custom_kubeconfig(file, &options)
-                    .await
-                    .map_err(failed)?
-            }
-            None if in_cluster => Config::incluster().map_err(ClusterError::InCluster)?,
-            None => Config::from_kubeconfig(&options).await.map_err(|source| {
-                ClusterError::Kubeconfig {
-                    kubeconfig: "the kubeconfig (no --kubeconfig given, and not in a Pod)"
-                        .to_owned(),
-                    source: Box::new(source),
-                }
-            })?,
+        let (source, runtime) = (from.clone(), Handle::current());
+        // kube reads the files where it is called.
+        let read = files::off_the_workers(move || runtime.block_on(read(&source, in_cluster)));
+        let Ok(config) = timeout(files::TIMEOUT, read).await else {
+            return Err(ClusterError::Hung { origin });
         };
+        let mut config = config?;
         let token = config.auth_info.token.as_ref();
         if token.is_some_and(|token| HeaderValue::from_str(token.expose_secret()).is_err()) {
             return Err(ClusterError::Token);
@@ -155,6 +145,33 @@ impl Cluster {
             own_namespace: None,
             server,
         })
+    }
+}
+
+/// Reads the configuration of the clients.
+async fn read(from: &ClusterSource, in_cluster: bool) -> Result<Config, ClusterError> {
+    let options = KubeConfigOptions {
+        context: from.context.clone(),
+        ..KubeConfigOptions::default()
+    };
+    match &from.kubeconfig {
+        Some(path) => {
+            let failed = |source| ClusterError::Kubeconfig {
+                kubeconfig: format!("kubeconfig {}", path.display()),
+                source: Box::new(source),
+            };
+            let file = Kubeconfig::read_from(path).map_err(failed)?;
+            let config = Config::from_custom_kubeconfig(file, &options).await;
+            config.map_err(failed)
+        }
+        None if in_cluster => Config::incluster().map_err(ClusterError::InCluster),
+        None => {
+            let config = Config::from_kubeconfig(&options).await;
+            config.map_err(|source| ClusterError::Kubeconfig {
+                kubeconfig: "the kubeconfig (no --kubeconfig given, and not in a Pod)".to_owned(),
+                source: Box::new(source),
+            })
+        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! Loads the configuration: reads the file, parses its YAML, checks its fields.
 
 use std::{
-    fs::File as OpenFile,
-    io::{self, Read},
+    io::{self, ErrorKind, Read},
     path::Path,
 };
 
@@ -15,7 +14,10 @@ use super::{
     resolved::Config,
     shape,
 };
-use crate::telemetry::printable::{printable, shorten_quotes};
+use crate::{
+    process::files,
+    telemetry::printable::{printable, shorten_quotes},
+};
 
 /// Values of the chart by which a file of values is recognized; no field has such a name.
 const CHART_VALUES: [&str; 5] = ["config", "webhook", "certificates", "aws", "image"];
@@ -78,8 +80,11 @@ pub(super) fn with_header(fields: &str) -> String {
 
 pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
     let name = path.display().to_string();
-    match OpenFile::open(path) {
-        Ok(file) => read_all(file, &name),
+    match files::read(path) {
+        Ok(bytes) => read_all(&*bytes, &name),
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+            Err(ConfigError::TooLarge { path: name })
+        }
         Err(source) => Err(ConfigError::Read { path: name, source }),
     }
 }

@@ -68,7 +68,8 @@ impl ConfigWatcher {
 
 impl Follower {
     async fn poll(&mut self, live: &Live, clock: &dyn Clock, metrics: &ConfigMetrics) {
-        let change = self.watcher.poll(|| read_text(&self.path)).await;
+        let path = self.path.clone();
+        let change = self.watcher.poll(move || read_text(&path)).await;
         let text = match change {
             Ok(FileChange::Changed(text)) => text,
             Ok(FileChange::None) => return self.clear_rejection(metrics),
@@ -309,6 +310,40 @@ mod tests {
             .write("onFailure: deny\nallow: {accounts: [\"123456789012\"]}")
             .await;
         assert_eq!(fixture.counted(), [2, 1, 0, 1, 0]);
+    }
+
+    // In real time, on the one thread of its runtime.
+    #[tokio::test]
+    async fn file_that_hangs_stops_no_worker_and_is_rejected_once() {
+        let fixture = Fixture::with_text("");
+        let (path, period) = (fixture.path(), Duration::from_millis(50));
+        let (_, watcher) = ConfigWatcher::load(&path).expect("valid");
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let metrics = fixture.metrics.config.clone();
+        tokio::spawn(watcher.follow(fixture.live.clone(), clock, metrics, period));
+        std::fs::remove_file(&path).expect("removed");
+        // Nobody writes to it, so opening it never ends.
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.expect("the command mkfifo").success());
+        let started = std::time::Instant::now();
+        let mut last = started;
+        while fixture.counted()[3] == 1 {
+            sleep(period).await;
+            let gap = std::mem::replace(&mut last, std::time::Instant::now()).elapsed();
+            assert!(gap < Duration::from_secs(3), "the worker stood for {gap:?}");
+            assert!(started.elapsed() < Duration::from_mins(1), "never rejected");
+        }
+        // Each further poll finds that it still hangs.
+        sleep(6 * period).await;
+        assert_eq!(fixture.counted(), [1, 0, 1, 0, 0]);
+        // Ends the read, which would otherwise outlast the test.
+        std::fs::write(&path, "late").expect("written");
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::write(&path, with_header(DENY)).expect("written");
+        while !fixture.denies() {
+            sleep(period).await;
+            assert!(started.elapsed() < Duration::from_mins(1), "never applied");
+        }
     }
 
     #[tokio::test(start_paused = true)]

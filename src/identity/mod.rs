@@ -8,8 +8,8 @@
 //! whose role is refused gets no token at all.
 
 mod hash;
-pub mod machine;
 pub mod iam;
+pub mod machine;
 mod name;
 pub mod pattern;
 

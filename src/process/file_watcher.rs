@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::files::off_the_workers;
+
 /// How often the file of a configuration is read.
 pub const PERIOD: Duration = Duration::from_secs(5);
 /// How often the files of certificates are read: a change, which takes two reads, is in use within
@@ -46,17 +48,18 @@ impl<T: PartialEq> FileWatcher<T> {
         }
     }
 
-    /// Waits for a period, reads the files and compares. A change is reported by each poll until it
-    /// is [accepted](Self::accept).
+    /// Waits for a period, reads the files where a read may wait, and compares. A change is reported
+    /// by each poll until it is [accepted](Self::accept).
     pub(crate) async fn poll<E>(
         &mut self,
-        read: impl FnOnce() -> Result<T, E>,
+        read: impl FnOnce() -> Result<T, E> + Send + 'static,
     ) -> Result<FileChange<T>, E>
     where
-        T: Clone,
+        T: Clone + Send + 'static,
+        E: Send + 'static,
     {
         sleep(self.period).await;
-        match read() {
+        match off_the_workers(read).await {
             Ok(content) => Ok(self.compare(content)),
             Err(error) => {
                 self.last = None;
@@ -139,7 +142,7 @@ mod tests {
         assert_eq!(start.elapsed(), PERIOD);
         for content in [Ok("new"), Err("unreadable"), Ok("new")] {
             let expected = content.map(|_| FileChange::Unsettled);
-            assert_eq!(watcher.poll(|| content).await, expected);
+            assert_eq!(watcher.poll(move || content).await, expected);
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod current;
 pub mod file_descriptors;
 pub mod file_watcher;
+pub mod files;
 pub mod memory;
 pub(crate) mod random;
 pub mod readiness;

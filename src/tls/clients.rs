@@ -26,7 +26,10 @@ use tokio::sync::watch;
 
 use super::{metrics::TlsMetrics, serving_cert::ParsedCert};
 use crate::{
-    process::file_watcher::{FileChange, FileWatcher},
+    process::{
+        file_watcher::{FileChange, FileWatcher},
+        files,
+    },
     server::accept::ClientTrust,
     telemetry::{error_chain::error_chain, log_once::LogOnce},
 };
@@ -127,7 +130,8 @@ impl Clients {
         &self,
         watcher: &mut FileWatcher<Vec<u8>>,
     ) -> Result<FileChange<()>, ClientsError> {
-        let bytes = match watcher.poll(|| read(&self.path)).await? {
+        let path = self.path.clone();
+        let bytes = match watcher.poll(move || read(&path)).await? {
             FileChange::Changed(bytes) => bytes,
             FileChange::None => return Ok(FileChange::None),
             FileChange::Unsettled => return Ok(FileChange::Unsettled),
@@ -150,7 +154,7 @@ impl Clients {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ClientsError> {
-    std::fs::read(path).map_err(|source| ClientsError::File {
+    files::read(path).map_err(|source| ClientsError::File {
         path: path.display().to_string(),
         source,
     })

@@ -18,6 +18,7 @@ use crate::{
     process::{
         clock::Clock,
         file_watcher::{FileChange, FileWatcher},
+        files,
     },
     telemetry::error_chain::error_chain,
 };
@@ -60,7 +61,7 @@ impl Files {
 
     fn read(&self) -> Result<PemPair, TlsError> {
         let read = |what: &'static str, path: &Path| {
-            std::fs::read(path).map_err(|source| TlsError::File {
+            files::read(path).map_err(|source| TlsError::File {
                 what,
                 path: path.display().to_string(),
                 source,
@@ -104,7 +105,8 @@ impl FileSource {
     /// can't be served is tried again at each poll: it may not be valid yet, or better than the one
     /// in use once that has expired.
     async fn follow(&mut self, publisher: &mut CertPublisher) {
-        let change = self.watcher.poll(|| self.files.read()).await;
+        let files = self.files.clone();
+        let change = self.watcher.poll(move || files.read()).await;
         let now = self.clock.now();
         let found = match change {
             Ok(FileChange::Changed(found)) => found,

@@ -378,6 +378,51 @@ fn emptied_file_fails_by_its_name_in_every_command() {
 }
 
 #[test]
+fn file_that_hangs_at_the_start_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = |name: &str| {
+        let path = folder.path().join(name);
+        assert!(
+            Command::new("mkfifo")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
+        path.to_str().unwrap().to_owned()
+    };
+    let (config, bundle, kubeconfig) = (pipe("config.yaml"), pipe("ca.pem"), pipe("kubeconfig"));
+    let children = [
+        ("--config", &config),
+        ("--aws-ca-bundle", &bundle),
+        ("--kubeconfig", &kubeconfig),
+    ]
+    .map(|(flag, path)| {
+        let child = Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+            .args([
+                "serve",
+                "--listen=127.0.0.1:0",
+                "--admin-listen=127.0.0.1:0",
+                flag,
+                path,
+            ])
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        (path, child.unwrap())
+    });
+    for (path, child) in children {
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let parts = [path, "does its volume hang?"];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    }
+}
+
+#[test]
 fn text_of_a_file_moves_no_cursor_and_forges_no_line() {
     let input = "\"a\\x1b[2Jb\\nconfig.yaml: valid\": 1\nclusterName: \"\\x9b\\u202e\"\n";
     let output = config(&["check", "-"], &config_file(input));

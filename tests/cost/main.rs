@@ -50,7 +50,10 @@ fn warm_admission_takes_no_more_instructions_than_recorded() {
 fn warm_admission_allocates_no_more_than_recorded() {
     let counted = admit(1);
     let (count, bytes) = ALLOCATIONS;
-    println!("{} allocations, {} bytes", counted.count_total, counted.bytes_total);
+    println!(
+        "{} allocations, {} bytes",
+        counted.count_total, counted.bytes_total
+    );
     near(counted.count_total as f64, count as f64, "allocations");
     near(counted.bytes_total as f64, bytes as f64, "bytes");
 }
@@ -102,7 +105,13 @@ fn admit(count: usize) -> AllocationInfo {
         let mut length = 0;
         for _ in 0..4 {
             stream.write_all(&request).await.unwrap();
-            let s = std::time::Instant::now(); length = stream.read(&mut buffer).await.unwrap(); println!("{:?} {}", s.elapsed(), String::from_utf8_lossy(&buffer[..length]));
+            let s = std::time::Instant::now();
+            length = stream.read(&mut buffer).await.unwrap();
+            println!(
+                "{:?} {}",
+                s.elapsed(),
+                String::from_utf8_lossy(&buffer[..length])
+            );
         }
         length
     });

@@ -148,6 +148,11 @@ const SPAWNS: &[(&str, usize, &str)] = &[
         1,
         "a thread that waits for a lock, which the process outlasts only by its answer",
     ),
+    (
+        "process/files.rs",
+        2,
+        "one read, which its caller awaits or gives up",
+    ),
     ("process/supervisor.rs", 2, "the supervisor itself"),
     (
         "pull_secret/provisioner.rs",
