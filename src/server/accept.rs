@@ -1,12 +1,16 @@
 //! The accept loop: from a listening socket to HTTP/1.1 requests, with every wait bounded.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use futures::future::BoxFuture;
 use http::{HeaderValue, header::CONNECTION};
-use hyper::{body::Incoming, server::conn::http1, service::Service};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::Service,
+};
+use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -24,21 +28,19 @@ use super::{
     connection_limit::{ConnectionLimit, Slot},
     connection_state::ConnectionState,
     metrics::{Handshake, ServerMetrics, Shed},
+    request_body::RequestBody,
     timeout_stream::TimeoutStream,
 };
 
-/// The most connections at the same time. One more replaces the one that is least in use.
+/// The most connections at the same time. One more replaces one that waits for its client.
 pub const MAX_CONNECTIONS: usize = 1024;
 /// The timeout of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may be idle, also before its first request: Go's client opens connections
-/// ahead. The API server closes its own after 90 s, and does not retry a review that met a closed
-/// connection.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
 /// How long a new connection is kept after a stop for its first request, which may be on its way.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(2);
-/// The largest head of a request.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// The largest head of a request, and the most that is read of a body before it is handled: each
+/// connection may have a buffer of this size.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// The pause after an accept that failed for want of something, such as file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -124,8 +126,8 @@ impl Listener {
             let Some(accepted) = stop.run_until_cancelled(self.socket.accept()).await else {
                 break None;
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     failures += 1;
                     self.connection.accept_failed(&error, failures).await;
@@ -133,18 +135,18 @@ impl Listener {
                 }
             };
             failures = 0;
-            match stop.run_until_cancelled(limit.take()).await {
+            match stop.run_until_cancelled(limit.take(address.ip())).await {
                 Some(slot) => serve(stream, slot),
-                None => break Some(stream),
+                None => break Some((stream, address)),
             }
         };
         let ended = timeout(grace, async {
             // A client whose connection is in the queue may have sent a request already.
-            for stream in accepted
+            for (stream, address) in accepted
                 .into_iter()
                 .chain(queue(self.socket).take(self.limit))
             {
-                serve(stream, limit.take().await);
+                serve(stream, limit.take(address.ip()).await);
             }
             open.close();
             open.wait().await;
@@ -160,14 +162,14 @@ impl Listener {
 }
 
 /// Returns the connections that are in the queue of a listener, and closes it then.
-fn queue(socket: TcpListener) -> impl Iterator<Item = TcpStream> {
+fn queue(socket: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
     let socket = socket.into_std().ok();
     std::iter::from_fn(move || {
         loop {
             match socket.as_ref()?.accept() {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     stream.set_nonblocking(true).ok()?;
-                    return TcpStream::from_std(stream).ok();
+                    return Some((TcpStream::from_std(stream).ok()?, address));
                 }
                 // Others may be behind it.
                 Err(error) if is_of_one_connection(&error) => {}
@@ -243,6 +245,9 @@ impl Connection {
             Ok(Ok(stream)) => {
                 self.metrics.handshake(Handshake::Done);
                 let chain = stream.get_ref().1.peer_certificates();
+                if trust.is_some() {
+                    state.trust();
+                }
                 let peer = trust.map(|(changes, trust)| Peer {
                     chain: chain.unwrap_or_default().to_vec(),
                     trust,
@@ -279,8 +284,8 @@ impl Connection {
         };
         let stream = TimeoutStream::new(stream, state.clone());
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE_TIMEOUT)
+            // The stream has it.
+            .header_read_timeout(None)
             .max_buf_size(MAX_HEAD_BYTES)
             .max_headers(MAX_HEADERS)
             .serve_connection(TokioIo::new(stream), service);
@@ -299,10 +304,11 @@ impl Connection {
                 connection.await
             }
         };
-        if let Err(error) = ended {
+        if state.was_idle() {
+            self.metrics.connection_failure("idle");
+        } else if let Err(error) = ended {
             tracing::debug!(%error, "connection ended with an error");
-            self.metrics
-                .connection_failure(if error.is_timeout() { "idle" } else { "http" });
+            self.metrics.connection_failure("http");
         }
     }
 }
@@ -379,11 +385,12 @@ impl Service<http::Request<Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.state.requested();
+        self.state.requested(!request.body().is_end_stream());
         let (router, draining) = (self.router.clone(), self.draining.clone());
         let (stop, state) = (self.stop.clone(), self.state.clone());
         Box::pin(async move {
-            let Ok(mut response) = router.oneshot(request.map(Body::new)).await;
+            let request = request.map(|body| Body::new(RequestBody::new(body, state.clone())));
+            let Ok(mut response) = router.oneshot(request).await;
             if draining.is_cancelled() || stop.is_cancelled() || state.is_ending() {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);

@@ -3,9 +3,11 @@
 
 pub mod accept;
 pub mod admin;
+mod body;
 mod connection_limit;
 mod connection_state;
 pub mod metrics;
+mod request_body;
 mod timeout_stream;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -18,17 +20,14 @@ use axum::{
     routing::post,
 };
 use futures::FutureExt as _;
-use http::{
-    HeaderMap, StatusCode, Uri,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
-};
-use http_body_util::BodyExt as _;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::{Instant, timeout_at},
-};
+use http::{HeaderMap, StatusCode, Uri, header::CONTENT_TYPE};
+use tokio::time::Instant;
 
-use self::metrics::{ServerMetrics, Shed};
+pub use self::body::{BODY_BUDGET_BYTES, MAX_BODY_BYTES};
+use self::{
+    body::{Bodies, Unread},
+    metrics::{ServerMetrics, Shed},
+};
 use crate::telemetry::{
     log::line,
     log_limit::LogLimit,
@@ -37,17 +36,6 @@ use crate::telemetry::{
 
 /// The path of the webhook configuration.
 pub const PATH: &str = "/mutate";
-/// The largest body: API objects reach 3 MiB, and a review of an UPDATE has two.
-pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
-/// The memory for all bodies in flight.
-pub const BODY_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// The unit of the budget's permits.
-const BUDGET_UNIT_BYTES: usize = 1024;
-/// The size of the blocks that hold a body while it is read, and the most that is allocated before
-/// the first byte: a client can announce any length at no cost.
-const BLOCK_BYTES: usize = 64 * 1024;
-/// The timeout of a body, from its head to its last byte.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The API server's timeout if the URL has none; the API server always appends `?timeout=`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The limits of a webhook configuration's `timeoutSeconds`.
@@ -77,7 +65,7 @@ pub struct Admission<H> {
     handler: H,
     metrics: Arc<ServerMetrics>,
     traces: Traces,
-    budget: Semaphore,
+    bodies: Bodies,
 }
 
 /// Why a request gets no review as its response: the status, and the reason as a metric's label and
@@ -92,7 +80,7 @@ impl<H: ReviewHandler> Admission<H> {
             handler,
             metrics,
             traces: Traces::default(),
-            budget: Semaphore::new(BODY_BUDGET_BYTES / BUDGET_UNIT_BYTES),
+            bodies: Bodies::new(),
         }
     }
 
@@ -120,7 +108,8 @@ impl<H: ReviewHandler> Admission<H> {
             let text = "the Content-Type must be application/json".to_owned();
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", text));
         }
-        let (_budget, body) = self.read(request, started, deadline).await?;
+        let body = self.bodies.read(request, started, deadline).await;
+        let body = body.map_err(|unread| self.unread(unread))?;
         let review = self.handler.review(&body, started, deadline, &mut trace);
         let review = AssertUnwindSafe(review).catch_unwind().await;
         match review {
@@ -138,6 +127,29 @@ impl<H: ReviewHandler> Admission<H> {
         }
     }
 
+    /// Returns the rejection of a request whose body was not read.
+    fn unread(&self, unread: Unread) -> Rejection {
+        match unread {
+            Unread::TooLarge => {
+                let text = format!("the body may have at most {MAX_BODY_BYTES} bytes");
+                (StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
+            }
+            Unread::Incomplete => {
+                let text = "the body ended early".to_owned();
+                (StatusCode::BAD_REQUEST, "incomplete_body", text)
+            }
+            Unread::TooSlow => {
+                let text = "the body was sent too slowly".to_owned();
+                (StatusCode::REQUEST_TIMEOUT, "body_timeout", text)
+            }
+            Unread::NoMemory => {
+                self.metrics.shed(Shed::Body);
+                let text = "too many bodies in flight".to_owned();
+                (StatusCode::SERVICE_UNAVAILABLE, "too_many_bodies", text)
+            }
+        }
+    }
+
     /// Counts and logs a rejected request, and returns the response that says why.
     fn reject(&self, (status, reason, text): Rejection) -> Response {
         self.metrics.refused_request(reason);
@@ -146,107 +158,6 @@ impl<H: ReviewHandler> Admission<H> {
             tracing::warn!(%status, reason, error = shown, omitted, "rejected a request");
         }
         (status, text + "\n").into_response()
-    }
-
-    /// Reads the body. Its share of the budget grows with the bytes that were read, so that a few
-    /// clients that announce much and send little can't take the budget from the others.
-    async fn read(
-        &self,
-        request: Request,
-        started: Instant,
-        deadline: Instant,
-    ) -> Result<(Option<SemaphorePermit<'_>>, Vec<u8>), Rejection> {
-        let length = length_of(request.headers());
-        if length.is_some_and(|length| length > MAX_BODY_BYTES) {
-            return Err(too_large());
-        }
-        let body_by = deadline.min(started + BODY_TIMEOUT);
-        let mut read = Blocks::with_capacity(length.unwrap_or_default());
-        let mut permit: Option<SemaphorePermit<'_>> = None;
-        let mut body = request.into_body();
-        loop {
-            let frame = match timeout_at(body_by, body.frame()).await {
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(_))) => {
-                    let text = "the body ended early".to_owned();
-                    return Err((StatusCode::BAD_REQUEST, "incomplete_body", text));
-                }
-                Ok(None) => return Ok((permit, read.into_whole())),
-                Err(_) => {
-                    let text = "the body was sent too slowly".to_owned();
-                    return Err((StatusCode::REQUEST_TIMEOUT, "body_timeout", text));
-                }
-            };
-            // A frame without data is a trailer.
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            let size = read.len() + data.len();
-            if size > MAX_BODY_BYTES {
-                return Err(too_large());
-            }
-            let units = size.div_ceil(BUDGET_UNIT_BYTES);
-            let held = permit.as_ref().map_or(0, SemaphorePermit::num_permits);
-            let more = u32::try_from(units - held).unwrap_or(u32::MAX);
-            let Ok(Ok(more)) = timeout_at(deadline, self.budget.acquire_many(more)).await else {
-                self.metrics.shed(Shed::Body);
-                let text = "too many bodies in flight".to_owned();
-                return Err((StatusCode::SERVICE_UNAVAILABLE, "too_many_bodies", text));
-            };
-            match &mut permit {
-                Some(permit) => permit.merge(more),
-                None => permit = Some(more),
-            }
-            read.extend(&data);
-        }
-    }
-}
-
-/// The part of a body that was read, in blocks of one size. A buffer that doubles leaves smaller
-/// ones behind, and a buffer of the whole length may take memory long before it is written to,
-/// where pages are huge: either way many bodies together would take several times their length.
-struct Blocks {
-    full: Vec<Vec<u8>>,
-    last: Vec<u8>,
-}
-
-impl Blocks {
-    /// Returns no blocks, for a body of this announced length.
-    fn with_capacity(length: usize) -> Self {
-        Self {
-            full: Vec::new(),
-            last: Vec::with_capacity(length.min(BLOCK_BYTES)),
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.full.len() * BLOCK_BYTES + self.last.len()
-    }
-
-    fn extend(&mut self, mut data: &[u8]) {
-        while !data.is_empty() {
-            if self.last.len() == BLOCK_BYTES {
-                let next = Vec::with_capacity(BLOCK_BYTES);
-                self.full.push(std::mem::replace(&mut self.last, next));
-            }
-            let (now, later) = data.split_at(data.len().min(BLOCK_BYTES - self.last.len()));
-            self.last.extend_from_slice(now);
-            data = later;
-        }
-    }
-
-    /// Returns the body in one buffer; most bodies are one block.
-    fn into_whole(self) -> Vec<u8> {
-        if self.full.is_empty() {
-            return self.last;
-        }
-        let mut whole = Vec::with_capacity(self.len());
-        // Each block is freed as soon as it is copied.
-        for block in self.full {
-            whole.extend_from_slice(&block);
-        }
-        whole.extend_from_slice(&self.last);
-        whole
     }
 }
 
@@ -264,11 +175,6 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.in_flight.dec();
     }
-}
-
-fn too_large() -> Rejection {
-    let text = format!("the body may have at most {MAX_BODY_BYTES} bytes");
-    (StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
 }
 
 async fn mutate<H: ReviewHandler>(
@@ -300,10 +206,6 @@ fn is_json(headers: &HeaderMap) -> bool {
         .unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("application/json")
-}
-
-fn length_of(headers: &HeaderMap) -> Option<usize> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Returns the timeout that the API server appended (`?timeout=5s`), or the default.
@@ -350,31 +252,6 @@ mod tests {
                 Duration::from_millis(milliseconds),
                 "{uri}"
             );
-        }
-    }
-
-    #[test]
-    fn body_in_blocks_is_whole_for_any_frames() {
-        let bytes: Vec<u8> = (0..=250).cycle().take(3 * BLOCK_BYTES + 7).collect();
-        for length in [
-            0,
-            1,
-            BLOCK_BYTES - 1,
-            BLOCK_BYTES,
-            BLOCK_BYTES + 1,
-            bytes.len(),
-        ] {
-            for piece in [1_000, BLOCK_BYTES, BLOCK_BYTES + 1, bytes.len()] {
-                let mut blocks = Blocks::with_capacity(length);
-                for piece in bytes[..length].chunks(piece) {
-                    blocks.extend(piece);
-                }
-                assert_eq!(blocks.len(), length);
-                assert!(
-                    blocks.into_whole() == bytes[..length],
-                    "{length} by {piece}"
-                );
-            }
         }
     }
 

@@ -385,9 +385,9 @@ async fn stalled_body_is_given_up_by_the_deadline_or_after_10s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn body_budget_sheds_reviews_until_it_is_free_again() {
+async fn body_budget_sheds_large_reviews_until_it_is_free_again() {
     let webhook = InProcess::new();
-    let holders: Vec<_> = (0..8)
+    let holders: Vec<_> = (0..3)
         .map(|_| {
             let router = webhook.router.clone();
             let held = request("/mutate?timeout=30s", stalled(MAX_BODY_BYTES));
@@ -397,16 +397,47 @@ async fn body_budget_sheds_reviews_until_it_is_free_again() {
     sleep(Duration::from_secs(1)).await;
 
     let started = Instant::now();
-    let shed = request("/mutate?timeout=2s", review("u", "nginx"));
+    let shed = request("/mutate?timeout=2s", padded(MAX_BODY_BYTES));
     let (status, _) = send(&webhook, shed).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(started.elapsed() <= Duration::from_secs(2));
+    let shed = r#"ecr_injector_shed_total{kind="body"}"#;
+    assert_eq!(webhook.metric(shed), 1);
+    // Most reviews are small, and large ones leave them their part.
+    let (status, _) = post(&webhook, review("u", "nginx")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(started.elapsed(), Duration::ZERO, "nobody waited");
 
     for holder in holders {
         assert_eq!(holder.await.unwrap(), StatusCode::REQUEST_TIMEOUT);
     }
+    let (status, _) = post(&webhook, padded(MAX_BODY_BYTES)).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stalled_bodies_give_way_to_one_that_needs_their_memory() {
+    let webhook = InProcess::new();
+    // More than the part of the memory that small bodies have, and no part of it is ever returned.
+    let holders: Vec<_> = (0..300)
+        .map(|_| {
+            let router = webhook.router.clone();
+            let held = request("/mutate?timeout=30s", stalled(60 * 1024));
+            tokio::spawn(async move { router.oneshot(held).await.unwrap().status() })
+        })
+        .collect();
+    sleep(Duration::from_secs(1)).await;
+    let started = Instant::now();
     let (status, _) = post(&webhook, review("u", "nginx")).await;
     assert_eq!(status, StatusCode::OK);
+    let took = started.elapsed();
+    assert!(took <= Duration::from_millis(100), "{took:?}");
+    let mut statuses = Vec::new();
+    for holder in holders {
+        statuses.push(holder.await.unwrap());
+    }
+    let (shed, slow) = (StatusCode::SERVICE_UNAVAILABLE, StatusCode::REQUEST_TIMEOUT);
+    assert!(statuses.contains(&shed) && statuses.contains(&slow));
+    assert!(statuses.iter().all(|status| [shed, slow].contains(status)));
 }
 
 #[tokio::test(start_paused = true)]

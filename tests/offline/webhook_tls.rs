@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::process::readiness::Readiness;
+use ecr_injector::server::MAX_BODY_BYTES;
 use ecr_injector::server::accept::{Listener, MAX_CONNECTIONS};
 use ecr_injector::server::admin;
 use ecr_injector::tls::MinVersion;
@@ -395,6 +396,91 @@ async fn idle_connections_give_way_and_unused_ones_first() {
     soon.await.expect("at once");
     let shed = r#"ecr_injector_connection_failures_total{reason="shed"}"#;
     assert!(bed.webhook.metric(shed) >= 24);
+}
+
+#[tokio::test]
+async fn address_with_many_connections_gives_way_to_one_with_few() {
+    let bed = Bed::start_for(48, MinVersion::default()).await;
+    let connect = async |address: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind(format!("{address}:0").parse().unwrap())
+            .unwrap();
+        let stream = socket.connect(bed.listening.address).await.unwrap();
+        let stream = bed.tls.connect(stream, &[&TLS13], &["http/1.1"]).await;
+        Wire::new(stream.unwrap())
+    };
+    // Longer idle than all of the other address, some not even used.
+    let mut kept = Vec::new();
+    for number in 0..4 {
+        let mut wire = connect("127.0.0.2").await;
+        if number < 2 {
+            serves(&mut wire).await;
+        }
+        kept.push(wire);
+    }
+    let mut used = Vec::new();
+    for _ in 0..100 {
+        let mut wire = connect("127.0.0.3").await;
+        serves(&mut wire).await;
+        used.push(wire);
+    }
+    for wire in &mut kept {
+        serves(wire).await;
+    }
+    timeout(SLACK, serves(&mut connect("127.0.0.2").await))
+        .await
+        .expect("at once");
+}
+
+#[tokio::test]
+async fn bodies_give_way_after_idle_connections_and_the_stalled_first() {
+    let bed = Bed::start_for(4, MinVersion::default()).await;
+    let announced = format!("Content-Length: {MAX_BODY_BYTES}");
+    let start = head("/mutate?timeout=30s", &announced);
+    let mut large = bed.connect().await;
+    large.send(&start).await;
+    let mut stalled = bed.connect().await;
+    stalled.send(start.clone() + "x").await;
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut wire = bed.connect().await;
+        serves(&mut wire).await;
+        idle.push(wire);
+    }
+    // 1 MiB/s, which is slow in a cluster.
+    let piece = vec![b' '; MAX_BODY_BYTES / 64];
+    let sent = async {
+        for _ in 0..64 {
+            large.send(&piece).await;
+            sleep(Duration::from_millis(100)).await;
+        }
+        large.answer().await.expect("a whole body").status
+    };
+    let others = async {
+        sleep(Duration::from_secs(1)).await;
+        let mut busy = Vec::new();
+        bed.webhook.mint.set_hangs(true);
+        // With both bodies, the second of which ends in the last round.
+        let in_flight = [3, 4, 4];
+        for (gives_way, in_flight) in idle.iter_mut().chain([&mut stalled]).zip(in_flight) {
+            let mut wire = bed.connect().await;
+            wire.send(post("/mutate?timeout=8s", review("busy", IMAGE)))
+                .await;
+            busy.push(wire);
+            eventually("the review is handled", SLACK, async || {
+                let handled = bed.webhook.metric("ecr_injector_requests_in_flight");
+                (handled == in_flight).then_some(())
+            })
+            .await;
+            timeout(SLACK, gives_way.closed()).await.expect("closed");
+        }
+        for wire in &mut busy {
+            assert_eq!(wire.answer().await.expect("an answer").status, 200);
+        }
+    };
+    let (status, ()) = tokio::join!(sent, others);
+    assert_eq!(status, 400, "it was read to its end, and is no review");
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod flood;
 mod leader;
 mod load;
 mod memory;

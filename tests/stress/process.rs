@@ -34,23 +34,23 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
-const TARGET: &str = "/mutate?timeout=10s";
+pub(crate) const TARGET: &str = "/mutate?timeout=10s";
 const SOON: Duration = Duration::from_secs(30);
 /// The time that a busy machine may add to a duration.
 const SLACK: Duration = Duration::from_secs(3);
 const BINARY: &str = env!("CARGO_BIN_EXE_ecr-injector");
 
-type Client = Wire<TlsStream<TcpStream>>;
+pub(crate) type Client = Wire<TlsStream<TcpStream>>;
 
 /// The test bed that the processes of these tests share.
-struct Bench {
+pub(crate) struct Bench {
     plane: ControlPlane,
     aws: FakeAws,
     installation: Installation,
-    trust: Trust,
+    pub(crate) trust: Trust,
 }
 
-async fn bench() -> Arc<Bench> {
+pub(crate) async fn bench() -> Arc<Bench> {
     static BENCH: Shared<Bench> = Shared::new();
     BENCH.get_or_start(Bench::new).await
 }
@@ -72,15 +72,15 @@ impl Bench {
         self.installation.replica(&self.plane, &self.aws).await
     }
 
-    async fn start(&self) -> Webhook {
+    pub(crate) async fn start(&self) -> Webhook {
         Webhook::start(self.options().await).await
     }
 
-    async fn connect(&self, webhook: &Webhook) -> Client {
+    pub(crate) async fn connect(&self, webhook: &Webhook) -> Client {
         self.try_connect(webhook.address()).await.unwrap()
     }
 
-    async fn try_connect(&self, address: SocketAddr) -> std::io::Result<Client> {
+    pub(crate) async fn try_connect(&self, address: SocketAddr) -> std::io::Result<Client> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let stream = self.trust.connect(stream, &[&TLS13], &["http/1.1"]).await?;
@@ -112,7 +112,7 @@ impl Bench {
 }
 
 /// A review that needs nothing of us.
-fn plain() -> String {
+pub(crate) fn plain() -> String {
     review("default", &pod("web", "nginx")).to_string()
 }
 
@@ -122,7 +122,7 @@ async fn answer(client: &mut Client) -> Answer {
 }
 
 /// Sends a review, and gives the response.
-async fn ask(client: &mut Client, review: &str) -> Value {
+pub(crate) async fn ask(client: &mut Client, review: &str) -> Value {
     client.send(post(TARGET, review)).await;
     let answer = answer(client).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
@@ -464,6 +464,7 @@ async fn log_that_nobody_reads_holds_up_nothing() {
     }
     bench.serves_a_cold_namespace(&webhook, "unread-log").await;
     assert_eq!(webhook.readiness().await, Some(200));
+    assert_eq!(webhook.liveness().await, Some(200));
     assert!(webhook.metric("ecr_injector_log_lines_dropped_total").await > 0.5);
     let started = Instant::now();
     assert!(webhook.stop().await.success());

@@ -146,6 +146,11 @@ impl Webhook {
         self.get("/readyz").await.map(|(status, _)| status)
     }
 
+    /// The status of `/livez`; nothing if nobody answers.
+    pub async fn liveness(&self) -> Option<u16> {
+        self.get("/livez").await.map(|(status, _)| status)
+    }
+
     /// `/metrics`, as Prometheus reads it.
     pub async fn metrics(&self) -> String {
         let (status, body) = self
