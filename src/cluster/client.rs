@@ -72,7 +72,10 @@ pub enum ClusterError {
     )]
     Token,
     /// The files can't be read in time.
-    #[error("reading {origin} took more than {} s; does its volume hang?", files::TIMEOUT.as_secs())]
+    #[error(
+        "reading {origin} took more than {} s; does its volume hang?",
+        files::TIMEOUT.as_secs()
+    )]
     Hung {
         /// The kubeconfig's path, or the files it would be in.
         origin: String,

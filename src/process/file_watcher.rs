@@ -48,8 +48,8 @@ impl<T: PartialEq> FileWatcher<T> {
         }
     }
 
-    /// Waits for a period, reads the files where a read may wait, and compares. A change is reported
-    /// by each poll until it is [accepted](Self::accept).
+    /// Waits for a period, reads the files where a read may wait, and compares. A change is
+    /// reported by each poll until it is [accepted](Self::accept).
     pub(crate) async fn poll<E>(
         &mut self,
         read: impl FnOnce() -> Result<T, E> + Send + 'static,

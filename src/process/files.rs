@@ -22,7 +22,8 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest file: the bundle of a whole operating system has 300 KB.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
 
-/// The files whose read hangs. They are not read again until it ends: each read would keep a thread.
+/// The files whose read hangs. They are not read again until it ends: each read would keep a
+/// thread.
 static HUNG: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Reads a file of at most 4 MiB, within five seconds. The caller waits, so a task goes by

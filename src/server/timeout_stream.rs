@@ -31,8 +31,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The timeout of a response, from when the client's window is full until all of it is sent.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A stream that fails a read when a request or its head takes too long, and a write when a response
-/// does.
+/// A stream that fails a read when a request or its head takes too long, and a write when a
+/// response does.
 pub(super) struct TimeoutStream<S> {
     inner: S,
     state: Arc<ConnectionState>,
