@@ -116,6 +116,10 @@ sabotage: helm kube-score ## Take guards out of the chart and the manifests and 
 bench: ## Compare the handler with a bare one, in requests per second and CPU per request
 	$(CARGO) bench --locked --bench handler
 
+.PHONY: cost
+cost: ## Hold the instructions and allocations of a warm admission to those recorded (needs valgrind)
+	$(CARGO) test --locked --test cost -- --nocapture
+
 .PHONY: scale
 scale: control-plane ## Measure the leader with 100, 1,000 and 10,000 real namespaces (about 15 minutes)
 	$(CARGO) bench --locked --bench scale
@@ -212,7 +216,7 @@ book: ## Build the book of docs/ into target/book, with warnings as errors
 ci: lint lint-docs lint-workflows docs book test ## What CI runs
 
 .PHONY: test-all
-test-all: ci image-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci cost image-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -24,7 +24,6 @@ mod api_server;
 mod bare;
 mod load;
 mod processes;
-mod review;
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -37,7 +36,7 @@ use std::time::Duration;
 use api_server::ApiServer;
 use processes::Server;
 use support::child::GuardedFolder;
-use support::{Authority, FakeAws, ServingCertificate, webhook};
+use support::{Authority, FakeAws, ServingCertificate, reviews, webhook};
 
 /// As the binary has it: what is compared is the handlers.
 #[global_allocator]
@@ -155,7 +154,7 @@ impl Setting {
         let kubeconfig = api_server.kubeconfig().to_string();
         fs::write(folder.path().join("kubeconfig"), kubeconfig).unwrap();
         for kilobytes in KILOBYTES {
-            let body = review::of_a_pod(kilobytes * 1024);
+            let body = reviews::of_a_pod(api_server::NAMESPACE, kilobytes * 1024);
             fs::write(body_file(folder.path(), kilobytes), body).unwrap();
         }
         let seconds = std::env::var("BENCH_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());

@@ -20,6 +20,7 @@
 //! | [`helm`] | Helm, and the chart |
 //! | [`bed`] | all of these together, with one webhook in it |
 //! | [`certificates`] | cert-manager |
+//! | [`reviews`] | the reviews that an API server sends of ordinary Pods |
 //! | [`rewriter`] | another mutating webhook |
 //! | [`pods`] | the Pods that users write |
 //! | [`proc`] | what the kernel knows of a process |
@@ -66,6 +67,7 @@ pub mod log;
 pub mod own_runtime;
 pub mod pods;
 pub mod proc;
+pub mod reviews;
 pub mod rewriter;
 pub mod shared;
 pub mod sim;

@@ -3,15 +3,14 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::api_server::NAMESPACE;
-use crate::support::fake_aws::ACCOUNT;
+use super::fake_aws::ACCOUNT;
 
-/// A review of the creation of a Pod that has this many bytes.
-pub fn of_a_pod(bytes: usize) -> Vec<u8> {
-    let mut pod = pod(0);
+/// A review of the creation of a Pod in this namespace that has this many bytes.
+pub fn of_a_pod(namespace: &str, bytes: usize) -> Vec<u8> {
+    let mut pod = pod(namespace, 0);
     // As many variables as fit, and the rest in an annotation.
     for variables in 1.. {
-        let next = self::pod(variables);
+        let next = self::pod(namespace, variables);
         if next.to_string().len() > bytes {
             break;
         }
@@ -22,10 +21,10 @@ pub fn of_a_pod(bytes: usize) -> Vec<u8> {
     let text = format!("{}{}", text.unwrap(), ".".repeat(missing));
     pod["metadata"]["annotations"]["example.com/change-cause"] = json!(text);
     assert_eq!(pod.to_string().len(), bytes);
-    review(&pod).to_string().into_bytes()
+    review(namespace, &pod).to_string().into_bytes()
 }
 
-fn review(pod: &Value) -> Value {
+fn review(namespace: &str, pod: &Value) -> Value {
     let kind = json!({"group": "", "version": "v1", "kind": "Pod"});
     let resource = json!({"group": "", "version": "v1", "resource": "pods"});
     json!({
@@ -37,7 +36,7 @@ fn review(pod: &Value) -> Value {
             "resource": resource,
             "requestKind": kind,
             "requestResource": resource,
-            "namespace": NAMESPACE,
+            "namespace": namespace,
             "operation": "CREATE",
             "userInfo": {
                 "username": "system:serviceaccount:kube-system:replicaset-controller",
@@ -55,7 +54,7 @@ fn review(pod: &Value) -> Value {
 
 /// A container for every 24 variables, each with its own.
 #[allow(clippy::too_many_lines, reason = "one Pod, written out")]
-fn pod(variables: usize) -> Value {
+fn pod(namespace: &str, variables: usize) -> Value {
     let counts: Vec<usize> = (0..=variables / 24)
         .map(|index| (variables - index * 24).min(24))
         .collect();
@@ -79,7 +78,7 @@ fn pod(variables: usize) -> Value {
         "apiVersion": "v1",
         "metadata": {
             "generateName": "checkout-7d4b9c6f58-",
-            "namespace": NAMESPACE,
+            "namespace": namespace,
             "creationTimestamp": null,
             "labels": {
                 "app.kubernetes.io/name": "checkout",
