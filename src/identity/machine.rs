@@ -9,8 +9,18 @@ use super::{
     AssumeRoleOptions, DEFAULT_SESSION_NAME, DefaultIdentity, Identities, Identity, Refusal, Role,
     RoleArn, pattern::NAMESPACE,
 };
-use crate::registry::{Partition, Registry};
+use crate::{
+    cluster::namespace::ROLE_ANNOTATION,
+    registry::{Partition, Registry},
+};
 
+/// The annotations of a ServiceAccount that may name its role: our own, that of the provider of
+/// cloud-provider-aws, and that of a Pod's own role, which often may not pull.
+pub const ROLE_ANNOTATIONS: [&str; 3] = [
+    ROLE_ANNOTATION,
+    "eks.amazonaws.com/ecr-role-arn",
+    "eks.amazonaws.com/role-arn",
+];
 /// The start of the subject of a ServiceAccount's token.
 const SUBJECT_PREFIX: &str = "system:serviceaccount:";
 

@@ -7,17 +7,10 @@ use thiserror::Error;
 use tracing::level_filters::LevelFilter;
 
 use crate::{
-    cluster::namespace::ROLE_ANNOTATION,
+    identity::machine::ROLE_ANNOTATIONS,
     registry::{AliasError, Aliases, Registry},
 };
 
-/// The annotations of a ServiceAccount that may name its role: our own, that of the provider of
-/// cloud-provider-aws, and that of a Pod's own role, which often may not pull.
-const ROLE_ANNOTATIONS: [&str; 3] = [
-    ROLE_ANNOTATION,
-    "eks.amazonaws.com/ecr-role-arn",
-    "eks.amazonaws.com/role-arn",
-];
 /// The variable of the role of ServiceAccounts without such an annotation.
 pub(super) const DEFAULT_ROLE: &str = "AWS_ECR_ROLE_ARN";
 const CACHE_FOLDER: &str = "/run/ecr-injector/tokens";

@@ -20,7 +20,7 @@ use tracing_subscriber::{
 use super::{
     Answer,
     file_cache::{FileCache, Slot, endpoints_of_environment},
-    flags::{DEFAULT_ROLE, Flags, HELP, OnOutage, Wanted, WithoutRole},
+    flags::{self, DEFAULT_ROLE, Flags, HELP, OnOutage, Wanted, WithoutRole},
     kubelet::{Auth, CredentialRequest, ServiceAccount, response},
 };
 use crate::{
@@ -100,6 +100,11 @@ pub fn run(arguments: &[OsString]) -> Answer {
     }
 }
 
+/// Parses the value of `--alias`.
+pub fn parse_alias(text: &str) -> Result<(String, Registry), String> {
+    flags::alias(text)
+}
+
 /// Has our own lines logged. Those of the SDK may hold tokens.
 fn log(flags: &Flags) {
     let ours = Targets::new().with_target("ecr_injector", flags.log);
@@ -143,7 +148,7 @@ enum Failure {
     /// A mistake, and AWS was not asked.
     Text(String),
     Mint(Box<MintError>),
-    /// AWS could not be asked, and the token of before, if there is one, is over.
+    /// AWS could not be asked, and the cached token, if there is one, is over.
     Outage(Box<MintError>, Option<Token>),
 }
 
@@ -330,7 +335,7 @@ impl<'a> Run<'a> {
         match cached {
             Some(token) if has_time(&token) => {
                 let note = format!(
-                    "{}: {error}; answered with the token of before",
+                    "{}: {error}; answered with the cached token",
                     shortened(self.host)
                 );
                 Ok((token, Some(note)))

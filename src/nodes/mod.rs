@@ -9,6 +9,7 @@ pub mod entry;
 mod file_cache;
 mod flags;
 pub mod kubelet;
+pub mod kubelet_config;
 pub mod kubelet_plugin;
 
 pub use self::answer::Answer;

@@ -58,7 +58,7 @@ pub struct Registry {
 pub struct RegistryError(String);
 
 /// The hosts of ECR Public.
-pub(super) const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
+pub const PUBLIC_HOSTS: [&str; 2] = ["public.ecr.aws", "ecr-public.aws.com"];
 /// The one region that serves the API of ECR Public.
 const PUBLIC_REGION: &str = "us-east-1";
 
@@ -79,6 +79,59 @@ pub(super) const SUFFIXES: [(&str, bool, &[Partition]); 9] = [
     ("csp.hci.ic.gov", false, &[Partition::AwsIsoF]),
 ];
 
+/// The forms of a host after its account, and their endpoints.
+const FORMS: [(&str, Endpoint); 4] = [
+    ("dkr.ecr.", Endpoint::private(false, false)),
+    ("dkr.ecr-fips.", Endpoint::private(true, false)),
+    ("dkr-ecr.", Endpoint::private(false, true)),
+    ("dkr-ecr-fips.", Endpoint::private(true, true)),
+];
+
+/// A form of the hosts of private registries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostForm {
+    /// The text between the account and the region, with both dots.
+    prefix: &'static str,
+    /// The text after the region.
+    suffix: &'static str,
+    /// The partitions whose registries have such hosts.
+    pub partitions: &'static [Partition],
+}
+
+impl HostForm {
+    /// Returns all forms.
+    pub fn all() -> impl Iterator<Item = Self> {
+        SUFFIXES
+            .iter()
+            .flat_map(|(suffix, dual_stack, partitions)| {
+                let forms = FORMS.iter();
+                let forms = forms.filter(|(_, endpoint)| endpoint.dual_stack == *dual_stack);
+                forms.map(|(prefix, _)| Self {
+                    prefix,
+                    suffix,
+                    partitions,
+                })
+            })
+    }
+
+    /// Returns the hosts of the form with this text for the account and for the region.
+    #[must_use]
+    pub fn with(&self, account: &str, region: &str) -> String {
+        let Self { prefix, suffix, .. } = self;
+        format!("{account}.{prefix}{region}.{suffix}")
+    }
+}
+
+impl Endpoint {
+    const fn private(fips: bool, dual_stack: bool) -> Self {
+        Self {
+            service: Service::Private,
+            fips,
+            dual_stack,
+        }
+    }
+}
+
 impl Registry {
     /// Parses the host of a private registry, with or without a port; any text but the whole of one
     /// of AWS's forms is `None`.
@@ -86,42 +139,9 @@ impl Registry {
     pub fn parse(host: &str) -> Option<Self> {
         let (account, rest) = split_port(host)?.split_once('.')?;
         let account = AccountId::parse(account)?;
-        let (endpoint, rest) = [
-            (
-                "dkr.ecr.",
-                Endpoint {
-                    service: Service::Private,
-                    fips: false,
-                    dual_stack: false,
-                },
-            ),
-            (
-                "dkr.ecr-fips.",
-                Endpoint {
-                    service: Service::Private,
-                    fips: true,
-                    dual_stack: false,
-                },
-            ),
-            (
-                "dkr-ecr.",
-                Endpoint {
-                    service: Service::Private,
-                    fips: false,
-                    dual_stack: true,
-                },
-            ),
-            (
-                "dkr-ecr-fips.",
-                Endpoint {
-                    service: Service::Private,
-                    fips: true,
-                    dual_stack: true,
-                },
-            ),
-        ]
-        .into_iter()
-        .find_map(|(prefix, endpoint)| Some((endpoint, rest.strip_prefix(prefix)?)))?;
+        let (endpoint, rest) = FORMS
+            .into_iter()
+            .find_map(|(prefix, endpoint)| Some((endpoint, rest.strip_prefix(prefix)?)))?;
         let (region, suffix) = rest.split_once('.')?;
         let partition = Partition::of_region(region)?;
         let known = SUFFIXES.iter().any(|(text, dual_stack, partitions)| {

@@ -28,7 +28,7 @@ mod region;
 
 pub use self::{
     alias::{AliasError, Aliases},
-    ecr::{AccountId, Endpoint, Registry, RegistryError, Service},
+    ecr::{AccountId, Endpoint, HostForm, PUBLIC_HOSTS, Registry, RegistryError, Service},
     host::Host,
     lookalike::{Lookalike, Quoted},
     region::{Partition, Region},

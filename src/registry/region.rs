@@ -106,6 +106,15 @@ impl Partition {
             .find_map(|(name, partition)| (*name == text).then_some(*partition))
     }
 
+    /// Returns a region of the partition.
+    #[must_use]
+    pub fn example_region(self) -> &'static str {
+        let mut regions = REGIONS.iter().copied();
+        regions
+            .find(|region| Self::of_region(region) == Some(self))
+            .unwrap_or_default()
+    }
+
     /// Returns the partition's name as in ARNs.
     #[must_use]
     pub fn as_str(self) -> &'static str {

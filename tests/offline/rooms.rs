@@ -62,6 +62,8 @@ const PURE: &[&str] = &[
     "identity/pattern",
     "lib",
     "nodes/kubelet",
+    "nodes/kubelet_config",
+    "nodes/kubelet_config/check",
     "process/backoff",
     "pull_secret",
     "pull_secret/by_hand",

@@ -216,7 +216,7 @@ async fn older_token_is_used_if_aws_cannot_be_asked_and_not_if_it_refuses() {
     assert_eq!(ran.password(), first);
     assert!(ran.keep().abs_diff(2 * 3600) <= 10, "{ran:?}");
     assert!(
-        ran.err.contains("is throttled") && ran.err.contains("token of before"),
+        ran.err.contains("is throttled") && ran.err.contains("the cached token"),
         "{ran:?}"
     );
 
