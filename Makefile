@@ -43,6 +43,10 @@ image: ## Make the container image without a container engine: target/image/ecr-
 image-test: control-plane image ## Unpack the image, and run it as a container would against a real API server
 	$(CARGO) test --locked --test image
 
+.PHONY: small-binary-test
+small-binary-test: ## Build ecr-credentials as it is released, and see that it is static, small and needs nothing of a node
+	@tests/tools/small-binary.sh
+
 .PHONY: control-plane
 control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
 	@$(TOOLS) control-plane
@@ -88,7 +92,7 @@ test-oldest: control-plane-oldest helm kube-score ## Run the tests against an AP
 
 .PHONY: test-fast
 test-fast: ## Run the tests that need no control plane
-	$(CARGO) test --locked --lib --test offline --test cli -- --skip model::
+	$(CARGO) test --locked --lib --test offline --test cli --test nodes -- --skip model::
 	$(CARGO) test --locked --test stress memory::
 
 .PHONY: kill-rounds
@@ -216,7 +220,7 @@ book: ## Build the book of docs/ into target/book, with warnings as errors
 ci: lint lint-docs lint-workflows docs book test ## What CI runs
 
 .PHONY: test-all
-test-all: ci cost image-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci cost image-test small-binary-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built
