@@ -31,12 +31,16 @@ pub fn fips_urls(region: &Region) -> Option<[String; 2]> {
 }
 
 /// Returns what to do if a region's FIPS endpoint isn't there, as far as it is known to have none.
+/// The host asks for it, or else a variable does.
 #[must_use]
-pub fn no_fips(region: &Region) -> Option<String> {
+pub fn no_fips(region: &Region, by_host: bool) -> Option<String> {
+    let instead = if by_host {
+        "use the host without -fips"
+    } else {
+        "unset AWS_USE_FIPS_ENDPOINT"
+    };
     let has_none = region.partition() == Partition::Aws && !FIPS_REGIONS.contains(&region.as_str());
-    has_none.then(|| {
-        format!("; AWS has no FIPS endpoint for ECR in {region}; use the host without -fips")
-    })
+    has_none.then(|| format!("; AWS has no FIPS endpoint for ECR in {region}; {instead}"))
 }
 
 /// Returns the URL of an endpoint as errors show it: without a user and a password.

@@ -227,7 +227,9 @@ impl<C: Clients> Minting<C> {
             });
         }
         let (call, why) = unknown.unwrap_or_else(|| (operation.clone().into(), String::new()));
-        let hint = self.is_fips(key).then(|| endpoints::no_fips(&key.region));
+        let hint = self
+            .is_fips(key)
+            .then(|| endpoints::no_fips(&key.region, key.endpoint.fips));
         let hint = hint.flatten().unwrap_or_default();
         Err(MintError::Unreachable(call, why + &hint))
     }
