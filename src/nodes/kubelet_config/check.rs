@@ -216,11 +216,7 @@ fn check_duration(provider: &Provider, findings: &mut Findings<'_>) {
         return findings.add(at, format!("provider {name:?} has no defaultCacheDuration"));
     };
     let (text, at) = (&given.value, line(given));
-    // Go takes a zero without a unit, and no other number.
-    let parsed = match text.as_str() {
-        "0" => Some(SignedDuration::ZERO),
-        text => text.parse::<SignedDuration>().ok(),
-    };
+    let parsed = go_duration(text);
     match parsed {
         None => findings.add(
             at,
@@ -238,6 +234,26 @@ fn check_duration(provider: &Provider, findings: &mut Findings<'_>) {
         ),
         Some(_) => {}
     }
+}
+
+/// Parses a duration as Go writes it: numbers, each with a unit, or a zero alone.
+fn go_duration(text: &str) -> Option<SignedDuration> {
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if unsigned == "0" {
+        return Some(SignedDuration::ZERO);
+    }
+    let mut rest = unsigned;
+    while !rest.is_empty() {
+        let is_number = |c: char| c.is_ascii_digit() || c == '.';
+        let (number, after) = rest.split_at(rest.find(|c| !is_number(c))?);
+        let unit = after.find(is_number).unwrap_or(after.len());
+        let is_unit = ["ns", "us", "µs", "ms", "s", "m", "h"].contains(&&after[..unit]);
+        if number.is_empty() || number.matches('.').count() > 1 || !is_unit {
+            return None;
+        }
+        rest = &after[unit..];
+    }
+    text.parse().ok()
 }
 
 fn wrong_attributes(attributes: &TokenAttributes, is_v1: bool) -> Vec<String> {
@@ -448,6 +464,29 @@ providers:
                 SAMPLE.to_owned()
             };
             has(&findings(&rest.replacen(from, to, 1)), line, text);
+        }
+    }
+
+    #[test]
+    fn durations_are_those_of_go() {
+        let seconds = |text| go_duration(text).map(|duration| duration.as_secs());
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("0s", Some(0)),
+            ("12h", Some(43_200)),
+            ("5h30m12s", Some(19_812)),
+            ("1.5h", Some(5_400)),
+            ("-1m", Some(-60)),
+            ("90000ms", Some(90)),
+            ("10", None),
+            ("", None),
+            ("PT1H", None),
+            ("5 hours", None),
+            ("1d", None),
+            ("h", None),
+            ("1.2.3s", None),
+        ] {
+            assert_eq!(seconds(text), expected, "{text}");
         }
     }
 
