@@ -5,8 +5,11 @@
 //! The small binary `ecr-credentials` and the subcommands of `ecr-injector` call the same function.
 
 pub mod answer;
+pub mod docker;
+pub mod docker_cache;
 pub mod entry;
 mod file_cache;
+pub mod files;
 mod flags;
 pub mod kubelet;
 pub mod kubelet_config;
