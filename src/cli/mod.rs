@@ -9,6 +9,7 @@ mod connection;
 mod context;
 pub mod credential_provider;
 pub mod iam;
+pub mod docker_credential;
 pub mod identity;
 pub mod metrics;
 mod one_shot;
@@ -69,6 +70,7 @@ enum Command {
     Completion(completion::CompletionArgs),
     #[command(hide = true)]
     Man(completion::ManArgs),
+    DockerCredential(docker_credential::DockerCredentialArgs),
 }
 
 /// Ignores an argument's variable if it is empty, as a manifest may set it.
@@ -120,6 +122,7 @@ impl Cli {
             Command::Version(args) => args.run(),
             Command::Completion(args) => args.run(Self::command()),
             Command::Man(args) => args.run(Self::command()),
+            Command::DockerCredential(args) => args.run(),
         };
         result.unwrap_or_else(|error| {
             // There is nowhere left to report that this write failed.

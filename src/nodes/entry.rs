@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{Answer, kubelet_plugin};
+use super::{Answer, docker_helper, kubelet_plugin};
 
 /// The name in messages of a call that names no way in.
 const PROGRAM: &str = "ecr-credentials";
@@ -17,14 +17,17 @@ const PROGRAM: &str = "ecr-credentials";
 const USAGE_CODE: u8 = 2;
 /// The exit code of a panic, as Rust has it.
 const PANIC_CODE: u8 = 101;
-const USAGE: &str = "copy or link this program as ecr-credential-provider, the kubelet's credential plugin, or give \
-                     its way in as the first argument";
+const USAGE: &str = "copy or link this program as ecr-credential-provider, the kubelet's credential plugin, or as \
+                     docker-credential-ecr-injector, docker's credential helper, or give credential-provider or \
+                     docker-credential as the first argument";
 
 /// The ways in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WayIn {
     /// The kubelet's credential plugin.
     CredentialProvider,
+    /// The docker credential helper.
+    DockerCredential,
 }
 
 /// The place of the last panic.
@@ -59,6 +62,7 @@ fn answer(arguments: &[OsString]) -> Answer {
     };
     match way_in(name, rest) {
         Some((WayIn::CredentialProvider, arguments)) => kubelet_plugin::run(arguments),
+        Some((WayIn::DockerCredential, arguments)) => docker_helper::run(arguments),
         None => Answer::failure(PROGRAM, USAGE_CODE, USAGE),
     }
 }
@@ -76,13 +80,20 @@ fn way_in<'a>(program: &OsStr, arguments: &'a [OsString]) -> Option<(WayIn, &'a 
 impl WayIn {
     /// Returns the way in that a file is named for; a suffix such as a version may follow.
     fn of_file(name: &str) -> Option<Self> {
-        let is_plugin = name.starts_with(kubelet_plugin::PROGRAM);
-        is_plugin.then_some(Self::CredentialProvider)
+        if name.starts_with(kubelet_plugin::PROGRAM) {
+            return Some(Self::CredentialProvider);
+        }
+        name.starts_with("docker-credential-")
+            .then_some(Self::DockerCredential)
     }
 
     /// Returns the way in of a first argument, which is the subcommand of `ecr-injector`.
     fn of_argument(name: &str) -> Option<Self> {
-        (name == "credential-provider").then_some(Self::CredentialProvider)
+        match name {
+            "credential-provider" => Some(Self::CredentialProvider),
+            "docker-credential" => Some(Self::DockerCredential),
+            _ => None,
+        }
     }
 }
 
@@ -93,6 +104,7 @@ mod tests {
     #[test]
     fn name_of_the_file_says_which_way_in_is_called() {
         let plugin = Some(WayIn::CredentialProvider);
+        let docker = Some(WayIn::DockerCredential);
         for (name, arguments, expected) in [
             ("ecr-credential-provider", &["get-credentials"][..], plugin),
             ("/usr/local/bin/ecr-credential-provider-v1.2", &[], plugin),
@@ -102,6 +114,10 @@ mod tests {
                 &["credential-provider", "x"],
                 plugin,
             ),
+            ("docker-credential-ecr-injector", &["get"], docker),
+            ("/usr/bin/docker-credential-ecr-login", &[], docker),
+            ("ecr-credentials", &["docker-credential", "get"], docker),
+            ("docker-credential", &["get"], None),
             ("ecr-credentials", &[], None),
             ("ecr-credentials", &["get-credentials"], None),
             ("/ecr-credential-provider/other", &[], None),

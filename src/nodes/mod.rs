@@ -7,6 +7,8 @@
 pub mod answer;
 pub mod docker;
 pub mod docker_cache;
+pub mod docker_config;
+pub mod docker_helper;
 pub mod entry;
 mod file_cache;
 pub mod files;

@@ -11,5 +11,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod docker;
 mod kubelet_config;
 mod plugin;

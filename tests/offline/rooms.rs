@@ -64,6 +64,7 @@ const PURE: &[&str] = &[
     "nodes/docker",
     "nodes/docker_cache",
     "nodes/docker_cache/ecr_login",
+    "nodes/docker_config",
     "nodes/kubelet",
     "nodes/kubelet_config",
     "nodes/kubelet_config/check",

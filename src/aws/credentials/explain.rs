@@ -98,7 +98,7 @@ pub(super) fn profile_message(cause: &CredentialsError) -> String {
         let status = exit_status(&last).unwrap_or("no credentials that can be read".to_owned());
         return format!("its credential process failed ({status}); run it by hand");
     }
-    "the cause is not shown, as it may be what a credential process printed; log in again if the profile is of SSO, or try \
+    "the cause is not shown, as it may be what a credential process printed; log in again if the profile is of SSO (aws sso login), or try \
      it by hand (aws sts get-caller-identity)"
         .to_owned()
 }
