@@ -15,6 +15,7 @@ COPY examples examples
 COPY tests/image/main.rs tests/image/main.rs
 ARG REVISION=""
 ARG CREATED=""
+COPY tests/clients/main.rs tests/clients/main.rs
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     ECR_INJECTOR_COMMIT="$REVISION" ECR_INJECTOR_BUILD_DATE="$CREATED" \
     cargo build --locked --release --bin ecr-injector && cp target/release/ecr-injector /ecr-injector

@@ -47,6 +47,12 @@ image-test: control-plane image ## Unpack the image, and run it as a container w
 small-binary-test: ## Build ecr-credentials as it is released, and see that it is static, small and needs nothing of a node
 	@tests/tools/small-binary.sh
 
+.PHONY: test-clients
+test-clients: ## Install skopeo, buildah, podman, docker's client and others, and have them pull with the docker credential helper
+	@tests/clients/install.sh
+	@$(TOOLS) crane ecr-login
+	$(CARGO) test --locked --test clients
+
 .PHONY: control-plane
 control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
 	@$(TOOLS) control-plane
@@ -136,7 +142,7 @@ fmt: ## Format the code
 lint: ## Format check, clippy, one TLS provider, licences and bans
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) clippy --locked --test image -- -D warnings
+	$(CARGO) clippy --locked --test image --test clients -- -D warnings
 	@tests/one-tls-provider.sh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
 	else echo "lint: licences, bans and sources not checked: no cargo-deny (make cargo-deny)"; fi
@@ -221,6 +227,7 @@ ci: lint lint-docs lint-workflows docs book test ## What CI runs
 
 .PHONY: test-all
 test-all: ci cost image-test small-binary-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci image-test small-binary-test test-clients test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

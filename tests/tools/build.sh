@@ -26,6 +26,8 @@ programs() {
   kube-score) echo "kube-score kube-score github.com/zegl/kube-score/cmd/kube-score" \
     "-X main.version=$(version kube-score github.com/zegl/kube-score)" ;;
   umoci) echo "umoci umoci github.com/opencontainers/umoci/cmd/umoci" ;;
+  crane) echo "crane crane github.com/google/go-containerregistry/cmd/crane" ;;
+  ecr-login) echo "docker-credential-ecr-login ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login/cli/docker-credential-ecr-login" ;;
   actionlint) echo "actionlint actionlint github.com/rhysd/actionlint/cmd/actionlint" \
     "-X github.com/rhysd/actionlint.version=$(version actionlint github.com/rhysd/actionlint)" ;;
   *) return 1 ;;
@@ -63,6 +65,8 @@ about() {
   helm3) echo "Helm $(version helm3 helm.sh/helm/v3), about 2 minutes on two cores" ;;
   kube-score) echo "kube-score $(version kube-score github.com/zegl/kube-score)" ;;
   umoci) echo "umoci $(version umoci github.com/opencontainers/umoci), which writes images without a container engine" ;;
+  crane) echo "crane $(version crane github.com/google/go-containerregistry), a client of registries" ;;
+  ecr-login) echo "amazon-ecr-credential-helper $(version ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login)" ;;
   actionlint) echo "actionlint $(version actionlint github.com/rhysd/actionlint), which checks the workflows" ;;
   esac
 }

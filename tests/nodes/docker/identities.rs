@@ -1,4 +1,5 @@
-//! Whose token is answered: rules, roles and profiles, and temporary credentials that the cache outlasts.
+//! Whose token is answered: rules, roles and profiles, and temporary credentials that the cache
+//! outlasts.
 
 use std::fs;
 use std::sync::Arc;

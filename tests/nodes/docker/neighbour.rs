@@ -1,5 +1,5 @@
-//! The cache of amazon-ecr-credential-helper, which both helpers read and write. Files of that helper itself are in
-//! `make test-clients`.
+//! The cache of amazon-ecr-credential-helper, which both helpers read and write. Files of that
+//! helper itself are in `make test-clients`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
