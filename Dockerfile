@@ -12,10 +12,11 @@ COPY src src
 # Targets that Cargo.toml names have to be there, though they aren't built.
 COPY benches benches
 COPY examples examples
+COPY tests/clients/main.rs tests/clients/main.rs
+COPY tests/cost/main.rs tests/cost/main.rs
 COPY tests/image/main.rs tests/image/main.rs
 ARG REVISION=""
 ARG CREATED=""
-COPY tests/clients/main.rs tests/clients/main.rs
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     ECR_INJECTOR_COMMIT="$REVISION" ECR_INJECTOR_BUILD_DATE="$CREATED" \
     cargo build --locked --release --bin ecr-injector && cp target/release/ecr-injector /ecr-injector

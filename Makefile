@@ -226,8 +226,7 @@ book: ## Build the book of docs/ into target/book, with warnings as errors
 ci: lint lint-docs lint-workflows docs book test ## What CI runs
 
 .PHONY: test-all
-test-all: ci cost image-test small-binary-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
-test-all: ci image-test small-binary-test test-clients test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci cost image-test small-binary-test test-clients test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -1,4 +1,4 @@
-//! What one warm admission costs, in numbers that are the same on a busy machine: allocations, and instructions as
+//! Counts what one warm admission costs, in numbers that are the same on a busy machine: allocations, and instructions as
 //! valgrind counts them (`make cost`).
 //!
 //! A child of this binary answers reviews of a Pod of 8 KB on one connection in memory, with the default log. The figures
