@@ -45,11 +45,11 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Run as the kubelet's credential plugin for Amazon ECR
 #[derive(Debug, Args)]
-#[command(long_about = LONG_ABOUT, disable_help_flag = true, args_conflicts_with_subcommands = true)]
+#[command(long_about = LONG_ABOUT, after_help = kubelet_plugin::HELP, args_conflicts_with_subcommands = true)]
 pub struct CredentialProviderArgs {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Flags of the plugin; --help lists them
+    /// Flags of the plugin; see below
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,

@@ -246,7 +246,13 @@ pub(super) fn endpoints_of_environment() -> String {
         "AWS_ENDPOINT_URL",
         "AWS_ENDPOINT_URL_ECR",
         "AWS_ENDPOINT_URL_ECR_PUBLIC",
+        "AWS_ENDPOINT_URL_STS",
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+        "AWS_USE_FIPS_ENDPOINT",
+        "AWS_USE_DUALSTACK_ENDPOINT",
+        // A profile may name endpoints too.
+        "AWS_CONFIG_FILE",
+        "AWS_PROFILE",
     ];
-    let values = names.map(|name| env::var(name).unwrap_or_default());
-    values.join(" ")
+    format!("{:?}", names.map(env::var_os))
 }

@@ -41,7 +41,8 @@ const KLOG_VALUES: [&str; 8] = [
     "log-flush-frequency",
 ];
 
-pub(super) const HELP: &str = "\
+/// The help of the program.
+pub const HELP: &str = "\
 The kubelet's exec credential plugin for Amazon ECR. The kubelet starts it for an image and sends a
 CredentialProviderRequest on standard input; nobody has to run it by hand.
 

@@ -1,6 +1,8 @@
 //! The kubelet's exec credential plugin: one request on standard input, one response on standard
 //! output. Whatever needs no AWS ends before a runtime, a certificate or a profile is looked at.
 
+mod plan;
+
 use std::{
     env,
     ffi::OsString,
@@ -17,33 +19,24 @@ use tracing_subscriber::{
     Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
+use self::plan::Plan;
 use super::{
     Answer,
-    file_cache::{FileCache, Slot, endpoints_of_environment},
-    flags::{self, DEFAULT_ROLE, Flags, HELP, OnOutage, Wanted, WithoutRole},
-    kubelet::{Auth, CredentialRequest, ServiceAccount, response},
+    file_cache::{FileCache, Slot},
+    flags::{self, Flags, OnOutage, Wanted},
+    kubelet::{Auth, CredentialRequest, response},
 };
 use crate::{
-    aws::{
-        AwsEnvironment, Trust,
-        credentials::fingerprint::{Fingerprint, Subject},
-        restart,
-    },
+    aws::{AwsEnvironment, Trust, credentials::fingerprint::Subject, restart},
     config::Config,
-    identity::{
-        Identity,
-        machine::{NamedRole, named_role, service_account_role},
-    },
     process::clock::{Clock as _, SystemClock},
     registry::{Aliases, Registry, Service},
     telemetry::printable::{cut, shortened},
     tls,
-    token::{
-        MIN_LEFT, Token, TokenKey, USER,
-        error::MintError,
-        once::{MintRequest, mint_once},
-    },
+    token::{MIN_LEFT, Token, USER, error::MintError, once::mint_once},
 };
+
+pub use super::flags::HELP;
 
 /// The name of the program, which begins its messages.
 pub(super) const PROGRAM: &str = "ecr-credential-provider";
@@ -53,8 +46,6 @@ const MAX_INPUT: u64 = 1 << 20;
 const KEEP_NONE: u64 = 600;
 /// The exit code of wrong usage.
 const USAGE: u8 = 2;
-/// How often AWS is asked.
-const TRIES: usize = 3;
 /// A cached token is used without asking AWS until this share of its life is over, in per cent.
 const FRESH_PERCENT: i64 = 50;
 /// The time that a run has left for a call of its own when it stops waiting for another's.
@@ -134,13 +125,6 @@ struct Run<'a> {
     request: &'a CredentialRequest,
     host: &'a str,
     deadline: Instant,
-}
-
-/// A token to be minted, and the places where it may be already.
-struct Plan {
-    mint: MintRequest,
-    /// The key of the token on disk; `None` if it isn't known whose token it would be.
-    key: Option<String>,
 }
 
 /// Why there is no token.
@@ -289,9 +273,10 @@ impl<'a> Run<'a> {
         registry: &Registry,
     ) -> Result<(Token, Option<String>), Failure> {
         let plan = match &self.request.service_account {
-            Some(account) => self.plan_of_account(account, config, registry)?,
-            None => Self::plan_of_machine(config, registry)?,
+            Some(account) => Plan::of_account(self.flags, account, config, registry),
+            None => Plan::of_machine(config, registry),
         };
+        let plan = plan.map_err(Failure::Text)?;
         let cache = self.flags.cache.as_deref().and_then(open_cache);
         let slot = cache.as_ref().zip(plan.key.as_deref());
         let slot = slot.map(|(cache, key)| cache.slot(key));
@@ -352,96 +337,6 @@ impl<'a> Run<'a> {
         has_account && self.flags.on_outage == OnOutage::StartCached
     }
 
-    /// Plans a token for the node itself.
-    fn plan_of_machine(config: &Config, registry: &Registry) -> Result<Plan, Failure> {
-        let choice = config.rules.identities.for_machine(registry);
-        if !choice.skipped.is_empty() {
-            let rules = &choice.skipped;
-            tracing::debug!(?rules, "skipped identity rules that have namespaces");
-        }
-        let refused = |error| Failure::Text(format!("no identity may mint: {error}"));
-        let identity = choice.identity.map_err(refused)?;
-        let fingerprint = match identity.profile() {
-            Some(profile) => Fingerprint::of_profile(profile),
-            None => Fingerprint::ambient(),
-        };
-        let fingerprint = fingerprint
-            .inspect_err(|error| tracing::debug!(%error, "no token on disk can be used"))
-            .ok();
-        let of = fingerprint.map(|fingerprint| {
-            let hash = identity.hash().to_string();
-            ["machine".to_owned(), hash, fingerprint.to_string()]
-        });
-        let key = of.map(|of| key(&of, config, registry));
-        Ok(Plan {
-            mint: Self::mint_request(identity, None, config, registry),
-            key,
-        })
-    }
-
-    /// Plans a token for a ServiceAccount, by the role that it names.
-    fn plan_of_account(
-        &self,
-        account: &ServiceAccount,
-        config: &Config,
-        registry: &Registry,
-    ) -> Result<Plan, Failure> {
-        let default = self.flags.default_role.as_deref();
-        let default = default.map(|text| NamedRole {
-            from: DEFAULT_ROLE,
-            text,
-        });
-        let named = named_role(&account.annotations, &self.flags.role_annotations, default);
-        let Some(named) = named else {
-            return match self.flags.without_role {
-                WithoutRole::Ambient => Self::plan_of_machine(config, registry),
-                WithoutRole::Deny => Err(Failure::Text(format!(
-                    "the ServiceAccount names no role: annotate it with one of {}, or set {DEFAULT_ROLE}; \
-                     --without-role ambient lets such Pods pull with the node's own identity",
-                    self.flags.role_annotations.join(", ")
-                ))),
-            };
-        };
-        let subject = Subject::of(account.token.expose_secret());
-        let mut options = config.rules.identities.namespace_roles.options.clone();
-        if let Some(seconds) = self.flags.session_duration {
-            options.duration_seconds = seconds;
-        }
-        let sub = subject.as_ref().map(|subject| &*subject.sub);
-        let role = service_account_role(named, &options, sub, registry);
-        let role = role.map_err(|error| Failure::Text(error.to_string()))?;
-        let identity = Identity::Role(role);
-        let of = subject.as_ref().map(|subject| {
-            let hash = identity.hash().to_string();
-            [
-                "account".to_owned(),
-                hash,
-                subject.iss.clone(),
-                subject.sub.clone(),
-            ]
-        });
-        let key = of.map(|of| key(&of, config, registry));
-        Ok(Plan {
-            mint: Self::mint_request(identity, Some(account), config, registry),
-            key,
-        })
-    }
-
-    fn mint_request(
-        identity: Identity,
-        account: Option<&ServiceAccount>,
-        config: &Config,
-        registry: &Registry,
-    ) -> MintRequest {
-        MintRequest {
-            key: TokenKey::new(identity, registry),
-            web_identity: account.map(|account| account.token.clone()),
-            session_cap: config.session_cap,
-            endpoints: config.endpoints.clone(),
-            tries: TRIES,
-        }
-    }
-
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
@@ -480,19 +375,6 @@ fn is_fresh(token: &Token) -> bool {
     !lifetime.has_used(FRESH_PERCENT, now)
         && !lifetime.is_expired(now)
         && lifetime.expires_at.duration_since(now) >= MIN_LEFT
-}
-
-/// Returns the key of a token on disk: whose it is, and of which endpoint. As a JSON list, so that
-/// no two lists are one.
-fn key<const N: usize>(of: &[String; N], config: &Config, registry: &Registry) -> String {
-    let endpoint = registry.endpoint();
-    let configured = config.endpoints.get(registry.region());
-    let place = [
-        registry.region().to_string(),
-        format!("{endpoint:?} {configured:?} {:?}", config.session_cap),
-        endpoints_of_environment(),
-    ];
-    serde_json::json!(["v1", of.as_slice(), place]).to_string()
 }
 
 fn now() -> Timestamp {

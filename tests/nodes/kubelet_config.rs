@@ -95,6 +95,30 @@ fn settings_are_in_the_printed_file() {
     }
 }
 
+#[test]
+fn help_has_the_flags_of_plugin_and_configuration() {
+    for (arguments, expected) in [
+        (&["credential-provider", "--help"][..], "--without-role"),
+        (&["credential-provider", "-h"], "--without-role"),
+        (
+            &["credential-provider", "config", "--help"],
+            "--service-account-tokens",
+        ),
+        (
+            &["credential-provider", "--version"],
+            "ecr-credential-provider",
+        ),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
 /// P-72
 #[test]
 fn mistakes_are_printed_with_their_lines() {
