@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
 
 use super::{
     endpoints::{self, FileEndpoints},
@@ -23,6 +22,9 @@ use crate::{
     registry::{Aliases, Registry},
     token::rules::{Allow, MAX_HOSTS, OnFailure},
 };
+
+/// Parses a log filter, or returns why that fails.
+pub(super) type ParseFilter = fn(&str) -> Result<(), String>;
 
 pub(super) const API_VERSION: &str = "ecr-injector.dev/v1alpha1";
 pub(super) const KIND: &str = "Config";
@@ -177,7 +179,7 @@ struct FileLog {
 }
 
 impl File {
-    pub(super) fn check(self) -> Result<Config, Vec<FieldError>> {
+    pub(super) fn check(self, parse_filter: ParseFilter) -> Result<Config, Vec<FieldError>> {
         let mut errors = FieldErrors::default();
         self.check_header(&mut errors);
         let mut config = Config::default();
@@ -238,7 +240,7 @@ impl File {
         }
         config.endpoints = endpoints::check(self.aws_endpoints.unwrap_or_default(), &mut errors);
         if let Some(filter) = self.log.and_then(|log| log.filter) {
-            config.log_filter = errors.record(log_filter(filter));
+            config.log_filter = errors.record(log_filter(filter, parse_filter));
         }
         errors.into_result(config)
     }
@@ -354,7 +356,7 @@ fn check_cluster_name(name: &str) -> Result<(), FieldError> {
 }
 
 /// Checks a log filter. The subscriber would accept an empty text too, and then log errors alone.
-fn log_filter(text: String) -> Result<String, FieldError> {
+fn log_filter(text: String, parse: ParseFilter) -> Result<String, FieldError> {
     let reject = |reason: String| {
         let message = format!(
             "expected a filter such as info or info,ecr_injector=debug, got {text:?}{reason}"
@@ -364,8 +366,8 @@ fn log_filter(text: String) -> Result<String, FieldError> {
     if text.trim().is_empty() {
         return reject(String::new());
     }
-    match EnvFilter::builder().parse(&text) {
-        Ok(_) => Ok(text),
+    match parse(&text) {
+        Ok(()) => Ok(text),
         Err(error) => reject(format!(": {error}")),
     }
 }

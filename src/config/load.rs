@@ -7,10 +7,11 @@ use std::{
 
 use serde_json::{Map, Value};
 use serde_saphyr::UserMessageFormatter;
+use tracing_subscriber::EnvFilter;
 
 use super::{
     error::{ConfigError, FieldError, MAX_BYTES},
-    file::{API_VERSION, File, KIND},
+    file::{API_VERSION, KIND, ParseFilter},
     resolved::Config,
     shape,
 };
@@ -33,6 +34,15 @@ impl Config {
         Self::parse(&read_text(path)?, &path.display().to_string())
     }
 
+    /// Reads and checks a file for a program that has no use for the log filter, so that the parser
+    /// of filters is no part of the program. Without a path every field has its default.
+    pub fn read_without_log_filter(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else {
+            return Ok(Self::default());
+        };
+        Self::parse_with(&read_text(path)?, &path.display().to_string(), |_| Ok(()))
+    }
+
     /// Reads and checks a configuration from elsewhere; `name` appears in the errors alone.
     pub fn read_from(source: impl Read, name: &str) -> Result<Self, ConfigError> {
         Self::parse(&read_all(source, name)?, name)
@@ -40,6 +50,13 @@ impl Config {
 
     /// Checks a file's text; `path` appears in the errors alone.
     pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
+        Self::parse_with(text, path, |filter| {
+            let parsed = EnvFilter::builder().parse(filter);
+            parsed.map(drop).map_err(|error| error.to_string())
+        })
+    }
+
+    fn parse_with(text: &str, path: &str, parse_filter: ParseFilter) -> Result<Self, ConfigError> {
         let value = parse_yaml(text).map_err(|message| ConfigError::Yaml {
             path: path.to_owned(),
             message,
@@ -52,7 +69,7 @@ impl Config {
         };
         let checked = match other_file(&value) {
             Some(error) => Err(vec![error]),
-            None => shape::to_file(value).and_then(File::check),
+            None => shape::to_file(value).and_then(|file| file.check(parse_filter)),
         };
         checked.map_err(|errors| ConfigError::Fields {
             path: path.to_owned(),

@@ -5,7 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     panic::{self, AssertUnwindSafe},
     path::Path,
-    process::ExitCode,
+    process::{self, ExitCode},
     sync::{Mutex, PoisonError},
 };
 
@@ -33,16 +33,22 @@ enum WayIn {
 /// The place of the last panic.
 static PANICKED_AT: Mutex<String> = Mutex::new(String::new());
 
-/// Runs the way in that is called, and returns its exit code. A panic ends in one line and
+/// Runs the way in that is called, and returns its exit code. `panics_abort` says whether nothing
+/// unwinds. A panic ends in one line and
 /// exit code 101, whatever `RUST_BACKTRACE` says: others show or log that line.
 #[must_use]
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(arguments: impl IntoIterator<Item = OsString>, panics_abort: bool) -> ExitCode {
     // A panic that the SDK's caller catches is an error with a text of its own, and its message may
     // quote keys. So nothing is printed here.
-    panic::set_hook(Box::new(|panicked| {
+    panic::set_hook(Box::new(move |panicked| {
         let place = panicked.location().map(ToString::to_string);
         let mut last = PANICKED_AT.lock().unwrap_or_else(PoisonError::into_inner);
         *last = place.unwrap_or_default();
+        if panics_abort {
+            drop(last);
+            let _ = bug().write();
+            process::exit(PANIC_CODE.into());
+        }
     }));
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let answer = panic::catch_unwind(AssertUnwindSafe(|| answer(&arguments)));

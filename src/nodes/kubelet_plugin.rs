@@ -147,7 +147,7 @@ impl<'a> Run<'a> {
     }
 
     fn answer(&self) -> Answer {
-        let config = match Config::load_or_default(self.flags.config.as_deref()) {
+        let config = match Config::read_without_log_filter(self.flags.config.as_deref()) {
             Ok(config) => config,
             Err(error) => return failed(crate::telemetry::error_chain::error_chain(&error)),
         };

@@ -3,5 +3,6 @@
 use std::{env, process::ExitCode};
 
 fn main() -> ExitCode {
-    ecr_injector::nodes::entry::run(env::args_os())
+    // Without unwinding nothing can catch a panic, so its line is written where it happens.
+    ecr_injector::nodes::entry::run(env::args_os(), cfg!(panic = "abort"))
 }

@@ -27,7 +27,9 @@ build() {
   # The parts in C call nothing that differs between the two libraries, so another compiler does as well.
   local compiler
   compiler=$(command -v musl-gcc || command -v gcc) || fail "a C compiler is needed: install musl-tools"
-  env "CC_${triple//-/_}=$compiler" "${CARGO:-cargo}" build --locked --profile small --bin ecr-credentials --target "$triple"
+  # As it may be loaded anywhere, each pointer in it has a relocation, and these are a tenth of it unless packed.
+  env "CC_${triple//-/_}=$compiler" "${CARGO:-cargo}" rustc --locked --profile small --bin ecr-credentials \
+    --target "$triple" -- -C link-arg=-Wl,-z,pack-relative-relocs
   binary=$target/$triple/small/ecr-credentials
 }
 binary=${1:-}
