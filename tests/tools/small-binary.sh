@@ -51,12 +51,11 @@ request() {
 }
 expect() { # command..., with standard input
   local answer
-  answer=$("$@") || fail "$* fails"
+  answer=$("$@" 2>"$work/notes") || fail "$* fails: $(cat "$work/notes")"
   [[ $answer == *'"cacheDuration":"600s"}' ]] || fail "$* answers $answer"
 }
-request docker.io/library/x | expect env -i "$work/ecr-credential-provider" 2>"$work/notes"
-request docker.io/library/x |
-  expect env -i "$binary" credential-provider get-credentials 2>"$work/notes"
+request docker.io/library/x | expect env -i "$work/ecr-credential-provider"
+request docker.io/library/x | expect env -i "$binary" credential-provider get-credentials
 
 # Where there is no /dev, no /proc, no passwd and no resolver's configuration.
 authorities=/etc/ssl/certs/ca-certificates.crt
@@ -64,11 +63,11 @@ root=$work/root
 install -D "$binary" "$root/ecr-credential-provider"
 [[ ! -s $authorities ]] || install -D -m 0644 "$authorities" "$root$authorities"
 if [[ $(id -u) == 0 ]]; then
-  enter=(chroot "$root")
+  enter=("$(command -v chroot)" "$root")
 else
-  enter=(unshare --user --map-root-user chroot "$root")
+  enter=("$(command -v unshare)" --user --map-root-user "$(PATH=$PATH:/usr/sbin command -v chroot)" "$root")
 fi
-request docker.io/library/x | expect env -i "${enter[@]}" /ecr-credential-provider 2>"$work/notes"
+request docker.io/library/x | expect env -i "${enter[@]}" /ecr-credential-provider
 keys=(AWS_ACCESS_KEY_ID=AKIAFAKE AWS_SECRET_ACCESS_KEY=fake AWS_ENDPOINT_URL_ECR=https://127.0.0.1:1)
 if request 210987654321.dkr.ecr.eu-west-1.amazonaws.com/a |
   env -i "${keys[@]}" "${enter[@]}" /ecr-credential-provider >"$work/answer" 2>"$work/notes"; then
