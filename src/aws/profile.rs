@@ -6,6 +6,7 @@
 //! gets their contents without what surrounds the values by accident.
 
 mod hint;
+mod path;
 mod sections;
 
 use std::{env, error::Error as _, fmt, io, path::PathBuf};
@@ -24,6 +25,7 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use self::path::{FilePath, in_home};
 pub(super) use self::sections::Sections;
 use super::{
     held::Held,
@@ -74,13 +76,6 @@ pub(super) struct ProfileFiles {
     unusable: Option<VariableError>,
 }
 
-#[derive(Debug, Clone)]
-struct FilePath {
-    path: PathBuf,
-    /// The variable that names the file; without one, the file may be absent.
-    variable: Option<&'static str>,
-}
-
 /// The contents of both files, trimmed; empty for an absent file.
 pub(super) struct Contents {
     config: Zeroizing<String>,
@@ -126,12 +121,8 @@ impl ProfileFiles {
             });
             let is_named = named.is_some();
             let path = named.unwrap_or_else(|| default.to_owned());
-            let path = match (path.strip_prefix("~/"), env::var("HOME")) {
-                (Some(rest), Ok(home)) => PathBuf::from(home).join(rest),
-                _ => PathBuf::from(path),
-            };
             FilePath {
-                path,
+                path: in_home(&path, env::var_os("HOME")),
                 variable: is_named.then_some(variable),
             }
         };
@@ -150,7 +141,7 @@ impl ProfileFiles {
         self.unusable.map_or(Ok(()), Err)?;
         let (mut unread, mut trimmed) = (None, Vec::new());
         let mut read = |file: &FilePath| {
-            let bytes = match files::read(&file.path) {
+            let bytes = match file.bytes() {
                 Ok(bytes) => Zeroizing::new(bytes),
                 Err(error) => {
                     let is_absent = error.kind() == io::ErrorKind::NotFound;
@@ -181,16 +172,6 @@ impl ProfileFiles {
             unread,
             trimmed,
         })
-    }
-}
-
-impl fmt::Display for FilePath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
-        match self.variable {
-            Some(variable) => write!(f, "{path} (named by {variable})"),
-            None => write!(f, "{path}"),
-        }
     }
 }
 
