@@ -14,6 +14,9 @@ use tokio::net::TcpStream;
 use super::certificates::ServingCertificate;
 use super::child::{GuardedChild, GuardedFolder};
 
+/// When a line is written at the latest, on a busy machine.
+const LOGGED_BY: Duration = Duration::from_secs(30);
+
 const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
@@ -139,6 +142,14 @@ impl Webhook {
     /// Standard output and standard error so far.
     pub fn log(&self) -> String {
         self.process.log()
+    }
+
+    /// Standard output and standard error once they have this text: lines are written a moment late.
+    pub async fn log_with(&self, text: &str) -> String {
+        super::eventually(text, LOGGED_BY, async || {
+            Some(self.log()).filter(|log| log.contains(text))
+        })
+        .await
     }
 
     /// The status of `/readyz`; nothing if nobody answers.
