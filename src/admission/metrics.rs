@@ -11,6 +11,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
+use super::outcome::Verdict;
 use crate::telemetry::{
     metrics::{Counters, Labels, Registry},
     phases::PhaseTimes,
@@ -19,7 +20,8 @@ use crate::telemetry::{
 /// Metrics of admissions.
 #[derive(Debug)]
 pub struct AdmissionMetrics {
-    admissions: Family<Labels<2>, Histogram>,
+    admissions: Counters,
+    durations: Family<Labels<2>, Histogram>,
     refused_identities: Counters,
     /// Admissions answered from a pull secret that the leader should refresh soon.
     pub due: Counter,
@@ -31,7 +33,13 @@ impl AdmissionMetrics {
     /// Registers the families.
     pub fn new(registry: &mut Registry, phases: PhaseTimes) -> Self {
         Self {
-            admissions: registry.register_with_unit(
+            admissions: registry.counters(
+                "admissions",
+                "Admissions, by decision",
+                "decision",
+                Verdict::ALL.map(Verdict::as_str),
+            ),
+            durations: registry.register_with_unit(
                 "admission_duration",
                 "Time from reading the first byte of an AdmissionReview to its response",
                 Unit::Seconds,
@@ -54,7 +62,8 @@ impl AdmissionMetrics {
 
     /// Counts an admission by its decision and the reason for the decision, and its duration.
     pub fn admission(&self, decision: &'static str, reason: &'static str, took: Duration) {
-        self.admissions
+        self.admissions.count(decision);
+        self.durations
             .get_or_create(&[("decision", decision), ("reason", reason)])
             .observe(took.as_secs_f64());
     }

@@ -459,7 +459,7 @@ fn start_measurements(context: &Context, synced: [Condition; 2]) {
         context.metrics.pull_secret.clone(),
         context.secrets.clone(),
         context.namespaces.clone(),
-        context.live.rules.clone(),
+        context.live.policy.clone(),
         context.clock.clone(),
     );
     test_guard(context, synced);

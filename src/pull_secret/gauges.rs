@@ -19,7 +19,10 @@ use crate::{
     process::{clock::Clock, current::Current},
     registry::Host,
     telemetry::metrics::Registry,
-    token::{Freshness, rules::Rules},
+    token::{
+        Freshness,
+        rules::{Policy, Rules},
+    },
 };
 
 /// The most series by identity and region: those that expire first. Rules may give each namespace
@@ -164,9 +167,10 @@ pub struct Summary {
 #[must_use]
 pub fn measure<'a>(
     subjects: impl IntoIterator<Item = Subject<'a>>,
-    rules: &Rules,
+    policy: &Policy,
     now: Timestamp,
 ) -> Summary {
+    let rules = &*policy.rules;
     let mut by_state = BTreeMap::new();
     // There are few hosts, so their regions are resolved in the end.
     let mut first: HashMap<(IdentityHash, &Host), Timestamp> = HashMap::new();
@@ -178,6 +182,11 @@ pub fn measure<'a>(
         let counts = subject.settings.is_some() && state != PullSecretState::Tampered;
         let claims = subject.observed.claims().filter(|_| counts);
         for (host, entry) in claims.iter().flat_map(|state| state.hosts.iter()) {
+            // Nobody has wanted it for so long that it expires by intent.
+            let forgotten_at = policy.forgotten_at(host, entry.demand.last);
+            if forgotten_at.is_some_and(|at| at <= now) {
+                continue;
+            }
             if let Some(credential) = entry.credential {
                 let life = credential.lifetime;
                 let first = first.entry((credential.identity, host));
@@ -216,7 +225,7 @@ pub fn measure_at_each_scrape(
     metrics: Arc<PullSecretMetrics>,
     secrets: PullSecrets,
     namespaces: Namespaces,
-    rules: Current<Rules>,
+    policy: Current<Policy>,
     clock: Arc<dyn Clock>,
 ) {
     let measured = Mutex::new(None::<Timestamp>);
@@ -227,12 +236,12 @@ pub fn measure_at_each_scrape(
             return;
         }
         *measured = Some(now);
-        let (rules, all) = (rules.get(), secrets.all());
+        let (policy, all) = (policy.get(), secrets.all());
         let settings: Vec<_> = all
             .iter()
             .map(|(namespace, _)| {
                 namespaces.peek(namespace).filter(|settings| {
-                    !settings.is_terminating && !rules.excluded.contains(namespace)
+                    !settings.is_terminating && !policy.rules.excluded.contains(namespace)
                 })
             })
             .collect();
@@ -242,7 +251,7 @@ pub fn measure_at_each_scrape(
             observed: entry.observed(),
             settings: settings.as_ref(),
         });
-        measure(subjects, &rules, now).show(&metrics);
+        measure(subjects, &policy, now).show(&metrics);
     }));
 }
 

@@ -318,7 +318,7 @@ impl Planner<'_> {
             let end = good.map(|good| good.lifetime.expires_at);
             let Some(key) = desired.keys.get(host) else {
                 // Kept until it ends, and forgotten once no Pod has wanted the host for long.
-                let unwanted = self.forgotten_at(host, entry.demand);
+                let unwanted = self.policy.forgotten_at(host, entry.demand.last);
                 let gone = unwanted.map(|at| end.map_or(at, |end| end.max(at)));
                 at = at.min(gone.unwrap_or(Timestamp::MAX));
                 let over = end.filter(|_| is_public(host)).map(dropped_at);
@@ -359,13 +359,6 @@ impl Planner<'_> {
         found.map(|(_, key)| key)
     }
 
-    /// Returns when a host is forgotten unless a Pod wants it before; `None`: never.
-    fn forgotten_at(&self, host: &Host, demand: Demand) -> Option<Timestamp> {
-        let after = self.policy.forget_after?;
-        let is_named = self.policy.prewarm.contains(host);
-        (!is_named).then(|| demand.last.saturating_add(after).unwrap_or(Timestamp::MAX))
-    }
-
     /// Returns the desired state of a pull secret with this state.
     fn desired(&self, state: Option<&State>) -> DesiredState {
         let mut desired = DesiredState {
@@ -373,7 +366,7 @@ impl Planner<'_> {
             ..DesiredState::default()
         };
         for (host, entry) in state.iter().flat_map(|state| state.hosts.iter()) {
-            let forgotten_at = self.forgotten_at(host, entry.demand);
+            let forgotten_at = self.policy.forgotten_at(host, entry.demand.last);
             if forgotten_at.is_some_and(|at| at <= self.now) {
                 if entry.good(self.now).is_none() {
                     desired.forgotten.insert(host.clone());

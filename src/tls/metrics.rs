@@ -5,7 +5,7 @@ use prometheus_client::metrics::{family::Family, gauge::Gauge};
 
 use crate::{
     cluster::metrics::ApiCalls,
-    telemetry::metrics::{Counters, Labels, Registry},
+    telemetry::metrics::{Counters, Labels, OptionalGauge, Registry},
 };
 
 /// Metrics of certificates and of the self-managed CA.
@@ -14,7 +14,7 @@ pub struct TlsMetrics {
     certificate_reloads: Counters,
     certificate_expiry: Family<Labels<1>, Gauge>,
     authority_steps: Counters,
-    ca_bundle_trusted: Gauge,
+    ca_bundle_trusted: OptionalGauge,
     /// Calls to the Kubernetes API server.
     pub api_calls: ApiCalls,
 }
@@ -42,8 +42,8 @@ impl TlsMetrics {
             ),
             ca_bundle_trusted: registry.register(
                 "ca_bundle_trusted",
-                "1 while the caBundle of every webhook in the MutatingWebhookConfiguration trusts the self-managed CA that signs, 0 otherwise",
-                Gauge::default(),
+                "1 while the caBundle of every webhook in the MutatingWebhookConfiguration trusts the self-managed CA that signs, 0 otherwise; absent with other certificates",
+                OptionalGauge::default(),
             ),
             api_calls,
         }
@@ -68,6 +68,6 @@ impl TlsMetrics {
 
     /// Sets whether the caBundle of the `MutatingWebhookConfiguration` trusts the CA that signs.
     pub fn ca_bundle_trusted(&self, trusts: bool) {
-        self.ca_bundle_trusted.set(i64::from(trusts));
+        self.ca_bundle_trusted.set(Some(i64::from(trusts)));
     }
 }

@@ -281,6 +281,27 @@ impl fmt::Display for AwsReply {
 }
 
 impl MintError {
+    /// Every value of [`Self::as_str`].
+    pub const REASONS: [&'static str; 17] = [
+        "clock_skew",
+        "invalid_signature",
+        "unknown_access_key",
+        "session_expired",
+        "credentials",
+        "partition_mismatch",
+        "access_denied",
+        "throttled",
+        "server_error",
+        "unreachable",
+        "timeout",
+        "invalid_response",
+        "request_error",
+        "deadline",
+        "too_many_regions",
+        "too_many_mints",
+        "internal_error",
+    ];
+
     /// Returns the error as a metric's label.
     #[must_use]
     pub fn as_str(&self) -> &'static str {

@@ -2,7 +2,15 @@
 
 use prometheus_client::metrics::{counter::Counter, family::Family};
 
+use super::error::MintError;
 use crate::telemetry::metrics::{Labels, Registry};
+
+/// Operations of ECR and STS, as the metric's label.
+const OPERATIONS: [&str; 3] = [
+    "get_authorization_token",
+    "get_public_authorization_token",
+    "assume_role",
+];
 
 /// Metrics of calls to ECR and STS.
 #[derive(Debug)]
@@ -13,13 +21,20 @@ pub struct TokenMetrics {
 impl TokenMetrics {
     /// Registers the families.
     pub fn new(registry: &mut Registry) -> Self {
-        Self {
-            aws_calls: registry.register(
-                "aws_calls",
-                "Calls to ECR and STS, by operation and outcome",
-                Family::default(),
-            ),
+        let aws_calls: Family<Labels<2>, Counter> = registry.register(
+            "aws_calls",
+            "Calls to ECR and STS, by operation and outcome",
+            Family::default(),
+        );
+        // An alert on the first error needs a zero to start from.
+        for operation in OPERATIONS {
+            for outcome in ["ok"].into_iter().chain(MintError::REASONS) {
+                aws_calls
+                    .get_or_create(&[("operation", operation), ("outcome", outcome)])
+                    .inc_by(0);
+            }
         }
+        Self { aws_calls }
     }
 
     /// Counts a call to ECR or STS.

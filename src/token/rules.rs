@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use thiserror::Error;
 
 use crate::{
@@ -99,6 +99,17 @@ pub struct Policy {
     pub removes: bool,
     /// How many pull secrets may be written a second; as many reads may be made beside the writes.
     pub writes_per_second: u32,
+}
+
+impl Policy {
+    /// Returns when a host whose last admission was then is forgotten unless a Pod wants it before;
+    /// `None`: never. From that time on its credential is not renewed.
+    #[must_use]
+    pub fn forgotten_at(&self, host: &Host, last: Timestamp) -> Option<Timestamp> {
+        let after = self.forget_after?;
+        let is_named = self.prewarm.contains(host);
+        (!is_named).then(|| last.saturating_add(after).unwrap_or(Timestamp::MAX))
+    }
 }
 
 impl Allow {

@@ -160,6 +160,31 @@ fn every_metric_is_in_the_tables_and_the_tables_have_no_other() {
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }
 
+/// An alert on the first event of a counter needs a series that is 0 before.
+#[test]
+fn marked_counters_and_no_others_are_there_from_the_start() {
+    let text = Metrics::default().registry.to_text();
+    for row in rows(METRICS, "metric") {
+        let name = quoted(&row[0])[0].clone();
+        if row[1] != "counter" {
+            continue;
+        }
+        let is_marked = row[0].ends_with('*');
+        let is_there = text.contains(&format!("\n{name}"));
+        assert_eq!(
+            is_there, is_marked,
+            "{METRICS}: `{name}`: is it marked with *?"
+        );
+        for (label, values) in labels(&row[2]).into_iter().filter(|_| is_marked) {
+            for value in values {
+                let value = format!("{label}=\"{value}\"");
+                let mut lines = text.lines().filter(|line| line.starts_with(&name));
+                assert!(lines.any(|line| line.contains(&value)), "{name}: {value}");
+            }
+        }
+    }
+}
+
 #[test]
 fn scrape_shows_what_the_registry_has() {
     let metrics = Metrics::default().registry;

@@ -16,13 +16,14 @@ use crate::{
     cli::metrics::Metrics,
     cluster::changes::Changes,
     config::Config,
+    config::live::Live,
     pull_secret::{
         Foreign,
         seal::StateKeys,
         state::{Credential, Demand, HostState},
     },
     registry::{Aliases, Registry},
-    token::Lifetime,
+    token::{Lifetime, rules::Revocation},
 };
 
 const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
@@ -78,6 +79,17 @@ fn unverified(since: Unverified, claims: Option<State>) -> Observed {
     }
 }
 
+fn policy() -> Policy {
+    Policy {
+        rules: Arc::new(rules()),
+        prewarm: vec![Host::parse(US).expect("valid")],
+        forget_after: Some(SignedDuration::from_hours(720)),
+        revocation: Revocation::default(),
+        removes: false,
+        writes_per_second: 20,
+    }
+}
+
 fn rules() -> Rules {
     let file = "allow: {accounts: ['123456789012', '210987654321']}";
     let rules = Config::parse_fields(file, "config").expect("valid").rules;
@@ -100,7 +112,7 @@ fn figures(subjects: &[(&Observed, bool)]) -> Summary {
         observed,
         settings: is_served.then_some(&settings),
     });
-    measure(subjects, &rules(), NOW)
+    measure(subjects, &policy(), NOW)
 }
 
 #[test]
@@ -260,6 +272,20 @@ fn suspended_credential_counts_for_the_first_expiry() {
 }
 
 #[test]
+fn forgotten_registry_expires_by_intent_and_does_not_count() {
+    let unused_for = |days: i64, host| {
+        let mut state = state(&[(1, host, Some(20)), (1, EU_TOO, Some(600))]);
+        let entry = state.hosts.get_mut(&Host::parse(host).expect("valid"));
+        entry.expect("there").demand = Demand::new(NOW - SignedDuration::from_hours(24 * days));
+        figures(&[(&Observed::Managed(state), true)]).expires_in
+    };
+    assert_eq!(unused_for(29, EU), Some(1200));
+    assert_eq!(unused_for(30, EU), Some(36_000));
+    // The configuration names it.
+    assert_eq!(unused_for(30, US), Some(1200));
+}
+
+#[test]
 fn each_identity_has_a_series_a_region() {
     let one = managed(&[(1, EU, Some(60)), (1, US, Some(50)), (2, EU_TOO, Some(40))]);
     let two = managed(&[
@@ -353,14 +379,15 @@ async fn scrapes_measure_at_most_once_a_second() {
         changes.clone(),
         metrics.pull_secret.clone(),
     );
+    let policy = Live::new(config.clone(), None).policy;
     let namespaces = Namespaces::new(client, config.opt_in, changes, metrics.cluster.clone());
-    let (rules, ticking) = (Current::new(config.rules), clock.clone());
+    let ticking = clock.clone();
     measure_at_each_scrape(
         &metrics.registry,
         metrics.pull_secret.clone(),
         secrets.clone(),
         namespaces,
-        rules,
+        policy,
         ticking,
     );
     for (millis, shown) in [(0, 1), (999, 1), (1000, 3), (1500, 3), (-1000, 5)] {
