@@ -73,6 +73,10 @@ helm3: ## Build Helm 3, once (about 2 minutes)
 kube-score: ## Build kube-score, which looks at what the chart renders, once (about a minute)
 	@$(TOOLS) kube-score
 
+.PHONY: promtool
+promtool: ## Get promtool, which tries the alerts and the dashboard, once (seconds)
+	@$(INSTALL) promtool
+
 .PHONY: demo
 demo: control-plane ## Show the main job: one Deployment, two namespaces, one of them opted in
 	$(CARGO) build --locked --quiet --bin ecr-injector --example demo
@@ -84,15 +88,15 @@ demo-shell: control-plane ## The same, left running, with a KUBECONFIG to look a
 	@target/debug/examples/demo --shell
 
 .PHONY: test
-test: control-plane helm kube-score ## Run every test that CI runs
+test: control-plane helm kube-score promtool ## Run every test that CI runs
 	$(CARGO) test --locked
 
 .PHONY: test-helm3
-test-helm3: control-plane helm helm3 kube-score ## Run the chart's tests with Helm 3
+test-helm3: control-plane helm helm3 kube-score promtool ## Run the chart's tests with Helm 3
 	HELM=$(TARGET)/helm3/helm $(CARGO) test --locked --test chart -- --skip examples::
 
 .PHONY: test-oldest
-test-oldest: control-plane-oldest helm kube-score ## Run the tests against an API server on the oldest Kubernetes
+test-oldest: control-plane-oldest helm kube-score promtool ## Run the tests against an API server on the oldest Kubernetes
 	KUBEBUILDER_ASSETS=$(TARGET)/control-plane-oldest/bin $(CARGO) test --locked --test apiserver --test chart --test stress -- \
 		--skip testbed:: --skip examples:: --skip memory:: --skip soak::
 
@@ -194,6 +198,10 @@ mutants-pure: ## Mutate all pure rooms, in hours; MUTANTS="--shard 0/8" takes an
 schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the configuration, and the chart's copy of it
 	UPDATE=1 $(CARGO) test --locked --quiet --test cli config_file::schema_in_docs
 	UPDATE=1 $(CARGO) test --locked --quiet --test chart templates::schema_of_the_values
+
+.PHONY: dashboard
+dashboard: helm ## Write the dashboard of the chart from docs/reference/metrics.md
+	UPDATE=1 $(CARGO) test --locked --quiet --test chart dashboard::dashboard_is_made
 
 .PHONY: commands
 commands: ## Write docs/reference/commands.md, the help of all commands

@@ -10,7 +10,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod alerts;
 mod conditions;
+mod dashboard;
 mod examples;
 mod release;
 mod templates;

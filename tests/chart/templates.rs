@@ -106,6 +106,11 @@ const MATRIX: &[(&str, &str)] = &[
         "monitors",
         "metrics: {serviceMonitor: {enabled: true, labels: {release: prometheus}}, podMonitor: {enabled: true, interval: 1m}}",
     ),
+    (
+        "alerts and dashboards",
+        "prometheusRule: {enabled: true, namespace: monitoring, rules: {EcrInjectorNoLeader: {for: 10m}}, extra: [{alert: Mine, expr: vector(1)}]}
+dashboard: {configMap: {enabled: true, annotations: {grafana_folder: Kubernetes}}, grafanaDashboard: {enabled: true, folder: Kubernetes}}",
+    ),
     ("no conditions", "matchConditions: {enabled: false}"),
     (
         "a condition of one's own",
@@ -153,7 +158,11 @@ extraObjects: [{apiVersion: v1, kind: ConfigMap, metadata: {name: more}, data: {
 ];
 
 /// Kinds that only an operator's definitions bring: their shape is looked at here, and no API server of ours knows them.
-const FOREIGN: &[&str] = &["cert-manager.io/v1", "monitoring.coreos.com/v1"];
+const FOREIGN: &[&str] = &[
+    "cert-manager.io/v1",
+    "grafana.integreatly.org/v1beta1",
+    "monitoring.coreos.com/v1",
+];
 
 /// The findings of kube-score that stay as they are: the check, the sets of values in which
 /// kube-score finds something, and why.

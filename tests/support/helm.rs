@@ -40,6 +40,19 @@ pub fn kube_score() -> PathBuf {
     )
 }
 
+/// Where promtool is: `PROMTOOL`, or what `make promtool` installed.
+pub fn promtool() -> PathBuf {
+    std::env::var_os("PROMTOOL").map_or_else(
+        || {
+            under_target(
+                "tools/promtool/promtool",
+                "run `make promtool` first, or set PROMTOOL to one",
+            )
+        },
+        PathBuf::from,
+    )
+}
+
 fn under_target(path: &str, advice: &str) -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = std::env::var_os("CARGO_TARGET_DIR")

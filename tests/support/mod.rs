@@ -22,6 +22,7 @@
 //! | [`certificates`] | cert-manager |
 //! | [`reviews`] | the reviews that an API server sends of ordinary Pods |
 //! | [`rewriter`] | another mutating webhook |
+//! | [`openmetrics`] | what a scrape shows |
 //! | [`pods`] | the Pods that users write |
 //! | [`proc`] | what the kernel knows of a process |
 //! | [`caller`] | anybody who calls the API server |
@@ -64,6 +65,7 @@ pub mod helm;
 pub mod in_process;
 pub mod installation;
 pub mod log;
+pub mod openmetrics;
 pub mod own_runtime;
 pub mod pods;
 pub mod proc;

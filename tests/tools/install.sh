@@ -5,6 +5,7 @@
 #   tests/tools/install.sh python node mdbook cargo-deny
 #
 # python   typos, lychee and zizmor, pinned in python/requirements.txt, into python/bin
+# promtool promtool of the distribution's package prometheus, into promtool; PROMTOOL names another
 # node     markdownlint-cli2, pinned in node/package-lock.json, into node/node_modules/.bin
 # other    a crate, pinned in cargo.txt, into bin
 #
@@ -25,6 +26,7 @@ pins() {
   case $1 in
   python) cat "$here/python/requirements.txt" ;;
   node) cat "$here/node/package.json" "$here/node/package-lock.json" ;;
+  promtool) echo "of the distribution" ;;
   *) grep "^$1 " "$here/cargo.txt" ;;
   esac
 }
@@ -34,6 +36,7 @@ program() {
   case $1 in
   python) echo "$tools/python/bin/typos" ;;
   node) echo "$tools/node/node_modules/.bin/markdownlint-cli2" ;;
+  promtool) echo "$tools/promtool/promtool" ;;
   *) echo "$tools/bin/$1" ;;
   esac
 }
@@ -70,6 +73,25 @@ node() {
     >/dev/null
 }
 
+# Takes promtool out of Debian's or Ubuntu's package: to build it from its module takes minutes.
+promtool() {
+  local folder
+  if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+    fail "apt-get and dpkg-deb are needed to get promtool; elsewhere set PROMTOOL to one" \
+      "(https://prometheus.io/download)"
+  fi
+  folder=$(mktemp -d)
+  (cd "$folder" && apt-get download prometheus >log 2>&1) || {
+    cat "$folder/log" >&2
+    rm -rf "$folder"
+    fail "apt-get could not download the package prometheus: run apt-get update, or set PROMTOOL"
+  }
+  dpkg-deb --extract "$folder"/prometheus_*.deb "$folder/root"
+  mkdir -p "$tools/promtool"
+  mv "$folder/root/usr/bin/promtool" "$tools/promtool/promtool"
+  rm -rf "$folder"
+}
+
 # Cargo builds a crate without optimization: the build takes longer than all runs together.
 crate() {
   local name version arguments
@@ -81,6 +103,11 @@ crate() {
 }
 
 for set in "$@"; do
+  if [[ $set == promtool && -n "${PROMTOOL:-}" ]]; then
+    "$PROMTOOL" --version >/dev/null 2>&1 ||
+      fail "PROMTOOL is $PROMTOOL, which doesn't run; name one, or unset the variable"
+    continue
+  fi
   want=$(pins "$set" | sha256sum | cut -d' ' -f1) || fail "there is no such set of programs; see $0"
   stamp="$tools/.$set.installed"
   [[ -x "$(program "$set")" && "$(cat "$stamp" 2>/dev/null)" == "$want" ]] && continue
@@ -89,7 +116,7 @@ for set in "$@"; do
   mkdir -p "$tools"
   rm -f "$stamp"
   case $set in
-  python | node) "$set" ;;
+  python | node | promtool) "$set" ;;
   *) crate "$set" ;;
   esac
   echo "$want" >"$stamp"
