@@ -123,7 +123,7 @@ soak: control-plane ## Change certificates, authorities, replicas and leaders un
 	ECR_INJECTOR_SOAK_BINARY=$$PWD/target/release/ecr-injector $(CARGO) test --locked --test stress soak:: -- --nocapture
 
 .PHONY: sabotage
-sabotage: helm kube-score ## Take guards out of the chart and the manifests and see their tests turn red
+sabotage: helm kube-score promtool ## Take guards out of the chart and the manifests and see their tests turn red
 	@tests/sabotage/run.sh
 
 .PHONY: bench

@@ -441,9 +441,10 @@ fn dashboard_is_rendered_as_it_is_for_both_kinds_of_grafana() {
     );
 }
 
-/// Returns the metrics of a replica that has admitted Pods, injected and skipped.
-async fn metrics_of_a_loaded_replica() -> String {
-    let bed = Bed::start("", "info").await;
+/// Returns the metrics of a replica that has admitted Pods, injected and skipped, and those of an
+/// API server that then could not call it under either failure policy.
+async fn metrics_of_a_loaded_replica() -> [String; 2] {
+    let mut bed = Bed::start("", "info").await;
     let client = bed.plane.pod_creator().await;
     for prefix in ["one", "two"] {
         let namespace = bed.opted_in(prefix).await;
@@ -457,7 +458,7 @@ async fn metrics_of_a_loaded_replica() -> String {
         create(&client, &namespace, &skipped, false).await.unwrap();
     }
     let what = "the metrics of the leader and of its pull secrets";
-    eventually(what, Duration::from_secs(20), async || {
+    let replica = eventually(what, Duration::from_secs(20), async || {
         let text = bed.webhook.metrics().await;
         let families = [
             "lease_transitions_total{",
@@ -465,12 +466,31 @@ async fn metrics_of_a_loaded_replica() -> String {
         ];
         families.iter().all(|it| text.contains(it)).then_some(text)
     })
-    .await
+    .await;
+    bed.webhook.kill();
+    let namespace = bed.opted_in("three").await;
+    let ignored = pod("ignored", &image("us-east-1"));
+    create(&client, &namespace, &ignored, false).await.unwrap();
+    let fail = r#"[{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Fail"}]"#;
+    let registration = ["patch", "mutatingwebhookconfiguration", "zz-ecr-injector"];
+    let patch = [&registration[..], &["--type", "json", "-p", fail]].concat();
+    let patched = bed.plane.kubectl(&patch).await;
+    assert!(patched.status.success(), "{patched:?}");
+    let what = "a Pod that is rejected";
+    eventually(what, Duration::from_secs(20), async || {
+        let rejected = pod("rejected", &image("us-east-1"));
+        let outcome = create(&client, &namespace, &rejected, true).await;
+        outcome.err()
+    })
+    .await;
+    let admin = bed.plane.admin().await;
+    let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
+    [replica, admin.request_text(request).await.unwrap()]
 }
 
 #[tokio::test]
 async fn every_query_has_an_answer_from_a_loaded_replica() {
-    let text = metrics_of_a_loaded_replica().await;
+    let [text, of_api_server] = metrics_of_a_loaded_replica().await;
     let registry = Metrics::default().registry;
     let scraped = series_of(&text);
     let shows = |family: &str| {
@@ -504,13 +524,17 @@ async fn every_query_has_an_answer_from_a_loaded_replica() {
         };
         input.push(json!({"series": series.to_string(), "values": values}));
     }
-    // The API server's own.
-    for name in ["fail_open", "rejection"] {
-        let name = format!("apiserver_admission_webhook_{name}_count");
-        let labels =
-            r#"cluster="x",name="create.ecr-injector.dev",error_type="calling_webhook_error""#;
-        let series = Series::parse(&format!("{name}{{{labels}}}"));
-        input.push(json!({"series": series.to_string(), "values": "0+1x20"}));
+    let of_webhooks = |line: &&str| {
+        let families = ["fail_open", "rejection"];
+        let names = families.map(|it| format!("apiserver_admission_webhook_{it}_count{{"));
+        names.iter().any(|name| line.starts_with(name))
+    };
+    for line in of_api_server.lines().filter(of_webhooks) {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let mut series = Series::parse(series);
+        series.labels.insert("cluster".into(), "x".into());
+        let values = format!("0+{value}x20");
+        input.push(json!({"series": series.to_string(), "values": values}));
     }
     let written = fs::read_to_string(chart().join("files/dashboard.json")).unwrap();
     let queries = queries(&serde_json::from_str(&written).unwrap());

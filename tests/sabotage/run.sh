@@ -25,6 +25,7 @@ export CARGO_TERM_COLOR=never RUST_BACKTRACE=0
 export KUBEBUILDER_ASSETS=${KUBEBUILDER_ASSETS:-$root/target/control-plane/bin}
 export HELM=${HELM:-${CARGO_TARGET_DIR:-$root/target}/helm/helm}
 export KUBE_SCORE=${KUBE_SCORE:-${CARGO_TARGET_DIR:-$root/target}/kube-score/kube-score}
+export PROMTOOL=${PROMTOOL:-${CARGO_TARGET_DIR:-$root/target}/tools/promtool/promtool}
 unset CARGO_TARGET_DIR
 
 patches=()
