@@ -6,8 +6,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ecr_injector::admission::outcome::Verdict;
 use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::pull_secret::gauges::PullSecretState;
+use ecr_injector::token::cache::MintError;
 use serde_json::{Map, Value, json};
 
 use crate::support::helm::{RELEASE, chart, find, objects, promtool, try_template};
@@ -185,6 +187,42 @@ fn each_alert_fires_in_its_case_and_in_no_other() {
     let all = definitions();
     let all: BTreeSet<String> = names(&all).into_iter().map(str::to_owned).collect();
     assert_eq!(fired, all, "an alert fires in no case");
+}
+
+/// A word that is misspelled selects nothing, and a new one is in no list.
+#[test]
+fn values_of_labels_in_the_rules_are_those_of_the_metrics() {
+    let states = PullSecretState::ALL.map(PullSecretState::as_str);
+    let decisions = Verdict::ALL.map(Verdict::as_str);
+    let outcomes = ["ok"].into_iter().chain(MintError::REASONS).collect();
+    let known: [(&str, Vec<&str>); 3] = [
+        ("state", states.into()),
+        ("decision", decisions.into()),
+        ("outcome", outcomes),
+    ];
+    let mut passing = BTreeSet::new();
+    for rule in definitions() {
+        let expr = rule["expr"].as_str().unwrap();
+        for (label, values) in &known {
+            for matcher in expr
+                .split([',', '{'])
+                .filter_map(|it| it.strip_prefix(label))
+            {
+                let (operator, rest) = matcher.split_once('"').unwrap();
+                let listed = rest.split('"').next().unwrap();
+                for word in listed.split('|') {
+                    assert!(values.contains(&word), "{}: {word}", rule["alert"]);
+                }
+                if *label == "outcome" {
+                    let listed = listed.strip_prefix("ok|").unwrap_or(listed);
+                    passing.insert(listed.to_owned());
+                    assert!(["!~", "=~"].contains(&operator), "{operator}");
+                }
+            }
+        }
+    }
+    // One alert has the errors that pass, the other all but them.
+    assert_eq!(passing.len(), 1, "{passing:?}");
 }
 
 #[test]
