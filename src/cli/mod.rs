@@ -9,6 +9,7 @@ mod connection;
 mod context;
 pub mod credential_provider;
 pub mod docker_credential;
+pub mod doctor;
 pub mod iam;
 pub mod identity;
 pub mod metrics;
@@ -59,6 +60,7 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     Preview(preview::PreviewArgs),
     Probe(probe::ProbeArgs),
+    Doctor(Box<doctor::DoctorArgs>),
     Identity(identity::IdentityArgs),
     Secret(secret::SecretArgs),
     Iam(iam::IamArgs),
@@ -112,6 +114,7 @@ impl Cli {
             Command::Serve(args) => args.run(),
             Command::Preview(args) => args.run(),
             Command::Probe(args) => args.run(),
+            Command::Doctor(args) => args.run(),
             Command::Identity(args) => args.run(),
             Command::Secret(args) => args.run(),
             Command::Iam(args) => args.run(),

@@ -20,7 +20,8 @@ use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use serde_json::{Value, json};
 use similar::TextDiff;
 
-use self::{input::Source, verdict::Verdict};
+pub(super) use self::input::Source;
+use self::verdict::Verdict;
 use super::{args::parse_namespace, stdout};
 use crate::{
     admission::manifest::{self, text},

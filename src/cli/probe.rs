@@ -209,7 +209,8 @@ fn print(text: &str) {
     let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 
-fn host(image: &str, config: &Config) -> anyhow::Result<Host> {
+/// Returns the host in the pull secret of an image of ECR, or of an alias.
+pub(super) fn host(image: &str, config: &Config) -> anyhow::Result<Host> {
     let reference = ImageReference::parse(image)
         .with_context(|| format!("--image {image:?} is not a valid image reference"))?;
     let aliases = &config.rules.aliases;

@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+pub(super) use crate::telemetry::printable::count;
 use crate::{
     cluster::namespace::Namespace,
     pull_secret::to_the_second,
@@ -153,15 +154,6 @@ fn object(row: &Row) -> Value {
         "dueAt": row.due_at.map(to_the_second),
         "message": row.message,
     })
-}
-
-/// Returns a number with its noun: `1 namespace`, `2 namespaces`, `2 registries`.
-pub(super) fn count(number: usize, noun: &str) -> String {
-    match noun.strip_suffix('y') {
-        _ if number == 1 => format!("1 {noun}"),
-        Some(stem) => format!("{number} {stem}ies"),
-        None => format!("{number} {noun}s"),
-    }
 }
 
 #[cfg(test)]

@@ -105,6 +105,16 @@ fn closing(inner: &str, quote: u8) -> Option<usize> {
     })
 }
 
+/// Returns a number with its noun: `1 namespace`, `2 namespaces`, `2 registries`.
+#[must_use]
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    match noun.strip_suffix('y') {
+        _ if number == 1 => format!("1 {noun}"),
+        Some(stem) => format!("{number} {stem}ies"),
+        None => format!("{number} {noun}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ mod commands;
 mod config;
 mod deploy;
 mod discovery;
+mod doctor;
 mod faults;
 mod guard;
 mod identities;

@@ -83,6 +83,8 @@ fn commands_on_a_cluster_choose_it_by_the_same_flags() {
         &["refresh"],
         &["cleanup"],
         &["probe"],
+        &["doctor"],
+        &["doctor", "pod"],
         &["config", "check"],
     ] {
         for (flag, variable) in [
@@ -108,7 +110,7 @@ fn commands_on_a_cluster_choose_it_by_the_same_flags() {
     let all = command.get_subcommands().chain(nested);
     assert_eq!(
         all.filter(|it| kubeconfigs(it)).count(),
-        5,
+        7,
         "a new command on a cluster"
     );
 }

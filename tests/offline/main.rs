@@ -14,6 +14,7 @@ mod support;
 
 mod admission_golden;
 mod commands;
+mod doctor;
 mod faults;
 mod identity_rules;
 mod manifests;

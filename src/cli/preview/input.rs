@@ -20,14 +20,14 @@ const MAX_BYTES: u64 = 64 << 20;
 
 /// A file, or standard input.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     Stdin,
     File(PathBuf),
 }
 
 impl Source {
     /// Returns the sources that the arguments name, and the files of directories.
-    pub(super) fn from_paths(paths: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
+    pub(crate) fn from_paths(paths: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
         if paths.is_empty() {
             if io::stdin().is_terminal() {
                 bail!(
@@ -53,7 +53,7 @@ impl Source {
     }
 
     /// Reads the documents; none if there are only comments.
-    pub(super) fn read(&self) -> anyhow::Result<Vec<Value>> {
+    pub(crate) fn read(&self) -> anyhow::Result<Vec<Value>> {
         let name = self.to_string();
         let bytes = match self {
             Self::Stdin => read_all(io::stdin()).context("reading standard input")?,
