@@ -39,9 +39,14 @@ use crate::{
     token::rules::Rules,
 };
 
-/// The time from one round to the next, give or take [`JITTER`]: the kubelet retries a pull after
-/// some minutes anyway.
-const PERIOD: Duration = Duration::from_mins(1);
+/// The least time from one round to the next, give or take [`JITTER`]. Without a webhook this is how
+/// long a Pod waits for a new registry: the kubelet's second pull is some 13 s after the first.
+const PERIOD: Duration = Duration::from_secs(10);
+/// The longest time from one round to the next: the kubelet retries a pull after some minutes anyway.
+const LONGEST_PERIOD: Duration = Duration::from_mins(1);
+/// How many times longer than the round before it a period is, within these limits: a list of all
+/// Pods is work for the API server of a large cluster.
+const PERIOD_FACTOR: u32 = 20;
 /// How much longer or shorter a period may be, in thousandths.
 const JITTER: u64 = 100;
 /// Pods in a page. With a field selector, the API server scans all Pods until a page is full, so
@@ -182,8 +187,8 @@ impl Discoverer {
         }
     }
 
-    /// Runs a round at once and then one a minute, while the configuration asks for discovery and
-    /// until the term is over.
+    /// Runs a round at once and then one every ten seconds, or fewer where they take long, while the
+    /// configuration asks for discovery and until the term is over.
     pub async fn lead(&self, term: Leadership) {
         // Subscribed before the configuration is read, so that no change is missed.
         let mut changes = self.live.follow();
@@ -204,6 +209,7 @@ impl Discoverer {
                 _ = changes.next() => continue,
                 () = term.lost() => return,
             }
+            let begun = Instant::now();
             let round = async {
                 let result = self.list(&term, &mut cursor).await;
                 // A round that the end of the term cut short is no result.
@@ -215,7 +221,7 @@ impl Discoverer {
                 () = round => {}
                 () = term.lost() => return,
             }
-            next = Instant::now() + jittered(PERIOD, random());
+            next = Instant::now() + jittered(period_after(begun.elapsed()), random());
         }
     }
 
@@ -356,7 +362,7 @@ impl Discoverer {
             ),
             Err(error) => tracing::warn!(
                 error = error_chain(error),
-                "listing pending Pods failed; retrying every minute"
+                "listing pending Pods failed; retrying"
             ),
         }
         outcome
@@ -417,6 +423,11 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, RoundError> {
         Err(error) if error.is::<LengthLimitError>() => Err(RoundError::TooLarge),
         Err(error) => Err(RoundError::Call(error)),
     }
+}
+
+/// Returns the time until the next round, after one that took so long.
+fn period_after(round: Duration) -> Duration {
+    (round * PERIOD_FACTOR).clamp(PERIOD, LONGEST_PERIOD)
 }
 
 /// Returns a period that is up to a tenth longer or shorter, so that rounds don't stay in step with

@@ -192,7 +192,7 @@ async fn continue_token_that_is_too_old_begins_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leader_lists_at_once_and_every_minute_while_asked_to() {
+async fn leader_lists_at_once_and_every_ten_seconds_while_asked_to() {
     let server = Server::new(|_| page(&json!([]), ""));
     let live = Live::new(pods_config("none"), None);
     let discoverer = discoverer(&server, live.clone());
@@ -255,9 +255,17 @@ fn hosts_of_a_namespace_are_limited_to_its_secret() {
 }
 
 #[test]
+fn longer_rounds_have_longer_periods_within_limits() {
+    for (took, period) in [(0, 10_000), (500, 10_000), (1_000, 20_000), (9_000, 60_000)] {
+        let after = period_after(Duration::from_millis(took));
+        assert_eq!(after, Duration::from_millis(period), "{took}");
+    }
+}
+
+#[test]
 fn period_is_jittered_by_a_tenth_at_most() {
     for (random, millis) in [(0, 54_000), (100, 60_000), (200, 66_000), (201, 54_000)] {
-        let jittered = jittered(PERIOD, random);
+        let jittered = jittered(LONGEST_PERIOD, random);
         assert_eq!(jittered, Duration::from_millis(millis), "{random}");
     }
 }
