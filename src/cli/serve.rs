@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, builder::FalseyValueParser};
 use tokio::{
     net::TcpListener,
     task::JoinHandle,
@@ -25,12 +25,12 @@ use self::{
 };
 use super::{
     args::{parse_listen, parse_seconds},
-    certificates::{CertificateArgs, Certificates},
+    certificates::CertificateArgs,
     context::{Context, ContextArgs, instance},
     runtime,
 };
 use crate::{
-    config::Config,
+    config::{Config, Discovery},
     process::{
         readiness::{self, Condition, Readiness},
         signals::Signals,
@@ -39,7 +39,7 @@ use crate::{
     pull_secret::{gauges, guard},
     server::{
         Admission,
-        accept::{ClientTrust, Connection, Listener},
+        accept::{Connection, Listener},
         admin,
     },
     telemetry::{
@@ -47,7 +47,7 @@ use crate::{
         log::{self, writer::LogWriter},
         otel::{Exporter, Traces},
     },
-    tls::{self, CertPublisher, CertResolver, CertSource, self_managed::SelfManaged},
+    tls,
 };
 
 /// The default name of the Service.
@@ -82,6 +82,15 @@ pub struct ServeArgs {
         default_value = "[::]:8443"
     )]
     listen: SocketAddr,
+    /// Answer no admission reviews: only take part in the election, whose winner keeps the pull
+    /// secrets, and serve /livez, /readyz and /metrics
+    #[arg(
+        long,
+        env = "ECR_INJECTOR_NO_ADMISSION",
+        value_parser = FalseyValueParser::new(),
+        conflicts_with_all = ["listen", "service_name", "CertificateArgs"]
+    )]
+    no_admission: bool,
     /// Address to serve /livez, /readyz and /metrics on (HTTP)
     #[arg(
         long,
@@ -130,10 +139,9 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The sockets of both listeners.
 struct Sockets {
-    admission: TcpListener,
+    /// The admission listener's, and its most connections.
+    admission: Option<(TcpListener, usize)>,
     admin: TcpListener,
-    /// The most connections of the admission listener.
-    max_connections: usize,
 }
 
 /// The running process.
@@ -144,7 +152,7 @@ struct Running {
     serving: Condition,
     /// Makes clients of the admission listener connect to other replicas.
     draining: CancellationToken,
-    admission: Server,
+    admission: Option<Server>,
     /// The election, which releases the Lease when it ends.
     election: JoinHandle<()>,
     admin: Server,
@@ -177,12 +185,12 @@ impl ServeArgs {
     async fn serve(self, log: (log::Filter, LogWriter)) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen().context("listening for signals")?;
         let sockets = Sockets {
-            max_connections: listen::max_connections(),
-            admission: listen::bind(self.listen, "--listen")?,
+            admission: self.bind_admission()?,
             admin: listen::bind(self.admin_listen, "--admin-listen")?,
         };
         let running = self.start(log, sockets).await?;
-        tracing::info!(listen = %self.listen, admin = %self.admin_listen, version = env!("CARGO_PKG_VERSION"), "serving");
+        let listen = (!self.no_admission).then(|| self.listen.to_string());
+        tracing::info!(listen, admin = %self.admin_listen, version = env!("CARGO_PKG_VERSION"), "serving");
 
         let (code, is_asked) = tokio::select! {
             _ = signals.next() => (ExitCode::SUCCESS, true),
@@ -207,6 +215,15 @@ impl ServeArgs {
         }
     }
 
+    /// Binds the admission listener, if there is one.
+    fn bind_admission(&self) -> anyhow::Result<Option<(TcpListener, usize)>> {
+        if self.no_admission {
+            return Ok(None);
+        }
+        let limit = listen::max_connections();
+        Ok(Some((listen::bind(self.listen, "--listen")?, limit)))
+    }
+
     /// Creates the parts and starts them.
     async fn start(
         &self,
@@ -227,9 +244,7 @@ impl ServeArgs {
         let home = self
             .lease
             .namespace(context.cluster.own_namespace.clone())?;
-        let service = self.service_name.clone();
-        let service = service.unwrap_or_else(|| format!("{SERVICE}.{}.svc", home.as_str()));
-        let certificates = self.certificates.source(&context, &home, &service)?;
+        let certificates = self.serving_certificates(&context, &home)?;
         let settings = self.lease.settings(home)?;
         let metrics = context.metrics.clone();
 
@@ -245,12 +260,9 @@ impl ServeArgs {
         let mut readiness = Readiness::default();
         let keyed = context.share_state_key(&mut readiness);
         let synced = context.watch(&mut readiness, Some(keyed));
-        let Certificates { source, authority } = certificates;
-        let resolver = serve_certificate(&context, &mut readiness, source, service);
-        let (tls, clients) = self.certificates.server_config(&context, resolver)?;
-        if let Some(authority) = authority.clone() {
-            watch_authority(&context, &mut readiness, authority);
-        }
+        let authority = certificates.as_ref().and_then(|it| it.1.authority.clone());
+        let tls = certificates.map(|it| self.serve_tls(&context, &mut readiness, it));
+        let tls = tls.transpose()?;
         let serving = readiness.condition("serving").waiting_for("its sockets");
         start_measurements(&context, synced.clone());
         let events = context.events();
@@ -264,37 +276,42 @@ impl ServeArgs {
         };
         let election = leader::elect(&context, settings, leader_tasks, synced)?;
         let draining = CancellationToken::new();
-        let accounts = context.watch_service_accounts(&mut readiness);
-        let webhook = admission::webhook(&context, provisioner, events, accounts);
-        let admission = Connection {
-            tls: Some(TlsAcceptor::from(Arc::new(tls))),
-            trust: clients.map(|clients| clients as Arc<dyn ClientTrust>),
-            router: Admission::new(webhook, metrics.server.clone())
-                .with_traces(traces)
-                .router(),
-            metrics: metrics.server.clone(),
-            draining: draining.clone(),
-        };
-        let admin = Connection {
-            tls: None,
-            trust: None,
-            router: admin::router(readiness, metrics.registry),
-            metrics: Arc::default(),
-            draining: CancellationToken::new(),
-        };
-        let admission = Listener {
-            socket: sockets.admission,
-            limit: sockets.max_connections,
-            connection: admission,
-        };
+        let supervisor = context.supervisor.clone();
+        let admission = tls.zip(sockets.admission);
+        let admission = admission.map(|((tls, trust), (socket, limit))| {
+            let accounts = context.watch_service_accounts(&mut readiness);
+            let webhook = admission::webhook(&context, provisioner, events, accounts);
+            let connection = Connection {
+                tls: Some(TlsAcceptor::from(Arc::new(tls))),
+                trust,
+                router: Admission::new(webhook, metrics.server.clone())
+                    .with_traces(traces)
+                    .router(),
+                metrics: metrics.server.clone(),
+                draining: draining.clone(),
+            };
+            let listener = Listener {
+                socket,
+                limit,
+                connection,
+            };
+            Server::start("admission listener", listener, &supervisor, GRACE)
+        });
+        if admission.is_none() {
+            warn_without_sources(&context.live.config());
+        }
         let admin = Listener {
             socket: sockets.admin,
             limit: MAX_ADMIN_CONNECTIONS,
-            connection: admin,
+            connection: Connection {
+                tls: None,
+                trust: None,
+                router: admin::router(readiness, metrics.registry),
+                metrics: Arc::default(),
+                draining: CancellationToken::new(),
+            },
         };
-        let supervisor = &context.supervisor;
-        let admission = Server::start("admission listener", admission, supervisor, GRACE);
-        let admin = Server::start("admin listener", admin, supervisor, ADMIN_GRACE);
+        let admin = Server::start("admin listener", admin, &supervisor, ADMIN_GRACE);
         serving.hold();
         Ok(Running {
             context,
@@ -354,7 +371,9 @@ impl Running {
             self.context.supervisor.stop(),
         );
         let ended = timeout(SHUTDOWN_TIMEOUT, async {
-            self.admission.stop().await;
+            if let Some(admission) = self.admission {
+                admission.stop().await;
+            }
             stop.cancel();
             // The election releases the Lease, so that another replica can lead at once.
             let _ = self.election.await;
@@ -397,39 +416,14 @@ fn follow_log_filter(context: &Context, log: log::Filter, default: String) {
     });
 }
 
-/// Returns the resolver of the source's certificates. The condition holds once there is one.
-fn serve_certificate(
-    context: &Context,
-    readiness: &mut Readiness,
-    source: Box<dyn CertSource>,
-    service: String,
-) -> Arc<CertResolver> {
-    let (resolver, condition) = (
-        Arc::<CertResolver>::default(),
-        readiness
-            .condition("certificate")
-            .waiting_for("a certificate"),
-    );
-    let publisher = CertPublisher::new(
-        resolver.clone(),
-        service,
-        condition,
-        context.metrics.tls.clone(),
-    );
-    let run = source.run(publisher);
-    context.supervisor.spawn("serving certificate", run);
-    resolver
-}
-
-/// Starts to watch the self-managed authority, and to report whether it is trusted.
-fn watch_authority(context: &Context, readiness: &mut Readiness, authority: SelfManaged) {
-    let condition = readiness
-        .condition("ca-bundle-trusted")
-        .waiting_for("the MutatingWebhookConfiguration to trust the certificate authority");
-    let report = authority.clone().report(condition);
-    let supervisor = &context.supervisor;
-    supervisor.spawn("report of trust", report);
-    supervisor.spawn("watch of the certificate authority", authority.watch());
+/// Warns if nothing says which registries the namespaces need: no admission does.
+fn warn_without_sources(config: &Config) {
+    if config.refresh.prewarm.is_empty() && config.refresh.discovery == Discovery::None {
+        tracing::warn!(
+            "no admission reports the registries of Pods, and neither prewarm nor discover is set; \
+             no pull secret will be created"
+        );
+    }
 }
 
 /// Tests, once `synced`, whether the guard rejects what it must.

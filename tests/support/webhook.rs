@@ -72,8 +72,6 @@ impl Webhook {
             "serve".into(),
             "--config".into(),
             config.into_os_string(),
-            "--listen".into(),
-            options.listen.to_string().into(),
             "--admin-listen".into(),
             options.admin_listen.to_string().into(),
             "--kubeconfig".into(),
@@ -81,6 +79,9 @@ impl Webhook {
             "--log-format".into(),
             "json".into(),
         ];
+        if !options.arguments.iter().any(|it| it == "--no-admission") {
+            arguments.extend(["--listen".into(), options.listen.to_string().into()]);
+        }
         if let Some(files) = options.certificate {
             arguments.extend(["--tls-cert".into(), files.certificate.into_os_string()]);
             arguments.extend(["--tls-key".into(), files.key.into_os_string()]);

@@ -1,15 +1,61 @@
 //! The webhook as the handler of the server's reviews, and its parts.
 
+use std::sync::Arc;
+
+use rustls::ServerConfig;
 use tokio::time::Instant;
 
+use super::{SERVICE, ServeArgs};
 use crate::{
     admission::handler::Webhook,
-    cli::context::Context,
-    cluster::{event_recorder::EventRecorder, service_accounts::ServiceAccounts},
+    cli::{certificates::Certificates, context::Context},
+    cluster::{
+        event_recorder::EventRecorder, namespace::Namespace, service_accounts::ServiceAccounts,
+    },
+    process::readiness::Readiness,
     pull_secret::provisioner::{Provisioner, ProvisionerOptions},
-    server::ReviewHandler,
+    server::{ReviewHandler, accept::ClientTrust},
     telemetry::otel::Trace,
+    tls::{CertPublisher, CertResolver, CertSource, self_managed::SelfManaged},
 };
+
+/// The TLS configuration of the admission listener, and the clients that it trusts, if they have to
+/// show certificates.
+pub(super) type Tls = (ServerConfig, Option<Arc<dyn ClientTrust>>);
+
+impl ServeArgs {
+    /// Returns the Service's name and the source of its certificate, if there is an admission
+    /// listener.
+    pub(super) fn serving_certificates(
+        &self,
+        context: &Context,
+        home: &Namespace,
+    ) -> anyhow::Result<Option<(String, Certificates)>> {
+        if self.no_admission {
+            return Ok(None);
+        }
+        let service = self.service_name.clone();
+        let service = service.unwrap_or_else(|| format!("{SERVICE}.{}.svc", home.as_str()));
+        let certificates = self.certificates.source(context, home, &service)?;
+        Ok(Some((service, certificates)))
+    }
+
+    /// Starts to keep the serving certificate, and returns the listener's TLS.
+    pub(super) fn serve_tls(
+        &self,
+        context: &Context,
+        readiness: &mut Readiness,
+        (service, certificates): (String, Certificates),
+    ) -> anyhow::Result<Tls> {
+        let Certificates { source, authority } = certificates;
+        let resolver = serve_certificate(context, readiness, source, service);
+        let (tls, clients) = self.certificates.server_config(context, resolver)?;
+        if let Some(authority) = authority {
+            watch_authority(context, readiness, authority);
+        }
+        Ok((tls, clients.map(|clients| clients as Arc<dyn ClientTrust>)))
+    }
+}
 
 impl ReviewHandler for Webhook {
     async fn review(
@@ -58,4 +104,39 @@ pub(super) fn provisioner(context: &Context, events: EventRecorder) -> Provision
         tasks: context.supervisor.tasks().clone(),
         stop: context.supervisor.stop().clone(),
     })
+}
+
+/// Returns the resolver of the source's certificates. The condition holds once there is one.
+fn serve_certificate(
+    context: &Context,
+    readiness: &mut Readiness,
+    source: Box<dyn CertSource>,
+    service: String,
+) -> Arc<CertResolver> {
+    let (resolver, condition) = (
+        Arc::<CertResolver>::default(),
+        readiness
+            .condition("certificate")
+            .waiting_for("a certificate"),
+    );
+    let publisher = CertPublisher::new(
+        resolver.clone(),
+        service,
+        condition,
+        context.metrics.tls.clone(),
+    );
+    let run = source.run(publisher);
+    context.supervisor.spawn("serving certificate", run);
+    resolver
+}
+
+/// Starts to watch the self-managed authority, and to report whether it is trusted.
+fn watch_authority(context: &Context, readiness: &mut Readiness, authority: SelfManaged) {
+    let condition = readiness
+        .condition("ca-bundle-trusted")
+        .waiting_for("the MutatingWebhookConfiguration to trust the certificate authority");
+    let report = authority.clone().report(condition);
+    let supervisor = &context.supervisor;
+    supervisor.spawn("report of trust", report);
+    supervisor.spawn("watch of the certificate authority", authority.watch());
 }

@@ -64,9 +64,8 @@ async fn start(arguments: &ServeArgs, clock: &Arc<FailingClock>) -> Running {
         socket.expect("a port")
     };
     let sockets = Sockets {
-        admission: free().await,
+        admission: Some((free().await, 8)),
         admin: free().await,
-        max_connections: 8,
     };
     let output = tempfile::tempfile().expect("a file");
     let writer = LogWriter::start(output).expect("a thread");
@@ -76,6 +75,32 @@ async fn start(arguments: &ServeArgs, clock: &Arc<FailingClock>) -> Running {
     context.clock = clock.clone();
     let started = arguments.start_in(context, (filter, writer), sockets);
     started.expect("started")
+}
+
+#[test]
+fn flags_of_admission_are_refused_without_admission() {
+    let parse = |flags: &[&str]| {
+        let flags = ["serve", "--no-admission"].iter().chain(flags);
+        Arguments::try_parse_from(flags).map(|it| it.serve.no_admission)
+    };
+    assert!(parse(&[]).expect("arguments"));
+    assert!(parse(&["--admin-listen", "[::]:9090", "--lease-name", "x"]).is_ok());
+    for flag in [
+        "--listen=[::]:8443",
+        "--service-name=x",
+        "--tls-secret=x",
+        "--ca-secret=x",
+        "--webhook-configuration=x",
+        "--client-ca=x",
+        "--tls-min-version=1.2",
+    ] {
+        let refused = parse(&[flag]).expect_err(flag);
+        assert_eq!(
+            refused.kind(),
+            clap::error::ErrorKind::ArgumentConflict,
+            "{flag}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,11 +131,7 @@ async fn listener_that_ends_before_its_stop_is_a_failure() {
     // As the listeners are run.
     let supervisor = &running.context.supervisor;
     supervisor
-        .supervise(
-            "a listener",
-            || running.admission.stop.is_cancelled(),
-            async {},
-        )
+        .supervise("a listener", || running.admin.stop.is_cancelled(), async {})
         .await;
     assert_eq!(supervisor.failed().await, "a listener");
     running.drain();
