@@ -38,8 +38,8 @@ const LONG_ABOUT: &str = "\
 Test an installation with a Pod in an opted-in namespace.
 
 The Pod is created with a server-side dry run: the API server calls the webhook as for any Pod, and stores nothing. With \
---mint the Pod is then stored with a scheduling gate, so that no node runs it, and removed again; the pull secret must then \
-have a valid credential for the registry.
+--mint the Pod is then stored with a scheduling gate, so that no node runs it, until the pull secret has a valid credential \
+for the registry, and removed again.
 
 The command needs the permission to create Pods in that namespace; with --mint also to delete them and to get the Secret.";
 const AFTER_HELP: &str = "\
@@ -166,7 +166,20 @@ impl Attempt {
             let now = SystemClock.now();
             probe.credential(client, &warnings, now).await
         };
-        let expires_at = self.retry(credential).await?;
+        let credential = self.retry(credential).await;
+        let removed = probe.remove(client).await;
+        let expires_at = match credential {
+            Ok(expires_at) => {
+                removed?;
+                expires_at
+            }
+            Err(error) => {
+                if let Err(left) = removed {
+                    print(&format!("the Pod is left: {left}"));
+                }
+                return Err(error);
+            }
+        };
         let left = expires_at.duration_since(SystemClock.now());
         stdout::write(&format!(
             "minted    {namespace}/{secret} has a credential for {} until {}, for {:#}\n",

@@ -76,7 +76,7 @@ pub enum ProbeError {
         "the Pod was admitted without {secret_name} in its imagePullSecrets{}: either the \
          webhook is not called for Pods of {namespace} (is the namespace labelled? does the \
          MutatingWebhookConfiguration exist and trust the certificate?), or it did not respond, \
-         or skipped the Pod",
+         or skipped the Pod; with mode: policy: is the MutatingAdmissionPolicy there?",
         with_warnings(.warnings)
     )]
     NotInjected {
@@ -134,8 +134,9 @@ impl Probe {
         self.create(client, &dry_run, "creating (dry run)").await
     }
 
-    /// Stores the Pod, which no node ever runs, and removes it again. The webhook has then written
-    /// the pull secret, or returned a warning.
+    /// Stores the Pod, which no node ever runs, until [`Self::remove`]. A webhook has then written the
+    /// pull secret, or returned a warning; without one, the leader's discovery sees the Pod. A Pod
+    /// that was not admitted as expected is removed again.
     pub async fn admit(&self, client: &Client) -> Result<Warnings, ProbeError> {
         // Without the permission to delete the Pod none is stored; the API server checks it even if
         // there is no Pod.
@@ -143,12 +144,14 @@ impl Probe {
         let created = self
             .create(client, &PostParams::default(), "creating")
             .await;
-        self.remove(client).await?;
+        if created.is_err() {
+            self.remove(client).await?;
+        }
         created
     }
 
     /// Removes the Pod, if it exists.
-    async fn remove(&self, client: &Client) -> Result<(), ProbeError> {
+    pub async fn remove(&self, client: &Client) -> Result<(), ProbeError> {
         let pods: Api<Pod> = Api::namespaced(client.clone(), self.namespace.as_str());
         let now = DeleteParams {
             grace_period_seconds: Some(0),
