@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, error::ErrorKind};
 
 use super::{
+    context::OwnNamespace,
     one_shot::{self, Command, OneShotArgs, SyncedCluster},
     report::{Report, Row, count},
 };
@@ -44,6 +45,7 @@ const COMMAND: Command = Command {
     operation: "removing",
     verbs: &["delete"],
     seals: false,
+    own_namespace: OwnNamespace::Excluded,
 };
 /// The most namespaces that a warning names.
 const NAMED: usize = 5;

@@ -109,6 +109,24 @@ impl ContextArgs {
     }
 }
 
+/// Whether the namespace in which the process runs is excluded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OwnNamespace {
+    /// It is that of the installation.
+    Excluded,
+    /// It is one like any other.
+    Included,
+}
+
+impl OwnNamespace {
+    fn excluded(self, cluster: &Cluster) -> Option<Namespace> {
+        match self {
+            Self::Excluded => cluster.own_namespace.clone(),
+            Self::Included => None,
+        }
+    }
+}
+
 /// The parts of a command.
 pub(super) struct Context {
     pub(super) cluster: Cluster,
@@ -132,6 +150,15 @@ pub(super) struct Context {
 impl Context {
     /// Reads the configuration and creates the parts. Makes no call to the cluster yet.
     pub(super) async fn new(args: &ContextArgs) -> anyhow::Result<Self> {
+        Self::with_own_namespace(args, OwnNamespace::Excluded).await
+    }
+
+    /// Creates the parts like [`Self::new`], for a process that may serve the namespace in which it
+    /// runs.
+    pub(super) async fn with_own_namespace(
+        args: &ContextArgs,
+        own: OwnNamespace,
+    ) -> anyhow::Result<Self> {
         let (config, file) = args.config()?;
         let trust = args.aws.trust()?;
         let cluster = args.connection.connect().await?;
@@ -140,7 +167,7 @@ impl Context {
         metrics.config.applied(clock.now());
         let environment =
             AwsEnvironment::read(&trust, args.aws.expect_credentials, metrics.aws.clone()).await;
-        let live = Live::new(config, cluster.own_namespace.clone());
+        let live = Live::new(config, own.excluded(&cluster));
         let config = live.config();
         let ecr = Ecr::new(
             environment.clone(),
@@ -237,9 +264,32 @@ impl Context {
             .collect();
         self.supervisor.spawn("watch of pull secrets", async move {
             readiness::all_held(&before).await;
-            watched.run(client, &name, lists, condition).await;
+            watched.run(client, (None, &name), lists, condition).await;
         });
         [namespaces_synced, secrets_synced]
+    }
+
+    /// Starts to watch the pull secrets of the named namespaces alone, for which a Role in each is
+    /// enough. The conditions hold after the first lists.
+    pub(super) fn watch_in(
+        &self,
+        readiness: &mut Readiness,
+        namespaces: &[Namespace],
+    ) -> Vec<Condition> {
+        let watch = |namespace: &Namespace| {
+            let synced = readiness
+                .condition("pull-secrets-synced")
+                .waiting_for("the first list of pull secrets");
+            let (watched, condition) = (self.secrets.clone(), synced.clone());
+            let (client, name) = (self.cluster.client.clone(), self.secret_name());
+            let (lists, namespace) = (self.lists, namespace.clone());
+            self.supervisor.spawn("watch of pull secrets", async move {
+                let of = (Some(&namespace), name.as_str());
+                watched.run(client, of, lists, condition).await;
+            });
+            synced
+        };
+        namespaces.iter().map(watch).collect()
     }
 
     /// Starts the watch of ServiceAccounts, if the configuration has it, for the accounts that

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     args::parse_namespace,
-    context::{Context, ContextArgs},
+    context::{Context, ContextArgs, OwnNamespace},
     permissions::check_permissions,
     progress::Progress,
     report::{Output, Report, Row},
@@ -45,14 +45,11 @@ const SYNC_TIMEOUT: Duration = Duration::from_mins(1);
 const CONCURRENCY: usize = 16;
 /// How long a command that can do without the state key waits for the key.
 const KEY_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the watch may take to see a namespace that was labelled a moment ago.
-const LABEL_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The arguments of such a command. The namespaces have no variable: a variable that was left set
 /// must not narrow or widen what is done.
 #[derive(Debug, Args)]
 pub(super) struct OneShotArgs {
-    /// Limit the command to this namespace; may be repeated
+    /// Limit the command to this namespace; may be repeated. No other namespace is read
     #[arg(short, long = "namespace", value_name = "NAMESPACE", value_parser = parse_namespace)]
     pub(super) namespaces: Vec<Namespace>,
     /// Print what would be done, and change nothing
@@ -90,6 +87,8 @@ pub(super) struct Command {
     pub(super) verbs: &'static [&'static str],
     /// Whether the command writes states, for which it needs the key that seals them.
     pub(super) seals: bool,
+    /// Whether the namespace in which the command runs is excluded.
+    pub(super) own_namespace: OwnNamespace,
 }
 
 impl OneShotArgs {
@@ -163,7 +162,8 @@ impl OneShotArgs {
 
     /// Connects, checks the permissions, and waits for the first lists.
     async fn sync(&self, command: &Command, progress: Progress) -> anyhow::Result<SyncedCluster> {
-        let context = Context::new(&self.context).await?;
+        let own = command.own_namespace;
+        let context = Context::with_own_namespace(&self.context, own).await?;
         let secret = Scope::Secrets(context.secret_name());
         let mut permissions = permissions(command, self, &secret);
         let is_key_needed = command.seals && !self.dry_run;
@@ -179,7 +179,15 @@ impl OneShotArgs {
             read_state_key(&context).await;
             None
         };
-        let conditions = context.watch(&mut readiness, keyed);
+        let conditions = if self.namespaces.is_empty() {
+            context.watch(&mut readiness, keyed).to_vec()
+        } else {
+            for namespace in &self.namespaces {
+                let loaded = context.namespaces.load(namespace, deadline()).await;
+                loaded.with_context(|| format!("reading the namespace {namespace}"))?;
+            }
+            context.watch_in(&mut readiness, &self.namespaces)
+        };
         timeout(SYNC_TIMEOUT, readiness::all_held(&conditions))
             .await
             .ok()
@@ -227,14 +235,14 @@ fn permissions(command: &Command, args: &OneShotArgs, secret: &Scope) -> Vec<Per
         on,
         namespaces: named.clone(),
     };
-    let mut permissions = vec![
-        Permission::everywhere("list", Scope::Namespaces),
-        Permission::everywhere("watch", Scope::Namespaces),
-        in_named("get", Scope::Namespaces),
-        Permission::everywhere("list", secret.clone()),
-        Permission::everywhere("watch", secret.clone()),
-        in_named("get", secret.clone()),
-    ];
+    let mut permissions = Vec::new();
+    if named.is_none() {
+        permissions.push(Permission::everywhere("list", Scope::Namespaces));
+        permissions.push(Permission::everywhere("watch", Scope::Namespaces));
+    }
+    permissions.push(in_named("get", Scope::Namespaces));
+    let reads = ["list", "watch", "get"].into_iter();
+    permissions.extend(reads.map(|verb| in_named(verb, secret.clone())));
     if !args.dry_run {
         let verbs = command.verbs.iter();
         permissions.extend(verbs.map(|verb| in_named(verb, secret.clone())));
@@ -278,22 +286,9 @@ impl SyncedCluster {
         for namespace in named {
             let state = self.context.namespaces.read(namespace, deadline()).await;
             let state = state.with_context(|| format!("reading the namespace {namespace}"))?;
-            if matches!(state, NamespaceState::OptedIn(_)) {
-                self.wait_for_label(namespace).await;
-            }
             states.push((namespace.clone(), state));
         }
         Ok(states)
-    }
-
-    async fn wait_for_label(&self, namespace: &Namespace) {
-        let seen = async {
-            while self.context.namespaces.peek(namespace).is_none() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        // The label may have been removed since.
-        let _ = timeout(LABEL_TIMEOUT, seen).await;
     }
 
     /// Does the work for each namespace, at the rate that the configuration sets for the leader.

@@ -1,11 +1,15 @@
 //! `ecr-injector refresh --once`: refreshes the pull secrets like the leader, once and by hand.
 
+mod named;
+
 use std::process::ExitCode;
 
 use clap::{Args, error::ErrorKind};
 use jiff::Timestamp;
 
+use self::named::Named;
 use super::{
+    context::OwnNamespace,
     one_shot::{self, Command, OneShotArgs, SyncedCluster},
     report::{Report, Row, count},
 };
@@ -41,7 +45,8 @@ suspended registry), a permission is missing, or the cluster could not be reache
 Examples:
   ecr-injector refresh --once --dry-run
   ecr-injector refresh --once --all --namespace team-a
-  ecr-injector refresh --once --prune --config config.yaml";
+  ecr-injector refresh --once --prune --config config.yaml
+  ecr-injector refresh --once --namespace team-a --registry 123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 const NOT_ONCE: &str = "\
 --once is missing: this command refreshes once and exits.
 To refresh pull secrets continuously, run `ecr-injector serve`: one of its replicas leads and refreshes.
@@ -54,6 +59,7 @@ const COMMAND: Command = Command {
     operation: "refreshing",
     verbs: &["create", "patch"],
     seals: true,
+    own_namespace: OwnNamespace::Excluded,
 };
 
 /// Refresh all pull secrets once, and exit.
@@ -70,6 +76,11 @@ pub struct RefreshArgs {
     /// valid
     #[arg(long)]
     prune: bool,
+    /// Also create the credential for this registry (its host, or an alias) in the namespaces,
+    /// although no Pod needs it; may be repeated. The namespace of the command is one like any other
+    /// then
+    #[arg(long = "registry", value_name = "HOST", requires = "namespaces")]
+    registries: Vec<String>,
     #[command(flatten)]
     scope: OneShotArgs,
 }
@@ -80,14 +91,25 @@ impl RefreshArgs {
         if !self.once {
             clap::Error::raw(ErrorKind::MissingRequiredArgument, NOT_ONCE).exit();
         }
-        self.scope.run(&COMMAND, async |synced| {
+        let own_namespace = if self.registries.is_empty() {
+            OwnNamespace::Excluded
+        } else {
+            OwnNamespace::Included
+        };
+        let command = Command {
+            own_namespace,
+            ..COMMAND
+        };
+        self.scope.run(&command, async |synced| {
             if !self.scope.has_config() {
                 synced.progress.print(NO_CONFIG);
             }
+            let named = Named::resolve(&self.registries, &synced.context.live.rules.get())?;
+            named.prewarm(&synced.context.live.policy);
             if self.scope.dry_run {
                 self.preview(synced).await
             } else {
-                self.refresh(synced).await
+                self.refresh(synced, &named).await
             }
         })
     }
@@ -100,7 +122,7 @@ impl RefreshArgs {
         names
     }
 
-    async fn refresh(&self, synced: &SyncedCluster) -> anyhow::Result<Report> {
+    async fn refresh(&self, synced: &SyncedCluster, named: &Named) -> anyhow::Result<Report> {
         self.check_names(synced).await?;
         let context = &synced.context;
         let reconciler = context.reconciler(None);
@@ -120,6 +142,7 @@ impl RefreshArgs {
                 now: context.clock.now(),
             }
             .done_row(namespace, &swept, !synced.term.holds())
+            .map(|row| named.require(row))
         });
         let rows = rows.await;
         let summary = summary_of_done(&rows, &context.cluster.server);

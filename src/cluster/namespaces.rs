@@ -180,6 +180,15 @@ impl Namespaces {
         self.read_with(permits, namespace, deadline).await
     }
 
+    /// Reads a namespace like [`Self::read`], and stores what it shows, for a process that watches no
+    /// namespaces.
+    pub async fn load(&self, namespace: &Namespace, deadline: Instant) -> Result<(), ReadError> {
+        if let NamespaceState::OptedIn(settings) = self.read(namespace, deadline).await? {
+            self.known_mut().insert(namespace.clone(), settings);
+        }
+        Ok(())
+    }
+
     async fn read_with(
         &self,
         permits: &Semaphore,

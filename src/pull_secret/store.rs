@@ -204,16 +204,30 @@ impl PullSecrets {
         }
     }
 
-    /// Keeps the store filled until the future is dropped.
-    pub async fn run(&self, client: Client, secret_name: &str, lists: Lists, synced: Condition) {
-        let api: Api<Metadata<Secret>> = Api::all(client);
+    /// Keeps the store filled until the future is dropped, with the pull secrets of one namespace or
+    /// of all.
+    pub async fn run(
+        &self,
+        client: Client,
+        (namespace, secret_name): (Option<&Namespace>, &str),
+        lists: Lists,
+        synced: Condition,
+    ) {
+        let api: Api<Metadata<Secret>> = match namespace {
+            Some(namespace) => Api::namespaced(client, namespace.as_str()),
+            None => Api::all(client),
+        };
         // The only list and watch that our role permits: of this one name.
         let config = lists
             .config()
             .fields(&format!("metadata.name={secret_name}"));
         let mut list = List::default();
         watch("pull secrets", api, config, |event| match event {
-            Event::Init => list = self.begin_list(),
+            Event::Init => {
+                list = self.begin_list();
+                list.known
+                    .retain(|it, _| namespace.is_none_or(|only| only == it));
+            }
             Event::InitApply(object) => self.listed(&object.metadata, &mut list),
             Event::InitDone => {
                 self.end_list(&std::mem::take(&mut list));

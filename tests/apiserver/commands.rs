@@ -790,11 +790,9 @@ async fn every_missing_right_is_named_at_once() {
     assert_eq!(ran.stdout, "");
     let dry = run(&stranger, &aws, &refresh(&team, &["--dry-run"])).await;
     let expected = [
-        "list namespaces (all namespaces)".to_owned(),
-        "watch namespaces (all namespaces)".to_owned(),
         format!("get namespaces (namespace {})", team[0]),
-        "list secrets/ecr-pull-secret (all namespaces)".to_owned(),
-        "watch secrets/ecr-pull-secret (all namespaces)".to_owned(),
+        format!("list secrets/ecr-pull-secret (namespace {})", team[0]),
+        format!("watch secrets/ecr-pull-secret (namespace {})", team[0]),
         format!("get secrets/ecr-pull-secret (namespace {})", team[0]),
     ];
     assert_eq!(lines(&dry), expected, "a dry run doesn't write");

@@ -28,6 +28,7 @@ mod identities;
 mod near_misses;
 mod probe;
 mod pull_secrets;
+mod recipes;
 mod refresher;
 mod state_key;
 mod testbed;
