@@ -80,7 +80,7 @@ pub(super) const SUFFIXES: [(&str, bool, &[Partition]); 9] = [
 ];
 
 /// The forms of a host after its account, and their endpoints.
-const FORMS: [(&str, Endpoint); 4] = [
+pub(super) const FORMS: [(&str, Endpoint); 4] = [
     ("dkr.ecr.", Endpoint::private(false, false)),
     ("dkr.ecr-fips.", Endpoint::private(true, false)),
     ("dkr-ecr.", Endpoint::private(false, true)),

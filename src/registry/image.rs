@@ -12,7 +12,7 @@ const MAX_TAG_BYTES: usize = 128;
 const DEFAULT_DOMAIN: &str = "docker.io";
 /// The old name of Docker Hub, which the kubelet replaces.
 const LEGACY_DOMAIN: &str = "index.docker.io";
-const OFFICIAL_PREFIX: &str = "library/";
+pub(super) const OFFICIAL_PREFIX: &str = "library/";
 
 /// A parsed image reference, borrowed from a container's `image`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

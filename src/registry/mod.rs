@@ -20,6 +20,7 @@ macro_rules! as_text {
 }
 
 mod alias;
+pub mod cel;
 mod ecr;
 mod host;
 pub mod image;

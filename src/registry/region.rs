@@ -39,6 +39,17 @@ pub(super) const PARTITIONS: [(&str, Partition); 8] = [
     ("aws-iso-f", Partition::AwsIsoF),
 ];
 
+/// The prefixes of regions outside the commercial partition, by the SDK's partition table.
+pub(super) const PREFIXES: [(&str, Partition); 7] = [
+    ("cn-", Partition::AwsCn),
+    ("us-gov-", Partition::AwsUsGov),
+    ("us-iso-", Partition::AwsIso),
+    ("us-isob-", Partition::AwsIsoB),
+    ("eu-isoe-", Partition::AwsIsoE),
+    ("us-isof-", Partition::AwsIsoF),
+    ("eusc-de-", Partition::AwsEusc),
+];
+
 /// The regions of every partition, sorted. Source: the partition table in `aws-sdk-ecr` 1.138.0
 /// (`src/endpoint_lib.rs`, generated from botocore's `partitions.json` of 2026), without its
 /// pseudo-regions such as `aws-global`. A region that is newer than this table still works: the
@@ -128,15 +139,6 @@ impl Partition {
     /// the text does not have the form of a region's name. An unknown region of that form counts as
     /// a new commercial one.
     pub(super) fn of_region(region: &str) -> Option<Self> {
-        const PREFIXES: [(&str, Partition); 7] = [
-            ("cn-", Partition::AwsCn),
-            ("us-gov-", Partition::AwsUsGov),
-            ("us-iso-", Partition::AwsIso),
-            ("us-isob-", Partition::AwsIsoB),
-            ("eu-isoe-", Partition::AwsIsoE),
-            ("us-isof-", Partition::AwsIsoF),
-            ("eusc-de-", Partition::AwsEusc),
-        ];
         let lower = |text: &str| {
             !text.is_empty() && text.len() <= 16 && text.bytes().all(|b| b.is_ascii_lowercase())
         };

@@ -14,5 +14,7 @@ mod alerts;
 mod conditions;
 mod dashboard;
 mod examples;
+mod policy;
+mod policy_mode;
 mod release;
 mod templates;

@@ -152,6 +152,14 @@ extraVolumeMounts: [{name: bundle, mountPath: /bundle}]
 extraObjects: [{apiVersion: v1, kind: ConfigMap, metadata: {name: more}, data: {a: b}}]",
     ),
     (
+        "the policy instead of the webhook",
+        "mode: policy
+certificates: {mode: cert-manager}
+config: {discover: pods, prewarm: [123456789012.dkr.ecr.eu-west-1.amazonaws.com], publicEcr: true, allow: {regions: [eu-west-1]},
+         aliases: [{host: docker.io, registry: 123456789012.dkr.ecr.eu-west-1.amazonaws.com}]}",
+    ),
+    ("the policy below the webhook", "mode: both"),
+    (
         "a chart around it",
         "global: {imageRegistry: mirror.example.com}\nenabled: true",
     ),
@@ -545,10 +553,9 @@ fn configuration_is_valid_and_rendered_in_all_other_places() {
         let config = config.excluding(ecr_injector::cluster::namespace::Namespace::parse(RELEASE));
         let (secret, opt_in) = (&config.rules.secret_name, &config.opt_in);
 
-        for webhook in of_kind("MutatingWebhookConfiguration")[0]["webhooks"]
-            .as_array()
-            .unwrap()
-        {
+        let entries = of_kind("MutatingWebhookConfiguration");
+        let entries = entries.iter().filter_map(|it| it["webhooks"].as_array());
+        for webhook in entries.flatten() {
             let selector = &webhook["namespaceSelector"];
             assert_eq!(
                 selector["matchLabels"][&opt_in.label],
@@ -651,6 +658,10 @@ async fn notes_say_what_comes_next_and_warn_of_what_is_risky() {
         ),
         ("hostNetwork: true", "hostNetwork is on"),
         (
+            "mode: policy\npolicy: {assumeServed: true}",
+            "mode is policy, and neither",
+        ),
+        (
             "webhook: {timeoutSeconds: 29}",
             "webhook.timeoutSeconds is 29",
         ),
@@ -662,6 +673,17 @@ async fn notes_say_what_comes_next_and_warn_of_what_is_risky() {
         );
     }
     assert!(notes("certificates: {mode: secret, secretName: x}").contains("NEXT: the API server"));
+    // Of the webhook nothing is said where there is none, but that its values have no effect.
+    let policy =
+        "mode: policy\npolicy: {assumeServed: true}\nreplicaCount: 1\nconfig: {discover: pods}";
+    let quiet = notes(policy);
+    assert!(
+        !quiet.contains("WARNING") && !quiet.contains("no effect"),
+        "{quiet}"
+    );
+    let without_effect = notes(&format!("{policy}\nwebhook: {{failurePolicy: Fail}}"));
+    assert!(without_effect.contains("of webhook all but the selectors have no effect"));
+    assert!(!without_effect.contains("WARNING"), "{without_effect}");
 }
 
 #[test]
@@ -681,7 +703,12 @@ fn readme_has_each_value_with_its_comment() {
 async fn every_set_of_values_is_accepted_by_a_real_api_server() {
     let plane = plane().await;
     let admin = Caller(plane.admin().await);
-    for (name, values) in MATRIX {
+    // Before 1.36 there are no MutatingAdmissionPolicies of v1.
+    let has_policies = ControlPlane::minor_version() >= 36;
+    let sets = MATRIX
+        .iter()
+        .filter(|(_, values)| has_policies || !values.starts_with("mode:"));
+    for (name, values) in sets {
         let restricted = ("pod-security.kubernetes.io/enforce", "restricted");
         let namespace = plane.namespace("tools", &[restricted]).await;
         let objects = objects("pull", &namespace, values);
@@ -771,9 +798,12 @@ fn release_test_has_the_releases_image_and_serves_nobody() {
                 "{name}: {field}"
             );
         }
-        // Whatever the Service selects gets reviews.
-        let service = of_kind(&objects, "Service");
-        let selector = service["spec"]["selector"].as_object().unwrap();
+        // Whatever has the Deployment's labels gets reviews: the Service selects by them.
+        let selector = deployment["spec"]["selector"]["matchLabels"].as_object();
+        let selector = selector.unwrap();
+        if let Some(service) = objects.iter().find(|object| object["kind"] == "Service") {
+            assert_eq!(service["spec"]["selector"].as_object(), Some(selector));
+        }
         let labels = &pod["metadata"]["labels"];
         assert!(
             selector.iter().any(|(key, value)| labels[key] != *value),
@@ -783,12 +813,16 @@ fn release_test_has_the_releases_image_and_serves_nobody() {
             template["serviceAccountName"], pod["spec"]["serviceAccountName"],
             "{name}"
         );
-        // The registration is about the namespace that is made.
-        let registration = of_kind(&objects, "MutatingWebhookConfiguration");
-        let wanted = registration["webhooks"][0]["namespaceSelector"]["matchLabels"]
-            .as_object()
-            .unwrap()
-            .clone();
+        // The registration, or the policy, is about the namespace that is made.
+        let is_policy = values.starts_with("mode: policy");
+        let selector = if is_policy {
+            let policy = of_kind(&objects, "MutatingAdmissionPolicy");
+            policy["spec"]["matchConstraints"]["namespaceSelector"].clone()
+        } else {
+            let registration = of_kind(&objects, "MutatingWebhookConfiguration");
+            registration["webhooks"][0]["namespaceSelector"].clone()
+        };
+        let wanted = selector["matchLabels"].as_object().unwrap().clone();
         let made = of_kind(&test, "Namespace");
         assert!(
             wanted

@@ -100,6 +100,7 @@ const PURE: &[&str] = &[
     "refresh/queue",
     "registry",
     "registry/alias",
+    "registry/cel",
     "registry/ecr",
     "registry/host",
     "registry/image",

@@ -81,6 +81,8 @@ struct Running {
     namespaces: AtomicUsize,
     kubeconfigs: AtomicUsize,
     private_addresses: AtomicU8,
+    /// The arguments of kube-apiserver.
+    api_server: Vec<String>,
     // In the order in which they go: the folder last.
     processes: Vec<GuardedChild>,
     folder: GuardedFolder,
@@ -299,6 +301,14 @@ impl ControlPlane {
         self.running().block.address(last_octet)
     }
 
+    /// Kills the API server, starts it again, and waits until it is ready.
+    pub async fn restart_api_server(&mut self) {
+        let running = self.running.as_mut().unwrap();
+        running.processes[1].kill();
+        running.processes[1] = spawn_api_server(&running.api_server, running.folder.path());
+        running.wait_until_ready().await;
+    }
+
     /// A folder that goes with the control plane.
     pub fn folder(&self) -> &Path {
         self.running().folder.path()
@@ -343,6 +353,11 @@ impl Drop for ControlPlane {
     }
 }
 
+fn spawn_api_server(arguments: &[String], folder: &Path) -> GuardedChild {
+    let log = folder.join("kube-apiserver.log");
+    GuardedChild::spawn(&programs().join("kube-apiserver"), arguments, None, log)
+}
+
 impl Running {
     async fn start(options: Options) -> Self {
         let programs = programs();
@@ -369,12 +384,7 @@ impl Running {
             // From 1.35 on it is so by itself; before 1.31 there are no image volumes.
             arguments.push("--feature-gates=ImageVolume=true".to_owned());
         }
-        let kube_apiserver = GuardedChild::spawn(
-            &programs.join("kube-apiserver"),
-            arguments,
-            None,
-            log("kube-apiserver"),
-        );
+        let kube_apiserver = spawn_api_server(&arguments, folder.path());
         let mut plane = Self {
             options,
             etcd: etcd_url,
@@ -384,6 +394,7 @@ impl Running {
             namespaces: AtomicUsize::new(1),
             kubeconfigs: AtomicUsize::new(1),
             private_addresses: AtomicU8::new(PRIVATE),
+            api_server: arguments,
             processes: vec![etcd, kube_apiserver],
             folder,
         };

@@ -283,6 +283,9 @@ after, whoever made it, so it is one that nobody else has.
 {{- define "ecr-injector.testImage" -}}
 {{- if .Values.test.image -}}
 {{- .Values.test.image -}}
+{{- else if and (eq .Values.mode "policy") (dig "prewarm" list .Values.config) -}}
+{{- /* No admission reports the registry: it has to be one that every namespace gets. */ -}}
+{{- printf "%s/probe" (first .Values.config.prewarm) -}}
 {{- else -}}
 {{- $allow := dig "allow" dict .Values.config | default dict -}}
 {{- $account := first (concat ($allow.accounts | default list) (regexFindAll "[0-9]{12}" .Values.aws.roleArn 1) (list "123456789012")) -}}
@@ -293,4 +296,39 @@ after, whoever made it, so it is one that nobody else has.
 {{- end -}}
 {{- printf "%s.dkr.ecr.%s.%s/probe" $account $region $suffix -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* Whether the API server calls the webhook. */ -}}
+{{- define "ecr-injector.hasWebhook" -}}
+{{- if ne .Values.mode "policy" -}}yes{{- end -}}
+{{- end -}}
+
+{{- /*
+Whether an image `i` is in a registry that gets credentials, in CEL: what src/registry and config.aliases, publicEcr and allow say. Of
+the last line no space may be left, for what is put behind it.
+*/ -}}
+{{- define "ecr-injector.imageCondition" -}}
+{{- $allow := dig "allow" dict .Values.config | default dict -}}
+{{- $accounts := $allow.accounts | default list -}}
+{{- $regions := $allow.regions | default list -}}
+{{- /* What costs least comes first: the budget is that of all images of a Pod together. */ -}}
+(
+{{- with $accounts }}
+i.matches("^(?:{{ join "|" . }})[.]") &&
+{{- end }}
+{{- with $regions }}
+i.matches("^[0-9]{12}[.]dkr[.-]ecr(?:-fips)?[.](?:{{ join "|" . }})[.]") &&
+{{- end }}
+{{ include "ecr-injector.privateImage" . }})
+{{- range dig "aliases" list .Values.config | default list }}
+{{- $account := regexFind "^[0-9]{12}" .registry }}
+{{- $region := regexReplaceAll "^[0-9]{12}[.]dkr[.-]ecr(?:-fips)?[.]([^.]+)[.].*$" .registry "${1}" }}
+{{- /* References to the old name of Docker Hub are read as the new one, so an alias of the old one is never met. */ -}}
+{{- if and (or (not $accounts) (has $account $accounts)) (or (not $regions) (has $region $regions)) (ne .host "index.docker.io") }}
+|| ({{ if eq .host "docker.io" }}{{ include "ecr-injector.dockerHubImage" $ }}{{ else }}i.startsWith("{{ .host }}/") && {{ include "ecr-injector.imageOfHost" $ | replace "HOST" (replace "." "[.]" .host) }}{{ end }})
+{{- end }}
+{{- end }}
+{{- if dig "publicEcr" false .Values.config }}
+|| ({{ include "ecr-injector.publicImage" . }})
+{{- end }}
 {{- end -}}
