@@ -79,6 +79,8 @@ pub(super) struct Names {
     pub(super) account: String,
     /// The `MutatingWebhookConfiguration`.
     pub(super) registration: String,
+    /// Whether the replicas answer admissions; else a policy adds the reference.
+    pub(super) has_webhook: bool,
     /// The Lease.
     pub(super) lease: String,
     /// The Secret of the state key.
@@ -287,6 +289,7 @@ impl Names {
             state_key: format!("{name}-state-key"),
             authority: Some(format!("{name}-ca")),
             account: name.clone(),
+            has_webhook: true,
             lease: name.clone(),
             config: Some((name.clone(), "config.yaml".to_owned())),
             deployment: name,
@@ -317,6 +320,7 @@ impl Names {
             deployment: text(&deployment["metadata"]["name"]).unwrap_or(self.deployment),
             account: text(&spec["serviceAccountName"]).unwrap_or(self.account),
             registration: flag("--webhook-configuration").unwrap_or(self.registration),
+            has_webhook: !arguments.contains(&"--no-admission"),
             lease: flag("--lease-name").unwrap_or(self.lease),
             state_key: flag("--state-key-secret").unwrap_or(self.state_key),
             authority: flag("--ca-secret"),
@@ -383,6 +387,7 @@ mod tests {
             Some(("map".to_owned(), "settings.yaml".to_owned()))
         );
         assert_eq!(names.authority, None);
+        assert!(names.has_webhook);
         assert_eq!(names.registration, "zz-prod-ecr-injector");
     }
 

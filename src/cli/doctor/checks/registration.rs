@@ -27,6 +27,12 @@ fn webhooks(registration: &Value) -> &[Value] {
 
 /// Returns the registration of this installation.
 fn own(it: &Installation) -> Result<&Value, Finding> {
+    if !it.names.has_webhook {
+        return Err(Finding::skipped(
+            "the replicas run with --no-admission: a MutatingAdmissionPolicy adds the reference, \
+             which registration-answers tries",
+        ));
+    }
     let all = it.registrations.get()?;
     let own = all
         .iter()

@@ -459,6 +459,20 @@ fn replica_without_an_authority_says_nothing_about_the_bundle() {
 }
 
 #[test]
+fn installation_without_a_webhook_needs_no_registration() {
+    let mut it = fine();
+    it.names.has_webhook = false;
+    it.registrations = Reading::Read(vec![]);
+    it.policies = Reading::Read(Some((1..guard::POLICIES).map(policy).collect()));
+    assert_eq!(finding(&it, "registration-there").status(), Status::Skipped);
+    assert_eq!(finding(&it, "registration-answers").status(), Status::Ok);
+    assert_eq!(finding(&it, "guard-there").status(), Status::Ok);
+    it.names.has_webhook = true;
+    assert_eq!(finding(&it, "registration-there").status(), Status::Fail);
+    assert_eq!(finding(&it, "guard-there").status(), Status::Fail);
+}
+
+#[test]
 fn what_the_rules_suspend_is_no_fault() {
     let mut it = fine();
     it.pull_secrets = Reading::Read(vec![pull_secret(Some(state(Some(-1), ago(90_000))))]);
