@@ -53,6 +53,12 @@ test-clients: ## Install skopeo, buildah, podman, docker's client and others, an
 	@$(TOOLS) crane ecr-login
 	$(CARGO) test --locked --test clients
 
+.PHONY: kubelet-lab
+kubelet-lab: ## Build the kubelet, kube-scheduler and containerd, once (about 5 minutes)
+	@for it in runc ip unshare findmnt cc; do command -v $$it >/dev/null || \
+	{ echo "kubelet-lab: there is no $$it (Debian: apt-get install runc iproute2 util-linux gcc libc6-dev)" >&2; exit 1; }; done
+	@$(TOOLS) kubelet-lab
+
 .PHONY: control-plane
 control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
 	@$(TOOLS) control-plane

@@ -28,6 +28,7 @@ programs() {
   umoci) echo "umoci umoci github.com/opencontainers/umoci/cmd/umoci" ;;
   crane) echo "crane crane github.com/google/go-containerregistry/cmd/crane" ;;
   ecr-login) echo "docker-credential-ecr-login ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login/cli/docker-credential-ecr-login" ;;
+  kubelet-lab) kubelet_lab ;;
   actionlint) echo "actionlint actionlint github.com/rhysd/actionlint/cmd/actionlint" \
     "-X github.com/rhysd/actionlint.version=$(version actionlint github.com/rhysd/actionlint)" ;;
   *) return 1 ;;
@@ -44,6 +45,22 @@ control_plane() {
     echo "$program $1 k8s.io/kubernetes/cmd/$program $stamp"
   done
 }
+
+# What runs Pods: beside the control plane, of the same Kubernetes.
+kubelet_lab() {
+  local program stamp
+  stamp=$(control_plane kubelet | sed -n 's/^kubectl [^ ]* [^ ]* //p')
+  for program in kube-scheduler kubelet; do
+    echo "$program kubelet k8s.io/kubernetes/cmd/$program $stamp"
+  done
+  stamp="-X github.com/containerd/containerd/v2/version.Version=v$(version containerd github.com/containerd/containerd/v2)"
+  for program in containerd containerd-shim-runc-v2 ctr; do
+    echo "$program containerd github.com/containerd/containerd/v2/cmd/$program $stamp"
+  done
+}
+
+# The build tags of the module that is the folder $1: containerd without the snapshotters that aren't used.
+tags() { [[ $1 != containerd ]] || echo no_btrfs,no_zfs,no_devmapper,no_aufs; }
 
 # As it is released: for charts that want a Kubernetes it is the one of its client.
 helm3() {
@@ -67,6 +84,8 @@ about() {
   umoci) echo "umoci $(version umoci github.com/opencontainers/umoci), which writes images without a container engine" ;;
   crane) echo "crane $(version crane github.com/google/go-containerregistry), a client of registries" ;;
   ecr-login) echo "amazon-ecr-credential-helper $(version ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login)" ;;
+  kubelet-lab) echo "the kubelet and kube-scheduler of Kubernetes $(version kubelet k8s.io/kubernetes) and containerd" \
+    "$(version containerd github.com/containerd/containerd/v2), about 5 minutes on two cores" ;;
   actionlint) echo "actionlint $(version actionlint github.com/rhysd/actionlint), which checks the workflows" ;;
   esac
 }
@@ -101,7 +120,7 @@ fail() {
 }
 
 hash_of() { # module's folder, package, stamp
-  { cat "$here/$1/go.mod" "$here/$1/go.sum" && echo "${*:2}"; } | sha256sum | cut -d' ' -f1
+  { cat "$here/$1/go.mod" "$here/$1/go.sum" && echo "${*:2}" && tags "$1"; } | sha256sum | cut -d' ' -f1
 }
 
 # A line that grows, so that a first build does not look hung. The program appears whole or not at all.
@@ -109,7 +128,7 @@ build() { # folder to build into, name, module's folder, package, stamp
   local out=$1 name=$2 started=$SECONDS pid ticks=0
   printf '%s: building %s ' "$set" "$name"
   (cd "$here/$3" && CGO_ENABLED=0 GOFLAGS=-mod=readonly \
-    go build -trimpath -ldflags "-s -w $5" -o "$out/.$name.part" "$4") >"$out/$name.log" 2>&1 &
+    go build -trimpath -tags "$(tags "$3")" -ldflags "-s -w $5" -o "$out/.$name.part" "$4") >"$out/$name.log" 2>&1 &
   pid=$!
   while kill -0 "$pid" 2>/dev/null; do
     sleep 1
