@@ -15,6 +15,7 @@ COPY examples examples
 COPY tests/clients/main.rs tests/clients/main.rs
 COPY tests/cost/main.rs tests/cost/main.rs
 COPY tests/image/main.rs tests/image/main.rs
+COPY tests/kubelet/main.rs tests/kubelet/main.rs
 ARG REVISION=""
 ARG CREATED=""
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \

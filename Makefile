@@ -59,6 +59,10 @@ kubelet-lab: ## Build the kubelet, kube-scheduler and containerd, once (about 5 
 	{ echo "kubelet-lab: there is no $$it (Debian: apt-get install runc iproute2 util-linux gcc libc6-dev)" >&2; exit 1; }; done
 	@$(TOOLS) kubelet-lab
 
+.PHONY: kubelet-test
+kubelet-test: control-plane kubelet-lab ## Have a real kubelet pull with the credential plugin and with the webhook (as root)
+	$(CARGO) test --locked --test kubelet -- --nocapture
+
 .PHONY: control-plane
 control-plane: ## Build kube-apiserver, etcd, kube-controller-manager and kubectl, once (about 6 minutes)
 	@$(TOOLS) control-plane
@@ -152,7 +156,7 @@ fmt: ## Format the code
 lint: ## Format check, clippy, one TLS provider, licences and bans
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) clippy --locked --test image --test clients -- -D warnings
+	$(CARGO) clippy --locked --test image --test clients --test kubelet -- -D warnings
 	@tests/one-tls-provider.sh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
 	else echo "lint: licences, bans and sources not checked: no cargo-deny (make cargo-deny)"; fi
@@ -241,7 +245,7 @@ book: ## Build the book of docs/ into target/book, with warnings as errors
 ci: lint lint-docs lint-workflows docs book test ## What CI runs
 
 .PHONY: test-all
-test-all: ci cost image-test small-binary-test test-clients test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci cost image-test small-binary-test test-clients kubelet-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

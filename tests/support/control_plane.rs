@@ -47,6 +47,8 @@ use super::{crypto, eventually};
 
 /// The name in the certificate that the API server presents to webhooks.
 pub const WEBHOOK_CLIENT: &str = "kube-apiserver-webhooks";
+/// The name of the node. A kubelet takes it for the node's address too, and asks no DNS.
+pub const NODE: &str = "127.0.0.1";
 /// The first of [`ControlPlane::private_address`]. After the last one the first is free again: its test has ended.
 const PRIVATE: u8 = 131;
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -62,6 +64,8 @@ const CONTROLLERS: &[&str] = &[
     "clusterrole-aggregation-controller",
     "validatingadmissionpolicy-status-controller",
 ];
+/// Run besides, where there is a node.
+const NODE_CONTROLLERS: &[&str] = &["node-lifecycle-controller"];
 
 /// Belongs to a test until it is dropped, and runs at most until the test process ends.
 pub struct ControlPlane {
@@ -97,6 +101,8 @@ pub struct Options {
     /// Traces every request, so that webhooks learn to which trace a review belongs. Nobody
     /// collects the traces.
     pub traces: bool,
+    /// Holds nodes to their rights, and has [`ControlPlane::kubeconfig_for_node`].
+    pub node: bool,
 }
 
 /// How much of each request the audit log holds.
@@ -145,6 +151,16 @@ impl ControlPlane {
     /// A client with a token of this account, which is created if it doesn't exist; its namespace must.
     pub async fn as_service_account(&self, namespace: &str, name: &str) -> Client {
         client(&self.kubeconfig_for_service_account(namespace, name).await).await
+    }
+
+    /// A kubeconfig of the only node, [`NODE`].
+    pub fn kubeconfig_for_node(&self) -> PathBuf {
+        self.running().folder.path().join("node.kubeconfig")
+    }
+
+    /// The certificate of the authority that signs clients, as a file.
+    pub fn client_authority(&self) -> PathBuf {
+        self.running().folder.path().join("ca.crt")
     }
 
     /// A kubeconfig with a token of this account, good for a day.
@@ -380,6 +396,12 @@ impl Running {
         if options.traces {
             arguments.push(tracing_argument(folder.path()));
         }
+        if options.node {
+            arguments.push("--authorization-mode=Node,RBAC".to_owned());
+            arguments.push("--enable-admission-plugins=NodeRestriction".to_owned());
+        } else {
+            arguments.push("--authorization-mode=RBAC".to_owned());
+        }
         if (31..35).contains(&minor_version(&programs)) {
             // From 1.35 on it is so by itself; before 1.31 there are no image volumes.
             arguments.push("--feature-gates=ImageVolume=true".to_owned());
@@ -398,12 +420,16 @@ impl Running {
             processes: vec![etcd, kube_apiserver],
             folder,
         };
-        plane.write_admin_kubeconfig(&authority.client("admin", "system:masters"));
+        plane.write_client_kubeconfig("admin", &authority.client("admin", "system:masters"));
+        if options.node {
+            let node = authority.client(&format!("system:node:{NODE}"), "system:nodes");
+            plane.write_client_kubeconfig("node", &node);
+        }
         plane.wait_until_ready().await;
         if options.controllers {
             let manager = GuardedChild::spawn(
                 &programs.join("kube-controller-manager"),
-                controller_manager_arguments(&files, &plane.kubeconfig_for_admin()),
+                controller_manager_arguments(&files, &plane.kubeconfig_for_admin(), options.node),
                 None,
                 plane.folder.path().join("kube-controller-manager.log"),
             );
@@ -428,12 +454,13 @@ impl Running {
         fs::read(self.folder.path().join("audit.log")).unwrap()
     }
 
-    fn write_admin_kubeconfig(&self, admin: &Leaf) {
+    fn write_client_kubeconfig(&self, name: &str, client: &Leaf) {
         let user = json!({
-            "client-certificate-data": BASE64_STANDARD.encode(&admin.certificate),
-            "client-key-data": BASE64_STANDARD.encode(&admin.key),
+            "client-certificate-data": BASE64_STANDARD.encode(&client.certificate),
+            "client-key-data": BASE64_STANDARD.encode(&client.key),
         });
-        self.write_kubeconfig(&self.kubeconfig_for_admin(), &user);
+        let path = self.folder.path().join(format!("{name}.kubeconfig"));
+        self.write_kubeconfig(&path, &user);
     }
 
     fn write_kubeconfig(&self, path: &Path, user: &Value) {
@@ -550,17 +577,17 @@ where
     }
 }
 
+/// Where tests/tools/build.sh puts what it builds.
+pub fn target() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| manifest.join("target"), |target| manifest.join(target))
+}
+
 /// Where kube-apiserver and the others are.
 pub fn programs() -> PathBuf {
-    let folder = std::env::var_os("KUBEBUILDER_ASSETS").map_or_else(
-        || {
-            let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-            std::env::var_os("CARGO_TARGET_DIR")
-                .map_or_else(|| manifest.join("target"), |target| manifest.join(target))
-                .join("control-plane/bin")
-        },
-        PathBuf::from,
-    );
+    let folder = std::env::var_os("KUBEBUILDER_ASSETS")
+        .map_or_else(|| target().join("control-plane/bin"), PathBuf::from);
     for program in [
         "etcd",
         "kube-apiserver",
@@ -733,7 +760,6 @@ fn api_server_arguments(
             "--admission-control-config-file={}",
             files.admission.display()
         ),
-        "--authorization-mode=RBAC".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--service-account-key-file={}", files.account_key.display()),
         format!(
@@ -761,7 +787,9 @@ fn tracing_argument(folder: &Path) -> String {
     format!("--tracing-config-file={}", path.display())
 }
 
-fn controller_manager_arguments(files: &Files, kubeconfig: &Path) -> Vec<String> {
+fn controller_manager_arguments(files: &Files, kubeconfig: &Path, node: bool) -> Vec<String> {
+    let of_nodes = if node { NODE_CONTROLLERS } else { &[] };
+    let controllers = [CONTROLLERS, of_nodes].concat();
     vec![
         format!("--kubeconfig={}", kubeconfig.display()),
         format!(
@@ -769,7 +797,7 @@ fn controller_manager_arguments(files: &Files, kubeconfig: &Path) -> Vec<String>
             files.account_signing_key.display()
         ),
         format!("--root-ca-file={}", files.authority.display()),
-        format!("--controllers={}", CONTROLLERS.join(",")),
+        format!("--controllers={}", controllers.join(",")),
         "--leader-elect=false".to_owned(),
         // Serves nothing.
         "--secure-port=0".to_owned(),

@@ -95,6 +95,7 @@ pub(super) fn is_for_all(options: Options) -> bool {
         controllers,
         audit,
         traces,
+        node,
     } = options;
-    !controllers && !traces && matches!(audit, super::AuditLevel::Metadata)
+    !controllers && !traces && !node && matches!(audit, super::AuditLevel::Metadata)
 }

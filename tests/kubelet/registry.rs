@@ -1,0 +1,239 @@
+//! A registry that has an image in every repository, for those who have a token of the fake AWS
+//! that wasn't revoked. A token is longer than what an htpasswd file of bcrypt can tell apart, so
+//! no registry of a package would do.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Response, StatusCode, Uri, header};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::own_runtime::OwnRuntime;
+use crate::support::{Authority, FakeAws};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// The repository that needs no token.
+pub(crate) const OPEN: &str = "sandbox";
+
+pub(crate) struct Registry {
+    pub(crate) address: SocketAddr,
+    room: Arc<Room>,
+    _runtime: OwnRuntime,
+}
+
+struct Room {
+    aws: Arc<FakeAws>,
+    layer: Vec<u8>,
+    state: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    revoked: BTreeSet<String>,
+    asked: Vec<Asked>,
+}
+
+/// Somebody asked for a manifest.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) repository: String,
+    pub(crate) password: Option<String>,
+    pub(crate) given: bool,
+}
+
+impl Registry {
+    /// Starts a registry whose images run the program of pause.c.
+    pub(crate) fn start(authority: &Authority, aws: Arc<FakeAws>, folder: &Path) -> Self {
+        let room = Arc::new(Room {
+            aws,
+            layer: layer(folder),
+            state: Mutex::default(),
+        });
+        let runtime = OwnRuntime::start("registry");
+        let (listener, address) = runtime.listen("127.0.0.1:0");
+        let acceptor = TlsAcceptor::from(authority.server_config(&["127.0.0.1"]));
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&room));
+        runtime.spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                let (acceptor, router) = (acceptor.clone(), router.clone());
+                tokio::spawn(async move {
+                    if let Ok(connection) = acceptor.accept(connection).await {
+                        let service = TowerToHyperService::new(router);
+                        let _ = http1::Builder::new()
+                            .serve_connection(TokioIo::new(connection), service)
+                            .await;
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            room,
+            _runtime: runtime,
+        }
+    }
+
+    /// From now on no password that AWS has issued so far is good.
+    pub(crate) fn revoke(&self) {
+        let passwords = self.room.aws.passwords();
+        self.room.state.lock().unwrap().revoked.extend(passwords);
+    }
+
+    /// Returns all who asked for this repository's manifest, in order.
+    pub(crate) fn asked(&self, repository: &str) -> Vec<Asked> {
+        let mut asked = self.room.state.lock().unwrap().asked.clone();
+        asked.retain(|asked| asked.repository == repository);
+        asked
+    }
+
+    /// Returns the principals of AWS whose tokens opened this repository.
+    pub(crate) fn principals(&self, repository: &str) -> BTreeSet<String> {
+        let given = self
+            .asked(repository)
+            .into_iter()
+            .filter(|asked| asked.given);
+        let passwords = given.filter_map(|asked| asked.password);
+        let principals = passwords.filter_map(|password| self.room.aws.principal_of(&password));
+        principals.collect()
+    }
+}
+
+/// Returns an archive with the program in it.
+fn layer(folder: &Path) -> Vec<u8> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kubelet/pause.c");
+    let run = |command: &mut Command| {
+        let output = command.current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{command:?}: {output:?}");
+    };
+    let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    run(Command::new(compiler)
+        .args(["-static", "-o", "pause"])
+        .arg(source));
+    run(Command::new("tar").args(["--create", "--file=layer.tar", "pause"]));
+    fs::read(folder.join("layer.tar")).unwrap()
+}
+
+impl Room {
+    /// Images differ by the names of their repositories.
+    fn config(&self, repository: &str) -> Vec<u8> {
+        let architecture = match env::consts::ARCH {
+            "aarch64" => "arm64",
+            _ => "amd64",
+        };
+        let config = json!({
+            "architecture": architecture, "os": "linux",
+            "config": {"Entrypoint": ["/pause"], "Labels": {"repository": repository}},
+            "rootfs": {"type": "layers", "diff_ids": [digest(&self.layer)]},
+        });
+        config.to_string().into_bytes()
+    }
+
+    fn manifest(&self, repository: &str) -> Vec<u8> {
+        let (config, layer) = (self.config(repository), &self.layer);
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "size": config.len(), "digest": digest(&config)},
+            "layers": [{"mediaType": LAYER, "size": layer.len(), "digest": digest(layer)}],
+        });
+        manifest.to_string().into_bytes()
+    }
+
+    fn lets_in(&self, repository: &str, password: Option<&str>) -> bool {
+        let revoked = &self.state.lock().unwrap().revoked;
+        repository == OPEN
+            || password.is_some_and(|password| {
+                self.aws.principal_of(password).is_some() && !revoked.contains(password)
+            })
+    }
+}
+
+fn digest(blob: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = "sha256:".to_owned();
+    for byte in Sha256::digest(blob) {
+        write!(text, "{byte:02x}").unwrap();
+    }
+    text
+}
+
+async fn answer(
+    State(room): State<Arc<Room>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let password = password(&headers);
+    let path = uri.path().strip_prefix("/v2/").unwrap_or_default();
+    let parts = ["/manifests/", "/blobs/"].map(|kind| Some((kind, path.split_once(kind)?)));
+    let Some((kind, (repository, wanted))) = parts.into_iter().flatten().next() else {
+        return found(&method, "application/json", b"{}".to_vec());
+    };
+    let given = room.lets_in(repository, password.as_deref());
+    if kind == "/manifests/" {
+        let mut state = room.state.lock().unwrap();
+        state.asked.push(Asked {
+            repository: repository.to_owned(),
+            password,
+            given,
+        });
+    }
+    if !given {
+        let challenge = r#"Basic realm="https://registry/",service="ecr.amazonaws.com""#;
+        return Response::builder()
+            .status(StatusCode::UNAUTHORIZED)
+            .header(header::WWW_AUTHENTICATE, challenge)
+            .header("Docker-Distribution-Api-Version", "registry/2.0")
+            .body(Body::from("no basic auth credentials"))
+            .unwrap();
+    }
+    if kind == "/manifests/" {
+        return found(&method, MANIFEST, room.manifest(repository));
+    }
+    let blobs = [room.config(repository), room.layer.clone()];
+    match blobs.into_iter().find(|blob| digest(blob) == wanted) {
+        Some(blob) => found(&method, "application/octet-stream", blob),
+        None => Response::builder()
+            .status(StatusCode::NOT_FOUND)
+            .body(Body::empty())
+            .unwrap(),
+    }
+}
+
+fn password(headers: &HeaderMap) -> Option<String> {
+    let given = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let given = BASE64_STANDARD.decode(given.strip_prefix("Basic ")?).ok()?;
+    let given = String::from_utf8(given).ok()?;
+    Some(given.strip_prefix("AWS:")?.to_owned())
+}
+
+fn found(method: &Method, content_type: &str, body: Vec<u8>) -> Response<Body> {
+    let response = Response::builder()
+        .header(header::CONTENT_TYPE, content_type)
+        .header(header::CONTENT_LENGTH, body.len())
+        .header("Docker-Content-Digest", digest(&body))
+        .header("Docker-Distribution-Api-Version", "registry/2.0");
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        Body::from(body)
+    };
+    response.body(body).unwrap()
+}
