@@ -4,6 +4,8 @@
 //! watcher has no timeout for a request that is never answered, a backoff of up to a minute, and
 //! none at all after a watch that merely ended.
 
+mod error;
+
 use std::{
     fmt::Debug,
     sync::{Arc, Mutex, PoisonError},
@@ -128,11 +130,20 @@ pub async fn watch_with<K>(
             if config.initial_list_strategy == InitialListStrategy::StreamingList
                 && lacks_streaming_lists(&error)
             {
-                tracing::info!(watch = name, %error, "API server does not support streaming lists; falling back to paginated lists");
+                let error = error::text(&error);
+                tracing::info!(
+                    watch = name,
+                    error,
+                    "API server does not support streaming lists; falling back to paginated lists"
+                );
                 config.initial_list_strategy = InitialListStrategy::ListWatch;
                 break;
             }
-            tracing::warn!(watch = name, %error, "watch failed; retrying");
+            tracing::warn!(
+                watch = name,
+                error = error::text(&error),
+                "watch failed; retrying"
+            );
             sleep(backoff.next(Instant::now(), random())).await;
             if needs_relist(&error) {
                 break;

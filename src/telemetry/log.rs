@@ -10,6 +10,7 @@ use std::{
     backtrace::{Backtrace, BacktraceStatus},
     borrow::Cow,
     env,
+    ffi::OsStr,
     io::{self, IsTerminal as _, stderr, stdout},
     panic,
 };
@@ -34,11 +35,12 @@ use self::{direct::DirectLog, writer::LogWriter};
 const CAPPED: [&str; 2] = ["aws_", "hyper"];
 
 /// Targets under which the SDK logs the errors of sources of credentials with all their causes,
-/// which may hold the output of a credential process. None of those lines is written;
-/// ecr-injector logs the failure itself.
-const SILENCED: [&str; 2] = [
+/// which may hold the output of a credential process, and kube's watcher those of a watch, as Rust
+/// prints them. None of those lines is written; ecr-injector logs the failure itself.
+const SILENCED: [&str; 3] = [
     "aws_config::profile::credentials",
     "aws_config::web_identity_token",
+    "kube_runtime::watcher",
 ];
 
 /// Target under which kube's client logs the whole of a response that the client can't parse,
@@ -82,7 +84,7 @@ impl Filter {
 
 /// Starts logging to standard output, through `writer`. `filter` is in the form of `RUST_LOG`.
 pub fn start(format: Format, filter: &str, writer: LogWriter) -> Result<Filter, ParseError> {
-    let is_coloured = format == Format::Text && stdout().is_terminal();
+    let is_coloured = format == Format::Text && wants_colours(stdout().is_terminal());
     let (filter, is_installed) = install(format, filter, writer.clone(), is_coloured)?;
     if is_installed && !is_coloured {
         DirectLog::new(format, writer).install();
@@ -120,9 +122,19 @@ pub fn start_beside_output<W>(filter: &str, writer: W) -> Result<Filter, ParseEr
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let wants_none = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let is_coloured = stderr().is_terminal() && !wants_none;
+    let is_coloured = wants_colours(stderr().is_terminal());
     Ok(install(Format::Text, filter, writer, is_coloured)?.0)
+}
+
+/// Returns whether lines have colours: on a terminal, unless `NO_COLOR` is set.
+fn wants_colours(is_terminal: bool) -> bool {
+    is_coloured(is_terminal, env::var_os("NO_COLOR").as_deref())
+}
+
+/// Returns whether lines have colours, given the variable `NO_COLOR`: an empty one is as good as
+/// none.
+fn is_coloured(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Installs a subscriber for the whole process. Returns its filter, and whether it is in use: one that
@@ -292,6 +304,19 @@ mod tests {
     }
 
     /// Checks the caps under the subscriber of this thread.
+    #[test]
+    fn colours_are_for_terminals_and_no_color_switches_them_off() {
+        for (is_terminal, no_color, expected) in [
+            (true, None, true),
+            (true, Some(""), true),
+            (true, Some("1"), false),
+            (true, Some("0"), false),
+            (false, None, false),
+        ] {
+            assert_eq!(is_coloured(is_terminal, no_color.map(OsStr::new)), expected);
+        }
+    }
+
     fn holds_its_caps(filter: &str) {
         for level in [Level::DEBUG, Level::TRACE] {
             let is_written = match level {
@@ -313,6 +338,7 @@ mod tests {
             enabled!(target: "aws_config::profile::credentials", Level::WARN),
             enabled!(target: "aws_config::web_identity_token", Level::WARN),
             enabled!(target: "kube_client::client", Level::ERROR),
+            enabled!(target: "kube_runtime::watcher", Level::WARN),
         ] {
             assert!(!is_written, "{filter}: a silenced target");
         }
