@@ -42,14 +42,19 @@ The objects go to standard output; why each was changed or skipped goes to stand
 Nothing is written to standard output unless all input could be read, and some object in it is valid.
 
 Exit codes:
-  0  done, also when nothing had to be changed
+  0  done, whether something would be changed or not
   1  the input or the configuration could not be read, or there is no valid object in the input
   2  wrong usage
+  3  with --exit-code: an object would be changed, or Pods of its controller
 
 Examples:
   ecr-injector preview -f deployment.yaml
+  ecr-injector preview -f deployment.yaml --exit-code --quiet >/dev/null
   helm template ./chart | ecr-injector preview -n team --diff
   kubectl get pods -A -o yaml | ecr-injector preview -o patch";
+
+/// The exit code with `--exit-code` if something would be changed.
+const CHANGED: u8 = 3;
 
 /// Show Pods and workloads as they would be admitted, without a cluster.
 #[derive(Debug, Args)]
@@ -86,6 +91,12 @@ pub struct PreviewArgs {
     /// Print the changes as a unified diff instead of the objects
     #[arg(long, env = "ECR_INJECTOR_DIFF", value_parser = FalseyValueParser::new())]
     diff: bool,
+    /// Exit with 3 if an object would be changed, or Pods of its controller
+    #[arg(long)]
+    exit_code: bool,
+    /// Don't write the report; errors are still written
+    #[arg(short, long)]
+    quiet: bool,
     /// Path of the webhook's configuration file (YAML); by default every value has its default
     #[arg(long, env = "ECR_INJECTOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -161,10 +172,16 @@ impl PreviewArgs {
             Output::Patch => changes,
         };
         let written = stdout::write(&output);
-        // The report is written even if the objects could not be. There is nowhere left to report
-        // that this write failed.
-        let _ = io::stderr().write_all(report.finish(&config.opt_in).as_bytes());
+        let has_changes = report.changed + report.with_changed_pods > 0;
+        // The report is written even if the objects could not be.
+        if !self.quiet {
+            // There is nowhere left to report that this write failed.
+            let _ = io::stderr().write_all(report.finish(&config.opt_in).as_bytes());
+        }
         written.context("writing to standard output")?;
+        if self.exit_code && has_changes {
+            return Ok(ExitCode::from(CHANGED));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1204,3 +1204,39 @@ fn namespace_that_looks_opted_in_is_told() {
         assert!(!outcome.report.contains("label:"), "{}", outcome.report);
     }
 }
+
+#[test]
+fn exit_code_tells_whether_something_would_be_changed() {
+    let changed = stream(&[pod("a", IMAGE)]);
+    let custom = stream(&custom_kinds()[..1]);
+    let unchanged = stream(&[pod("a", "nginx:1")]);
+    for (input, code) in [(&changed, 3), (&custom, 3), (&unchanged, 0)] {
+        for arguments in [&["--exit-code"][..], &["--exit-code", "-q", "--diff"]] {
+            assert_eq!(
+                preview(arguments, input).code,
+                Some(code),
+                "{arguments:?} {input}"
+            );
+        }
+        preview(&[], input).ok();
+    }
+    // An error is no change.
+    preview(&["--exit-code"], "").fails(1, "no object in standard input");
+    // A second preview finds nothing to change.
+    let admitted = preview(&["--exit-code"], &changed).objects;
+    assert_eq!(preview(&["--exit-code"], &admitted).code, Some(0));
+}
+
+#[test]
+fn quiet_preview_has_no_report_but_errors() {
+    let input = stream(&[pod("a", IMAGE)]);
+    for arguments in [&[][..], &["-o", "patch"], &["--diff"]] {
+        let loud = preview(arguments, &input).ok();
+        let quiet = preview(&[arguments, &["--quiet"]].concat(), &input).ok();
+        assert_eq!(quiet.report, "");
+        assert!(!loud.report.is_empty());
+        assert_eq!(quiet.objects, loud.objects);
+    }
+    preview(&["--quiet"], "").fails(1, "no object in standard input");
+    preview(&["--quiet"], "a: [").fails(1, "standard input");
+}
