@@ -18,7 +18,7 @@ use super::{
     runtime, stdout,
 };
 use crate::{
-    config::{Config, ConfigError, Discovery, Refresh, schema},
+    config::{Config, ConfigError, Discovery, Found, Refresh, schema},
     identity::{DefaultIdentity, Identities},
     telemetry::printable::{printable, printable_json},
     tls,
@@ -34,8 +34,11 @@ const STDIN: &str = "-";
 const ONE_FILE: &str = "--cluster compares one file with a cluster: name one\n";
 
 const CHECK_HELP: &str = "\
+A file is the configuration, the ConfigMap around it, or the values of the Helm chart; of these only `config` is checked \
+(helm template checks the others).
+
 The summary of each valid file goes to standard output. Every error goes to standard error, one per line, with the file and \
-the path of the field.
+the path of the field; so does a warning of each rule, pattern or host that can never match.
 
 With --cluster the file is compared with the pull secrets of a cluster: how many registries, in how many namespaces, it would \
 suspend because the rules no longer allow them or no identity may mint. Only metadata is read, and nothing is changed.
@@ -48,7 +51,8 @@ Exit codes:
 
 Examples:
   ecr-injector config check config.yaml
-  kubectl -n ecr-injector get configmap ecr-injector -o jsonpath='{.data.config\\.yaml}' | ecr-injector config check -
+  ecr-injector config check values.yaml
+  kubectl -n ecr-injector get configmap ecr-injector -o yaml | ecr-injector config check -
   ecr-injector config check config.yaml --cluster --kubeconfig admin.kubeconfig -o json";
 
 /// Validate configuration files, or print their JSON Schema.
@@ -64,7 +68,8 @@ enum Command {
     /// Validate configuration files as the webhook does, and summarize them
     #[command(after_long_help = CHECK_HELP)]
     Check {
-        /// Configuration file (YAML), or - for standard input; may be repeated
+        /// Configuration file (YAML), alone or within its manifest or the values of the chart, or - for
+        /// standard input; may be repeated
         #[arg(required = true, value_name = "FILE|-")]
         files: Vec<PathBuf>,
         #[command(flatten)]
@@ -108,14 +113,15 @@ impl ConfigArgs {
 
 impl ClusterArgs {
     fn check(&self, file: &Path) -> anyhow::Result<ExitCode> {
-        let config = match read(file) {
-            Ok(config) => config,
+        let found = match read(file) {
+            Ok(found) => found,
             Err(error) => {
-                // There is nowhere left to report that this write failed.
-                let _ = io::stderr().write_all(error_lines(&error).as_bytes());
+                warn(&error_lines(&error));
                 anyhow::bail!("1 of 1 files are invalid");
             }
         };
+        warn(&warning_lines(file, &found));
+        let config = found.config;
         tls::install_crypto_provider();
         let runtime = runtime::start()?;
         let comparison = cluster::compare(&config, &self.connection);
@@ -144,10 +150,11 @@ fn check(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
     let (mut valid, mut errors, mut invalid) = (String::new(), String::new(), 0);
     for file in files {
         match read(file) {
-            Ok(config) => {
+            Ok(found) => {
                 valid += &name(file);
                 valid += ": valid\n";
-                valid += &summary(&config);
+                valid += &summary(&found.config);
+                errors += &warning_lines(file, &found);
             }
             Err(error) => {
                 invalid += 1;
@@ -156,11 +163,10 @@ fn check(files: &[PathBuf]) -> anyhow::Result<ExitCode> {
         }
     }
     stdout::write(&valid).context("writing to standard output")?;
+    warn(&errors);
     if invalid == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    // There is nowhere left to report that this write failed.
-    let _ = io::stderr().write_all(errors.as_bytes());
     anyhow::bail!("{invalid} of {} files are invalid", files.len());
 }
 
@@ -172,11 +178,27 @@ fn name(file: &Path) -> String {
     }
 }
 
-fn read(file: &Path) -> Result<Config, ConfigError> {
+fn read(file: &Path) -> Result<Found, ConfigError> {
     if file.as_os_str() != STDIN {
-        return Config::read(file);
+        return Found::read(file);
     }
-    Config::read_from(io::stdin(), &name(file))
+    Found::read_from(io::stdin(), &name(file))
+}
+
+fn warn(lines: &str) {
+    // There is nowhere left to report that this write failed.
+    let _ = io::stderr().write_all(lines.as_bytes());
+}
+
+/// Returns a line for each part of a configuration that can never match.
+fn warning_lines(file: &Path, found: &Found) -> String {
+    let (name, prefix) = (name(file), &found.prefix);
+    let warnings = found.config.warnings().into_iter();
+    let lines = warnings.map(|warning| {
+        let text = format!("{name}: warning: {prefix}{warning}");
+        format!("{}\n", printable(&text))
+    });
+    lines.collect()
 }
 
 /// Returns a line for each error.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::Uri;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 use super::{error::FieldErrors, patterns};
@@ -16,17 +16,30 @@ use crate::{
 };
 
 /// The most regions with endpoints: AWS has fewer than 50.
-pub(super) const MAX_REGIONS: usize = 64;
+const MAX_REGIONS: usize = 64;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("not" = patterns::no_endpoint()))]
 pub(super) struct FileEndpoints {
     /// URL of the ECR API in this region.
-    #[schemars(extend("pattern" = patterns::ENDPOINT))]
+    #[schemars(extend("pattern" = patterns::endpoint(), "allOf" = patterns::endpoint_host()))]
     ecr: Option<String>,
     /// URL of STS in this region, where roles are assumed.
-    #[schemars(extend("pattern" = patterns::ENDPOINT))]
+    #[schemars(extend("pattern" = patterns::endpoint(), "allOf" = patterns::endpoint_host()))]
     sts: Option<String>,
+}
+
+/// Returns the schema of a map by region. Patterns of keys rather than `propertyNames`: of that a
+/// validator tells no path.
+pub(super) fn by_region(generator: &mut SchemaGenerator) -> Schema {
+    let endpoints = generator.subschema_for::<FileEndpoints>();
+    json_schema!({
+        "type": ["object", "null"],
+        "additionalProperties": false,
+        "patternProperties": {patterns::REGION: endpoints, patterns::NO_REGION: false},
+        "maxProperties": MAX_REGIONS,
+    })
 }
 
 /// Checks the field.
@@ -69,9 +82,10 @@ fn check_url(text: &str) -> Option<&'static str> {
         );
     };
     let is_loopback = matches!(uri.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
-    match uri.scheme_str() {
-        Some("https") => {}
-        Some("http") if is_loopback => {}
+    // The parser takes schemes in upper case as well.
+    match text.split_once("://") {
+        Some(("https", _)) => {}
+        Some(("http", _)) if is_loopback => {}
         _ => return Some("expected https://; http:// only for localhost, 127.0.0.1 or [::1]"),
     }
     let has_user = uri
@@ -99,7 +113,7 @@ fn check_url(text: &str) -> Option<&'static str> {
 fn is_host(host: &str) -> bool {
     if let Some(address) = host.strip_prefix('[') {
         let address = address.strip_suffix(']').unwrap_or_default();
-        return address.parse::<Ipv6Addr>().is_ok();
+        return !address.contains('.') && address.parse::<Ipv6Addr>().is_ok();
     }
     let is_in_label = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     let is_label = |label: &str| {

@@ -30,6 +30,8 @@ pub(super) const API_VERSION: &str = "ecr-injector.dev/v1alpha1";
 pub(super) const KIND: &str = "Config";
 /// A Secret holds at most 1 MiB, and a host takes about 5 KB of it.
 const MAX_REGISTRIES_PER_SECRET: usize = MAX_HOSTS;
+/// The most characters of the prefix of a label's key, as Kubernetes has it.
+const MAX_LABEL_PREFIX: usize = 253;
 
 /// Configuration of ecr-injector. Every field but apiVersion and kind has a default.
 #[derive(Deserialize, JsonSchema)]
@@ -100,7 +102,7 @@ pub(super) struct File {
     opt_out_remove: Option<bool>,
     /// Endpoints of AWS by region, such as those of VPC endpoints; in other regions they are those of
     /// the environment, or AWS's own.
-    #[schemars(extend("propertyNames" = {"pattern": patterns::REGION}, "maxProperties" = endpoints::MAX_REGIONS))]
+    #[schemars(schema_with = "endpoints::by_region")]
     aws_endpoints: Option<BTreeMap<String, FileEndpoints>>,
     /// Logging.
     log: Option<FileLog>,
@@ -111,7 +113,7 @@ pub(super) struct File {
 struct FileOptIn {
     /// Key of the label. The `MutatingWebhookConfiguration` and the guard contain it too; a change
     /// requires a restart.
-    #[schemars(extend("default" = DEFAULT_OPT_IN_LABEL, "pattern" = patterns::LABEL_KEY))]
+    #[schemars(extend("default" = DEFAULT_OPT_IN_LABEL, "pattern" = patterns::LABEL_KEY, "allOf" = [{"pattern": patterns::LABEL_PREFIX}]))]
     label: Option<String>,
     /// Value of the label. The `MutatingWebhookConfiguration` and the guard contain it too; a change
     /// requires a restart.
@@ -150,10 +152,10 @@ struct FileAllow {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileAlias {
     /// Host in image references.
-    #[schemars(extend("pattern" = patterns::HOST))]
+    #[schemars(extend("pattern" = patterns::HOST, "maxLength" = patterns::MAX_HOST, "not" = patterns::no_ecr_host()))]
     host: String,
     /// ECR registry that the host stands for.
-    #[schemars(extend("pattern" = patterns::HOST))]
+    #[schemars(extend("pattern" = patterns::REGISTRY, "not" = patterns::no_registry()))]
     registry: String,
 }
 
@@ -172,9 +174,9 @@ struct FileLimits {
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct FileLog {
-    /// Log filter in the form of RUST_LOG, such as info or `info,ecr_injector=debug`; by default
-    /// that of --log.
-    #[schemars(extend("minLength" = 1))]
+    /// Log filter in the form of RUST_LOG, such as info or `info,ecr_injector=debug`, without spans
+    /// and fields; by default that of --log.
+    #[schemars(extend("pattern" = patterns::LOG_FILTER))]
     filter: Option<String>,
 }
 
@@ -273,8 +275,9 @@ impl FileOptIn {
     fn check(self, config: &mut Config, errors: &mut FieldErrors) {
         if let Some(label) = self.label {
             let (prefix, name) = label.rsplit_once('/').unwrap_or(("example.com", &label));
-            if is_label_part(name) && !name.is_empty() && prefix.split('.').all(namespace::is_label)
-            {
+            let is_prefix =
+                prefix.len() <= MAX_LABEL_PREFIX && prefix.split('.').all(namespace::is_label);
+            if is_label_part(name) && !name.is_empty() && is_prefix {
                 config.opt_in.label = label;
             } else {
                 let message = format!("{label:?} can't be a label's key");
@@ -355,7 +358,8 @@ fn check_cluster_name(name: &str) -> Result<(), FieldError> {
     Err(FieldError::new("clusterName", message))
 }
 
-/// Checks a log filter. The subscriber would accept an empty text too, and then log errors alone.
+/// Checks a log filter. The subscriber would accept an empty text too, and then log errors alone; and
+/// filters by spans and fields, which no schema can check.
 fn log_filter(text: String, parse: ParseFilter) -> Result<String, FieldError> {
     let reject = |reason: String| {
         let message = format!(
@@ -363,13 +367,29 @@ fn log_filter(text: String, parse: ParseFilter) -> Result<String, FieldError> {
         );
         Err(FieldError::new("log.filter", message))
     };
-    if text.trim().is_empty() {
+    if !text.split(',').all(is_directive) {
         return reject(String::new());
     }
     match parse(&text) {
         Ok(()) => Ok(text),
         Err(error) => reject(format!(": {error}")),
     }
+}
+
+/// Returns whether a text is a level, or a target with or without a level.
+fn is_directive(text: &str) -> bool {
+    let (target, level) = match text.split_once('=') {
+        Some((target, level)) => (target, Some(level)),
+        None => (text, None),
+    };
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_:-".contains(c);
+    let is_level = |level: &str| {
+        let is_word = ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|word| level == *word || level == word.to_ascii_uppercase());
+        is_word || matches!(level, "0" | "1" | "2" | "3" | "4" | "5")
+    };
+    !target.is_empty() && target.chars().all(fits) && level.is_none_or(is_level)
 }
 
 impl FileLimits {

@@ -28,6 +28,7 @@ const MAX_TAGS: usize = 50;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("oneOf" = patterns::one_identity()))]
 pub(super) struct FileRule {
     /// Accounts of the registries that the rule matches, each in quotes; by default all.
     #[serde(default, deserialize_with = "listed")]
@@ -58,21 +59,22 @@ struct FileRole {
     #[schemars(extend("pattern" = patterns::ROLE_ARN))]
     role_arn: String,
     /// External id that the role's trust policy requires; may contain {namespace} and {cluster}.
-    #[schemars(extend("minLength" = 2))]
+    #[schemars(extend("minLength" = 2, "pattern" = patterns::EXTERNAL_ID))]
     external_id: Option<String>,
     /// Session name, as in `CloudTrail`; may contain {namespace} and {cluster}.
+    #[schemars(extend("pattern" = patterns::TEMPLATE))]
     session_name: Option<String>,
     /// Session tags; their values may contain {namespace} and {cluster}.
-    #[schemars(extend("maxProperties" = MAX_TAGS))]
+    #[schemars(extend("maxProperties" = MAX_TAGS, "additionalProperties" = false, "patternProperties" = patterns::tags()))]
     tags: Option<BTreeMap<String, String>>,
     /// Whether a session policy limits the session to pulling, whatever the role allows.
     #[schemars(extend("default" = false))]
     pull_only: Option<bool>,
     /// Duration of a session, 15m to 12h.
-    #[schemars(extend("pattern" = patterns::DURATION))]
+    #[schemars(extend("pattern" = patterns::DURATION, "minLength" = patterns::MIN_DURATION))]
     duration: Option<String>,
     /// Region of the STS endpoint; by default that of the registry.
-    #[schemars(extend("pattern" = patterns::REGION))]
+    #[schemars(extend("pattern" = patterns::REGION, "not" = patterns::no_region()))]
     sts_region: Option<String>,
 }
 
@@ -83,21 +85,22 @@ pub(super) struct FileNamespaceRoles {
     #[schemars(with = "patterns::RolePatterns")]
     allow: Vec<String>,
     /// External id that the role's trust policy requires; may contain {namespace} and {cluster}.
-    #[schemars(extend("minLength" = 2))]
+    #[schemars(extend("minLength" = 2, "pattern" = patterns::EXTERNAL_ID))]
     external_id: Option<String>,
     /// Session name, as in `CloudTrail`; may contain {namespace} and {cluster}.
+    #[schemars(extend("pattern" = patterns::TEMPLATE))]
     session_name: Option<String>,
     /// Session tags; their values may contain {namespace} and {cluster}.
-    #[schemars(extend("maxProperties" = MAX_TAGS))]
+    #[schemars(extend("maxProperties" = MAX_TAGS, "additionalProperties" = false, "patternProperties" = patterns::tags()))]
     tags: Option<BTreeMap<String, String>>,
     /// Whether a session policy limits the session to pulling, whatever the role allows.
     #[schemars(extend("default" = false))]
     pull_only: Option<bool>,
     /// Duration of a session, 15m to 12h.
-    #[schemars(extend("pattern" = patterns::DURATION))]
+    #[schemars(extend("pattern" = patterns::DURATION, "minLength" = patterns::MIN_DURATION))]
     duration: Option<String>,
     /// Region of the STS endpoint; by default that of the registry.
-    #[schemars(extend("pattern" = patterns::REGION))]
+    #[schemars(extend("pattern" = patterns::REGION, "not" = patterns::no_region()))]
     sts_region: Option<String>,
 }
 
@@ -219,7 +222,10 @@ fn profile(field: &str, name: &str) -> Result<Profile, FieldError> {
 
 fn role_arn(field: &str, text: &str, cluster: Option<&str>) -> Result<String, FieldError> {
     let arn = template(field, text, cluster)?;
-    if RoleArn::parse(&arn.replace(NAMESPACE, "n")).is_none() {
+    // A placeholder stands for a part of the role's path or name, never for its account.
+    let with_names = text.replace(CLUSTER, "c").replace(NAMESPACE, "n");
+    let is_role = |text: &str| RoleArn::parse(text).is_some();
+    if !is_role(&arn.replace(NAMESPACE, "n")) || !is_role(&with_names) {
         let message = format!(
             "expected arn:aws:iam::ACCOUNT:role/NAME (or another partition's), got {text:?}"
         );

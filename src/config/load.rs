@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Values of the chart by which a file of values is recognized; no field has such a name.
-const CHART_VALUES: [&str; 5] = ["config", "webhook", "certificates", "aws", "image"];
+pub(super) const CHART_VALUES: [&str; 5] = ["config", "webhook", "certificates", "aws", "image"];
 
 impl Config {
     /// Reads and checks the file, if there is a path; without one every field has its default.
@@ -40,7 +40,8 @@ impl Config {
         let Some(path) = path else {
             return Ok(Self::default());
         };
-        Self::parse_with(&read_text(path)?, &path.display().to_string(), |_| Ok(()))
+        let name = path.display().to_string();
+        Self::check_with(to_value(&read_text(path)?, &name)?, &name, |_| Ok(()))
     }
 
     /// Reads and checks a configuration from elsewhere; `name` appears in the errors alone.
@@ -50,17 +51,18 @@ impl Config {
 
     /// Checks a file's text; `path` appears in the errors alone.
     pub fn parse(text: &str, path: &str) -> Result<Self, ConfigError> {
-        Self::parse_with(text, path, |filter| {
+        Self::check(to_value(text, path)?, path)
+    }
+
+    /// Checks a file's content; `path` appears in the errors alone.
+    pub(super) fn check(value: Value, path: &str) -> Result<Self, ConfigError> {
+        Self::check_with(value, path, |filter| {
             let parsed = EnvFilter::builder().parse(filter);
             parsed.map(drop).map_err(|error| error.to_string())
         })
     }
 
-    fn parse_with(text: &str, path: &str, parse_filter: ParseFilter) -> Result<Self, ConfigError> {
-        let value = parse_yaml(text).map_err(|message| ConfigError::Yaml {
-            path: path.to_owned(),
-            message,
-        })?;
+    fn check_with(value: Value, path: &str, parse_filter: ParseFilter) -> Result<Self, ConfigError> {
         // An empty file is read as an object without a field.
         let value = if value.is_null() {
             Value::Object(Map::new())
@@ -107,7 +109,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
 }
 
 /// Reads a text to its end, or to the most that a configuration may have.
-fn read_all(source: impl Read, name: &str) -> Result<String, ConfigError> {
+pub(super) fn read_all(source: impl Read, name: &str) -> Result<String, ConfigError> {
     let mut bytes = Vec::new();
     let read = source.take(MAX_BYTES + 1).read_to_end(&mut bytes);
     let path = name.to_owned();
@@ -128,8 +130,8 @@ fn other_file(value: &Value) -> Option<FieldError> {
         (Some(API_VERSION), _) | (_, Some(KIND)) => None,
         (Some(version), Some(kind)) => {
             let hint = if kind == "ConfigMap" {
-                ": this is a ConfigMap: check its data, which kubectl get configmap NAME -o \
-                 jsonpath='{.data.config\\.yaml}' prints"
+                ": this is a ConfigMap, and only ecr-injector config check reads it: give its data, \
+                 which kubectl get configmap NAME -o jsonpath='{.data.config\\.yaml}' prints"
             } else {
                 ""
             };
@@ -139,12 +141,20 @@ fn other_file(value: &Value) -> Option<FieldError> {
         }
         (None, None) => {
             let name = CHART_VALUES.iter().find(|name| value[**name].is_object())?;
-            let message = "this is a value of the Helm chart: check the data of the ConfigMap that \
-                           helm template renders from these values";
+            let message = "this is a value of the Helm chart, and only ecr-injector config check reads \
+                           these: give the data of the ConfigMap that helm template renders from them";
             Some(FieldError::new(*name, message))
         }
         _ => None,
     }
+}
+
+/// Parses a file's text into an unchecked value.
+pub(super) fn to_value(text: &str, path: &str) -> Result<Value, ConfigError> {
+    parse_yaml(text).map_err(|message| ConfigError::Yaml {
+        path: path.to_owned(),
+        message,
+    })
 }
 
 /// Parses YAML into an unchecked value; a text of blank lines and comments is `null`.

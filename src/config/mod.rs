@@ -17,12 +17,15 @@ mod resolved;
 pub mod schema;
 mod shape;
 mod value;
+mod warnings;
 pub mod watcher;
+mod within;
 
 pub use self::{
     error::{ConfigError, FieldError},
     refresh::{Discovery, Refresh},
     resolved::Config,
+    within::Found,
 };
 
 #[cfg(test)]

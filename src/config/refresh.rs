@@ -1,14 +1,14 @@
 //! The fields about refreshing pull secrets: `refresh`, `prewarm`, `revoke`, `discover`,
 //! `optOutRemove`.
 
-use jiff::{SignedDuration, Span, SpanRelativeTo};
+use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
     error::{FieldError, FieldErrors},
     patterns,
-    value::seconds,
+    value::{DAYS_AND_UNITS, plain_seconds, seconds},
 };
 use crate::{
     registry::{Aliases, Host, Registry},
@@ -84,14 +84,14 @@ impl Default for Refresh {
 pub(super) struct FileRefresh {
     /// Cap of a token's lifetime: auto, the end of the session of the role that minted it; session,
     /// also of ambient credentials; none; or a duration such as 6h.
-    #[schemars(extend("default" = "auto", "pattern" = patterns::SESSION_CAP))]
+    #[schemars(extend("default" = "auto", "pattern" = patterns::SESSION_CAP, "minLength" = patterns::MIN_DURATION))]
     session_cap: Option<String>,
     /// Maximum number of pull secrets that the leader writes per second.
     #[schemars(extend("default" = DEFAULT_WRITES_PER_SECOND, "minimum" = 1, "maximum" = MAX_WRITES_PER_SECOND))]
     writes_per_second: Option<u32>,
     /// How long after a Pod last needed a registry it is removed from the pull secret, unless it is
     /// in prewarm: 1d to 3650d, or never.
-    #[schemars(extend("default" = "30d", "pattern" = patterns::FORGET_AFTER))]
+    #[schemars(extend("default" = "30d", "pattern" = patterns::FORGET_AFTER, "minLength" = patterns::MIN_DURATION))]
     forget_after: Option<String>,
 }
 
@@ -210,15 +210,11 @@ fn forget_after(text: &str) -> Result<Option<SignedDuration>, FieldError> {
     if text == "never" {
         return Ok(None);
     }
-    let span: Option<Span> = text.parse().ok();
-    let duration = span.and_then(|span| {
-        let relative_to = SpanRelativeTo::days_are_24_hours();
-        span.to_duration(relative_to).ok()
-    });
-    let Some(duration) = duration else {
+    let Some(seconds) = plain_seconds(text, &DAYS_AND_UNITS) else {
         let message = format!("expected a duration such as 30d or 720h, or never, got {text:?}");
         return Err(FieldError::new(field, message));
     };
+    let duration = SignedDuration::from_secs(seconds);
     if duration < MIN_FORGET_AFTER {
         return Err(FieldError::new(
             field,
@@ -395,10 +391,8 @@ mod tests {
             ("24h", 24),
             ("1440m", 24),
             ("1d12h", 36),
-            ("4w", 672),
-            ("30 days", 720),
+            ("28d", 672),
             ("720h", 720),
-            ("P7D", 168),
             ("3650d", 87_600),
         ] {
             let forget_after = refresh(&format!("refresh: {{forgetAfter: {value}}}")).forget_after;
@@ -410,7 +404,10 @@ mod tests {
         for (value, expected) in [
             ("23h", "expected at least 1d, got \"23h\"".to_owned()),
             ("0s", "expected at least 1d, got \"0s\"".to_owned()),
-            ("-30d", "expected at least 1d, got \"-30d\"".to_owned()),
+            ("-30d", format!("{form} \"-30d\"")),
+            ("4w", format!("{form} \"4w\"")),
+            ("30 days", format!("{form} \"30 days\"")),
+            ("P7D", format!("{form} \"P7D\"")),
             (
                 "3651d",
                 "expected at most 3650d, or never, got \"3651d\"".to_owned(),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::error::{FieldError, FieldErrors};
@@ -44,6 +43,12 @@ where
     Ok(value)
 }
 
+/// The units of a duration, each with its seconds, in the order in which a text has them.
+pub(super) const DAYS_AND_UNITS: [(char, i64); 4] =
+    [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
+/// The most digits of a number in a duration, so that no sum overflows.
+const MAX_DIGITS: usize = 9;
+
 pub(super) fn accounts(
     field: &str,
     texts: Option<Vec<String>>,
@@ -81,11 +86,28 @@ pub(super) fn parse_each<T: Ord>(
 
 /// Parses a duration such as `90m`, `1h30m` or `24h` into seconds.
 pub(super) fn seconds(field: &str, text: &str) -> Result<u32, FieldError> {
-    let duration: Option<SignedDuration> = text.parse().ok();
-    duration
-        .and_then(|duration| u32::try_from(duration.as_secs()).ok())
+    let [_, units @ ..] = &DAYS_AND_UNITS;
+    plain_seconds(text, units)
+        .and_then(|seconds| u32::try_from(seconds).ok())
         .ok_or_else(|| {
             let message = format!("expected a duration such as 90m or 24h, got {text:?}");
             FieldError::new(field, message)
         })
+}
+
+/// Returns the seconds of a duration such as `1h30m`: whole numbers, each unit once and in its order.
+/// The chart reads durations by the same rules.
+pub(super) fn plain_seconds(text: &str, units: &[(char, i64)]) -> Option<i64> {
+    let (mut rest, mut sum) = (text, 0);
+    for (unit, seconds) in units {
+        let after_digits = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let digits = &rest[..rest.len() - after_digits.len()];
+        if let Some(after) = after_digits.strip_prefix(*unit)
+            && (1..=MAX_DIGITS).contains(&digits.len())
+        {
+            sum += digits.parse::<i64>().ok()? * seconds;
+            rest = after;
+        }
+    }
+    (rest.is_empty() && !text.is_empty()).then_some(sum)
 }

@@ -86,6 +86,29 @@ pub struct Rule {
     pub profile: Option<Profile>,
 }
 
+impl Rule {
+    /// Returns whether the rule matches every registry and namespace that the other one matches. Errs
+    /// towards no.
+    #[must_use]
+    pub fn matches_all_of(&self, other: &Self) -> bool {
+        let namespaces = &self.namespaces;
+        let has_all = namespaces.is_empty() || namespaces.iter().any(Pattern::matches_all);
+        let has_each = || {
+            let mut each = other.namespaces.iter();
+            !other.namespaces.is_empty()
+                && each.all(|other| namespaces.iter().any(|it| it.covers(other)))
+        };
+        has_those_of(&self.accounts, &other.accounts)
+            && has_those_of(&self.regions, &other.regions)
+            && (has_all || has_each())
+    }
+}
+
+/// Returns whether a set has all that another one has; an empty one has all there are.
+fn has_those_of<T: Ord>(set: &BTreeSet<T>, other: &BTreeSet<T>) -> bool {
+    set.is_empty() || !other.is_empty() && other.is_subset(set)
+}
+
 /// The roles that namespaces may request by their annotation.
 #[derive(Debug, Clone, Default)]
 pub struct NamespaceRoles {

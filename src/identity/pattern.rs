@@ -9,7 +9,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::cluster::namespace::Namespace;
+use crate::{cluster::namespace::Namespace, registry::Partition};
 
 /// The placeholder of the namespace's name in patterns and templates.
 pub const NAMESPACE: &str = "{namespace}";
@@ -74,6 +74,63 @@ impl Pattern {
                 .split(SEPARATORS)
                 .zip(text.split(SEPARATORS))
                 .all(|(pattern, part)| matches_part(pattern, part))
+    }
+}
+
+impl Pattern {
+    /// Returns whether the pattern of namespaces matches every name that the other one matches. Errs
+    /// towards no.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let is_plain = !self.text.contains('{') && !other.text.contains('{');
+        // A wildcard of the other pattern is a character that only a wildcard matches.
+        self.matches_all() || self == other || is_plain && matches_part(&self.text, &other.text)
+    }
+
+    /// Returns whether the pattern matches the name of every namespace.
+    #[must_use]
+    pub fn matches_all(&self) -> bool {
+        self.text
+            .replacen(NAMESPACE, "*", 1)
+            .chars()
+            .all(|c| c == '*')
+    }
+
+    /// Returns whether some namespace's name matches.
+    #[must_use]
+    pub fn can_match_a_namespace(&self) -> bool {
+        let text = &self.text;
+        if text.contains(NAMESPACE) {
+            return self.matches_all();
+        }
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-*".contains(c);
+        let literal = text.chars().filter(|c| *c != '*').count();
+        literal <= 63 && text.chars().all(fits) && !text.starts_with('-') && !text.ends_with('-')
+    }
+
+    /// Returns whether the ARN of some role matches.
+    #[must_use]
+    pub fn can_match_a_role(&self) -> bool {
+        let text = self.text.replace(NAMESPACE, "*");
+        let parts: Vec<&str> = text.split(':').collect();
+        let [arn, partition, iam, region, account, resource] = parts[..] else {
+            return false;
+        };
+        let digits = account.chars().filter(|c| *c != '*').count();
+        let is_account = account.chars().all(|c| c.is_ascii_digit() || c == '*')
+            && (digits == 12 || digits < 12 && account.contains('*'));
+        let mut path = resource.split('/');
+        let is_role = path.next().is_some_and(|part| matches_part(part, "role"));
+        let fits = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-*".contains(c);
+        let mut names = path.peekable();
+        matches_part(arn, "arn")
+            && Partition::all().any(|it| matches_part(partition, it.as_str()))
+            && matches_part(iam, "iam")
+            && matches_part(region, "")
+            && is_account
+            && is_role
+            && names.peek().is_some()
+            && names.all(|name| !name.is_empty() && name.chars().all(fits))
     }
 }
 

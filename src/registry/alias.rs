@@ -71,6 +71,11 @@ impl Aliases {
         }
     }
 
+    /// Returns the aliases with their registries.
+    pub fn iter(&self) -> impl Iterator<Item = (&Host, &Registry)> {
+        self.registries.iter()
+    }
+
     /// Returns the number of aliases.
     #[must_use]
     pub fn count(&self) -> usize {

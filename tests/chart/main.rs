@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod agreement;
 mod alerts;
 mod conditions;
 mod dashboard;

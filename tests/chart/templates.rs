@@ -15,7 +15,9 @@ use crate::support::helm::{
     RELEASE, chart, find, helm, kube_score, objects, of_the_test, try_template,
 };
 use crate::support::{Caller, ControlPlane, Shared};
+use clap::CommandFactory as _;
 use ecr_injector::aws::credentials::Source;
+use ecr_injector::cli::Cli;
 use ecr_injector::config::Config;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -230,6 +232,25 @@ const LEFT: &[(&str, In, &str)] = &[
     ),
 ];
 
+/// The flags of `serve` that the chart sets by other values: the process refuses one that is there twice.
+const SET: [&str; 15] = [
+    "admin-listen",
+    "ca-secret",
+    "config",
+    "expect-credentials",
+    "help",
+    "lease-name",
+    "listen",
+    "log",
+    "log-format",
+    "service-name",
+    "shutdown-delay",
+    "state-key-secret",
+    "tls-secret",
+    "version",
+    "webhook-configuration",
+];
+
 /// In which sets of values.
 #[derive(Debug)]
 enum In {
@@ -387,6 +408,31 @@ fn schema_of_the_values_has_the_configurations_own_in_it() {
     for of_a_file in ["$schema", "required"] {
         config.as_object_mut().unwrap().shift_remove(of_a_file);
     }
+    // The flag's filter has the form of the file's.
+    let filter = &config["properties"]["log"]["properties"]["filter"]["pattern"];
+    schema["properties"]["log"]["properties"]["filter"]["pattern"] = filter.clone();
+    let registry = &config["properties"]["aliases"]["items"]["properties"]["registry"];
+    let patterns = format!(
+        "{{{{- /* Written by `make schema`: the hosts of private registries, from the schema of the configuration. */ -}}}}\n\
+         {{{{- define \"ecr-injector.registryPattern\" -}}}}\n{}\n{{{{- end -}}}}\n\n\
+         {{{{- define \"ecr-injector.noRegistryPattern\" -}}}}\n{}\n{{{{- end -}}}}\n",
+        registry["pattern"].as_str().unwrap(),
+        registry["not"]["pattern"].as_str().unwrap()
+    );
+    same_or_updated(
+        &chart().join("templates/_patterns.tpl"),
+        &patterns,
+        "make schema",
+    );
+    let arguments = Cli::command();
+    let arguments = arguments.find_subcommand("serve").unwrap().get_arguments();
+    let names: BTreeSet<&str> = arguments.filter_map(clap::Arg::get_long).collect();
+    let names: Vec<&str> = names
+        .into_iter()
+        .filter(|name| !SET.contains(name))
+        .collect();
+    schema["properties"]["extraArgs"]["items"]["pattern"] =
+        json!(format!("^--({})(=|$)", names.join("|")));
     schema["properties"]["config"] = config;
     let text = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
     same_or_updated(&path, &text, "make schema");
@@ -405,17 +451,10 @@ fn schema_knows_each_value_and_no_other() {
         };
         let known: BTreeSet<&str> = properties.keys().map(String::as_str).collect();
         let there: BTreeSet<&str> = values.keys().map(String::as_str).collect();
-        let optional = [
-            "global",
-            "matchLabels",
-            "matchExpressions",
-            "name",
-            "kind",
-            "group",
-        ];
+        // What is empty by default shows none of its fields.
         let missing: Vec<_> = known
             .difference(&there)
-            .filter(|key| !optional.contains(key))
+            .filter(|key| **key != "global" && !values.is_empty())
             .collect();
         assert!(
             missing.is_empty(),
@@ -516,6 +555,10 @@ fn values_that_cannot_be_are_refused_by_the_schema() {
             "app.kubernetes.io/name",
         ),
         ("extraArgs: [serve]", "/extraArgs/0"),
+        ("extraArgs: ['--no-such-flag=1']", "/extraArgs/0"),
+        ("extraArgs: ['--log=debug']", "/extraArgs/0"),
+        ("extraArgs: ['--tls-min-version 1.2']", "/extraArgs/0"),
+        ("log: {filter: 'info,a=loud'}", "/log/filter"),
         ("fullnameOverride: Upper", "/fullnameOverride"),
         ("fullnameOverride: 7up", "/fullnameOverride"),
         ("config: {optIn: {value: ''}}", "/config/optIn/value"),

@@ -109,6 +109,26 @@ fn fields(schema: &Value, path: &str, found: &mut Vec<(String, Value)>) {
     }
 }
 
+/// Asserts that each map of a schema takes the fields that it names alone. Conditions are about
+/// fields that are named beside them.
+fn assert_closed(schema: &Value) {
+    match schema {
+        Value::Object(fields) => {
+            let is_map =
+                fields.contains_key("properties") || fields.contains_key("patternProperties");
+            assert!(
+                !is_map || fields["additionalProperties"] == false,
+                "{schema}"
+            );
+            let is_condition = |name: &str| matches!(name, "oneOf" | "not");
+            let inner = fields.iter().filter(|(name, _)| !is_condition(name));
+            inner.for_each(|(_, schema)| assert_closed(schema));
+        }
+        Value::Array(items) => items.iter().for_each(assert_closed),
+        _ => {}
+    }
+}
+
 #[test]
 fn every_field_says_what_it_means_and_no_map_takes_unknown_ones() {
     let schema: Value = serde_json::from_str(&schema::text()).unwrap();
@@ -118,12 +138,7 @@ fn every_field_says_what_it_means_and_no_map_takes_unknown_ones() {
     for (path, field) in &found {
         assert!(field["description"].is_string(), "{path}: {field}");
     }
-    let text = schema::text();
-    let (maps, closed) = (
-        text.matches("\"properties\"").count(),
-        text.matches("\"additionalProperties\": false").count(),
-    );
-    assert_eq!(maps, closed);
+    assert_closed(&schema);
 }
 
 /// The examples of the documentation and the shipped file, as it is and with all that it shows in comments.
@@ -221,7 +236,7 @@ fn schema_takes_what_the_parser_takes() {
         "discover: pods",
         "discover: null",
         "refresh: {sessionCap: none}",
-        "refresh: {sessionCap: PT6H, writesPerSecond: 1000}",
+        "refresh: {sessionCap: 6h, writesPerSecond: 1000}",
         "limits: {registriesPerPod: 1, registriesPerSecret: 128}",
         "identities: [{ambient: true, namespaces: [\"*-{namespace}\"]}]",
         "namespaceRoles: {allow: []}",
@@ -298,6 +313,8 @@ fn schema_refuses_what_the_parser_refuses_for_its_shape() {
         "refresh: {writesPerMinute: 1}",
         "refresh: {sessionCap: 5}",
         "refresh: {sessionCap: soon}",
+        "refresh: {sessionCap: PT6H}",
+        "refresh: {sessionCap: 6 hours}",
         "refresh: {forgetAfter: 30}",
         "refresh: {forgetAfter: soon}",
         "refresh: {forgetAfter: [1d]}",
@@ -599,17 +616,8 @@ fn error_quotes_little_of_a_wrong_file() {
 fn file_of_another_kind_is_named_first() {
     for (input, expected) in [
         (
-            "apiVersion: v1\nkind: ConfigMap\ndata: {config.yaml: \"\"}\n",
-            "standard input: kind: expected Config of ecr-injector.dev/v1alpha1, got \"ConfigMap\" \
-             of \"v1\": this is a ConfigMap: check its data",
-        ),
-        (
             "apiVersion: apps/v1\nkind: Deployment\nspec: {}\n",
             "standard input: kind: expected Config of ecr-injector.dev/v1alpha1, got \"Deployment\"",
-        ),
-        (
-            "replicaCount: 2\nconfig: {secretName: x}\n",
-            "standard input: config: this is a value of the Helm chart: ",
         ),
         (
             "[]",
@@ -618,5 +626,116 @@ fn file_of_another_kind_is_named_first() {
     ] {
         let said = rejected(&["check", "-"], input);
         assert!(said.starts_with(expected), "{said}");
+    }
+}
+
+#[test]
+fn config_map_and_values_are_checked_by_their_fields() {
+    let file = config_file("secretName: mine");
+    let map = |text: &str| {
+        serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"config.yaml": text}})
+            .to_string()
+    };
+    let values = "replicaCount: 2\nimage: {tag: x}\nconfig: {secretName: mine}";
+    let around = "other: {}\necr-injector: {config: {secretName: mine}}";
+    for input in [&map(&file), values, around] {
+        let output = config(&["check", "-"], input);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{input}: {}",
+            text(&output.stderr)
+        );
+        let said = text(&output.stdout);
+        assert!(said.starts_with("standard input: valid\n"), "{said}");
+        assert!(said.contains("secretName    mine\n"), "{said}");
+    }
+    // The chart's defaults are those of the process.
+    let output = config(&["check", "-"], "image: {tag: x}");
+    assert!(text(&output.stdout).contains("secretName    ecr-pull-secret\n"));
+    for (input, expected) in [
+        (
+            &*map(&config_file("secretName: A")),
+            "standard input: data.config.yaml: secretName: \"A\" can't be",
+        ),
+        (&map("a: ["), "standard input: data.config.yaml is not YAML"),
+        (
+            &map(""),
+            "standard input: data.config.yaml: apiVersion: is missing",
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\ndata: {a: b, c: d}",
+            "standard input: data: expected the configuration as the text of config.yaml",
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap",
+            "standard input: data: expected the configuration",
+        ),
+        (
+            "image: {}\nconfig: {secretName: A}",
+            "standard input: config.secretName: \"A\" can't be",
+        ),
+        (
+            "image: {}\nconfig: {secretNam: A}",
+            "standard input: config.secretNam: unknown field",
+        ),
+        (
+            "image: {}\nconfig: []",
+            "standard input: config: expected a map",
+        ),
+        (
+            "image: {}\nconfig:",
+            "standard input: config: expected a map",
+        ),
+        (
+            "ecr-injector: {config: {limits: {registriesPerSecret: 8}}}",
+            "standard input: ecr-injector.config.limits: registriesPerPod can't exceed",
+        ),
+    ] {
+        let said = rejected(&["check", "-"], input);
+        assert!(said.starts_with(expected), "{said}");
+    }
+}
+
+#[test]
+fn files_around_the_configuration_are_named_to_serve() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.yaml");
+    for (file, expected) in [
+        (
+            "apiVersion: v1\nkind: ConfigMap\ndata: {config.yaml: \"\"}",
+            "kind: expected Config of ecr-injector.dev/v1alpha1, got \"ConfigMap\" of \"v1\": this is a \
+             ConfigMap, and only ecr-injector config check reads it: give its data",
+        ),
+        (
+            "image: {tag: x}\nconfig: {}",
+            "config: this is a value of the Helm chart, and only ecr-injector config check reads these",
+        ),
+    ] {
+        std::fs::write(&path, file).unwrap();
+        let error = Config::read(&path).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn rules_that_never_match_are_warnings_with_their_path() {
+    let fields = "identities: [{ambient: true}, {namespaces: [a], ambient: true}]";
+    let map =
+        serde_json::json!({"kind": "ConfigMap", "data": {"config.yaml": config_file(fields)}});
+    for (input, path) in [
+        (config_file(fields), "identities[1]"),
+        (map.to_string(), "data.config.yaml: identities[1]"),
+        (format!("config: {{{fields}}}"), "config.identities[1]"),
+    ] {
+        let output = config(&["check", "-"], &input);
+        assert_eq!(output.status.code(), Some(0));
+        let said = text(&output.stderr);
+        let expected =
+            format!("standard input: warning: {path}: never matches: identities[0] comes first");
+        assert!(
+            said.starts_with(&expected) && said.lines().count() == 1,
+            "{said}"
+        );
     }
 }

@@ -11,6 +11,7 @@
 mod support;
 
 mod config_file;
+mod config_schema;
 mod frame;
 mod iam;
 mod identity_mint;
