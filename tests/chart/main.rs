@@ -19,3 +19,4 @@ mod policy;
 mod policy_mode;
 mod release;
 mod templates;
+mod values;

@@ -162,6 +162,19 @@ config: {discover: pods, prewarm: [123456789012.dkr.ecr.eu-west-1.amazonaws.com]
     ),
     ("the policy below the webhook", "mode: both"),
     (
+        "rules of the cluster",
+        "revisionHistoryLimit: 3
+strategy: {rollingUpdate: {maxSurge: 2, maxUnavailable: 0}}
+dnsConfig: {options: [{name: ndots, value: '1'}]}
+hostAliases: [{ip: 192.0.2.1, hostnames: [sts.example.com]}]
+podSecurityContext: {supplementalGroups: [5]}
+containerSecurityContext: {privileged: false}
+readinessProbe: {timeoutSeconds: 2}
+livenessProbe: {timeoutSeconds: 3}
+service: {ipFamilyPolicy: PreferDualStack}
+global: {imageRegistry: mirror.example.com/proxy, imagePullSecrets: [mirror]}",
+    ),
+    (
         "a chart around it",
         "global: {imageRegistry: mirror.example.com}\nenabled: true",
     ),
@@ -559,6 +572,11 @@ fn values_that_cannot_be_are_refused_by_the_schema() {
         ("extraArgs: ['--log=debug']", "/extraArgs/0"),
         ("extraArgs: ['--tls-min-version 1.2']", "/extraArgs/0"),
         ("log: {filter: 'info,a=loud'}", "/log/filter"),
+        ("image: {registry: 'm.example/'}", "/image/registry"),
+        ("strategy: {type: OnDelete}", "/strategy/type"),
+        ("readinessProbe: {httpGet: {}}", "/readinessProbe"),
+        ("service: {ipFamilyPolicy: Dual}", "/service/ipFamilyPolicy"),
+        ("hostAliases: [{ip: 192.0.2.1}]", "/hostAliases/0"),
         ("fullnameOverride: Upper", "/fullnameOverride"),
         ("fullnameOverride: 7up", "/fullnameOverride"),
         ("config: {optIn: {value: ''}}", "/config/optIn/value"),

@@ -1,12 +1,12 @@
 {{- /* The alerts of files/alerts.yaml that are enabled, for this release, as a list; nothing if there is none. */ -}}
 {{- define "ecr-injector.alerts" -}}
-{{- $namespace := .Release.Namespace -}}
+{{- $namespace := include "ecr-injector.namespace" . -}}
 {{- $fullname := include "ecr-injector.fullname" . -}}
 {{- $conditions := dict "selfManaged" (eq .Values.certificates.mode "self-managed") "guard" .Values.guard.enabled -}}
 {{- $runbooks := .Values.prometheusRule.runbookUrl -}}
 {{- $replace := dict
     "SCOPE" (printf "namespace=%q" $namespace)
-    "JOB" (printf "(%s/)?%s(-metrics)?" $namespace $fullname)
+    "JOB" (printf "(%s/)?%s(-metrics)?" (default $namespace .Values.metrics.podMonitor.namespace) $fullname)
     "TIMEOUT" (toString .Values.webhook.timeoutSeconds) -}}
 {{- range (.Files.Get "files/alerts.yaml" | fromYaml).rules -}}
 {{- $rule := . -}}

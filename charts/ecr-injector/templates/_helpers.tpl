@@ -21,6 +21,11 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* The namespace of ecr-injector. */ -}}
+{{- define "ecr-injector.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
+{{- end -}}
+
 {{- /* Configurations are called in the order of their names: this one sorts last, after what rewrites images. */ -}}
 {{- define "ecr-injector.registration" -}}
 zz-{{ include "ecr-injector.fullname" . }}
@@ -65,7 +70,7 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- if gt (len .) 3 -}}{{- $annotations = merge (deepCopy (index . 3)) $annotations -}}{{- end -}}
 name: {{ index . 1 }}
 {{- with index . 2 }}
-namespace: {{ ternary $root.Release.Namespace . (kindIs "bool" .) }}
+namespace: {{ ternary (include "ecr-injector.namespace" $root) . (kindIs "bool" .) }}
 {{- end }}
 {{- $labels := dict -}}
 {{- if gt (len .) 4 -}}{{- $labels = index . 4 -}}{{- end }}
@@ -87,12 +92,25 @@ annotations:
 
 {{- define "ecr-injector.image" -}}
 {{- with .Values.image -}}
-{{- $name := ternary (printf "%s/%s" .registry .repository) .repository (ne .registry "") -}}
+{{- $registry := dig "imageRegistry" "" ($.Values.global | default dict) | default .registry -}}
+{{- $name := ternary (printf "%s/%s" $registry .repository) .repository (ne $registry "") -}}
 {{- if .digest -}}
 {{- printf "%s@%s" $name .digest -}}
 {{- else -}}
 {{- printf "%s:%s" $name (default $.Chart.AppVersion .tag) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Those of a chart around this one may be names alone. */ -}}
+{{- define "ecr-injector.imagePullSecrets" -}}
+{{- $secrets := list -}}
+{{- range concat (dig "imagePullSecrets" list (.Values.global | default dict) | default list) .Values.imagePullSecrets -}}
+{{- $secrets = append $secrets (ternary (dict "name" .) . (kindIs "string" .)) -}}
+{{- end -}}
+{{- with $secrets | uniq -}}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
 
@@ -117,7 +135,7 @@ annotations:
 
 {{- define "ecr-injector.excludedNamespaces" -}}
 {{- $named := dig "optIn" "excludeNamespaces" list .Values.config | default list -}}
-{{- concat (list "kube-system" "kube-node-lease") $named (list .Release.Namespace) | uniq | toJson | replace "," ", " -}}
+{{- concat (list "kube-system" "kube-node-lease") $named (list (include "ecr-injector.namespace" .)) | uniq | toJson | replace "," ", " -}}
 {{- end -}}
 
 {{- define "ecr-injector.caSecret" -}}
@@ -139,7 +157,7 @@ annotations:
 {{- end -}}
 
 {{- define "ecr-injector.host" -}}
-{{ include "ecr-injector.fullname" . }}.{{ .Release.Namespace }}.svc
+{{ include "ecr-injector.fullname" . }}.{{ include "ecr-injector.namespace" . }}.svc
 {{- end -}}
 
 {{- /* Policies belong to the whole cluster: those of a release with another name have it in theirs. (list . name) */ -}}
@@ -183,7 +201,7 @@ objectSelector:
 {{- define "ecr-injector.client" -}}
 clientConfig:
   service:
-    namespace: {{ .Release.Namespace }}
+    namespace: {{ include "ecr-injector.namespace" . }}
     name: {{ include "ecr-injector.fullname" . }}
     path: /mutate
     port: {{ .Values.service.port }}
@@ -224,23 +242,59 @@ clientConfig:
 
 {{- /* What every Pod of ours has, so that *restricted* Pod Security takes it. */ -}}
 {{- define "ecr-injector.podSecurity" -}}
+{{- $ids := dict "runAsUser" 65532 "runAsGroup" 65532 "fsGroup" 65532 -}}
+{{- $default := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- if not .Values.openshift -}}{{- $default = merge $default $ids -}}{{- end -}}
 securityContext:
-  runAsNonRoot: true
-  {{- if not .Values.openshift }}
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
-  {{- end }}
-  seccompProfile:
-    type: RuntimeDefault
+  {{- include "ecr-injector.both" (list $default .Values.podSecurityContext) | nindent 2 }}
 {{- end -}}
 
 {{- define "ecr-injector.containerSecurity" -}}
+{{- $default := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) -}}
 securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities:
-    drop: [ALL]
+  {{- include "ecr-injector.both" (list $default .Values.containerSecurityContext) | nindent 2 }}
+{{- end -}}
+
+{{- /* Families of addresses of a Service. */ -}}
+{{- define "ecr-injector.ipFamilies" -}}
+{{- with .Values.service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.service.ipFamilies }}
+ipFamilies:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- /* What both kinds of monitors have: metadata (list . values) and the scrape (values). */ -}}
+{{- define "ecr-injector.monitorMetadata" -}}
+{{- $monitor := index . 1 -}}
+{{- include "ecr-injector.metadata" (list (index . 0) (include "ecr-injector.fullname" (index . 0)) (default true $monitor.namespace) dict $monitor.labels) -}}
+{{- end -}}
+
+{{- define "ecr-injector.scrape" -}}
+- port: admin
+  path: /metrics
+  interval: {{ .interval }}
+  {{- with .scrapeTimeout }}
+  scrapeTimeout: {{ . }}
+  {{- end }}
+  {{- with .relabelings }}
+  relabelings:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .metricRelabelings }}
+  metricRelabelings:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{- /* A monitor in another namespace has to be told where the Pods are: (list . values) */ -}}
+{{- define "ecr-injector.monitored" -}}
+{{- with (index . 1).namespace }}
+namespaceSelector:
+  matchNames: [{{ include "ecr-injector.namespace" (index $ 0) }}]
+{{- end }}
 {{- end -}}
 
 {{- /* Which nodes. */ -}}
@@ -264,12 +318,12 @@ Where helm test makes its Pod: not where the release is, for nobody is served th
 after, whoever made it, so it is one that nobody else has.
 */ -}}
 {{- define "ecr-injector.testNamespace" -}}
-{{- if eq .Values.test.namespace .Release.Namespace -}}
+{{- if eq .Values.test.namespace (include "ecr-injector.namespace" .) -}}
 {{- fail "test.namespace is the release's own namespace, where no Pod is served: name one that is opted in, or none" -}}
 {{- else if .Values.test.namespace -}}
 {{- .Values.test.namespace -}}
 {{- else -}}
-{{- printf "%s-test-%s" (include "ecr-injector.fullname" . | trunc 48) (printf "%s/%s" .Release.Namespace .Release.Name | sha256sum | trunc 8) -}}
+{{- printf "%s-test-%s" (include "ecr-injector.fullname" . | trunc 48) (printf "%s/%s" (include "ecr-injector.namespace" .) .Release.Name | sha256sum | trunc 8) -}}
 {{- end -}}
 {{- end -}}
 
