@@ -349,8 +349,8 @@ async fn configuration_of_the_webhook_chooses_who_mints() {
     let password = node.answer(&with(&rules)).await.password();
     assert_eq!(aws.principal_of(&password).unwrap(), role);
 
-    let ran = node.answer(&with("identites: []\n")).await;
-    ran.failed(1, &["identites"]);
+    let ran = node.answer(&with("identity: []\n")).await;
+    ran.failed(1, &["identity"]);
     let ran = node.answer(&with("defaultIdentity: none\n")).await;
     ran.failed(1, &["no identity rule matches"]);
     let ran = node.answer(&with("allow: {regions: [us-east-1]}\n")).await;
