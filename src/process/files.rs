@@ -27,7 +27,7 @@ const MAX_BYTES: u64 = 4 * 1024 * 1024;
 static HUNG: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Reads a file of at most 4 MiB, within five seconds. The caller waits, so a task goes by
-/// [`off_the_workers`].
+/// `off_the_workers`.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_within(path, TIMEOUT)
 }
