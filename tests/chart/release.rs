@@ -719,7 +719,7 @@ fn without_the_second_entry(folder: &Path) {
     let path = folder.join("templates/registration.yaml");
     let text = fs::read_to_string(&path).unwrap();
     let (first, _) = text.split_once("  # A changed image").unwrap();
-    fs::write(path, first).unwrap();
+    fs::write(path, format!("{first}{{{{- end }}}}\n")).unwrap();
 }
 
 fn pod(name: &str, image: &str) -> Value {
