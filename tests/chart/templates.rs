@@ -246,7 +246,7 @@ const LEFT: &[(&str, In, &str)] = &[
 ];
 
 /// The flags of `serve` that the chart sets by other values: the process refuses one that is there twice.
-const SET: [&str; 15] = [
+const SET: [&str; 16] = [
     "admin-listen",
     "ca-secret",
     "config",
@@ -256,6 +256,7 @@ const SET: [&str; 15] = [
     "listen",
     "log",
     "log-format",
+    "no-admission",
     "service-name",
     "shutdown-delay",
     "state-key-secret",
