@@ -156,7 +156,7 @@ fmt: ## Format the code
 lint: ## Format check, clippy, one TLS provider, licences and bans
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) clippy --locked --test image --test clients --test kubelet -- -D warnings
+	$(CARGO) clippy --locked --test image --test clients --test cost --test kubelet -- -D warnings
 	@tests/one-tls-provider.sh
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check bans licenses sources; \
 	else echo "lint: licences, bans and sources not checked: no cargo-deny (make cargo-deny)"; fi

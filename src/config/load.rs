@@ -62,7 +62,11 @@ impl Config {
         })
     }
 
-    fn check_with(value: Value, path: &str, parse_filter: ParseFilter) -> Result<Self, ConfigError> {
+    fn check_with(
+        value: Value,
+        path: &str,
+        parse_filter: ParseFilter,
+    ) -> Result<Self, ConfigError> {
         // An empty file is read as an object without a field.
         let value = if value.is_null() {
             Value::Object(Map::new())
