@@ -220,13 +220,20 @@ async fn shutdown_under_load_is_unready_first_and_loses_no_call() {
         sleep(DELAY / 2).await;
         let mut stuck = bench.connect(&leaving).await;
         stuck
-            .send(head("/mutate?timeout=30s", "Content-Length: 100"))
+            .send(head("/mutate?timeout=30s", "Content-Length: 8000000"))
             .await;
+        // Just fast enough not to be cut off.
+        let stuck = tokio::spawn(async move {
+            loop {
+                stuck.send(vec![b' '; 64 * 1024]).await;
+                sleep(Duration::from_millis(200)).await;
+            }
+        });
         sleep(DELAY).await;
         over.store(true, Ordering::Relaxed);
         (told, stuck)
     };
-    let (_, (told, _stuck)) = tokio::join!(join_all(clients), told);
+    let (_, (told, stuck)) = tokio::join!(join_all(clients), told);
     assert_eq!(sent_away.load(Ordering::Relaxed), CLIENTS);
     assert!(answered.load(Ordering::Relaxed) > 10 * CLIENTS);
     // Just before the first listener gives up.
@@ -241,6 +248,7 @@ async fn shutdown_under_load_is_unready_first_and_loses_no_call() {
         took < DELAY + GRACE + Duration::from_secs(1) + SLACK,
         "{took:?}"
     );
+    stuck.abort();
     drop(probe);
 }
 
