@@ -1,5 +1,5 @@
 //! The kubelet's exec credential plugin: one request on standard input, one response on standard
-//! output. Whatever needs no AWS ends before a runtime, a certificate or a profile is looked at.
+//! output. Whatever needs no AWS ends before a runtime is built or credentials are loaded.
 
 mod plan;
 

@@ -156,7 +156,7 @@ fn each_alert_fires_in_its_case_and_in_no_other() {
     for (values, cases) in by_values {
         let mut rules = rules(values);
         for rule in &mut rules {
-            // They are looked at elsewhere; promtool would want them word for word.
+            // Other tests check them; promtool would want them word for word.
             rule.as_object_mut().unwrap().remove("annotations");
         }
         let tests: Vec<Value> = cases

@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn file_in_no_home_folder_is_absent_and_never_relative() {
         for (home, expected) in [
-            (Some("/root"), "/root/.aws/config"),
+            (Some("/home/ci"), "/home/ci/.aws/config"),
             (Some(""), "~/.aws/config"),
             (Some("home"), "~/.aws/config"),
             (None, "~/.aws/config"),

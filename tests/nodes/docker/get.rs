@@ -1,4 +1,4 @@
-//! `get`: which servers have credentials, and what the others are told.
+//! `get`: which servers have credentials, and the answers for all others.
 
 use std::time::Duration;
 

@@ -131,7 +131,7 @@ async fn other_hosts_get_an_answer_without_credentials() {
         "10.0.0.1:5000/x".to_owned(),
         "nginx".to_owned(),
     ] {
-        // A profile that can't be read would be an error if it were looked at.
+        // A profile that can't be read would be an error if it were read.
         let run = node.run().variable("AWS_CONFIG_FILE", "/missing");
         let ran = node.answer(&run.image(&image)).await;
         ran.has_none(600);
