@@ -8,6 +8,8 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process,
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
@@ -23,7 +25,7 @@ const OTHERS_WRITE: u32 = 0o022;
 /// The mark of a temporary file's name, between the name of the file and the process.
 const TEMPORARY: &str = ".tmp-";
 /// The age at which a temporary file is one of a process that was killed.
-const STALE: Duration = Duration::from_hours(1);
+pub(super) const STALE: Duration = Duration::from_hours(1);
 
 /// A folder of this user alone.
 #[derive(Debug)]
@@ -77,6 +79,15 @@ impl Folder {
         check_owner(path, &metadata, owner)?;
         let path = path.to_owned();
         Ok(Self { path, owner })
+    }
+
+    /// Opens a folder that must be none by a link: whoever made the link may lead it elsewhere.
+    pub fn open_unlinked(path: &Path) -> Result<Self, FilesError> {
+        let is_link = fs::symlink_metadata(path).is_ok_and(|named| named.is_symlink());
+        if is_link {
+            return Err(unsafe_file(path, "is a link"));
+        }
+        Self::open(path)
     }
 
     /// Opens a folder if it is there: nothing is made.
@@ -140,6 +151,31 @@ impl Folder {
 
     /// Locks the folder, or returns `None` if another process has the lock.
     pub fn try_lock(&self, name: &str) -> Result<Option<Lock>, FilesError> {
+        let file = self.open_lock(name)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(io_error(&self.path.join(name), error)),
+        }
+    }
+
+    /// Locks the folder, or returns `None` if another process has the lock for `limit`. The kernel
+    /// releases the lock of a process that dies.
+    pub fn lock(&self, name: &str, limit: Duration) -> Result<Option<Lock>, FilesError> {
+        let lock = self.try_lock(name)?;
+        if lock.is_some() || limit.is_zero() {
+            return Ok(lock);
+        }
+        let file = self.open_lock(name)?;
+        let (sender, locked) = mpsc::channel();
+        thread::spawn(move || {
+            // Nobody waits any longer if it took too long.
+            let _ = sender.send(file.lock().is_ok().then_some(Lock(file)));
+        });
+        Ok(locked.recv_timeout(limit).ok().flatten())
+    }
+
+    fn open_lock(&self, name: &str) -> Result<File, FilesError> {
         let path = self.path.join(name);
         let io = |error| io_error(&path, error);
         match fs::symlink_metadata(&path) {
@@ -156,31 +192,37 @@ impl Folder {
             .open(&path)
             .map_err(io)?;
         check_owner(&path, &file.metadata().map_err(io)?, self.owner)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(io(error)),
-        }
+        Ok(file)
     }
 
-    /// Removes the temporary files of processes that were killed. What can't be removed stays.
-    fn remove_stale(&self, name: &str, now: Timestamp) {
-        let prefix = format!("{name}{TEMPORARY}");
+    /// Removes the files that are older than `limit` says for their names; it says `None` for those
+    /// of others. What can't be removed stays: another process may have been faster.
+    pub fn remove_older(&self, now: Timestamp, limit: impl Fn(&str) -> Option<Duration>) {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
         for entry in entries {
-            let is_temporary = entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(prefix.as_bytes());
+            let limit = entry.file_name().to_str().and_then(&limit);
             let modified = || Timestamp::try_from(entry.metadata().ok()?.modified().ok()?).ok();
-            let is_stale = |at: Timestamp| {
-                Duration::try_from(now.duration_since(at)).is_ok_and(|age| age > STALE)
+            let is_older = |limit: Duration| {
+                let age = modified().map(|at| Duration::try_from(now.duration_since(at)));
+                age.is_some_and(|age| age.is_ok_and(|age| age > limit))
             };
-            if is_temporary && modified().is_some_and(is_stale) {
+            if limit.is_some_and(is_older) {
                 let _ = fs::remove_file(entry.path());
             }
         }
     }
+
+    /// Removes the temporary files of processes that were killed.
+    fn remove_stale(&self, name: &str, now: Timestamp) {
+        self.remove_older(now, |found| {
+            is_temporary_of(found, |of| of == name).then_some(STALE)
+        });
+    }
+}
+
+/// Returns whether a file is a temporary one, of a file whose name fits.
+pub(super) fn is_temporary_of(found: &str, fits: impl FnOnce(&str) -> bool) -> bool {
+    found.split_once(TEMPORARY).is_some_and(|(of, _)| fits(of))
 }
 
 fn check_owner(path: &Path, metadata: &fs::Metadata, owner: u32) -> Result<(), FilesError> {
@@ -290,6 +332,32 @@ mod tests {
         assert!(folder.try_lock("lock").expect("no error").is_none());
         drop(lock);
         assert!(folder.try_lock("lock").expect("no error").is_some());
+    }
+
+    #[test]
+    fn lock_is_waited_for_until_the_limit() {
+        let (_parent, folder) = folder();
+        let lock = folder.try_lock("lock").expect("a lock");
+        let limit = Duration::from_millis(20);
+        assert!(folder.lock("lock", limit).expect("no error").is_none());
+        let waiting = Folder::open(&folder.path).expect("a folder");
+        let waiting = thread::spawn(move || waiting.lock("lock", Duration::from_mins(1)));
+        drop(lock);
+        let locked = waiting.join().expect("no panic");
+        assert!(locked.expect("no error").is_some());
+    }
+
+    #[test]
+    fn folder_by_a_link_is_one_only_where_links_are_followed() {
+        let (parent, folder) = folder();
+        let link = parent.path().join("link");
+        symlink(&folder.path, &link).expect("a link");
+        assert!(Folder::open(&link).is_ok());
+        let error = Folder::open_unlinked(&link)
+            .expect_err("a link")
+            .to_string();
+        assert!(error.ends_with("is a link"), "{error}");
+        assert!(Folder::open_unlinked(&folder.path).is_ok());
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl<'a> Run<'a> {
             return Ok((token, None));
         }
         let limit = self.left().saturating_sub(OWN_CALL);
-        let _lock = slot.as_ref().map(|slot| slot.lock(limit));
+        let _lock = slot.as_ref().and_then(|slot| slot.lock(limit));
         // Whoever had the lock may have written it.
         if let Some(token) = slot.as_ref().and_then(fresh) {
             return Ok((token, None));
@@ -363,10 +363,7 @@ impl<'a> Run<'a> {
 fn open_cache(folder: &Path) -> Option<FileCache> {
     let opened = FileCache::open(folder);
     opened
-        .inspect_err(|error| {
-            let folder = folder.display();
-            tracing::warn!(%folder, %error, "the folder of tokens is not used");
-        })
+        .inspect_err(|error| tracing::warn!(%error, "the folder of tokens is not used"))
         .ok()
 }
 

@@ -167,7 +167,7 @@ const SPAWNS: &[(&str, usize, &str)] = &[
         "a term, whose end the election awaits",
     ),
     (
-        "nodes/file_cache.rs",
+        "nodes/files.rs",
         1,
         "a thread that waits for a lock, which the process outlasts only by its answer",
     ),

@@ -186,12 +186,12 @@ async fn killed_run_blocks_no_other() {
     })
     .await;
     child.kill().await.unwrap();
-    let left = node.tokens().join(format!("{}.tmp-1", "a".repeat(32)));
+    let left = node.tokens().join(format!("{}.json.tmp-1", "a".repeat(32)));
     File::create(&left)
         .unwrap()
         .set_modified(SystemTime::now() - HOURS(2))
         .unwrap();
-    let young = node.tokens().join(format!("{}.tmp-2", "a".repeat(32)));
+    let young = node.tokens().join(format!("{}.json.tmp-2", "a".repeat(32)));
     let foreign = node.tokens().join("of-somebody-else");
     for path in [&young, &foreign] {
         fs::write(path, "").unwrap();
