@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::registry::Registry;
+use crate::support::child::copy_program;
 use crate::support::{Authority, ConnectProxy, FakeAws};
 
 /// In the account of the keys: AWS names the registry that it was asked for, and the fake this one.
@@ -87,7 +88,7 @@ impl Bed {
         }
         fs::set_permissions(path("run"), fs::Permissions::from_mode(0o700)).unwrap();
         let helper = path("bin/docker-credential-ecr-injector");
-        fs::copy(env!("CARGO_BIN_EXE_ecr-credentials"), helper).unwrap();
+        copy_program(env!("CARGO_BIN_EXE_ecr-credentials"), helper);
         fs::write(path("ca.pem"), authority.pem()).unwrap();
         let (to_aws, to_registry) = (
             ConnectProxy::start(aws.address()),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::bed::{Bed, R, Ran, built, installed};
+use crate::support::child::copy_program;
 
 fn ours(bed: &Bed) -> PathBuf {
     bed.path("bin/docker-credential-ecr-injector")
@@ -96,7 +97,7 @@ async fn old_version_keeps_our_tokens_beside_its_own() {
 #[tokio::test]
 async fn other_helpers_file_name_works_with_its_configuration() {
     let bed = Bed::start();
-    fs::copy(ours(&bed), bed.path("bin/docker-credential-ecr-login")).unwrap();
+    copy_program(ours(&bed), bed.path("bin/docker-credential-ecr-login"));
     bed.configure(&json!({"credHelpers": {R: "ecr-login"}}));
     let image = format!("{R}/shop/web:v1");
     let crane = built("crane", "crane");

@@ -13,17 +13,11 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, Response, StatusCode, Uri, header};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
+use axum::http::{HeaderMap, Method, Response, Uri};
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
-use tokio_rustls::TlsAcceptor;
 
 use crate::support::own_runtime::OwnRuntime;
+use crate::support::registry::{blob, digest, found, password, serve, unauthorized};
 use crate::support::{Authority, FakeAws};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -66,23 +60,8 @@ impl Registry {
             layer: layer(folder),
             state: Mutex::default(),
         });
-        let runtime = OwnRuntime::start("registry");
-        let (listener, address) = runtime.listen("127.0.0.1:0");
-        let acceptor = TlsAcceptor::from(authority.server_config(&["127.0.0.1"]));
         let router = Router::new().fallback(answer).with_state(Arc::clone(&room));
-        runtime.spawn(async move {
-            while let Ok((connection, _)) = listener.accept().await {
-                let (acceptor, router) = (acceptor.clone(), router.clone());
-                tokio::spawn(async move {
-                    if let Ok(connection) = acceptor.accept(connection).await {
-                        let service = TowerToHyperService::new(router);
-                        let _ = http1::Builder::new()
-                            .serve_connection(TokioIo::new(connection), service)
-                            .await;
-                    }
-                });
-            }
-        });
+        let (address, runtime) = serve(authority, "127.0.0.1", router);
         Self {
             address,
             room,
@@ -165,15 +144,6 @@ impl Room {
     }
 }
 
-fn digest(blob: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut text = "sha256:".to_owned();
-    for byte in Sha256::digest(blob) {
-        write!(text, "{byte:02x}").unwrap();
-    }
-    text
-}
-
 async fn answer(
     State(room): State<Arc<Room>>,
     method: Method,
@@ -196,44 +166,14 @@ async fn answer(
         });
     }
     if !given {
-        let challenge = r#"Basic realm="https://registry/",service="ecr.amazonaws.com""#;
-        return Response::builder()
-            .status(StatusCode::UNAUTHORIZED)
-            .header(header::WWW_AUTHENTICATE, challenge)
-            .header("Docker-Distribution-Api-Version", "registry/2.0")
-            .body(Body::from("no basic auth credentials"))
-            .unwrap();
+        return unauthorized();
     }
     if kind == "/manifests/" {
         return found(&method, MANIFEST, room.manifest(repository));
     }
     let blobs = [room.config(repository), room.layer.clone()];
-    match blobs.into_iter().find(|blob| digest(blob) == wanted) {
-        Some(blob) => found(&method, "application/octet-stream", blob),
-        None => Response::builder()
-            .status(StatusCode::NOT_FOUND)
-            .body(Body::empty())
-            .unwrap(),
-    }
-}
-
-fn password(headers: &HeaderMap) -> Option<String> {
-    let given = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let given = BASE64_STANDARD.decode(given.strip_prefix("Basic ")?).ok()?;
-    let given = String::from_utf8(given).ok()?;
-    Some(given.strip_prefix("AWS:")?.to_owned())
-}
-
-fn found(method: &Method, content_type: &str, body: Vec<u8>) -> Response<Body> {
-    let response = Response::builder()
-        .header(header::CONTENT_TYPE, content_type)
-        .header(header::CONTENT_LENGTH, body.len())
-        .header("Docker-Content-Digest", digest(&body))
-        .header("Docker-Distribution-Api-Version", "registry/2.0");
-    let body = if method == Method::HEAD {
-        Body::empty()
-    } else {
-        Body::from(body)
-    };
-    response.body(body).unwrap()
+    blob(
+        &method,
+        blobs.into_iter().find(|blob| digest(blob) == wanted),
+    )
 }

@@ -202,3 +202,12 @@ impl Drop for GuardedFolder {
         let _ = self.janitor.wait();
     }
 }
+
+/// Copies a program, so that it can be run at once: a copy by this process may still be open for writing in a child that
+/// another thread starts meanwhile, and then the kernel says "text file busy".
+pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    let copied = Command::new("cp")
+        .args([from.as_ref(), to.as_ref()])
+        .status();
+    assert!(copied.unwrap().success());
+}

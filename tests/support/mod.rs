@@ -20,6 +20,7 @@
 //! | [`helm`] | Helm, and the chart |
 //! | [`bed`] | all of these together, with one webhook in it |
 //! | [`certificates`] | cert-manager |
+//! | [`registry`] | the wire of a registry that real clients pull from |
 //! | [`reviews`] | the reviews that an API server sends of ordinary Pods |
 //! | [`rewriter`] | another mutating webhook |
 //! | [`openmetrics`] | what a scrape shows |
@@ -69,6 +70,7 @@ pub mod openmetrics;
 pub mod own_runtime;
 pub mod pods;
 pub mod proc;
+pub mod registry;
 pub mod reviews;
 pub mod rewriter;
 pub mod shared;

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use jiff::SignedDuration;
 use tokio::io::AsyncWriteExt as _;
 
-use super::command::{Machine, R, REGION, files, program};
+use super::command::{Machine, R, REGION, files};
 use crate::support::{Behaviour, FakeAws};
 
 const HALF: SignedDuration = SignedDuration::from_hours(6);
@@ -202,7 +202,7 @@ async fn killed_process_leaves_a_whole_file() {
     let mut kept = 0;
     for round in 0..200 {
         let host = R.replace("2109", &format!("{:04}", 1000 + round));
-        let mut child = machine.spawn(program(), &["get"]);
+        let mut child = machine.spawn(&machine.program(), &["get"]);
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(host.as_bytes()).await.unwrap();
         drop(stdin);

@@ -1,9 +1,9 @@
 //! The helper as a process, and what each run has to keep to: no secret but in an answer.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -17,6 +17,9 @@ use crate::support::FakeAws;
 pub(crate) const R: &str = "210987654321.dkr.ecr.eu-west-1.amazonaws.com";
 pub(crate) const REGION: &str = "eu-west-1";
 pub(crate) const NOT_FOUND: &str = "credentials not found in native keychain\n";
+pub(crate) const BUILT: &str = env!("CARGO_BIN_EXE_ecr-credentials");
+/// Where a machine has it: not in the PATH of any test.
+const HELPER: &str = "opt/docker-credential-ecr-injector";
 /// When a run that doesn't end is given up.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -36,25 +39,15 @@ pub(crate) struct Run {
     pub(crate) took: Duration,
 }
 
-/// Returns the small binary under the helper's name, copied as people do it.
-pub(crate) fn program() -> &'static Path {
-    static FOLDER: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = FOLDER.get_or_init(|| {
-        let built = Path::new(env!("CARGO_BIN_EXE_ecr-credentials"));
-        let folder = tempfile::tempdir_in(built.parent().unwrap()).unwrap();
-        let path = folder.path().join("docker-credential-ecr-injector");
-        fs::hard_link(built, &path).unwrap();
-        (folder, path)
-    });
-    path
-}
-
 impl<'a> Machine<'a> {
     /// With the fake's endpoints and no credentials.
     pub(crate) fn without_credentials(aws: &'a FakeAws) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join("home");
         fs::create_dir(&home).unwrap();
+        let helper = folder.path().join(HELPER);
+        fs::create_dir(helper.parent().unwrap()).unwrap();
+        symlink(BUILT, helper).unwrap();
         Self {
             aws,
             variables: aws.endpoints(),
@@ -144,6 +137,11 @@ impl<'a> Machine<'a> {
         });
     }
 
+    /// The small binary under the helper's name.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.folder.path().join(HELPER)
+    }
+
     pub(crate) fn spawn(&self, program: &Path, arguments: &[&str]) -> Child {
         Command::new(program)
             .args(arguments)
@@ -159,7 +157,7 @@ impl<'a> Machine<'a> {
     }
 
     pub(crate) async fn run(&self, arguments: &[&str], input: &str) -> Run {
-        self.run_as(program(), arguments, input).await
+        self.run_as(&self.program(), arguments, input).await
     }
 
     pub(crate) async fn run_as(&self, program: &Path, arguments: &[&str], input: &str) -> Run {

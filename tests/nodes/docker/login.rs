@@ -1,13 +1,13 @@
 //! All but `get`: logins, logouts, lists, versions, and wrong calls.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
-use super::command::{Machine, R, program};
+use super::command::{BUILT, Machine, R};
 use crate::support::FakeAws;
+use crate::support::child::copy_program;
 
 const IGNORE: &str = "AWS_ECR_IGNORE_CREDS_STORAGE";
 const LOGIN: &str = r#"{"ServerURL":"https://HOST","Username":"me","Secret":"x"}"#;
@@ -177,8 +177,7 @@ async fn subcommand_and_other_names_are_the_same_helper() {
     let login = folder.join("docker-credential-ecr-login");
     let plain = folder.join("tool");
     for name in [&login, &plain] {
-        fs::copy(program(), name).unwrap();
-        fs::set_permissions(name, fs::Permissions::from_mode(0o755)).unwrap();
+        copy_program(BUILT, name);
     }
     let big = env!("CARGO_BIN_EXE_ecr-injector");
     for (program, arguments) in [
