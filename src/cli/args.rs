@@ -1,16 +1,23 @@
 //! Arguments and parsers of values that several subcommands share.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use anyhow::Context as _;
 use clap::{
     Args,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 
 use crate::{
-    aws::{AwsEnvironmentError, Trust, credentials::Source},
+    aws::{Trust, credentials::Source},
     cluster::namespace::{self, Namespace},
+    config::Config,
     identity::RoleArn,
+    process::files::named_by,
 };
 
 /// The arguments of commands that call AWS.
@@ -37,9 +44,21 @@ fn source_parser() -> impl TypedValueParser<Value = Source> {
 
 impl AwsArgs {
     /// Reads the CA bundle.
-    pub(super) fn trust(&self) -> Result<Trust, AwsEnvironmentError> {
-        Trust::load(self.aws_ca_bundle.as_deref())
+    pub(super) fn trust(&self) -> anyhow::Result<Trust> {
+        let path = self.aws_ca_bundle.as_deref();
+        Trust::load(path).with_context(|| named_by("--aws-ca-bundle", "AWS_CA_BUNDLE", path))
     }
+}
+
+/// Reads and checks the configuration file, if there is a path; without one every field has its
+/// default.
+pub(super) fn read_config(path: Option<&Path>) -> anyhow::Result<Config> {
+    Config::load_or_default(path).with_context(|| config_flag(path))
+}
+
+/// Returns what named the configuration file.
+pub(super) fn config_flag(path: Option<&Path>) -> &'static str {
+    named_by("--config", "ECR_INJECTOR_CONFIG", path)
 }
 
 /// Parses the name of a namespace.

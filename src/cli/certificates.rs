@@ -10,11 +10,11 @@ use rustls::ServerConfig;
 use super::{args::parse_duration, context::Context};
 use crate::{
     cluster::namespace::Namespace,
-    process::{clock::Clock, file_watcher},
+    process::{clock::Clock, file_watcher, files::named_by},
     tls::{
         self, CertResolver, CertSource, MinVersion,
         clients::Clients,
-        files::Files,
+        files::{FileSource, Files},
         rotation::Lifetimes,
         secret::NamedSecret,
         self_managed::{self, SelfManaged},
@@ -121,7 +121,7 @@ impl CertificateArgs {
                 key: key.clone(),
             };
             return Ok(Certificates {
-                source: Box::new(files.load(clock, file_watcher::CERT_PERIOD)?),
+                source: Box::new(load(files, clock)?),
                 authority: None,
             });
         }
@@ -158,7 +158,9 @@ impl CertificateArgs {
     ) -> anyhow::Result<(ServerConfig, Option<Arc<Clients>>)> {
         let clients = match &self.client_ca {
             Some(path) => {
-                let clients = Clients::load(path.clone(), self.client_name.clone())?;
+                let clients = Clients::load(path.clone(), self.client_name.clone());
+                let flag = named_by("--client-ca", "ECR_INJECTOR_CLIENT_CA", Some(path));
+                let clients = clients.context(flag)?;
                 let metrics = context.metrics.tls.clone();
                 let follow = clients.clone().follow(file_watcher::CERT_PERIOD, metrics);
                 context.supervisor.spawn("client authorities", follow);
@@ -186,4 +188,20 @@ impl CertificateArgs {
             publication: signed(self.ca_propagation_delay)?,
         })
     }
+}
+
+/// Reads a certificate from its files; an error begins with the flag of the file that it is about.
+fn load(files: Files, clock: Arc<dyn Clock>) -> anyhow::Result<FileSource> {
+    let Files { certificate, key } = files.clone();
+    files
+        .load(clock, file_watcher::CERT_PERIOD)
+        .map_err(|error| {
+            let is_key = error.path() == Some(&*key.display().to_string());
+            let flag = if is_key {
+                named_by("--tls-key", "ECR_INJECTOR_TLS_KEY", Some(&key))
+            } else {
+                named_by("--tls-cert", "ECR_INJECTOR_TLS_CERT", Some(&certificate))
+            };
+            anyhow::Error::new(error).context(flag)
+        })
 }

@@ -87,6 +87,12 @@ impl ConnectionArgs {
                 kube::Error::Auth(AuthError::AuthExecParse(_)) => {
                     return anyhow!("{} printed no ExecCredential", self.plugin());
                 }
+                // Its URL may hold a password.
+                kube::Error::ProxyProtocolUnsupported { .. }
+                | kube::Error::ProxyProtocolDisabled { .. } => anyhow!(
+                    "the proxy-url of the cluster in the kubeconfig, or the proxy in the environment, has \
+                     a scheme that is not supported: expected http://HOST:PORT"
+                ),
                 error => ClusterError::Client(Box::new(error)).into(),
             },
             error => error.into(),

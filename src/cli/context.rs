@@ -8,7 +8,7 @@ use clap::{Args, builder::FalseyValueParser};
 use tokio::time::timeout;
 
 use super::{
-    args::{AwsArgs, parse_namespace},
+    args::{AwsArgs, config_flag, parse_namespace},
     connection::ConnectionArgs,
     metrics::Metrics,
 };
@@ -23,7 +23,7 @@ use crate::{
         service_accounts::ServiceAccounts,
         watch::Lists,
     },
-    config::{Config, ConfigError, live::Live, watcher::ConfigWatcher},
+    config::{Config, live::Live, watcher::ConfigWatcher},
     process::{
         clock::{Clock, SystemClock},
         file_watcher,
@@ -100,11 +100,12 @@ impl ContextArgs {
         }
     }
 
-    fn config(&self) -> Result<(Config, Option<ConfigWatcher>), ConfigError> {
+    fn config(&self) -> anyhow::Result<(Config, Option<ConfigWatcher>)> {
         let Some(path) = &self.config else {
             return Ok((Config::default(), None));
         };
-        let (config, file) = ConfigWatcher::load(path)?;
+        let loaded = ConfigWatcher::load(path);
+        let (config, file) = loaded.with_context(|| config_flag(Some(path)))?;
         Ok((config, Some(file)))
     }
 }

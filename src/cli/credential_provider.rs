@@ -188,9 +188,10 @@ impl ConfigArgs {
 fn check_files(path: &Path) -> anyhow::Result<ExitCode> {
     let mut paths = vec![path.to_owned()];
     if path.is_dir() {
-        let entries = fs::read_dir(path).with_context(|| format!("reading {}", path.display()))?;
+        let entries =
+            fs::read_dir(path).with_context(|| format!("--check: reading {}", path.display()))?;
         let entries: Result<Vec<_>, _> = entries.collect();
-        let entries = entries.with_context(|| format!("reading {}", path.display()))?;
+        let entries = entries.with_context(|| format!("--check: reading {}", path.display()))?;
         let is_read = |path: &PathBuf| {
             let extension = path.extension().and_then(|extension| extension.to_str());
             extension.is_some_and(|extension| EXTENSIONS.contains(&extension))
@@ -206,11 +207,11 @@ fn check_files(path: &Path) -> anyhow::Result<ExitCode> {
     }
     let read = |path: &PathBuf| {
         let name = path.display().to_string();
-        let found = fs::metadata(path).with_context(|| format!("reading {name}"))?;
+        let found = fs::metadata(path).with_context(|| format!("--check: reading {name}"))?;
         if found.len() > MAX_BYTES {
             bail!("{name} is longer than 1 MiB: it is another file");
         }
-        let text = fs::read_to_string(path).with_context(|| format!("reading {name}"))?;
+        let text = fs::read_to_string(path).with_context(|| format!("--check: reading {name}"))?;
         Ok((name, text))
     };
     let files: anyhow::Result<Vec<_>> = paths.iter().map(read).collect();

@@ -15,9 +15,8 @@ use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Subcommand};
 use similar::TextDiff;
 
-use super::stdout;
+use super::{args::read_config, stdout};
 use crate::{
-    config::Config,
     nodes::{docker, docker_config::DockerConfig, docker_helper},
     registry::{Aliases, Registry},
     telemetry::printable::printable,
@@ -100,9 +99,7 @@ impl DockerCredentialArgs {
 
 impl ConfigureArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        let aliases = Config::load_or_default(self.config.as_deref())?
-            .rules
-            .aliases;
+        let aliases = read_config(self.config.as_deref())?.rules.aliases;
         for host in &self.hosts {
             check_host(host, &aliases)?;
         }

@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use serde_json::{Value, json};
 
 use super::{
-    args::{AwsArgs, parse_namespace},
+    args::{AwsArgs, parse_namespace, read_config},
     runtime,
 };
 use crate::{
@@ -104,7 +104,7 @@ struct Minted {
 impl IdentityArgs {
     /// Explains the identity, mints with `--mint`, and fails if no identity may mint.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Config::load_or_default(self.config.as_deref())?;
+        let config = read_config(self.config.as_deref())?;
         let trust = self.aws.trust()?;
         let (_, registry) = resolve_registry(&config.rules.aliases, &self.registry)?;
         let settings = NamespaceSettings {

@@ -1,10 +1,9 @@
 //! The check that an account has the permissions of a command, before the command starts.
 
-use anyhow::Context as _;
-
 use crate::cluster::{
     Cluster,
     rights::{self, Permission},
+    unreachable,
 };
 
 /// Fails if this account lacks any of these permissions, with a list of those.
@@ -15,12 +14,15 @@ pub(super) async fn check_permissions(
     let (client, server) = (&cluster.client, &cluster.server);
     let missing = rights::missing(client, permissions)
         .await
-        .with_context(|| {
-            format!(
-                "can't use {server}; if that is the wrong cluster, see --kubeconfig and `kubectl \
-             config current-context`; if it is the right one, `kubectl get namespaces` must \
-             work from here"
-            )
+        .map_err(|error| {
+            let advice = unreachable::advice(&error).map(|advice| format!(": {advice}"));
+            let context = format!(
+                "can't use {server}{}; if that is the wrong cluster, see --kubeconfig and `kubectl \
+                 config current-context`; if it is the right one, `kubectl get namespaces` must \
+                 work from here",
+                advice.unwrap_or_default()
+            );
+            anyhow::Error::new(error).context(context)
         })?;
     if missing.is_empty() {
         return Ok(());

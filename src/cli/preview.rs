@@ -22,11 +22,13 @@ use similar::TextDiff;
 
 pub(super) use self::input::Source;
 use self::verdict::Verdict;
-use super::{args::parse_namespace, stdout};
+use super::{
+    args::{parse_namespace, read_config},
+    stdout,
+};
 use crate::{
     admission::manifest::{self, text},
     cluster::{namespace::Namespace, namespaces::OptIn},
-    config::Config,
     telemetry::printable::{printable, printable_json},
 };
 
@@ -117,7 +119,7 @@ enum Output {
 impl PreviewArgs {
     /// Reads all input, then decides, then writes: invalid input never leaves half an output.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Config::load_or_default(self.config.as_deref())?;
+        let config = read_config(self.config.as_deref())?;
         let sources = Source::from_paths(&self.filenames)?;
         let mut documents = Vec::new();
         let mut report = Report::default();

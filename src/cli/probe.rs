@@ -17,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::pod::{Probe, ProbeError};
 use super::{
-    args::{parse_duration, parse_namespace},
+    args::{parse_duration, parse_namespace, read_config},
     connection::ConnectionArgs,
     runtime, stdout,
 };
 use crate::{
-    cluster::{Cluster, namespace::Namespace},
+    cluster::{Cluster, namespace::Namespace, unreachable},
     config::Config,
     process::{
         clock::{Clock as _, SystemClock},
@@ -90,7 +90,7 @@ fn parse_label(text: &str) -> Result<(String, String), &'static str> {
 impl ProbeArgs {
     /// Tests the installation, and fails if it doesn't work in time.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Config::load_or_default(self.config.as_deref())?;
+        let config = read_config(self.config.as_deref())?;
         let host = host(&self.image, &config)?;
         anyhow::ensure!(
             !config.rules.excluded.contains(&self.namespace),
@@ -202,7 +202,13 @@ impl Attempt {
             if Instant::now() + RETRY_PERIOD >= self.deadline {
                 let server = &self.cluster.server;
                 let seconds = self.wait.as_secs();
-                return Err(error.context(format!("does not work after {seconds} s in {server}")));
+                let advice = unreachable::advice(error.as_ref());
+                let advice = advice
+                    .map(|advice| format!("; {advice}"))
+                    .unwrap_or_default();
+                return Err(error.context(format!(
+                    "does not work after {seconds} s in {server}{advice}"
+                )));
             }
             let reason = format!("{error:#}");
             if reason != printed {

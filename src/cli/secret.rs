@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Secret;
 use secrecy::ExposeSecret as _;
 
 use super::{
-    args::{AwsArgs, parse_namespace, parse_role, parse_secret_name},
+    args::{AwsArgs, parse_namespace, parse_role, parse_secret_name, read_config},
     identity::resolve_registry,
     runtime, stdout,
 };
@@ -137,7 +137,7 @@ impl SecretArgs {
     /// Mints the tokens, and prints the Secret.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         self.check_usage();
-        let mut config = Config::load_or_default(self.config.as_deref())?;
+        let mut config = read_config(self.config.as_deref())?;
         let trust = self.aws.trust()?;
         if let (None, Some(arn)) = (&self.config, &self.role_arn) {
             config.rules.identities = only(arn);

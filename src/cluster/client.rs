@@ -160,7 +160,11 @@ async fn read(from: &ClusterSource, in_cluster: bool) -> Result<Config, ClusterE
     match &from.kubeconfig {
         Some(path) => {
             let failed = |source| ClusterError::Kubeconfig {
-                kubeconfig: format!("kubeconfig {}", path.display()),
+                kubeconfig: format!(
+                    "kubeconfig {} ({})",
+                    path.display(),
+                    files::named_by("--kubeconfig", "ECR_INJECTOR_KUBECONFIG", Some(path))
+                ),
                 source: Box::new(source),
             };
             let file = Kubeconfig::read_from(path).map_err(failed)?;
@@ -171,7 +175,13 @@ async fn read(from: &ClusterSource, in_cluster: bool) -> Result<Config, ClusterE
         None => {
             let config = Config::from_kubeconfig(&options).await;
             config.map_err(|source| ClusterError::Kubeconfig {
-                kubeconfig: "the kubeconfig (no --kubeconfig given, and not in a Pod)".to_owned(),
+                kubeconfig: match std::env::var_os("KUBECONFIG").filter(|paths| !paths.is_empty()) {
+                    Some(_) => "the kubeconfig (KUBECONFIG)".to_owned(),
+                    None => {
+                        "~/.kube/config (no --kubeconfig and no KUBECONFIG given, and not in a Pod)"
+                            .to_owned()
+                    }
+                },
                 source: Box::new(source),
             })
         }

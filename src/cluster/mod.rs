@@ -14,6 +14,7 @@ pub mod object;
 pub mod ownership;
 pub mod rights;
 pub mod service_accounts;
+pub(crate) mod unreachable;
 pub mod watch;
 pub(crate) mod write;
 

@@ -6,7 +6,6 @@ use std::{
 };
 
 use serde_json::{Map, Value};
-use serde_saphyr::UserMessageFormatter;
 use tracing_subscriber::EnvFilter;
 
 use super::{
@@ -17,7 +16,10 @@ use super::{
 };
 use crate::{
     process::files,
-    telemetry::printable::{printable, shorten_quotes},
+    telemetry::{
+        printable::{printable, shorten_quotes},
+        yaml_error,
+    },
 };
 
 /// Values of the chart by which a file of values is recognized; no field has such a name.
@@ -173,8 +175,5 @@ pub(super) fn parse_yaml(text: &str) -> Result<Value, String> {
         with_snippet: false,
     };
     let value = serde_saphyr::from_str_with_options(text, options);
-    value.map_err(|error| {
-        let message = error.render_with_formatter(&UserMessageFormatter);
-        printable(&shorten_quotes(&message)).into_owned()
-    })
+    value.map_err(|error| printable(&shorten_quotes(&yaml_error::text(&error))).into_owned())
 }

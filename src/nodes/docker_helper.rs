@@ -178,7 +178,10 @@ fn host_of(server: &str, notes: &mut Notes) -> Option<Host> {
     match settings::config() {
         Ok(config) => Some(docker::resolve(server, &config.rules.aliases)?.0),
         Err(error) => {
-            notes.add(Level::Error, error_chain(&error));
+            notes.add(
+                Level::Error,
+                format!("ECR_INJECTOR_CONFIG: {}", error_chain(&error)),
+            );
             docker::resolve(server, &Aliases::default()).map(|found| found.0)
         }
     }
@@ -188,7 +191,10 @@ fn get(server: &str, started: Instant, notes: &mut Notes) -> Answer {
     let config = match settings::config() {
         Ok(config) => config,
         Err(error) => {
-            notes.add(Level::Error, error_chain(&error));
+            notes.add(
+                Level::Error,
+                format!("ECR_INJECTOR_CONFIG: {}", error_chain(&error)),
+            );
             return failed(NOT_FOUND);
         }
     };
@@ -316,7 +322,8 @@ impl Lookup {
     fn mint(&self, key: TokenKey, ends: Instant) -> Result<Token, Failure> {
         let bundle = env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty());
         let trust = Trust::load(bundle.as_deref().map(Path::new));
-        let trust = trust.map_err(|error| Failure::of(error_chain(&error)))?;
+        let trust = trust
+            .map_err(|error| Failure::of(format!("AWS_CA_BUNDLE: {}", error_chain(&error))))?;
         tls::install_crypto_provider();
         let runtime = Builder::new_current_thread()
             .enable_io()

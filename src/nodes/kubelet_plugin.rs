@@ -29,9 +29,15 @@ use super::{
 use crate::{
     aws::{AwsEnvironment, Trust, credentials::fingerprint::Subject, restart},
     config::Config,
-    process::clock::{Clock as _, SystemClock},
+    process::{
+        clock::{Clock as _, SystemClock},
+        files::named_by,
+    },
     registry::{Aliases, Registry, Service},
-    telemetry::printable::{cut, shortened},
+    telemetry::{
+        error_chain::error_chain,
+        printable::{cut, shortened},
+    },
     tls,
     token::{MIN_LEFT, Token, USER, error::MintError, once::mint_once},
 };
@@ -149,7 +155,11 @@ impl<'a> Run<'a> {
     fn answer(&self) -> Answer {
         let config = match Config::read_without_log_filter(self.flags.config.as_deref()) {
             Ok(config) => config,
-            Err(error) => return failed(crate::telemetry::error_chain::error_chain(&error)),
+            Err(error) => {
+                let path = self.flags.config.as_deref();
+                let flag = named_by("--config", "ECR_INJECTOR_CONFIG", path);
+                return failed(format!("{flag}: {}", error_chain(&error)));
+            }
         };
         let aliases = match self.aliases(config.rules.aliases.clone()) {
             Ok(aliases) => aliases,
@@ -343,9 +353,11 @@ impl<'a> Run<'a> {
 
     fn mint(&self, plan: &Plan) -> Result<Token, Failure> {
         tls::install_crypto_provider();
-        let trust = Trust::load(self.flags.ca_bundle.as_deref());
-        let trust = trust
-            .map_err(|error| Failure::Text(crate::telemetry::error_chain::error_chain(&error)))?;
+        let bundle = self.flags.ca_bundle.as_deref();
+        let trust = Trust::load(bundle).map_err(|error| {
+            let flag = named_by("--aws-ca-bundle", "AWS_CA_BUNDLE", bundle);
+            Failure::Text(format!("{flag}: {}", error_chain(&error)))
+        })?;
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime =
             runtime.map_err(|error| Failure::Text(format!("starting the runtime: {error}")))?;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    env,
     fs::File,
     io::{self, ErrorKind, Read as _},
     panic::resume_unwind,
@@ -30,6 +31,18 @@ static HUNG: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 /// `off_the_workers`.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_within(path, TIMEOUT)
+}
+
+/// Returns the flag, or the variable in its place, that a file was named by: errors about the file
+/// begin with it.
+pub(crate) fn named_by(
+    flag: &'static str,
+    variable: &'static str,
+    path: Option<&Path>,
+) -> &'static str {
+    let is_variable =
+        path.is_some() && env::var_os(variable).as_deref() == path.map(Path::as_os_str);
+    if is_variable { variable } else { flag }
 }
 
 /// Runs a function that reads files on a thread where it may wait.

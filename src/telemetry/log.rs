@@ -35,11 +35,13 @@ use self::{direct::DirectLog, writer::LogWriter};
 const CAPPED: [&str; 2] = ["aws_", "hyper"];
 
 /// Targets under which the SDK logs the errors of sources of credentials with all their causes,
-/// which may hold the output of a credential process, and kube's watcher those of a watch, as Rust
-/// prints them. None of those lines is written; ecr-injector logs the failure itself.
-const SILENCED: [&str; 3] = [
+/// which may hold the output of a credential process, kube's watcher those of a watch, as Rust
+/// prints them, and kube's client those of a request, with a URL that may hold a password. None of
+/// those lines is written; ecr-injector logs the failure itself.
+const SILENCED: [&str; 4] = [
     "aws_config::profile::credentials",
     "aws_config::web_identity_token",
+    "kube_client::client::builder",
     "kube_runtime::watcher",
 ];
 

@@ -8,3 +8,4 @@ pub mod metrics;
 pub mod otel;
 pub mod phases;
 pub(crate) mod printable;
+pub(crate) mod yaml_error;

@@ -71,3 +71,14 @@ pub enum TlsError {
         source: rustls::Error,
     },
 }
+
+impl TlsError {
+    /// Returns the file that can't be read, or that isn't PEM.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::File { path, .. } | Self::NotPem { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+}

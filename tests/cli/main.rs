@@ -12,8 +12,10 @@ mod support;
 
 mod config_file;
 mod config_schema;
+mod errors;
 mod frame;
 mod iam;
 mod identity_mint;
 mod preview;
 mod secret;
+

@@ -107,6 +107,7 @@ const PURE: &[&str] = &[
     "registry/lookalike",
     "registry/region",
     "telemetry/printable",
+    "telemetry/yaml_error",
     "tls/rotation",
     "token",
     "token/error",

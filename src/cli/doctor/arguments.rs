@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 
 use super::output::{Format, Style};
 use crate::{
-    cli::{connection::ConnectionArgs, runtime},
+    cli::{args::read_config, connection::ConnectionArgs, runtime},
     cluster::{Cluster, namespace::Namespace},
     config::Config,
     process::signals::Signals,
@@ -81,7 +81,7 @@ impl InstallationArgs {
     /// Reads the configuration file, if one is given.
     pub(super) fn config(&self) -> anyhow::Result<Option<Config>> {
         let path = self.config.as_deref();
-        Ok(path.map(Config::read).transpose()?)
+        path.map(|path| read_config(Some(path))).transpose()
     }
 }
 

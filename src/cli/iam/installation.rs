@@ -59,7 +59,7 @@ pub(super) struct AllArgs {
 
 impl AllArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let config = Config::read(&self.from)?;
+        let config = Config::read(&self.from).context("--from")?;
         let own_trust = self.identity.document()?;
         let repositories = self.repositories.iter().cloned().collect();
         let installation = Installation {

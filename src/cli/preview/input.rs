@@ -64,7 +64,7 @@ impl Source {
                     ""
                 };
                 let read = File::open(path).and_then(read_all);
-                read.map_err(|error| anyhow::anyhow!("reading {name}: {error}{hint}"))?
+                read.map_err(|error| anyhow::anyhow!("-f: reading {name}: {error}{hint}"))?
             }
         };
         if bytes.len() as u64 > MAX_BYTES {

@@ -2,7 +2,7 @@
 
 use kube::{core::Status, runtime::watcher};
 
-use crate::telemetry::error_chain::error_chain;
+use crate::cluster::unreachable::explained;
 
 /// Returns what failed, and each of its causes once. kube's own text repeats them, and has the whole
 /// response of the API server as Rust prints it.
@@ -19,7 +19,7 @@ pub(super) fn text(error: &watcher::Error) -> String {
     };
     match source {
         kube::Error::Api(status) => format!("{attempt}: {}", rejection(status)),
-        other => format!("{attempt}: {}", error_chain(other)),
+        other => format!("{attempt}: {}", explained(other)),
     }
 }
 

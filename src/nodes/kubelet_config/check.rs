@@ -5,12 +5,15 @@ use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
 use serde::Deserialize;
-use serde_saphyr::{Spanned, UserMessageFormatter};
+use serde_saphyr::Spanned;
 
 use super::{API_VERSION, KIND, Version, matches};
 use crate::{
     registry::{HostForm, PUBLIC_HOSTS},
-    telemetry::printable::{printable, shorten_quotes},
+    telemetry::{
+        printable::{printable, shorten_quotes},
+        yaml_error,
+    },
 };
 
 /// The versions of the file that kubelets take.
@@ -115,7 +118,7 @@ fn parse(text: &str) -> Result<File, String> {
         with_snippet: false,
     };
     serde_saphyr::from_str_with_options(text, options)
-        .map_err(|error| shorten_quotes(&error.render_with_formatter(&UserMessageFormatter)))
+        .map_err(|error| shorten_quotes(&yaml_error::text(&error)))
 }
 
 fn line<T>(value: &Spanned<T>) -> u64 {

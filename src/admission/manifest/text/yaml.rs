@@ -10,10 +10,10 @@ use serde::{
 use serde_json::{Map, Value};
 use serde_saphyr::{
     DuplicateKeyPolicy, Location, MergeKeyPolicy, NonFiniteFloatPolicy, Options, Spanned,
-    UserMessageFormatter,
 };
 
 use super::{TextError, duplicate, scalar::Scalar, without_position};
+use crate::telemetry::yaml_error;
 
 /// How far before a scalar its tag may begin, in bytes.
 const MAX_TAG: usize = 256;
@@ -354,7 +354,7 @@ impl Source<'_> {
     }
 
     fn parser_error(&self, error: &serde_saphyr::Error) -> TextError {
-        let message = error.render_with_formatter(&UserMessageFormatter);
+        let message = yaml_error::text(error);
         let at = error.location().unwrap_or(Location::UNKNOWN);
         let (line, column) = (at.line(), at.column());
         let message = without_position(&message, &format!(" at line {line}, column {column}"));

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use crate::{
     cli::doctor::finding::{Reading, Right},
+    cluster::unreachable::explained,
     telemetry::{error_chain::error_chain, printable::cut},
 };
 
@@ -162,7 +163,7 @@ impl Reader {
             .map_err(|error| CallError::Failed(error.to_string()))?;
         let send = async {
             let response = self.0.send(request).await;
-            let response = response.map_err(|error| CallError::Failed(error_chain(&error)))?;
+            let response = response.map_err(|error| CallError::Failed(explained(&error)))?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, MAX_BYTES).collect().await;
             let body = body.map_err(|error| {
