@@ -10,7 +10,7 @@ use crate::support::bed::{change, create, hosts, image, post_review, registry, r
 use crate::support::installation::{OPT_IN, PULL_SECRET, USER};
 use crate::support::pods::{pod, pod_with, pull_secrets};
 use crate::support::rewriter::Change;
-use crate::support::{Bed, Rewriter, Shared, eventually};
+use crate::support::{Bed, Rewriter, Shared, eventually, shows};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -426,9 +426,9 @@ async fn account_that_enforces_mountable_secrets_keeps_its_pods() {
     referring["imagePullSecrets"] = json!([{"name": PULL_SECRET}]);
     let rejected = create(&client, &namespace, &pod_with("by-hand", &referring), false).await;
     let message = rejected.unwrap_err().message;
-    assert!(
-        message.contains("does not reference that imagePullSecret"),
-        "{message}"
+    shows(
+        "`is not allowed because service account … does not reference that imagePullSecret`",
+        &message,
     );
 
     // What the warning says helps.

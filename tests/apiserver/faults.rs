@@ -9,7 +9,7 @@ use crate::support::bed::{create, hosts, image, post_review_within, registry, re
 use crate::support::control_plane::ControlPlane;
 use crate::support::installation::PULL_SECRET;
 use crate::support::pods::{pod, pull_secrets};
-use crate::support::{Bed, Behaviour, Garbage, Shared, Webhook, eventually};
+use crate::support::{Bed, Behaviour, Garbage, Shared, Webhook, eventually, shows};
 use ecr_injector::admission::handler::MAX_WAITING;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -48,6 +48,9 @@ async fn survives(behaviour: Behaviour, region: &str, label: &str) {
          until then"
     );
     assert_eq!(admitted.warnings, [expected]);
+    let heading =
+        "`no credential yet for 1 ECR registry (REASON); image pulls may fail until then`";
+    shows(heading, &admitted.warnings[0]);
 
     let intent = bed.pull_secret(&namespace).await.unwrap();
     assert_eq!(hosts(&intent), [] as [&str; 0], "a credential was written");
@@ -244,13 +247,12 @@ async fn deny_policy_refuses_with_a_code_that_asks_to_retry() {
         .await
         .unwrap_err();
     assert_eq!(status.code, 503);
-    assert!(
-        status
-            .message
-            .contains("pull secret ecr-pull-secret is not ready"),
-        "{}",
-        status.message
-    );
+    for heading in [
+        "`pull secret ecr-pull-secret is not ready`",
+        "`admission webhook \"create.ecr-injector.dev\" denied the request`",
+    ] {
+        shows(heading, &status.message);
+    }
     assert!(
         status.message.contains("AccessDenied"),
         "{}",

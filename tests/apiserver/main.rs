@@ -33,3 +33,4 @@ mod refresher;
 mod state_key;
 mod testbed;
 mod traces;
+mod troubleshooting;

@@ -17,7 +17,7 @@ use crate::support::control_plane::{self, may};
 use crate::support::fake_aws::password_of;
 use crate::support::installation::{OPT_IN, PULL_SECRET};
 use crate::support::pods::{pod, pull_secrets};
-use crate::support::{Bed, ControlPlane, FakeAws, eventually};
+use crate::support::{Bed, ControlPlane, FakeAws, eventually, shows};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -210,10 +210,9 @@ async fn named_registry_without_a_right_or_a_credential_is_an_error() {
     };
     let ran = refresh("docker.io").await;
     assert_eq!(ran.code, Some(1));
-    assert!(
-        ran.stderr.contains("neither the host of an ECR registry"),
-        "{}",
-        ran.stderr
+    shows(
+        "`--registry \"HOST\" is neither the host of an ECR registry nor an alias of the configuration`",
+        &ran.stderr,
     );
     let host = registry(123_456_789_012, "eu-central-1");
     aws.tune_ecr_in("eu-central-1", |knobs| {

@@ -691,6 +691,7 @@ async fn notes_say_what_comes_next_and_warn_of_what_is_risky() {
     let quiet = notes("");
     assert!(!quiet.contains("WARNING"), "{quiet}");
     assert!(quiet.contains("kubectl label namespace NAMESPACE ecr-injector.dev/inject=enabled"));
+    assert!(quiet.contains("docs/how-to/troubleshooting.md"), "{quiet}");
     assert!(quiet.contains("create secret generic ecr-injector-aws"));
     let with_role = notes("aws: {roleArn: 'arn:aws:iam::123456789012:role/ecr'}");
     assert!(!with_role.contains("NOTE: no AWS"), "{with_role}");

@@ -6,6 +6,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::support::shows;
+
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
         .args(arguments)
@@ -176,9 +178,9 @@ fn no_line_of_a_kubeconfig_is_shown() {
     ] {
         let error = fails_with(broken);
         assert!(error.contains(place), "{broken}: {error}");
-        assert!(
-            error.contains("is not YAML, or not a kubeconfig"),
-            "{error}"
+        shows(
+            "`is not YAML, or not a kubeconfig: see line 7, column 4`",
+            &error,
         );
     }
     // Values that are of no use, in a file that is well-formed.
@@ -200,9 +202,13 @@ fn exec_plugin_that_is_missing_or_fails_is_named() {
         );
         fails_with(&with_user(&exec))
     };
-    let error = exec("aws-iam-nowhere", "SECRET");
-    let expected = "can't start the exec plugin \"aws-iam-nowhere\" of the kubeconfig: install it";
+    let error = exec("aws-iam-authenticator", "SECRET");
+    let expected = "\"aws-iam-authenticator\" of the kubeconfig: install it";
     assert!(error.contains(expected), "{error}");
+    shows(
+        "`can't start the exec plugin \"aws-iam-authenticator\" of the kubeconfig`",
+        &error,
+    );
     let error = exec("sh", "echo SECRET; echo log in first >&2; exit 3");
     let expected = "the exec plugin \"sh\" of the kubeconfig failed (exit status: 3): log in first";
     assert!(error.contains(expected), "{error}");

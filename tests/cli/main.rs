@@ -18,4 +18,4 @@ mod iam;
 mod identity_mint;
 mod preview;
 mod secret;
-
+mod texts;

@@ -16,3 +16,4 @@ mod bed;
 mod neighbour;
 mod pulls;
 mod registry;
+mod texts;

@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, Method, Response, Uri};
 use serde_json::json;
 
 use crate::support::own_runtime::OwnRuntime;
-use crate::support::registry::{blob, digest, found, password, serve, unauthorized};
+use crate::support::registry::{blob, digest, found, password, refusal, serve, unauthorized};
 use crate::support::{Authority, FakeAws};
 
 /// docker's own types: its client of Debian knows no others.
@@ -80,6 +80,9 @@ async fn answer(
         return unauthorized();
     }
     let path = uri.path();
+    if let Some(refusal) = refusal(&method, path) {
+        return refusal;
+    }
     if path.contains("/manifests/") {
         *room.pulls.lock().unwrap() += 1;
         return found(&method, MANIFEST, room.manifest.clone().into_bytes());

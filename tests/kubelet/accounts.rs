@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::isolation::isolated;
 use crate::lab::{Lab, Plugin, printed_config};
+use crate::support::shows;
 
 pub(crate) const ROLE: &str = "arn:aws:iam::123456789012:role/shop-pull";
 pub(crate) const ANNOTATION: &str = "ecr-injector.dev/role-arn";
@@ -46,6 +47,8 @@ fn role_of_the_service_account_pulls_if_nodes_may_have_its_token() {
         let why = r#"not authorized to request tokens for audience \"sts.amazonaws.com\""#;
         let log = lab.kubelet_log().replace(r"\\", r"\");
         assert!(log.contains(why), "{log}");
+        let heading = "`is not authorized to request tokens for audience \"sts.amazonaws.com\"`";
+        shows(heading, &log.replace('\\', ""));
         assert!(lab.aws.calls().is_empty());
 
         allow_tokens(&lab).await;

@@ -21,4 +21,5 @@ mod outage;
 mod plugin;
 mod registry;
 mod teardown;
+mod texts;
 mod webhook;

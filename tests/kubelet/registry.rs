@@ -17,7 +17,7 @@ use axum::http::{HeaderMap, Method, Response, Uri};
 use serde_json::json;
 
 use crate::support::own_runtime::OwnRuntime;
-use crate::support::registry::{blob, digest, found, password, serve, unauthorized};
+use crate::support::registry::{blob, digest, found, password, refusal, serve, unauthorized};
 use crate::support::{Authority, FakeAws};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -167,6 +167,9 @@ async fn answer(
     }
     if !given {
         return unauthorized();
+    }
+    if let Some(refusal) = refusal(&method, uri.path()) {
+        return refusal;
     }
     if kind == "/manifests/" {
         return found(&method, MANIFEST, room.manifest(repository));

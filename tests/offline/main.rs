@@ -25,6 +25,7 @@ mod rooms;
 mod rotation;
 mod sabotage;
 mod traces;
+mod troubleshooting;
 mod versions;
 mod watch;
 mod webhook_connection;

@@ -467,7 +467,7 @@ fn text_of(literal: &str) -> String {
 }
 
 /// Returns the string literals of a piece of code, without one that the end cuts off.
-fn literals(code: &str) -> Vec<String> {
+pub(crate) fn literals(code: &str) -> Vec<String> {
     let mut literals = Vec::new();
     let mut rest = code;
     while let Some(start) = rest.find('"') {

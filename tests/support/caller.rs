@@ -106,6 +106,12 @@ impl Outcome {
             Err(status) => {
                 let by_policy = status.code == 422 && status.message.contains("denied request: ");
                 assert!(by_policy && status.message.contains(saying), "{status:?}");
+                if status
+                    .message
+                    .contains("denied request: ecr-injector writes")
+                {
+                    super::shows("`denied request: ecr-injector writes …`", &status.message);
+                }
             }
         }
     }

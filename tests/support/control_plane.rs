@@ -94,6 +94,10 @@ struct Running {
 
 /// The parts of a control plane beyond etcd and kube-apiserver.
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a part that is there or not"
+)]
 pub struct Options {
     /// Runs kube-controller-manager too: Deployments make Pods, namespaces get their `default` account, deletions end.
     pub controllers: bool,
@@ -103,6 +107,8 @@ pub struct Options {
     pub traces: bool,
     /// Holds nodes to their rights, and has [`ControlPlane::kubeconfig_for_node`].
     pub node: bool,
+    /// Sends calls of a Service to its endpoints, as managed control planes do, instead of its cluster IP.
+    pub endpoints: bool,
 }
 
 /// How much of each request the audit log holds.
@@ -401,6 +407,9 @@ impl Running {
             arguments.push("--enable-admission-plugins=NodeRestriction".to_owned());
         } else {
             arguments.push("--authorization-mode=RBAC".to_owned());
+        }
+        if options.endpoints {
+            arguments.push("--enable-aggregator-routing=true".to_owned());
         }
         if (31..35).contains(&minor_version(&programs)) {
             // From 1.35 on it is so by itself; before 1.31 there are no image volumes.

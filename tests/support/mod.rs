@@ -29,6 +29,7 @@
 //! | [`caller`] | anybody who calls the API server |
 //! | [`creators`] | people who create Pods all the time |
 //! | [`log`] | a subscriber for one test |
+//! | [`troubleshooting`] | the entries of the page that explains texts |
 //! | [`shared`] | what the tests of a module share |
 //! | [`child`], [`own_runtime`] | what lets the others outlive one test and never the test process |
 #![allow(
@@ -76,6 +77,7 @@ pub mod rewriter;
 pub mod shared;
 pub mod sim;
 pub mod tls;
+pub mod troubleshooting;
 pub mod watched_api;
 pub mod webhook;
 pub mod wire;
@@ -93,6 +95,7 @@ pub use installation::Installation;
 pub use rewriter::Rewriter;
 pub use shared::Shared;
 pub use tls::{Tls, Trust};
+pub use troubleshooting::shows;
 pub use watched_api::{Ends, Fault, WatchedApi};
 pub use webhook::Webhook;
 pub use wire::Wire;

@@ -92,3 +92,60 @@ pub fn blob(method: &Method, blob: Option<Vec<u8>>) -> Response<Body> {
             .unwrap(),
     }
 }
+
+/// A repository that ECR gives to nobody, or that isn't there, by its name: how ECR answers those who ask for it with a
+/// good token, but for [`STALE`].
+const REFUSALS: [(&str, StatusCode, &str, &str); 4] = [
+    (
+        STALE,
+        StatusCode::FORBIDDEN,
+        "DENIED",
+        "Your authorization token has expired. Reauthenticate and try again.",
+    ),
+    (
+        FORBIDDEN,
+        StatusCode::FORBIDDEN,
+        "DENIED",
+        "User: arn:aws:iam::123456789012:user/fake is not authorized to perform: ecr:BatchGetImage on resource: \
+         arn:aws:ecr:eu-west-1:123456789012:repository/forbidden because no resource-based policy allows the \
+         ecr:BatchGetImage action",
+    ),
+    (
+        ABSENT,
+        StatusCode::NOT_FOUND,
+        "NAME_UNKNOWN",
+        "The repository with name 'absent' does not exist in the registry with id '123456789012'",
+    ),
+    (
+        UNTAGGED,
+        StatusCode::NOT_FOUND,
+        "MANIFEST_UNKNOWN",
+        "Requested image not found",
+    ),
+];
+/// Answers as to a token that has expired.
+pub const STALE: &str = "stale";
+/// Its policy lets nobody pull.
+pub const FORBIDDEN: &str = "forbidden";
+/// Doesn't exist.
+pub const ABSENT: &str = "absent";
+/// Has no such tag.
+pub const UNTAGGED: &str = "untagged";
+
+/// Returns ECR's answer to a request for the manifest of a repository that it refuses.
+pub fn refusal(method: &Method, path: &str) -> Option<Response<Body>> {
+    let (repository, _) = path.strip_prefix("/v2/")?.split_once("/manifests/")?;
+    let mut refusals = REFUSALS.iter();
+    let (_, status, code, message) = refusals.find(|(name, ..)| *name == repository)?;
+    let body = serde_json::json!({"errors": [{"code": code, "message": message}]});
+    let body = match *method {
+        Method::HEAD => Body::empty(),
+        _ => Body::from(body.to_string()),
+    };
+    let response = Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header("Docker-Distribution-Api-Version", "registry/2.0")
+        .body(body);
+    Some(response.unwrap())
+}

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 
 use super::command::Identity;
-use crate::support::{Authority, ConnectProxy, FakeAws};
+use crate::support::{Authority, ConnectProxy, FakeAws, shows};
 
 /// A registry's host after the account; its partition; the hosts of ECR and of STS that are asked for it.
 struct Row(&'static str, &'static str, &'static str, &'static str);
@@ -368,6 +368,7 @@ async fn region_without_fips_endpoint_is_named_in_the_error() {
         "unreachable",
         &["AWS has no FIPS endpoint for ECR in eu-west-1; use the host without -fips"],
     );
+    shows("`AWS has no FIPS endpoint for ECR in eu-west-1`", &run.err);
     assert_eq!(targets.len(), 2);
 }
 

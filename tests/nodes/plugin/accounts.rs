@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::command::{Node, REGISTRY, Run, request};
 use crate::support::fake_aws::SECRET_MARKER;
 use crate::support::fake_aws::metadata::InstanceMetadata;
-use crate::support::{Behaviour, FakeAws};
+use crate::support::{Behaviour, FakeAws, shows};
 
 pub(crate) const ROLE: &str = "arn:aws:iam::210987654321:role/shop-pull";
 const OTHER: &str = "arn:aws:iam::210987654321:role/other";
@@ -228,6 +228,12 @@ async fn errors_of_sts_say_what_to_check() {
         let run = node.run().request(&robot(&json!({OURS: ROLE})));
         let ran = node.answer(&run).await;
         ran.failed(1, texts);
+        if behaviour == Behaviour::Refuse {
+            shows(
+                "`STS's AssumeRoleWithWebIdentity of … was refused`",
+                &ran.err,
+            );
+        }
         assert_eq!(aws.calls().len(), calls, "{behaviour:?}");
     }
 }

@@ -96,6 +96,7 @@ pub(super) fn is_for_all(options: Options) -> bool {
         audit,
         traces,
         node,
+        endpoints,
     } = options;
-    !controllers && !traces && !node && matches!(audit, super::AuditLevel::Metadata)
+    !controllers && !traces && !node && !endpoints && matches!(audit, super::AuditLevel::Metadata)
 }

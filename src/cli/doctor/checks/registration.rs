@@ -274,7 +274,8 @@ pub(super) fn answers(it: &Installation) -> Result<Finding, Finding> {
         DryRun::NotInjected(why) => Finding::fail(
             why.clone(),
             "see the other findings of registration and deployment; ecr-injector probe tries it \
-             alone, with --wait",
+             alone, with --wait; docs/how-to/troubleshooting.md#on-kubectl-rejected-pods explains the \
+             texts of the API server",
         ),
         DryRun::Rejected(why) => {
             Finding::skipped(format!("the API server rejected the dry-run Pod: {why}"))

@@ -152,7 +152,8 @@ impl Examined<'_> {
                 format!(
                     "the pull of {image} fails, and the message is none that is known: {said}{wait}"
                 ),
-                "kubectl describe pod has all of it",
+                "kubectl describe pod has all of it; docs/how-to/troubleshooting.md#on-the-pod-pulls-fail \
+                 explains such texts",
             ),
         }
     }
