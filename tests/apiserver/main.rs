@@ -17,6 +17,7 @@ mod support;
 mod admission;
 mod by_hand;
 mod certificates;
+mod coming_from;
 mod commands;
 mod config;
 mod deploy;

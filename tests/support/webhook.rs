@@ -221,7 +221,7 @@ impl Webhook {
 }
 
 /// Cargo says where it is when it compiles integration tests and benches, and nowhere else.
-pub(super) fn built_for_tests() -> PathBuf {
+pub fn built_for_tests() -> PathBuf {
     let Some(binary) = option_env!("CARGO_BIN_EXE_ecr-injector") else {
         panic!("outside of tests and benches, webhook::Options::binary has to be set");
     };
