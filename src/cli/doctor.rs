@@ -1,6 +1,7 @@
 //! `ecr-injector doctor`: finds what is wrong with an installation, or with one Pod.
 
 mod arguments;
+mod bundle;
 mod checks;
 mod exposition;
 mod finding;
@@ -9,6 +10,7 @@ mod output;
 mod pod;
 mod pod_command;
 mod pull_error;
+mod stuck;
 mod survey;
 mod waiting;
 
@@ -20,15 +22,17 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum, builder::PossibleValuesParser};
+use clap::{Args, Subcommand, ValueEnum, builder::PossibleValuesParser, error::ErrorKind};
 use tokio::time::{Instant, sleep};
 
 use self::{
     arguments::{InstallationArgs, installed_in, run_on_cluster},
+    bundle::BundleArgs,
     checks::{CHECKS, Check, Checked},
     finding::Status,
     output::Counts,
     pod_command::PodArgs,
+    stuck::StuckArgs,
     survey::Survey,
 };
 use super::{
@@ -42,23 +46,27 @@ use crate::{
 const LONG_ABOUT: &str = "\
 Find what is wrong with an installation, or with one Pod.
 
-The command reads the installation once, with the permissions that you have, and writes nothing: the Pod by which it tries \
-the webhook is a server-side dry run. A check for which you lack a permission is skipped, with the kubectl command that shows \
+The command reads the installation once, with the permissions that you have, and writes nothing without --restart: the Pod \
+by which it tries the webhook is a server-side dry run. A check for which you lack a permission is skipped, with the kubectl command that shows \
 the permission. AWS is seen through the metrics of the replicas, never with your own credentials.
 
 Every code has a heading in docs/reference/doctor.md.";
 const AFTER_HELP: &str = "\
 Exit codes:
-  0         nothing failed; warnings and skipped checks are allowed
-  1         something failed, or warned with --fail-on warn, or --wait ran out
+  0         nothing failed; warnings and skipped checks are allowed. With --stuck: no Pod is stuck, or all were restarted
+  1         something failed, or warned with --fail-on warn, or --wait ran out. With --stuck: a Pod is stuck
   2         wrong usage
   130, 143  interrupted by SIGINT or SIGTERM
 
 Examples:
   ecr-injector doctor
   ecr-injector doctor --wait 2m --fail-on warn -o short
+  ecr-injector doctor --stuck
+  ecr-injector doctor --stuck -n team-a --restart --dry-run
   ecr-injector doctor pod team-a/web-7f9c5d-x2x4v
   ecr-injector doctor pod -f pod.yaml -n team-a";
+const ONE_NAMESPACE: &str =
+    "-n may be repeated with --stuck only: an installation has one namespace\n";
 /// The pause between two surveys of `--wait`.
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
 
@@ -68,9 +76,10 @@ const RETRY_PERIOD: Duration = Duration::from_secs(2);
 pub struct DoctorArgs {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Namespace of the installation; by default that of the Pod, outside a cluster ecr-injector
+    /// Namespace of the installation; by default that of the Pod, outside a cluster ecr-injector.
+    /// With --stuck that of the Pods; may then be repeated
     #[arg(short, long, env = "ECR_INJECTOR_NAMESPACE", value_name = "NAMESPACE", value_parser = parse_namespace)]
-    namespace: Option<Namespace>,
+    namespace: Vec<Namespace>,
     /// Make only the checks that can be made before an installation
     #[arg(long, conflicts_with = "only")]
     pre: bool,
@@ -90,12 +99,15 @@ pub struct DoctorArgs {
     #[arg(long, env = "ECR_INJECTOR_IMAGE", value_name = "IMAGE")]
     image: Option<String>,
     #[command(flatten)]
+    stuck: StuckArgs,
+    #[command(flatten)]
     installation: InstallationArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Pod(PodArgs),
+    Bundle(BundleArgs),
 }
 
 /// The least result that fails the command.
@@ -108,11 +120,11 @@ enum FailOn {
     Fail,
 }
 
-/// Returns the codes of all checks and verdicts.
+/// Returns the codes of all checks, verdicts and groups of stuck Pods.
 #[must_use]
 pub fn codes() -> Vec<&'static str> {
     let checks = CHECKS.iter().map(|check| check.code);
-    checks.chain(pod::CODES).collect()
+    checks.chain(pod::CODES).chain(stuck::codes()).collect()
 }
 
 fn categories() -> PossibleValuesParser {
@@ -124,8 +136,14 @@ fn categories() -> PossibleValuesParser {
 impl DoctorArgs {
     /// Makes the checks, and fails if one does.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        if let Some(Command::Pod(args)) = self.command {
-            return args.run();
+        match self.command {
+            Some(Command::Pod(args)) => return args.run(),
+            Some(Command::Bundle(args)) => return args.run(),
+            None => {}
+        }
+        let is_stuck = self.stuck.is_wanted();
+        if self.namespace.len() > 1 && !is_stuck {
+            clap::Error::raw(ErrorKind::TooManyValues, ONE_NAMESPACE).exit();
         }
         let config = self.installation.config()?;
         let image = self.image.as_deref();
@@ -137,14 +155,24 @@ impl DoctorArgs {
         let image = image.transpose()?;
         let connection = &self.installation.connection;
         run_on_cluster(connection, async |cluster| {
-            let namespace = installed_in(self.namespace.as_ref(), &cluster)?;
+            let namespace = if is_stuck {
+                self.stuck.install_namespace.as_ref()
+            } else {
+                self.namespace.first()
+            };
+            let namespace = installed_in(namespace, &cluster)?;
             let survey = Survey {
                 cluster: &cluster,
                 namespace: &namespace,
                 release: &self.installation.release,
                 config: config.as_ref(),
+                is_pre: self.pre,
                 image: image.as_ref(),
             };
+            if is_stuck {
+                let format = self.installation.output.format();
+                return self.stuck.run(&survey, &self.namespace, format).await;
+            }
             self.check(&survey).await
         })
     }

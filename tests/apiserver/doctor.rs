@@ -13,17 +13,17 @@ use crate::support::pods::pod;
 use crate::support::webhook::Webhook;
 use crate::support::{self, Caller, ControlPlane, FakeAws, Installation, eventually};
 
-const SOON: Duration = Duration::from_secs(20);
-const USER: &str = "system:serviceaccount:default:doctor";
-const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/app:v1";
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const USER: &str = "system:serviceaccount:default:doctor";
+pub(crate) const IMAGE: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/team/app:v1";
 
 /// An installation in which nothing is wrong, and an account with the rights of the page.
-struct Patient {
-    plane: ControlPlane,
-    webhook: Webhook,
+pub(crate) struct Patient {
+    pub(crate) plane: ControlPlane,
+    pub(crate) webhook: Webhook,
     _aws: FakeAws,
     kubeconfig: PathBuf,
-    team: String,
+    pub(crate) team: String,
     admin_address: SocketAddr,
 }
 
@@ -44,7 +44,7 @@ fn documented_role() -> String {
 }
 
 impl Patient {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         support::crypto();
         let plane = ControlPlane::start().await;
         let aws = FakeAws::start();
@@ -81,7 +81,7 @@ impl Patient {
         patient
     }
 
-    async fn admin(&self) -> Caller {
+    pub(crate) async fn admin(&self) -> Caller {
         Caller(self.plane.admin().await)
     }
 
@@ -130,7 +130,7 @@ impl Patient {
         self.admin().await.post(&slices, &slice).await.allowed();
     }
 
-    async fn create_pod(&self, namespace: &str, name: &str, image: &str) -> Value {
+    pub(crate) async fn create_pod(&self, namespace: &str, name: &str, image: &str) -> Value {
         let object = serde_json::to_value(pod(name, image)).unwrap();
         let path = format!("/api/v1/namespaces/{namespace}/pods");
         self.admin().await.post(&path, &object).await.allowed()
@@ -151,7 +151,7 @@ impl Patient {
         .await;
     }
 
-    async fn run(&self, arguments: &[&str]) -> Ran {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ran {
         end(self.spawn(arguments)).await
     }
 
@@ -161,7 +161,7 @@ impl Patient {
     }
 
     /// Runs it in all formats, which have one exit code, and returns the object with that code.
-    async fn examine(&self, arguments: &[&str]) -> (i32, Value) {
+    pub(crate) async fn examine(&self, arguments: &[&str]) -> (i32, Value) {
         let mut codes = Vec::new();
         let mut object = Value::Null;
         for format in ["table", "short", "yaml", "json"] {
@@ -463,4 +463,95 @@ async fn doctor_says_why_a_pod_has_no_pull_secret() {
     assert!(stderr.contains("there is no Pod"), "{stderr}");
     let Ran { code, .. } = patient.run(&["pod"]).await;
     assert_eq!(code, Some(2));
+}
+
+#[tokio::test]
+async fn doctor_says_before_an_installation_what_is_in_its_way() {
+    support::crypto();
+    let plane = ControlPlane::start().await;
+    let run = async |kubeconfig: &Path, arguments: &[&str]| {
+        let arguments = [&["doctor", "--pre", "-o", "json"], arguments].concat();
+        let ran = end(command::spawn(kubeconfig, Vec::new(), arguments)).await;
+        let object: Value = serde_json::from_str(&ran.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}{}", ran.stdout, ran.stderr));
+        (ran.code.unwrap(), object)
+    };
+    let admin = plane.kubeconfig_for_admin();
+    let (code, object) = run(&admin, &[]).await;
+    assert_eq!(code, 0, "{object:#}");
+    assert_eq!(with_status(&object, "warn"), [] as [&str; 0], "{object:#}");
+    for code in ["pre-rights", "pre-admission-api", "pre-others", "pre-vap"] {
+        assert_eq!(check(&object, code)["status"], "ok", "{object:#}");
+    }
+
+    // Another solution, and a Secret of the name.
+    let team = plane.namespace("team", &[]).await;
+    let job = json!({"apiVersion": "batch/v1", "kind": "CronJob",
+        "metadata": {"name": "renew", "namespace": team},
+        "spec": {"schedule": "0 */6 * * *", "jobTemplate": {"spec": {"template": {"spec": {
+            "restartPolicy": "Never", "containers": [{"name": "renew", "image": "amazon/aws-cli",
+                "command": ["sh", "-c", "aws ecr get-login-password | kubectl create secret"]}]}}}}}});
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+        "metadata": {"name": PULL_SECRET, "namespace": team}});
+    plane.apply(&format!("{job}\n---\n{secret}")).await;
+    let (code, object) = run(&admin, &[]).await;
+    assert_eq!(code, 0, "{object:#}");
+    let others = check(&object, "pre-others");
+    assert_eq!(others["status"], "warn", "{object:#}");
+    let cause = others["cause"].as_str().unwrap();
+    assert!(cause.contains(&format!("CronJob {team}/renew")), "{cause}");
+    assert!(
+        cause.contains(&format!("pull secret is in {team}")),
+        "{cause}"
+    );
+
+    // Somebody who may install nothing.
+    let nobody = plane
+        .kubeconfig_for_service_account("default", "nobody")
+        .await;
+    let (code, object) = run(&nobody, &[]).await;
+    assert_eq!(code, 1, "{object:#}");
+    assert_eq!(with_status(&object, "fail"), ["pre-rights"], "{object:#}");
+    let cause = &check(&object, "pre-rights")["cause"];
+    assert!(cause.as_str().unwrap().contains("create serviceaccounts"));
+}
+
+#[tokio::test]
+async fn doctor_finds_a_service_account_that_names_an_old_pull_secret() {
+    let patient = Patient::start().await;
+    let admin = patient.admin().await;
+    let team = patient.team.clone();
+    let account = format!("/api/v1/namespaces/{team}/serviceaccounts/default");
+    let listed = json!({"imagePullSecrets": [{"name": PULL_SECRET}, {"name": "ecr-by-hand"}]});
+    admin.merge(&account, &listed).await.allowed();
+    // Whether there is one, and since when, needs one more right.
+    let right = format!("secrets/ecr-by-hand -n {team}");
+    patient
+        .finds("secret-serviceaccounts", "skipped", &right)
+        .await;
+    let role = json!({"metadata": {"name": "reader"},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]});
+    let roles = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{team}");
+    admin.post(&format!("{roles}/roles"), &role).await.allowed();
+    let binding = json!({"metadata": {"name": "reader"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reader"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": "default", "name": "doctor"}]});
+    let bindings = format!("{roles}/rolebindings");
+    admin.post(&bindings, &binding).await.allowed();
+    let secret = json!({"metadata": {"name": "ecr-by-hand"}, "data": {"x": "eA=="}});
+    let secrets = format!("/api/v1/namespaces/{team}/secrets");
+    admin.post(&secrets, &secret).await.allowed();
+    eventually("it may read the Secret, which is new", SOON, async || {
+        let (_, object) = patient.examine(&[]).await;
+        (check(&object, "secret-serviceaccounts")["status"] == "ok").then_some(())
+    })
+    .await;
+    let managers = json!({"metadata": {"managedFields": [{"manager": "script", "operation": "Update",
+        "apiVersion": "v1", "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:data": {"f:x": {}}}}]}});
+    let path = format!("{secrets}/ecr-by-hand");
+    admin.merge(&path, &managers).await.allowed();
+    patient
+        .finds("secret-serviceaccounts", "warn", "names ecr-by-hand")
+        .await;
 }

@@ -15,6 +15,7 @@
 mod support;
 
 mod admission;
+mod bundle;
 mod by_hand;
 mod certificates;
 mod coming_from;
@@ -32,6 +33,7 @@ mod pull_secrets;
 mod recipes;
 mod refresher;
 mod state_key;
+mod stuck;
 mod testbed;
 mod traces;
 mod troubleshooting;

@@ -268,3 +268,43 @@ async fn changes(bed: &Bed, namespace: &str) -> Vec<bool> {
     })
     .await
 }
+
+#[tokio::test]
+async fn doctor_checks_the_policy_where_it_is_needed() {
+    let prewarmed = registry(123_456_789_012, "us-east-1");
+    let (plane, _aws, _leader) = policy_mode(&format!("prewarm: [{prewarmed}]")).await;
+    let values = format!("mode: policy\nconfig: {{prewarm: [{prewarmed}]}}");
+    install(&plane, &values, |kind| kind == "Deployment").await;
+    let team = plane.namespace("team", &[OPT_IN]).await;
+    wait_for_host(&plane, &team, &prewarmed, SOON).await;
+    wait_until_referenced(&plane, &team).await;
+    let statuses = async || {
+        let arguments = ["doctor", "--only", "policy", "-o", "json"];
+        let kubeconfig = plane.kubeconfig_for_admin();
+        let ran = command::end(command::spawn(&kubeconfig, Vec::new(), arguments)).await;
+        let object: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let checks = object["checks"].as_array().unwrap().iter();
+        let status = |check: &Value| check["status"].as_str().unwrap().to_owned();
+        let statuses: Vec<String> = checks.map(status).collect();
+        println!("{object:#}");
+        (ran.code.unwrap(), statuses)
+    };
+    assert_eq!(statuses().await, (0, vec!["ok".to_owned(); 3]));
+
+    let admin = Caller(plane.admin().await);
+    let api = "/apis/admissionregistration.k8s.io/v1";
+    let name = "pull-secret-reference.ecr-injector.dev";
+    let policy = format!("{api}/mutatingadmissionpolicies/{name}");
+    let expression = json!([{"op": "replace", "path": "/spec/variables/1/expression",
+        "value": "variables.images.exists(i, i.startsWith(\"123456789012\"))"}]);
+    admin.json_patch(&policy, &expression).await.allowed();
+    let (code, found) = statuses().await;
+    assert_eq!((code, &*found[2]), (1, "fail"), "of another version");
+    let binding = format!("{api}/mutatingadmissionpolicybindings/{name}");
+    admin.delete(&binding).await.allowed();
+    let (code, found) = statuses().await;
+    assert_eq!((code, &*found[1], &*found[2]), (1, "fail", "skipped"));
+    admin.delete(&policy).await.allowed();
+    let (code, found) = statuses().await;
+    assert_eq!((code, &*found[0]), (1, "fail"));
+}

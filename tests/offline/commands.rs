@@ -85,6 +85,7 @@ fn commands_on_a_cluster_choose_it_by_the_same_flags() {
         &["probe"],
         &["doctor"],
         &["doctor", "pod"],
+        &["doctor", "bundle"],
         &["config", "check"],
     ] {
         for (flag, variable) in [
@@ -110,7 +111,7 @@ fn commands_on_a_cluster_choose_it_by_the_same_flags() {
     let all = command.get_subcommands().chain(nested);
     assert_eq!(
         all.filter(|it| kubeconfigs(it)).count(),
-        7,
+        8,
         "a new command on a cluster"
     );
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod guard;
 mod namespaces;
+mod policy;
 mod pre;
 mod registration;
 mod replicas;
@@ -62,6 +63,9 @@ pub(super) const CHECKS: &[Check] = &[
     check("cluster", "cluster-reachable", "the API server answers", None, cluster::reachable),
     check("cluster", "cluster-version", "the Kubernetes version is supported", REACHABLE, cluster::version),
     check("cluster", "cluster-clock", "the clocks agree", REACHABLE, cluster::clock),
+    check("pre", "pre-rights", "you may create what the chart creates", REACHABLE, pre::rights),
+    check("pre", "pre-admission-api", "the API server can add the reference", REACHABLE, pre::admission_api),
+    check("pre", "pre-others", "no other solution keeps pull secrets for ECR", REACHABLE, pre::others),
     check("pre", "pre-vap", "ValidatingAdmissionPolicies are served", REACHABLE, pre::policies),
     check("pre", "pre-image-rewriter", "no later webhook rewrites images", REACHABLE, pre::image_rewriter),
     check("pre", "pre-enforcer", "no enforcer changes the selectors", REACHABLE, pre::enforcer),
@@ -73,6 +77,9 @@ pub(super) const CHECKS: &[Check] = &[
     check("registration", "registration-failure-policy", "the failure policy fits the replicas", REGISTERED, registration::failure_policy),
     check("registration", "registration-timeout", "the timeout is 3 s to 10 s", REGISTERED, registration::timeout),
     check("registration", "registration-answers", "a dry-run Pod gets the pull secret", REGISTERED, registration::answers),
+    check("policy", "policy-there", "the policy exists where it is needed", REACHABLE, policy::there),
+    check("policy", "policy-bound", "the policy is bound", Some("policy-there"), policy::bound),
+    check("policy", "policy-works", "the policy adds the reference", Some("policy-bound"), policy::works),
     check("deployment", "pods-ready", "all replicas are ready", REACHABLE, replicas::ready),
     check("deployment", "pods-same-version", "all replicas run one image", REACHABLE, replicas::same_version),
     check("deployment", "pods-spread", "the replicas are on several nodes", REACHABLE, replicas::spread),
@@ -100,6 +107,7 @@ pub(super) const CHECKS: &[Check] = &[
     check("secrets", "secret-expired", "no credential has expired", REACHABLE, secrets::expired),
     check("secrets", "secret-pending", "no registry waits for a credential", REACHABLE, secrets::pending),
     check("secrets", "secret-tampered", "only ecr-injector writes pull secrets", REACHABLE, secrets::tampered),
+    check("secrets", "secret-serviceaccounts", "no ServiceAccount names an old pull secret", REACHABLE, secrets::service_accounts),
     check("pods", "pods-missed", "no waiting Pod lacks the pull secret", REACHABLE, secrets::missed),
     check("pods", "pods-stuck", "no Pod waits for an image of ECR", REACHABLE, secrets::stuck),
     check("pods", "sandbox-image", "the nodes can pull their sandbox image", REACHABLE, secrets::sandbox),

@@ -47,6 +47,16 @@ pub(super) struct Installation {
     /// All their bindings.
     pub(super) bindings: Reading<Option<Vec<Value>>>,
     /// The Pods of the Deployment.
+    /// All `MutatingAdmissionPolicies`; `None` if the API server has no such kind.
+    pub(super) mutating_policies: Reading<Option<Vec<Value>>>,
+    /// All their bindings; not read without a policy of ours.
+    pub(super) mutating_bindings: Reading<Option<Vec<Value>>>,
+    /// The rights of the person to create what the chart creates; not read if it is installed.
+    pub(super) may_install: Reading<Vec<Granted>>,
+    /// Other solutions that keep pull secrets for ECR; not read if it is installed.
+    pub(super) other_tools: Reading<Vec<String>>,
+    /// ServiceAccounts of opted-in namespaces with other pull secrets for ECR.
+    pub(super) account_references: Reading<Vec<AccountReference>>,
     pub(super) replicas: Reading<Vec<Value>>,
     /// The metrics of those Pods that run.
     pub(super) metrics: Reading<Vec<(String, Reading<Exposition>)>>,
@@ -69,6 +79,19 @@ pub(super) struct Installation {
 }
 
 /// The names of an installation's objects.
+/// A ServiceAccount that names a pull secret of others, which looks like one for ECR.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AccountReference {
+    /// The namespace.
+    pub(super) namespace: String,
+    /// The ServiceAccount.
+    pub(super) account: String,
+    /// The Secret.
+    pub(super) secret: String,
+    /// When the Secret was last written; `None` if there is none, or its metadata don't have it.
+    pub(super) written_at: Option<Timestamp>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Names {
     /// The namespace of the installation.
@@ -80,6 +103,8 @@ pub(super) struct Names {
     /// The `MutatingWebhookConfiguration`.
     pub(super) registration: String,
     /// Whether the replicas answer admissions; else a policy adds the reference.
+    /// The `MutatingAdmissionPolicy`, if there is one.
+    pub(super) policy: String,
     pub(super) has_webhook: bool,
     /// The Lease.
     pub(super) lease: String,
@@ -183,6 +208,13 @@ pub(super) enum DryRun {
 impl ConfigFacts {
     /// Returns the settings, if the configuration is valid.
     pub(super) fn settings(&self) -> Option<&Settings> {
+impl Installation {
+    /// Whether the Deployment exists.
+    pub(super) fn is_installed(&self) -> bool {
+        matches!(self.deployment.value(), Some(Some(_)))
+    }
+}
+
         match self {
             Self::Valid(settings) => Some(settings),
             Self::Invalid(_) | Self::Absent(_) => None,
@@ -282,6 +314,7 @@ impl Names {
             release.to_owned()
         } else {
             format!("{release}-ecr-injector")
+            policy: policy_of(&name),
         };
         Self {
             namespace: namespace.to_owned(),
@@ -312,12 +345,14 @@ impl Names {
         let arguments: Vec<&str> = arguments.filter_map(Value::as_str).collect();
         let flag = |name: &str| {
             let joined = arguments
+        let own = text(&deployment["metadata"]["name"]);
                 .iter()
                 .find_map(|it| it.strip_prefix(name)?.strip_prefix('='));
             joined.map(str::to_owned)
         };
         Self {
-            deployment: text(&deployment["metadata"]["name"]).unwrap_or(self.deployment),
+            policy: own.as_deref().map_or(self.policy, policy_of),
+            deployment: own.unwrap_or(self.deployment),
             account: text(&spec["serviceAccountName"]).unwrap_or(self.account),
             registration: flag("--webhook-configuration").unwrap_or(self.registration),
             has_webhook: !arguments.contains(&"--no-admission"),
@@ -326,6 +361,15 @@ impl Names {
             authority: flag("--ca-secret"),
             config: flag("--config").and_then(|path| config_map(spec, container, &path)),
             namespace: self.namespace,
+/// Returns the name that the chart gives the policy of a release.
+fn policy_of(name: &str) -> String {
+    if name == "ecr-injector" {
+        "pull-secret-reference.ecr-injector.dev".to_owned()
+    } else {
+        format!("pull-secret-reference.{name}.ecr-injector.dev")
+    }
+}
+
         }
     }
 }
@@ -364,6 +408,8 @@ mod tests {
 
     use super::*;
 
+        let policy = "pull-secret-reference.prod-ecr-injector.ecr-injector.dev";
+        assert_eq!(names.policy, policy);
     #[test]
     fn names_come_from_the_deployment_where_it_is_known() {
         let names = Names::of_release("ecr-injector", "prod");
@@ -384,6 +430,7 @@ mod tests {
         );
         assert_eq!(
             names.config,
+        assert_eq!(names.policy, "pull-secret-reference.own.ecr-injector.dev");
             Some(("map".to_owned(), "settings.yaml".to_owned()))
         );
         assert_eq!(names.authority, None);

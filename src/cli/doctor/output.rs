@@ -68,11 +68,11 @@ impl Counts {
     }
 }
 
-fn see(code: &str) -> String {
+pub(super) fn see(code: &str) -> String {
     format!("{PAGE}#{code}")
 }
 
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     printable(&text).into_owned()
 }
@@ -91,12 +91,12 @@ pub(super) fn checks(
     }
 }
 
-fn json_text(value: &Value) -> String {
+pub(super) fn json_text(value: &Value) -> String {
     printable_json(&format!("{value:#}\n"))
 }
 
 /// Returns YAML; strings of others are escaped before, as YAML would show them as they are.
-fn yaml_text(value: &Value) -> String {
+pub(super) fn yaml_text(value: &Value) -> String {
     let mut text = text::to_yaml(value).unwrap_or_else(|_| json_text(value));
     if !text.ends_with('\n') {
         text.push('\n');
@@ -104,7 +104,7 @@ fn yaml_text(value: &Value) -> String {
     text
 }
 
-fn mark(status: Status, style: Style) -> String {
+pub(super) fn mark(status: Status, style: Style) -> String {
     let (utf8, ascii, color) = match status {
         Status::Ok => ("✔", "ok", "32"),
         Status::Warn => ("‼", "!!", "33"),

@@ -73,6 +73,7 @@ impl PodArgs {
                 namespace: &namespace,
                 release: &self.installation.release,
                 config: config.as_ref(),
+                is_pre: false,
                 image: None,
             };
             let shared = survey.shared().await;

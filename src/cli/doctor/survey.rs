@@ -1,10 +1,13 @@
 //! The survey of an installation: reads all that the checks look at, once and in parallel, with the
 //! rights that there are.
 
+mod bundle;
+mod neighbours;
 pub(super) mod pod;
 pub(super) mod reader;
 mod replicas;
 mod rights;
+pub(super) mod stuck;
 
 use std::collections::BTreeMap;
 
@@ -16,8 +19,8 @@ use self::reader::{CallError, List, Reader};
 use super::{
     finding::{Reading, Right},
     installation::{
-        ConfigFacts, DryRun, Installation, Names, NamespaceFacts, PodFacts, PullSecretFacts,
-        Settings, name, serving,
+        ConfigFacts, DryRun, Granted, Installation, Names, NamespaceFacts, PodFacts,
+        PullSecretFacts, Settings, name, serving,
     },
     waiting,
 };
@@ -45,6 +48,8 @@ pub(super) struct Survey<'a> {
     pub(super) release: &'a str,
     /// The configuration, instead of that of the installation.
     pub(super) config: Option<&'a Config>,
+    /// Whether the installation is yet to come, whatever is there.
+    pub(super) is_pre: bool,
     /// The image of the dry-run Pod and its host, instead of one that is known.
     pub(super) image: Option<&'a (String, Host)>,
 }
@@ -85,15 +90,18 @@ impl Survey<'_> {
             .map(|pods| replicas::replicas(pods, &around.deployment));
         let own = around.registrations.value();
         let own = own.and_then(|all| all.iter().find(|it| name(it) == names.registration));
-        let (config, lease, service, metrics) = tokio::join!(
+        let (config, lease, service, metrics, mutating, before) = tokio::join!(
             self.config(&reader, &names),
             replicas::lease(&reader, &names),
             replicas::service(&reader, own),
             replicas::metrics(&reader, &replicas, &names),
+            neighbours::mutating_policies(&reader, &names.policy),
+            self.before(&reader, &around.deployment),
         );
         let settings = config.value().and_then(ConfigFacts::settings);
-        let (rights, pods, (pull_secrets, dry_run)) = tokio::join!(
+        let (rights, account_references, pods, (pull_secrets, dry_run)) = tokio::join!(
             rights::granted(&reader, &names, settings),
+            neighbours::account_references(&reader, settings, &around.namespaces),
             pending_pods(&reader, &config, &around.namespaces),
             async {
                 let secrets = pull_secrets(&reader, &config).await;
@@ -114,6 +122,11 @@ impl Survey<'_> {
             endpoints: around.endpoints,
             policies: around.policies,
             bindings: around.bindings,
+            mutating_policies: mutating.policies,
+            mutating_bindings: mutating.bindings,
+            may_install: before.0,
+            other_tools: before.1,
+            account_references,
             replicas,
             metrics,
             lease,
@@ -145,6 +158,11 @@ impl Survey<'_> {
             endpoints: unread(),
             policies: unread(),
             bindings: unread(),
+            mutating_policies: unread(),
+            mutating_bindings: unread(),
+            may_install: unread(),
+            other_tools: unread(),
+            account_references: unread(),
             replicas: unread(),
             metrics: unread(),
             lease: unread(),
@@ -156,6 +174,25 @@ impl Survey<'_> {
             sandboxes: unread(),
             dry_run: unread(),
         }
+    }
+
+    /// Reads what matters before an installation.
+    async fn before(
+        &self,
+        reader: &Reader,
+        deployment: &Reading<Option<Value>>,
+    ) -> (Reading<Vec<Granted>>, Reading<Vec<String>>) {
+        if self.is_pre || matches!(deployment, Reading::Read(None)) {
+            return tokio::join!(
+                rights::may_install(reader, self.namespace.as_str()),
+                neighbours::other_tools(reader),
+            );
+        }
+        let why = "--pre asks, also where it is installed";
+        (
+            Reading::Unread(why.to_owned()),
+            Reading::Unread(why.to_owned()),
+        )
     }
 
     async fn surroundings(&self, reader: &Reader) -> Surroundings {
@@ -250,6 +287,9 @@ impl Survey<'_> {
         let object = reader.get(&path, right).await;
         object.map(|object| {
             let Some(object) = object else {
+                if self.is_pre {
+                    return self.valid(Config::default());
+                }
                 return ConfigFacts::Absent(format!("the ConfigMap {own}/{map}"));
             };
             let Some(text) = object["data"][key].as_str() else {

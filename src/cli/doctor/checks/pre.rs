@@ -3,10 +3,91 @@
 use serde_json::Value;
 
 use super::listed;
-use crate::cli::doctor::{
-    finding::Finding,
-    installation::{Installation, name},
+use crate::{
+    cli::doctor::{
+        finding::{Finding, Reading},
+        installation::{Installation, name},
+    },
+    telemetry::printable::count,
 };
+
+const INSTALLED: &str = "it is installed; --pre asks all the same";
+
+/// Returns a reading that is made before an installation; a fine finding where it was not made
+/// because there is one.
+fn before<'a, T>(it: &Installation, reading: &'a Reading<T>) -> Result<&'a T, Finding> {
+    match reading {
+        Reading::Unread(_) if it.is_installed() => Err(Finding::ok(INSTALLED)),
+        other => other.get(),
+    }
+}
+
+pub(super) fn rights(it: &Installation) -> Result<Finding, Finding> {
+    let rights = before(it, &it.may_install)?.iter();
+    let (allowed, missing): (Vec<_>, Vec<_>) = rights.partition(|it| it.is_allowed);
+    let missing: Vec<_> = missing.iter().map(|it| it.right.to_string()).collect();
+    Ok(if missing.is_empty() {
+        Finding::ok(count(allowed.len(), "permission"))
+    } else {
+        Finding::fail(
+            format!("you may not {}", listed(missing)),
+            "have somebody install it who administers the cluster; docs/how-to/one-namespace.md \
+             has what one namespace can do alone",
+        )
+    })
+}
+
+pub(super) fn admission_api(it: &Installation) -> Result<Finding, Finding> {
+    let rights = before(it, &it.may_install)?;
+    let has_policies = it.mutating_policies.get()?.is_some();
+    let mut rights = rights.iter();
+    let may_register = rights.any(|granted| {
+        let resource = &granted.right.resource;
+        resource.starts_with("mutatingwebhookconfigurations") && granted.is_allowed
+    });
+    Ok(match (may_register, has_policies) {
+        (true, true) => Finding::ok("by a webhook, and by a MutatingAdmissionPolicy"),
+        (true, false) => Finding::ok("by a webhook"),
+        (false, true) => Finding::warn(
+            "you may not register webhooks, but there are MutatingAdmissionPolicies",
+            "install with mode: policy; docs/how-to/policy-mode.md has what differs",
+        ),
+        (false, false) => Finding::fail(
+            "you may not register webhooks, and the API server has no MutatingAdmissionPolicy v1",
+            "use Kubernetes 1.36 or newer with mode: policy, or imagePullSecrets of \
+             ServiceAccounts: docs/how-to/policy-mode.md#without-a-policy",
+        ),
+    })
+}
+
+pub(super) fn others(it: &Installation) -> Result<Finding, Finding> {
+    let tools = before(it, &it.other_tools)?;
+    let secrets = it.pull_secrets.value().into_iter().flatten();
+    let foreign = secrets.filter(|secret| !secret.is_managed);
+    let foreign: Vec<_> = foreign.map(|secret| &secret.namespace).collect();
+    let mut causes = Vec::new();
+    if !tools.is_empty() {
+        causes.push(format!(
+            "pull secrets for ECR are kept by {}",
+            listed(tools)
+        ));
+    }
+    if !foreign.is_empty() {
+        causes.push(format!(
+            "a Secret with the name of the pull secret is in {}",
+            listed(foreign)
+        ));
+    }
+    Ok(if causes.is_empty() {
+        Finding::ok("")
+    } else {
+        Finding::warn(
+            causes.join("; "),
+            "docs/how-to/migrate.md has the order in which nothing stops pulling, and when another \
+             secretName is needed",
+        )
+    })
+}
 
 pub(super) fn policies(it: &Installation) -> Result<Finding, Finding> {
     Ok(match it.policies.get()? {

@@ -19,6 +19,8 @@ use crate::{
 
 /// How long a registry may be wanted without a credential: a token takes seconds.
 const MAX_PENDING: SignedDuration = SignedDuration::from_mins(2);
+/// The longest lifetime of a token of ECR.
+const TOKEN_LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 
 /// Returns the pull secrets of opted-in namespaces.
 fn pull_secrets(it: &Installation) -> Result<Vec<(&NamespaceFacts, &PullSecretFacts)>, Finding> {
@@ -140,6 +142,31 @@ pub(super) fn tampered(it: &Installation) -> Result<Finding, Finding> {
     })
 }
 
+pub(super) fn service_accounts(it: &Installation) -> Result<Finding, Finding> {
+    let references = it.account_references.get()?.iter();
+    let old = references.filter_map(|reference| {
+        let age = it.now.duration_since(reference.written_at?);
+        let (namespace, account) = (&reference.namespace, &reference.account);
+        let hours = age.as_hours();
+        let secret = &reference.secret;
+        (age > TOKEN_LIFETIME)
+            .then(|| format!("{namespace}/{account} names {secret}, written {hours} h ago"))
+    });
+    let old: Vec<_> = old.collect();
+    Ok(if old.is_empty() {
+        Finding::ok("")
+    } else {
+        Finding::warn(
+            format!(
+                "ServiceAccounts name pull secrets whose tokens of ECR must have expired: {}",
+                listed(old)
+            ),
+            "remove the entries from imagePullSecrets, then the Secrets: docs/how-to/migrate.md; an \
+             entry that is no token of ECR is no fault (--skip secret-serviceaccounts)",
+        )
+    })
+}
+
 /// Returns the names of the waiting Pods of this kind.
 fn pods(it: &Installation, is_meant: impl Fn(&&PodFacts) -> bool) -> Result<Vec<String>, Finding> {
     replicas::settings(it)?;
@@ -159,8 +186,8 @@ pub(super) fn missed(it: &Installation) -> Result<Finding, Finding> {
                 "without the pull secret in their imagePullSecrets: {}",
                 listed(missed)
             ),
-            "delete them, so that their controllers make new ones; ecr-injector doctor pod \
-             NAMESPACE/NAME says why each has none",
+            "ecr-injector doctor --stuck --restart has their controllers make new ones, where that \
+             helps; ecr-injector doctor pod NAMESPACE/NAME says why each has none",
         )
     })
 }
@@ -172,7 +199,7 @@ pub(super) fn stuck(it: &Installation) -> Result<Finding, Finding> {
     } else {
         Finding::fail(
             format!("the pull of an image of ECR fails: {}", listed(stuck)),
-            "ecr-injector doctor pod NAMESPACE/NAME says why",
+            "ecr-injector doctor --stuck says why, and what helps",
         )
     })
 }

@@ -11,8 +11,8 @@ use crate::{
         exposition::Exposition,
         finding::{Reading, Right},
         installation::{
-            ConfigFacts, DryRun, Granted, Names, NamespaceFacts, PodFacts, PullSecretFacts,
-            Settings,
+            AccountReference, ConfigFacts, DryRun, Granted, Names, NamespaceFacts, PodFacts,
+            PullSecretFacts, Settings,
         },
     },
     cluster::namespace::{Namespace, ROLE_ANNOTATION},
@@ -141,6 +141,51 @@ fn metrics(texts: &[&str]) -> Reading<Vec<(String, Reading<Exposition>)>> {
 }
 
 /// An installation with nothing wrong.
+fn account_reference(age: i64) -> AccountReference {
+    AccountReference {
+        namespace: "team".to_owned(),
+        account: "default".to_owned(),
+        secret: "regcred-ecr".to_owned(),
+        written_at: Some(ago(age)),
+    }
+}
+
+/// Makes the installation one that is yet to come, with these rights.
+fn uninstalled(it: &mut Installation, may_register: bool, other: bool) {
+    it.deployment = Reading::Read(None);
+    it.may_install = Reading::Read(vec![
+        Granted {
+            is_allowed: may_register,
+            ..granted(
+                "create",
+                "mutatingwebhookconfigurations.admissionregistration.k8s.io",
+                true,
+            )
+        },
+        Granted {
+            is_allowed: other,
+            ..granted("create", "clusterroles.rbac.authorization.k8s.io", true)
+        },
+    ]);
+    it.other_tools = Reading::Read(vec![]);
+}
+
+/// Makes the installation one of mode policy, or of both.
+fn with_policy(it: &mut Installation, has_webhook: bool) {
+    it.names.has_webhook = has_webhook;
+    let condition = crate::registry::cel::private_image().replace('\n', "\n        ");
+    it.mutating_policies = Reading::Read(Some(vec![json!({
+        "metadata": {"name": "pull-secret-reference.ecr-injector.dev"},
+        "spec": {
+            "variables": [{"name": "ecr", "expression": format!("variables.images.exists(i,\n({condition}))")}],
+            "mutations": [{"jsonPatch": {"expression": "{name: \"ecr-pull-secret\"}"}}],
+        },
+    })]));
+    it.mutating_bindings = Reading::Read(Some(vec![
+        json!({"spec": {"policyName": "pull-secret-reference.ecr-injector.dev"}}),
+    ]));
+}
+
 fn fine() -> Installation {
     let labels = &[(LABEL, "enabled")];
     Installation {
@@ -168,6 +213,11 @@ fn fine() -> Installation {
         policies: Reading::Read(Some((0..guard::POLICIES).map(policy).collect())),
         bindings: Reading::Read(Some((0..guard::POLICIES).map(binding).collect())),
         replicas: Reading::Read(vec![replica(1), replica(2)]),
+        mutating_policies: Reading::Read(Some(vec![])),
+        mutating_bindings: Reading::Unread("after policy-there".to_owned()),
+        may_install: Reading::Unread("installed".to_owned()),
+        other_tools: Reading::Unread("installed".to_owned()),
+        account_references: Reading::Read(vec![account_reference(43_100)]),
         metrics: metrics(&[METRICS, METRICS]),
         lease: Reading::Read(Some(json!({
             "spec": {"holderIdentity": "pod-1", "renewTime": ago(2).to_string()},
@@ -246,6 +296,20 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
     ("cluster-version", Status::Warn, "can't be read", |it| it.server = Reading::Read(String::new())),
     ("cluster-clock", Status::Warn, "61 s", |it| it.clock_ahead = Some(SignedDuration::from_secs(-61))),
     ("pre-vap", Status::Warn, "no guard", |it| it.policies = Reading::Read(None)),
+    ("pre-rights", Status::Fail, "you may not create clusterroles", |it| uninstalled(it, true, false)),
+    ("pre-admission-api", Status::Warn, "may not register webhooks, but", |it| uninstalled(it, false, true)),
+    ("pre-admission-api", Status::Fail, "has no MutatingAdmissionPolicy", |it| {
+        uninstalled(it, false, true);
+        it.mutating_policies = Reading::Read(None);
+    }),
+    ("pre-others", Status::Warn, "kept by CronJob ops/renew", |it| {
+        uninstalled(it, true, true);
+        it.other_tools = Reading::Read(vec!["CronJob ops/renew".into()]);
+    }),
+    ("pre-others", Status::Warn, "is in team", |it| {
+        uninstalled(it, true, true);
+        if let Reading::Read(all) = &mut it.pull_secrets { all[0].is_managed = false; }
+    }),
     ("pre-image-rewriter", Status::Warn, "zzz", |it| {
         let rule = json!({"apiGroups": [""], "operations": ["*"], "resources": ["pods"]});
         let other = json!({"metadata": {"name": "zzz"}, "webhooks": [{"rules": [rule]}]});
@@ -281,6 +345,19 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
     ("registration-answers", Status::Fail, "was admitted without", |it| it.dry_run = Reading::Read(DryRun::NotInjected("was admitted without".into()))),
     ("registration-answers", Status::Skipped, "exceeded quota", |it| it.dry_run = Reading::Read(DryRun::Rejected("exceeded quota".into()))),
     ("pods-ready", Status::Fail, "no Deployment ecr-injector/ecr-injector", |it| it.deployment = Reading::Read(None)),
+    ("policy-there", Status::Fail, "nothing adds the reference", |it| it.names.has_webhook = false),
+    ("policy-there", Status::Fail, "nothing adds the reference", |it| { it.names.has_webhook = false; it.mutating_policies = Reading::Read(None); }),
+    ("policy-bound", Status::Fail, "ignores it", |it| { with_policy(it, true); it.mutating_bindings = Reading::Read(Some(vec![])); }),
+    ("policy-works", Status::Fail, "registries of this version", |it| {
+        with_policy(it, true);
+        if let Reading::Read(Some(all)) = &mut it.mutating_policies { all[0]["spec"]["variables"][0]["expression"] = json!("true"); }
+    }),
+    ("policy-works", Status::Fail, "another Secret than ecr-pull-secret", |it| {
+        with_policy(it, true);
+        if let Reading::Read(Some(all)) = &mut it.mutating_policies { all[0]["spec"]["mutations"][0]["jsonPatch"]["expression"] = json!("{name: \"other\"}"); }
+    }),
+    ("policy-works", Status::Fail, "was admitted without", |it| { with_policy(it, false); it.dry_run = Reading::Read(DryRun::NotInjected("was admitted without".into())); }),
+    ("policy-works", Status::Skipped, "exceeded quota", |it| { with_policy(it, false); it.dry_run = Reading::Read(DryRun::Rejected("exceeded quota".into())); }),
     ("pods-ready", Status::Fail, "no replica of 2 is ready (CrashLoopBackOff)", |it| {
         it.deployment = Reading::Read(Some(json!({"spec": {"replicas": 2}})));
         put(&mut it.replicas, "/status/containerStatuses", json!([{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]));
@@ -331,6 +408,7 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
     ("secret-tampered", Status::Warn, "its state can't be read", |it| it.pull_secrets = Reading::Read(vec![pull_secret(None)])),
     ("secret-tampered", Status::Warn, "by kubectl", |it| if let Reading::Read(all) = &mut it.pull_secrets { all[0].other_managers.insert("kubectl".into()); }),
     ("pods-missed", Status::Warn, "team/web", |it| it.pods = pod(false, false)),
+    ("secret-serviceaccounts", Status::Warn, "team/default names regcred-ecr, written 24 h ago", |it| it.account_references = Reading::Read(vec![account_reference(86_400)])),
     ("pods-stuck", Status::Fail, "team/web", |it| it.pods = pod(true, true)),
     ("sandbox-image", Status::Warn, "team/web", |it| it.sandboxes = Reading::Read(vec!["team/web".into()])),
 ];
@@ -371,6 +449,43 @@ fn every_check_has_a_broken_installation() {
 }
 
 /// Returns an installation of which the API server shows nothing.
+#[test]
+fn checks_before_an_installation_are_fine_where_nothing_is_in_the_way() {
+    let mut it = fine();
+    uninstalled(&mut it, true, true);
+    for code in ["pre-rights", "pre-admission-api", "pre-others"] {
+        assert_eq!(finding(&it, code).status(), Status::Ok, "{code}");
+    }
+    // A cluster without policies is fine with the default mode.
+    it.mutating_policies = Reading::Read(None);
+    assert_eq!(
+        finding(&it, "pre-admission-api"),
+        Finding::ok("by a webhook")
+    );
+    // Whether it is installed is not known.
+    let mut it = fine();
+    it.deployment = Reading::Failed("timeout".to_owned());
+    assert_eq!(finding(&it, "pre-rights").status(), Status::Skipped);
+}
+
+#[test]
+fn policy_is_fine_alone_and_beside_the_webhook() {
+    for has_webhook in [true, false] {
+        let mut it = fine();
+        with_policy(&mut it, has_webhook);
+        for code in ["policy-there", "policy-bound", "policy-works"] {
+            assert_eq!(finding(&it, code).status(), Status::Ok, "{code}");
+        }
+        it.dry_run = Reading::Read(DryRun::NotInjected("no".to_owned()));
+        let expected = if has_webhook {
+            Status::Ok
+        } else {
+            Status::Fail
+        };
+        assert_eq!(finding(&it, "policy-works").status(), expected);
+    }
+}
+
 fn unread(reading: fn() -> Reading<()>) -> Installation {
     fn of<T>(reading: fn() -> Reading<()>) -> Reading<T> {
         match reading() {
@@ -388,6 +503,11 @@ fn unread(reading: fn() -> Reading<()>) -> Installation {
         policies: of(reading),
         bindings: of(reading),
         replicas: of(reading),
+        mutating_policies: of(reading),
+        mutating_bindings: of(reading),
+        may_install: of(reading),
+        other_tools: of(reading),
+        account_references: of(reading),
         metrics: of(reading),
         lease: of(reading),
         rights: of(reading),

@@ -20,9 +20,10 @@ use crate::{
 
 /// The parts that the Pods of one run share.
 pub(crate) struct Shared {
-    reader: Reader,
-    config: Reading<ConfigFacts>,
-    now: Timestamp,
+    pub(super) reader: Reader,
+    pub(super) config: Reading<ConfigFacts>,
+    /// The API server's time.
+    pub(crate) now: Timestamp,
 }
 
 impl Survey<'_> {
@@ -56,6 +57,11 @@ impl Survey<'_> {
 }
 
 impl Shared {
+    /// Returns the reader of the API server.
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
     /// Reads a Pod of the cluster; `None` if there is none.
     pub(crate) async fn stored(
         &self,
@@ -91,7 +97,7 @@ impl Shared {
         }
     }
 
-    async fn namespace(&self, namespace: &Namespace) -> Reading<Option<NamespaceFacts>> {
+    pub(super) async fn namespace(&self, namespace: &Namespace) -> Reading<Option<NamespaceFacts>> {
         let path = format!("/api/v1/namespaces/{namespace}");
         let right = Right::new(
             "get",
@@ -104,7 +110,7 @@ impl Shared {
 
     /// Reads the metadata of the pull secret, by a list: a get of the metadata alone has no other
     /// right, and a list shows at once that there is none.
-    async fn secret(&self, namespace: &Namespace) -> Reading<Option<PullSecretFacts>> {
+    pub(super) async fn secret(&self, namespace: &Namespace) -> Reading<Option<PullSecretFacts>> {
         let Some(Some(settings)) = self.config.value().map(ConfigFacts::settings) else {
             let unread = self.config.unread("the configuration");
             return unread
@@ -124,7 +130,11 @@ impl Shared {
     }
 
     /// Reads whether the Pod's ServiceAccount enforces mountable secrets, and lacks the pull secret.
-    async fn account_rejects(&self, namespace: &Namespace, pod: &Value) -> Reading<bool> {
+    pub(super) async fn account_rejects(
+        &self,
+        namespace: &Namespace,
+        pod: &Value,
+    ) -> Reading<bool> {
         let name = pod["spec"]["serviceAccountName"]
             .as_str()
             .filter(|it| !it.is_empty());
@@ -144,7 +154,7 @@ impl Shared {
         })
     }
 
-    async fn events(
+    pub(super) async fn events(
         &self,
         namespace: &Namespace,
         pod: &Value,

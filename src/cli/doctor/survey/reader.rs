@@ -26,8 +26,9 @@ const MAX_BYTES: usize = 32 << 20;
 const MAX_OBJECTS: usize = 50_000;
 /// The most characters of a message of the API server.
 const MAX_MESSAGE: usize = 300;
+const ONE_METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-const JSON: &str = "application/json";
+pub(crate) const JSON: &str = "application/json";
 
 /// Reads from an API server.
 #[derive(Clone)]
@@ -81,7 +82,16 @@ impl Reader {
 
     /// Returns an object, or `None` if it doesn't exist.
     pub(crate) async fn get(&self, path: &str, right: Right) -> Reading<Option<Value>> {
-        let called = self.call(Method::GET, path, JSON, None).await;
+        self.get_as(path, JSON, right).await
+    }
+
+    /// Returns the metadata of an object, or `None` if it doesn't exist.
+    pub(crate) async fn get_metadata(&self, path: &str, right: Right) -> Reading<Option<Value>> {
+        self.get_as(path, ONE_METADATA, right).await
+    }
+
+    async fn get_as(&self, path: &str, accept: &str, right: Right) -> Reading<Option<Value>> {
+        let called = self.call(Method::GET, path, accept, None).await;
         match called.and_then(|(_, body)| parse(&body)) {
             Ok(value) => Reading::Read(Some(value)),
             Err(CallError::Status(StatusCode::NOT_FOUND, _)) => Reading::Read(None),

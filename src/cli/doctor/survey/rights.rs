@@ -12,6 +12,36 @@ use crate::cli::doctor::{
     installation::{Granted, Names, Settings},
 };
 
+/// The kinds that the chart creates by default, as group and resource; whether they are in the
+/// namespace of the installation. That may have been created by an administrator.
+pub(super) const KINDS: [(&str, &str, bool); 13] = [
+    ("", "serviceaccounts", true),
+    ("", "configmaps", true),
+    ("", "services", true),
+    ("apps", "deployments", true),
+    ("policy", "poddisruptionbudgets", true),
+    ("rbac.authorization.k8s.io", "roles", true),
+    ("rbac.authorization.k8s.io", "rolebindings", true),
+    ("rbac.authorization.k8s.io", "clusterroles", false),
+    ("rbac.authorization.k8s.io", "clusterrolebindings", false),
+    (
+        "admissionregistration.k8s.io",
+        "mutatingwebhookconfigurations",
+        false,
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "validatingadmissionpolicies",
+        false,
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "validatingadmissionpolicybindings",
+        false,
+    ),
+    ("flowcontrol.apiserver.k8s.io", "flowschemas", false),
+];
+const OWN_REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
 
 /// A permission to ask about.
@@ -60,17 +90,52 @@ pub(super) async fn granted(
             is_allowed: answer["status"]["allowed"] == true,
         })
     });
-    let reviews: Vec<_> = reviews.collect();
+    answers(reviews.collect(), "subjectaccessreviews").await
+}
+
+/// Asks the API server whether the person may create what the chart creates.
+pub(super) async fn may_install(reader: &Reader, namespace: &str) -> Reading<Vec<Granted>> {
+    let asked = KINDS.map(async |(group, resource, is_namespaced)| {
+        let namespace = is_namespaced.then(|| namespace.to_owned());
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {"verb": "create", "group": group,
+                "resource": resource, "namespace": namespace}},
+        });
+        let answer = reader.post(OWN_REVIEWS, &review).await?;
+        let asked = Asked {
+            verb: "create",
+            group,
+            resource,
+            name: None,
+            namespace,
+            is_needed: true,
+        };
+        Ok(Granted {
+            right: right(&asked),
+            is_needed: true,
+            is_allowed: answer["status"]["allowed"] == true,
+        })
+    });
+    answers(asked.into(), "selfsubjectaccessreviews").await
+}
+
+/// Collects the answers of reviews.
+async fn answers<F>(reviews: Vec<F>, resource: &str) -> Reading<Vec<Granted>>
+where
+    F: Future<Output = Result<Granted, CallError>>,
+{
     let answers: Vec<Result<Granted, CallError>> =
         stream::iter(reviews).buffered(CONCURRENCY).collect().await;
     let answers: Result<Vec<Granted>, CallError> = answers.into_iter().collect();
     match answers {
         Ok(granted) => Reading::Read(granted),
         Err(CallError::Status(status, _)) if status.as_u16() == 403 => {
-            let resource = "subjectaccessreviews.authorization.k8s.io";
+            let resource = format!("{resource}.authorization.k8s.io");
             Reading::Forbidden(Right::new("create", resource, None))
         }
-        Err(error) => Reading::Failed(format!("create subjectaccessreviews: {}", error.text())),
+        Err(error) => Reading::Failed(format!("create {resource}: {}", error.text())),
     }
 }
 
@@ -87,6 +152,7 @@ fn right(asked: &Asked) -> Right {
 
 /// Returns the permissions of `deploy/rbac.yaml`, without the `list` beside a `watch` where it is
 /// of no use alone; and three that nobody should have given.
+#[allow(clippy::too_many_lines, reason = "a table: each permission")]
 fn asked(names: &Names, settings: &Settings) -> Vec<Asked> {
     let own = Some(names.namespace.clone());
     let pull_secret = Some(settings.rules.secret_name.clone());
@@ -110,7 +176,7 @@ fn asked(names: &Names, settings: &Settings) -> Vec<Asked> {
         "secrets",
         &pull_secret,
         &None,
-        &["get", "list", "watch", "create", "patch"],
+        &["get", "watch", "create", "patch"],
     );
     ask("", "namespaces", &None, &None, &["get", "list", "watch"]);
     if settings.watches_service_accounts {
@@ -166,4 +232,36 @@ fn asked(names: &Names, settings: &Settings) -> Vec<Asked> {
         });
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn kinds_to_create_are_those_of_the_manifests() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+        let mut kinds = BTreeSet::new();
+        for entry in fs::read_dir(folder).expect("the folder") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_none_or(|it| it != "yaml") {
+                continue;
+            }
+            let text = fs::read_to_string(path).expect("a manifest");
+            for line in text.lines() {
+                kinds.extend(line.strip_prefix("kind: ").map(str::to_lowercase));
+            }
+        }
+        assert!(kinds.remove("namespace"));
+        let singular = |resource: &str| {
+            let policy = resource
+                .strip_suffix("policies")
+                .map(|it| format!("{it}policy"));
+            policy.unwrap_or_else(|| resource.trim_end_matches('s').to_owned())
+        };
+        let asked: BTreeSet<String> = KINDS.iter().map(|kind| singular(kind.1)).collect();
+        assert_eq!(asked, kinds);
+    }
 }
