@@ -6,6 +6,7 @@ pub mod handler;
 pub mod json;
 pub mod manifest;
 pub mod metrics;
+pub mod missed;
 pub mod outcome;
 pub mod patch;
 pub mod pod;

@@ -307,7 +307,7 @@ fn identities(identities: &Identities) -> String {
 }
 
 /// Returns the settings that end credentials before or beside their expiry.
-fn lifecycle(refresh: &Refresh) -> [(&'static str, String); 4] {
+fn lifecycle(refresh: &Refresh) -> [(&'static str, String); 5] {
     [
         (
             "forgetAfter",
@@ -331,6 +331,15 @@ fn lifecycle(refresh: &Refresh) -> [(&'static str, String); 4] {
             match refresh.discovery {
                 Discovery::None => "none: only what admissions report",
                 Discovery::Pods => "pods: also what pending Pods need",
+            }
+            .to_owned(),
+        ),
+        (
+            "noticeMissed",
+            if refresh.notice_missed {
+                "true: pending Pods without the pull secret get an Event"
+            } else {
+                "false: pending Pods are not searched for the pull secret"
             }
             .to_owned(),
         ),

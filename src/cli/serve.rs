@@ -267,19 +267,16 @@ impl ServeArgs {
         start_measurements(&context, synced.clone());
         let events = context.events();
         let provisioner = admission::provisioner(&context, events.clone());
-        let leader_tasks = LeaderTasks {
-            reconciler: context.reconciler(Some(events.clone())),
-            authority,
-            state_key: context.state_key_secret.clone(),
-            discoverer: leader::discoverer(&context, provisioner.clone()),
-            near_misses: leader::near_misses(&context, events.clone()),
-        };
+        let has_admission = tls.is_some();
+        let accounts = has_admission.then(|| context.watch_service_accounts(&mut readiness));
+        let accounts = accounts.flatten();
+        let sources = (&provisioner, &events, accounts.clone());
+        let leader_tasks = LeaderTasks::new(&context, authority, sources);
         let election = leader::elect(&context, settings, leader_tasks, synced)?;
         let draining = CancellationToken::new();
         let supervisor = context.supervisor.clone();
         let admission = tls.zip(sockets.admission);
         let admission = admission.map(|((tls, trust), (socket, limit))| {
-            let accounts = context.watch_service_accounts(&mut readiness);
             let webhook = admission::webhook(&context, provisioner, events, accounts);
             let connection = Connection {
                 tls: Some(TlsAcceptor::from(Arc::new(tls))),

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use k8s_openapi::api::core::v1::ObjectReference;
+
 use super::namespace::Namespace;
 
 /// The longest note in bytes; the API server refuses a longer one.
@@ -79,6 +81,12 @@ impl EventRecord {
 pub trait ToEventRecord {
     /// Returns the Event's text; `name` is the name of the object that the Event regards.
     fn to_record(&self, name: &str, namespace: &Namespace) -> EventRecord;
+
+    /// Returns the object that this event regards, without its namespace, if that is another one
+    /// than the recorder's.
+    fn regarding(&self) -> Option<ObjectReference> {
+        None
+    }
 }
 
 /// Quotes a foreign text for a note: one line, not long, and no word that could be a token.

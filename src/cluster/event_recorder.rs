@@ -48,6 +48,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest reporting instance in bytes; the API server refuses a longer one.
 const MAX_INSTANCE: usize = 128;
+/// The most bytes of an object's name in that of an Event, which has 253 with its random part.
+const MAX_NAME: usize = 240;
 
 /// Publishes Events; clones share the queue. The task behind the recorder ends when all clones are
 /// gone and the queue is empty, or at once when the task is stopped.
@@ -65,6 +67,8 @@ struct QueuedEvent {
     key: u64,
     namespace: Namespace,
     record: EventRecord,
+    /// Another object than that of the recorder.
+    regarding: Option<ObjectReference>,
     at: MicroTime,
 }
 
@@ -128,6 +132,7 @@ impl EventRecorder {
             key,
             namespace: namespace.clone(),
             record,
+            regarding: event.regarding(),
             at: MicroTime(self.clock.now()),
         };
         if self.queue.try_send(event).is_ok() {
@@ -247,16 +252,17 @@ impl Sender {
 
     fn event(&self, queued: &QueuedEvent) -> Event {
         let (record, namespace) = (&queued.record, queued.namespace.to_string());
-        let name = self.regarding.name.as_deref().unwrap_or_default();
+        let regarding = queued.regarding.as_ref().unwrap_or(&self.regarding);
+        let name = regarding.name.as_deref().unwrap_or_default();
         Event {
             metadata: ObjectMeta {
-                generate_name: Some(format!("{name}-")),
+                generate_name: Some(format!("{}-", clip_name(name))),
                 namespace: Some(namespace.clone()),
                 ..ObjectMeta::default()
             },
             regarding: Some(ObjectReference {
                 namespace: Some(namespace),
-                ..self.regarding.clone()
+                ..regarding.clone()
             }),
             type_: Some(record.event_type.as_str().to_owned()),
             reason: Some(record.reason.to_owned()),
@@ -268,6 +274,11 @@ impl Sender {
             ..Event::default()
         }
     }
+}
+
+/// Returns as much of an object's name as an Event's has room for before its random part.
+fn clip_name(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_NAME)]
 }
 
 /// Returns whether the namespace is gone or being deleted: then nobody reads the Event, and nothing

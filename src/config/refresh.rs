@@ -43,6 +43,8 @@ pub struct Refresh {
     pub revocation: Revocation,
     /// The source of registries that no admission reported.
     pub discovery: Discovery,
+    /// Whether the leader notices Pending Pods that lack the reference.
+    pub notice_missed: bool,
 }
 
 /// The source from which the leader discovers registries that no admission reported.
@@ -66,6 +68,14 @@ impl Discovery {
     }
 }
 
+impl Refresh {
+    /// Whether the leader lists Pods, for which it needs a permission.
+    #[must_use]
+    pub fn lists_pods(&self) -> bool {
+        self.notice_missed || self.discovery == Discovery::Pods
+    }
+}
+
 impl Default for Refresh {
     fn default() -> Self {
         Self {
@@ -75,6 +85,7 @@ impl Default for Refresh {
             forget_after: Some(DEFAULT_FORGET_AFTER),
             revocation: Revocation::default(),
             discovery: Discovery::default(),
+            notice_missed: false,
         }
     }
 }
@@ -93,6 +104,11 @@ pub(super) struct FileRefresh {
     /// in prewarm: 1d to 3650d, or never.
     #[schemars(extend("default" = "30d", "pattern" = patterns::FORGET_AFTER, "minLength" = patterns::MIN_DURATION))]
     forget_after: Option<String>,
+    /// Whether the leader lists pending Pods, and publishes an Event about each that has an image of
+    /// ECR and lacks the pull secret. The `ClusterRole` needs a permission for it; the chart grants it
+    /// with this value.
+    #[schemars(extend("default" = false))]
+    notice_missed: Option<bool>,
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Copy)]
@@ -159,6 +175,7 @@ impl RefreshFields {
                 None | Some(FileDiscovery::None) => Discovery::None,
                 Some(FileDiscovery::Pods) => Discovery::Pods,
             },
+            notice_missed: fields.notice_missed.unwrap_or(default.notice_missed),
         };
         (refresh, session_cap.unwrap_or_default())
     }
@@ -291,6 +308,7 @@ mod tests {
                 forget_after: Some(SignedDuration::from_hours(720)),
                 revocation: Revocation::OnExpiry,
                 discovery: Discovery::None,
+                notice_missed: false,
             };
             assert_eq!(refresh(text), expected, "{text}");
         }
@@ -298,7 +316,7 @@ mod tests {
 
     #[test]
     fn every_value_of_the_file_is_applied() {
-        let text = "refresh: {writesPerSecond: 1000, sessionCap: 1h, forgetAfter: 2d}\nrevoke: immediately\n\
+        let text = "refresh: {writesPerSecond: 1000, sessionCap: 1h, forgetAfter: 2d, noticeMissed: true}\nrevoke: immediately\n\
             discover: pods\noptOutRemove: true";
         let expected = Refresh {
             prewarm: Vec::new(),
@@ -307,6 +325,7 @@ mod tests {
             forget_after: Some(SignedDuration::from_hours(48)),
             revocation: Revocation::Immediately,
             discovery: Discovery::Pods,
+            notice_missed: true,
         };
         assert_eq!(refresh(text), expected);
     }

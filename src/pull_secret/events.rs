@@ -81,6 +81,15 @@ pub enum PullSecretEvent {
     OptedIn,
     /// The namespace was opted out.
     OptedOut,
+    /// A Pod lacks the reference to the pull secret, although it should have it.
+    NotInjected {
+        /// The Pod's name.
+        pod: String,
+        /// The Pod's uid.
+        uid: String,
+        /// The cause, as a part of a sentence.
+        why: &'static str,
+    },
     /// The namespace looks opted in, and is not.
     NearlyOptedIn {
         /// The note.
@@ -105,6 +114,19 @@ impl PullSecretEvent {
 }
 
 impl ToEventRecord for PullSecretEvent {
+    fn regarding(&self) -> Option<ObjectReference> {
+        match self {
+            Self::NotInjected { pod, uid, .. } => Some(ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: Some(pod.clone()),
+                uid: Some(uid.clone()),
+                ..ObjectReference::default()
+            }),
+            _ => None,
+        }
+    }
+
     #[allow(clippy::too_many_lines, reason = "a table: each event with its texts")]
     fn to_record(&self, secret: &str, namespace: &Namespace) -> EventRecord {
         match self {
@@ -225,6 +247,16 @@ impl ToEventRecord for PullSecretEvent {
                     "New Pods no longer get the pull secret {secret}, and ecr-injector no \
                      longer refreshes it. Pods that reference it can pull until its credentials \
                      expire, in at least eight hours."
+                ),
+            ),
+            Self::NotInjected { uid, why, .. } => EventRecord::warning(
+                "EcrPullSecretNotInjected",
+                "Admit",
+                quote(uid),
+                &format!(
+                    "This Pod has an image of ECR and does not reference the pull secret {secret}: \
+                     {why}. Its imagePullSecrets can't change. To have its controller create it \
+                     again: ecr-injector doctor --stuck -n {namespace} --restart"
                 ),
             ),
             Self::NearlyOptedIn { note } => {

@@ -1,9 +1,12 @@
-//! Discovers the registries that Pending Pods want without a recorded admission.
+//! Lists Pending Pods, and discovers the registries that they want without a recorded admission.
 //!
 //! The record of an admission can be lost: the API server took no write, the replica ended before
 //! its retry, etcd was restored from a backup. If the configuration asks for it, the leader lists
 //! the Pending Pods from time to time, and passes the hosts that they want to the sink, which
 //! provides credentials.
+//!
+//! The same lists show the Pods that lack the reference, which `missed` notices if the configuration
+//! asks for that.
 //!
 //! Anybody may write Pods, so a page is read as bytes with a limit, and each Pod in a page is
 //! parsed separately: a Pod that can't be parsed is skipped, and only the fields that are used are
@@ -25,7 +28,10 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::metrics::{DiscoveryRun, RefreshMetrics};
+use super::{
+    metrics::{DiscoveryRun, RefreshMetrics},
+    missed::{MissedOfRound, MissedPods},
+};
 use crate::{
     admission::{
         decide::hosts_wanted_by,
@@ -74,6 +80,7 @@ pub struct Discoverer {
     live: Live,
     metrics: Arc<RefreshMetrics>,
     sink: Sink,
+    missed: Option<MissedPods>,
     page_size: u32,
     max_pods: usize,
 }
@@ -172,8 +179,18 @@ impl Discoverer {
             live,
             metrics,
             sink,
+            missed: None,
             page_size: PAGE,
             max_pods: MAX_PODS,
+        }
+    }
+
+    /// Has missed Pods noticed as well, if the configuration asks for that.
+    #[must_use]
+    pub fn with_missed(self, missed: MissedPods) -> Self {
+        Self {
+            missed: Some(missed),
+            ..self
         }
     }
 
@@ -195,8 +212,11 @@ impl Discoverer {
         let mut cursor = Cursor::default();
         let mut logged = LogOnce::default();
         let mut next = Instant::now();
+        if let Some(missed) = &self.missed {
+            missed.clear();
+        }
         while term.holds() {
-            if self.live.config().refresh.discovery == Discovery::None {
+            if !self.live.config().refresh.lists_pods() {
                 (cursor, next) = (Cursor::default(), Instant::now());
                 logged.clear();
                 tokio::select! {
@@ -237,8 +257,14 @@ impl Discoverer {
         term: &Leadership,
         cursor: &mut Cursor,
     ) -> Result<DiscoveryRun, RoundError> {
-        let rules = self.live.rules.get();
-        let mut wanted = Wanted::default();
+        let (rules, config) = (self.live.rules.get(), self.live.config());
+        let missed = self.missed.as_ref();
+        let missed = missed.filter(|_| config.refresh.notice_missed);
+        let mut wanted = Wanted {
+            notices: missed,
+            discovers: config.refresh.discovery == Discovery::Pods,
+            ..Wanted::default()
+        };
         let result = self.list_pages(term, cursor, &rules, &mut wanted).await;
         tracing::debug!(
             pods = wanted.pods,
@@ -258,6 +284,11 @@ impl Discoverer {
             }
             (self.sink)(&namespace, hosts);
         }
+        if let Some(missed) = missed.filter(|_| term.holds()) {
+            let is_complete = matches!(result, Ok(DiscoveryRun::Complete));
+            let label = &config.opt_in.label;
+            missed.notice(wanted.missed, label, is_complete).await;
+        }
         result
     }
 
@@ -266,7 +297,7 @@ impl Discoverer {
         term: &Leadership,
         cursor: &mut Cursor,
         rules: &Rules,
-        wanted: &mut Wanted,
+        wanted: &mut Wanted<'_>,
     ) -> Result<DiscoveryRun, RoundError> {
         let mut page_size = self.page_size;
         while term.holds() {
@@ -357,8 +388,8 @@ impl Discoverer {
             Err(RoundError::Forbidden(message)) => tracing::warn!(
                 error = message,
                 "not allowed to list pending Pods; grant list on pods in the ClusterRole (the \
-                 chart does so with discover: pods; docs/reference/configuration.md), or set discover: \
-                 none"
+                 chart does so with discover: pods and with refresh.noticeMissed; \
+                 docs/reference/configuration.md), or switch both off"
             ),
             Err(error) => tracing::warn!(
                 error = error_chain(error),
@@ -370,17 +401,22 @@ impl Discoverer {
 }
 
 /// The hosts that the Pods of a round want, and how many Pods there were.
-#[derive(Debug, Default)]
-struct Wanted {
+#[derive(Default)]
+struct Wanted<'a> {
     hosts: BTreeMap<Namespace, BTreeSet<Host>>,
+    /// Whether hosts are wanted.
+    discovers: bool,
+    missed: MissedOfRound,
+    /// Finds missed Pods, if these are wanted.
+    notices: Option<&'a MissedPods>,
     pods: usize,
     unreadable: usize,
 }
 
-impl Wanted {
-    fn add(&mut self, pod: &str, rules: &Rules, namespaces: &Namespaces) {
+impl Wanted<'_> {
+    fn add(&mut self, json: &str, rules: &Rules, namespaces: &Namespaces) {
         self.pods += 1;
-        let Ok(location) = serde_json::from_str::<Location<'_>>(pod) else {
+        let Ok(location) = serde_json::from_str::<Location<'_>>(json) else {
             self.unreadable += 1;
             return;
         };
@@ -394,12 +430,18 @@ impl Wanted {
         if settings.is_terminating {
             return;
         }
-        let Ok(pod) = serde_json::from_str::<Pod<'_>>(pod) else {
+        let Ok(pod) = serde_json::from_str::<Pod<'_>>(json) else {
             self.unreadable += 1;
             return;
         };
-        let wanted = hosts_wanted_by(&pod, rules, &namespace, &settings);
-        self.insert(&namespace, wanted, rules);
+        if self.discovers {
+            let wanted = hosts_wanted_by(&pod, rules, &namespace, &settings);
+            self.insert(&namespace, wanted, rules);
+        }
+        let place = (&namespace, &settings);
+        if let Some(notices) = self.notices {
+            notices.find(pod, json, rules, place, &mut self.missed);
+        }
     }
 
     /// Adds as many hosts of a namespace as its pull secret can have.

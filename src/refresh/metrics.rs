@@ -3,6 +3,7 @@
 use prometheus_client::{metrics::gauge::Gauge, registry::Unit};
 
 use crate::{
+    admission::missed::MissedReason,
     cluster::metrics::ApiCalls,
     telemetry::metrics::{Counters, Registry},
 };
@@ -16,6 +17,7 @@ pub struct RefreshMetrics {
     /// 1 while the configuration suspends registries in more than half of the namespaces.
     pub mass_suspension: Gauge,
     discovery_runs: Counters,
+    missed_pods: Counters,
     /// Namespaces that are due now.
     pub queue_depth: Gauge,
     /// Namespaces that wait for a token that can't be minted at the moment.
@@ -59,6 +61,12 @@ impl RefreshMetrics {
                 "outcome",
                 DiscoveryRun::ALL.map(DiscoveryRun::as_str),
             ),
+            missed_pods: registry.counters(
+                "missed_pods",
+                "Pending Pods that lack the reference to the pull secret, each counted once, by reason",
+                "reason",
+                MissedReason::ALL.map(MissedReason::as_str),
+            ),
             queue_depth: registry.register(
                 "refresh_queue_depth",
                 "Namespaces in the refresh queue that are due now",
@@ -92,6 +100,11 @@ impl RefreshMetrics {
     /// Counts a pull secret that the leader repaired.
     pub fn repaired(&self, cause: &'static str) {
         self.repairs.count(cause);
+    }
+
+    /// Counts a Pending Pod that lacks the reference.
+    pub fn missed_pod(&self, reason: MissedReason) {
+        self.missed_pods.count(reason.as_str());
     }
 
     /// Counts a discovery run.

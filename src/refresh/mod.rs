@@ -19,6 +19,7 @@ pub mod impact;
 pub mod metrics;
 mod mint_queue;
 mod minter;
+pub mod missed;
 pub mod near_misses;
 pub mod plan;
 pub mod queue;

@@ -220,6 +220,10 @@ fn pool() -> Vec<(&'static str, Vec<Value>)> {
             "/refresh/writesPerSecond",
             vec![json!(1000), json!(1001), json!(-1), Value::Null],
         ),
+        (
+            "/refresh/noticeMissed",
+            vec![json!(true), json!(false), json!("yes"), Value::Null],
+        ),
         ("/identities/0/assumeRole/duration", texts(&durations)),
         ("/identities/0/assumeRole/externalId", texts(&cluster)),
         ("/identities/0/assumeRole/sessionName", texts(&cluster)),
@@ -277,7 +281,7 @@ fn base() -> Value {
     json!({
         "clusterName": "prod",
         "limits": {"registriesPerPod": 8, "registriesPerSecret": 32},
-        "refresh": {"sessionCap": "6h", "forgetAfter": "14d", "writesPerSecond": 50},
+        "refresh": {"sessionCap": "6h", "forgetAfter": "14d", "writesPerSecond": 50, "noticeMissed": true},
         "identities": [{"assumeRole": {"roleArn": ROLE, "duration": "1h", "externalId": "ab", "sessionName": "a"},
             "ambient": false, "profile": null}],
         "aliases": [{"host": "a.b", "registry": ECR}],

@@ -15,6 +15,7 @@ mod alerts;
 mod conditions;
 mod dashboard;
 mod examples;
+mod missed;
 mod policy;
 mod policy_mode;
 mod release;

@@ -1101,7 +1101,7 @@ fn each_mode_of_certificates_has_what_it_needs_and_no_more() {
 }
 
 #[test]
-fn role_may_list_pods_only_where_discover_is_pods() {
+fn role_may_list_pods_only_where_the_leader_lists_them() {
     let rules = |values: &str| -> Vec<Value> {
         let objects = objects(RELEASE, RELEASE, values);
         let rules = find(&objects, "ClusterRole", RELEASE)["rules"].as_array();
@@ -1116,6 +1116,12 @@ fn role_may_list_pods_only_where_discover_is_pods() {
         ("", vec![]),
         ("config: {discover: none}", vec![]),
         ("config: {discover: null}", vec![]),
+        ("config: {refresh: null}", vec![]),
+        ("config: {refresh: {noticeMissed: false}}", vec![]),
+        (
+            "config: {refresh: {noticeMissed: true}}",
+            vec![list.clone()],
+        ),
         ("config: {discover: pods}", vec![list]),
     ] {
         assert_eq!(rules(values), expected, "{values}");

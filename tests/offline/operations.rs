@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use axum::body::Body;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use ecr_injector::admission::missed::MissedReason;
 use ecr_injector::admission::outcome::Verdict;
 use ecr_injector::cli::metrics::Metrics;
 use ecr_injector::pull_secret::gauges::PullSecretState;
@@ -298,6 +299,11 @@ fn every_value_that_a_label_can_have_is_in_the_tables() {
             "discovery_runs_total",
             "outcome",
             set(DiscoveryRun::ALL.map(DiscoveryRun::as_str)),
+        ),
+        (
+            "missed_pods_total",
+            "reason",
+            set(MissedReason::ALL.map(MissedReason::as_str)),
         ),
         ("rejected_requests_total", "reason", refused),
         (

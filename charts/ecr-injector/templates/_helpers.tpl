@@ -352,6 +352,12 @@ after, whoever made it, so it is one that nobody else has.
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether the leader notices Pods that lack the pull secret. */ -}}
+{{- define "ecr-injector.noticesMissed" -}}
+{{- $refresh := dig "refresh" dict .Values.config | default dict -}}
+{{- if $refresh.noticeMissed -}}yes{{- end -}}
+{{- end -}}
+
 {{- /* Whether the API server calls the webhook. */ -}}
 {{- define "ecr-injector.hasWebhook" -}}
 {{- if ne .Values.mode "policy" -}}yes{{- end -}}

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use crate::{
+    admission::missed::labelled,
     cli::doctor::{
         exposition::Exposition,
         finding::{Reading, Right},
@@ -46,7 +47,6 @@ pub(super) struct Installation {
     pub(super) policies: Reading<Option<Vec<Value>>>,
     /// All their bindings.
     pub(super) bindings: Reading<Option<Vec<Value>>>,
-    /// The Pods of the Deployment.
     /// All `MutatingAdmissionPolicies`; `None` if the API server has no such kind.
     pub(super) mutating_policies: Reading<Option<Vec<Value>>>,
     /// All their bindings; not read without a policy of ours.
@@ -57,6 +57,7 @@ pub(super) struct Installation {
     pub(super) other_tools: Reading<Vec<String>>,
     /// ServiceAccounts of opted-in namespaces with other pull secrets for ECR.
     pub(super) account_references: Reading<Vec<AccountReference>>,
+    /// The Pods of the Deployment.
     pub(super) replicas: Reading<Vec<Value>>,
     /// The metrics of those Pods that run.
     pub(super) metrics: Reading<Vec<(String, Reading<Exposition>)>>,
@@ -78,7 +79,6 @@ pub(super) struct Installation {
     pub(super) dry_run: Reading<DryRun>,
 }
 
-/// The names of an installation's objects.
 /// A ServiceAccount that names a pull secret of others, which looks like one for ECR.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AccountReference {
@@ -92,6 +92,7 @@ pub(super) struct AccountReference {
     pub(super) written_at: Option<Timestamp>,
 }
 
+/// The names of an installation's objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Names {
     /// The namespace of the installation.
@@ -102,9 +103,9 @@ pub(super) struct Names {
     pub(super) account: String,
     /// The `MutatingWebhookConfiguration`.
     pub(super) registration: String,
-    /// Whether the replicas answer admissions; else a policy adds the reference.
     /// The `MutatingAdmissionPolicy`, if there is one.
     pub(super) policy: String,
+    /// Whether the replicas answer admissions; else a policy adds the reference.
     pub(super) has_webhook: bool,
     /// The Lease.
     pub(super) lease: String,
@@ -138,6 +139,8 @@ pub(super) struct Settings {
     pub(super) value: String,
     /// Whether ServiceAccounts are watched.
     pub(super) watches_service_accounts: bool,
+    /// Whether the leader lists Pods.
+    pub(super) lists_pods: bool,
 }
 
 /// A right of the service's account.
@@ -205,9 +208,6 @@ pub(super) enum DryRun {
     Rejected(String),
 }
 
-impl ConfigFacts {
-    /// Returns the settings, if the configuration is valid.
-    pub(super) fn settings(&self) -> Option<&Settings> {
 impl Installation {
     /// Whether the Deployment exists.
     pub(super) fn is_installed(&self) -> bool {
@@ -215,6 +215,9 @@ impl Installation {
     }
 }
 
+impl ConfigFacts {
+    /// Returns the settings, if the configuration is valid.
+    pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Valid(settings) => Some(settings),
             Self::Invalid(_) | Self::Absent(_) => None,
@@ -240,16 +243,9 @@ impl NamespaceFacts {
     pub(super) fn of(object: &Value) -> Option<Self> {
         let metadata = &object["metadata"];
         let mut labelled_at = BTreeMap::new();
-        for entry in metadata["managedFields"].as_array().into_iter().flatten() {
-            let at = entry["time"].as_str().and_then(|at| at.parse().ok());
-            let labels = entry["fieldsV1"]["f:metadata"]["f:labels"].as_object();
-            for key in labels.into_iter().flat_map(|labels| labels.keys()) {
-                let key = key.trim_start_matches("f:").to_owned();
-                if let Some(at) = at {
-                    let last: &mut Timestamp = labelled_at.entry(key).or_insert(at);
-                    *last = at.max(*last);
-                }
-            }
+        for (key, at) in labelled(object) {
+            let last: &mut Timestamp = labelled_at.entry(key.to_owned()).or_insert(at);
+            *last = at.max(*last);
         }
         Some(Self {
             name: metadata["name"].as_str()?.to_owned(),
@@ -314,11 +310,11 @@ impl Names {
             release.to_owned()
         } else {
             format!("{release}-ecr-injector")
-            policy: policy_of(&name),
         };
         Self {
             namespace: namespace.to_owned(),
             registration: format!("zz-{name}"),
+            policy: policy_of(&name),
             state_key: format!("{name}-state-key"),
             authority: Some(format!("{name}-ca")),
             account: name.clone(),
@@ -345,11 +341,11 @@ impl Names {
         let arguments: Vec<&str> = arguments.filter_map(Value::as_str).collect();
         let flag = |name: &str| {
             let joined = arguments
-        let own = text(&deployment["metadata"]["name"]);
                 .iter()
                 .find_map(|it| it.strip_prefix(name)?.strip_prefix('='));
             joined.map(str::to_owned)
         };
+        let own = text(&deployment["metadata"]["name"]);
         Self {
             policy: own.as_deref().map_or(self.policy, policy_of),
             deployment: own.unwrap_or(self.deployment),
@@ -361,16 +357,16 @@ impl Names {
             authority: flag("--ca-secret"),
             config: flag("--config").and_then(|path| config_map(spec, container, &path)),
             namespace: self.namespace,
+        }
+    }
+}
+
 /// Returns the name that the chart gives the policy of a release.
 fn policy_of(name: &str) -> String {
     if name == "ecr-injector" {
         "pull-secret-reference.ecr-injector.dev".to_owned()
     } else {
         format!("pull-secret-reference.{name}.ecr-injector.dev")
-    }
-}
-
-        }
     }
 }
 
@@ -408,12 +404,12 @@ mod tests {
 
     use super::*;
 
-        let policy = "pull-secret-reference.prod-ecr-injector.ecr-injector.dev";
-        assert_eq!(names.policy, policy);
     #[test]
     fn names_come_from_the_deployment_where_it_is_known() {
         let names = Names::of_release("ecr-injector", "prod");
         assert_eq!(names.registration, "zz-prod-ecr-injector");
+        let policy = "pull-secret-reference.prod-ecr-injector.ecr-injector.dev";
+        assert_eq!(names.policy, policy);
         let deployment = json!({
             "metadata": {"name": "own"},
             "spec": {"template": {"spec": {
@@ -430,11 +426,11 @@ mod tests {
         );
         assert_eq!(
             names.config,
-        assert_eq!(names.policy, "pull-secret-reference.own.ecr-injector.dev");
             Some(("map".to_owned(), "settings.yaml".to_owned()))
         );
         assert_eq!(names.authority, None);
         assert!(names.has_webhook);
+        assert_eq!(names.policy, "pull-secret-reference.own.ecr-injector.dev");
         assert_eq!(names.registration, "zz-prod-ecr-injector");
     }
 

@@ -5,13 +5,14 @@ mod pull;
 
 use std::collections::BTreeSet;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::{
     admission::{
         decide::{Decision, Facts, OptInFacts, SkipReason, decide, demand},
+        missed::{History, MissedReason},
         pod::{Pod, ReferenceState},
         review::Request,
     },
@@ -57,8 +58,6 @@ pub(super) const CODES: [&str; 25] = [
 
 /// The most characters of a message that is shown.
 const MAX_MESSAGE: usize = 300;
-/// How long after its creation a Pod may still be written by its own creation.
-const CREATION: SignedDuration = SignedDuration::from_secs(2);
 
 /// A Pod with all that its verdict depends on.
 pub(super) struct PodCase {
@@ -377,7 +376,6 @@ impl Examined<'_> {
 
     /// Explains why a Pod that should have a reference has none.
     fn missed(&self, facts: &NamespaceFacts) -> Verdict {
-        let created = self.created();
         let fix = self.recreate();
         let runs = if self.waiting().is_empty() && self.case.pod["status"]["phase"] == "Running" {
             "; it runs all the same, by the node's plugin or an image that was there, which the API \
@@ -385,33 +383,33 @@ impl Examined<'_> {
         } else {
             ""
         };
-        let labelled = facts.labelled_at.get(&self.settings.label);
-        if let (Some(created), Some(labelled)) = (created, labelled)
-            && created < *labelled
-        {
-            let (created, labelled) = (to_the_second(created), to_the_second(*labelled));
-            return wrong(
-                "pod-older-than-opt-in",
-                format!(
-                    "it was created at {created}, and the label of its namespace was last written at \
-                     {labelled}{runs}"
-                ),
-                fix,
-            );
-        }
-        if let Some(at) = self
-            .image_written_at()
-            .filter(|at| created.is_some_and(|created| at.duration_since(created) > CREATION))
-        {
-            return wrong(
-                "pod-image-changed",
-                format!(
-                    "an image was changed at {}, after its creation, when its imagePullSecrets can't \
-                     change{runs}",
-                    to_the_second(at)
-                ),
-                fix,
-            );
+        let labelled = facts.labelled_at.get(&self.settings.label).copied();
+        let history = History::of(&self.case.pod, labelled);
+        let time = |at: Option<Timestamp>| at.map(to_the_second).unwrap_or_default();
+        match history.reason() {
+            MissedReason::OlderThanOptIn => {
+                let (created, labelled) = (time(history.created), time(labelled));
+                return wrong(
+                    "pod-older-than-opt-in",
+                    format!(
+                        "it was created at {created}, and the label of its namespace was last \
+                         written at {labelled}{runs}"
+                    ),
+                    fix,
+                );
+            }
+            MissedReason::ImageChanged => {
+                let written = time(history.image_written);
+                return wrong(
+                    "pod-image-changed",
+                    format!(
+                        "an image was changed at {written}, after its creation, when its \
+                         imagePullSecrets can't change{runs}"
+                    ),
+                    fix,
+                );
+            }
+            MissedReason::NotInjected => {}
         }
         let perhaps = if labelled.is_none() {
             " (or perhaps before its namespace was labelled: the API server does not have the time)"
@@ -426,22 +424,6 @@ impl Examined<'_> {
             ),
             fix,
         )
-    }
-
-    fn created(&self) -> Option<Timestamp> {
-        let at = self.case.pod["metadata"]["creationTimestamp"].as_str()?;
-        at.parse().ok()
-    }
-
-    /// Returns when a client last updated an image, as far as the managed fields have it.
-    fn image_written_at(&self) -> Option<Timestamp> {
-        let entries = self.case.pod["metadata"]["managedFields"].as_array()?;
-        let entries = entries.iter().filter(|entry| {
-            let spec = &entry["fieldsV1"]["f:spec"];
-            entry["subresource"].is_null() && spec.to_string().contains("\"f:image\"")
-        });
-        let times = entries.filter_map(|entry| entry["time"].as_str()?.parse().ok());
-        times.max()
     }
 
     /// Returns how a Pod like this one is created again.

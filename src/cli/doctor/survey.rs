@@ -309,6 +309,7 @@ impl Survey<'_> {
             label: config.opt_in.label,
             value: config.opt_in.value,
             watches_service_accounts: config.watches_service_accounts,
+            lists_pods: config.refresh.lists_pods(),
         }))
     }
 

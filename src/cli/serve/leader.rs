@@ -15,13 +15,19 @@ use crate::{
         event_recorder::EventRecorder,
         lease::{Elector, Leadership, Settings},
         namespace::Namespace,
+        service_accounts::ServiceAccounts,
     },
     process::{
         readiness::{self, Condition},
         supervisor::Supervisor,
     },
     pull_secret::{provisioner::Provisioner, state_key::KeySecret},
-    refresh::{Reconciler, discovery::Discoverer, near_misses::NearMisses},
+    refresh::{
+        Reconciler,
+        discovery::Discoverer,
+        missed::{MissedPods, MissedSources},
+        near_misses::NearMisses,
+    },
     registry::Host,
     tls::self_managed::SelfManaged,
 };
@@ -73,14 +79,30 @@ impl LeaseArgs {
 /// The tasks of the leader.
 #[derive(Clone)]
 pub(super) struct LeaderTasks {
-    pub(super) reconciler: Reconciler,
-    pub(super) authority: Option<SelfManaged>,
-    pub(super) state_key: KeySecret,
-    pub(super) discoverer: Discoverer,
-    pub(super) near_misses: NearMisses,
+    reconciler: Reconciler,
+    authority: Option<SelfManaged>,
+    state_key: KeySecret,
+    discoverer: Discoverer,
+    near_misses: NearMisses,
 }
 
 impl LeaderTasks {
+    /// Creates the tasks, which report to the provisioner and the recorder, and know the
+    /// ServiceAccounts that are watched.
+    pub(super) fn new(
+        context: &Context,
+        authority: Option<SelfManaged>,
+        (provisioner, events, accounts): (&Provisioner, &EventRecorder, Option<ServiceAccounts>),
+    ) -> Self {
+        Self {
+            reconciler: context.reconciler(Some(events.clone())),
+            authority,
+            state_key: context.state_key_secret.clone(),
+            discoverer: discoverer(context, provisioner.clone(), events.clone(), accounts),
+            near_misses: near_misses(context, events.clone()),
+        }
+    }
+
     /// Runs the tasks until the term is over.
     async fn run(self, term: Leadership, supervisor: Supervisor) {
         let is_over = || !term.holds();
@@ -138,7 +160,7 @@ pub(super) fn elect(
 }
 
 /// Returns the search for namespaces that nearly opted in, which publishes through the recorder.
-pub(super) fn near_misses(context: &Context, events: EventRecorder) -> NearMisses {
+fn near_misses(context: &Context, events: EventRecorder) -> NearMisses {
     NearMisses::new(
         context.cluster.refresher.clone(),
         context.live.clone(),
@@ -148,8 +170,20 @@ pub(super) fn near_misses(context: &Context, events: EventRecorder) -> NearMisse
 }
 
 /// Returns a discoverer that passes the needs of pending Pods to the provisioner, like an admission
-/// that could not write the pull secret.
-pub(super) fn discoverer(context: &Context, provisioner: Provisioner) -> Discoverer {
+/// that could not write the pull secret, and has missed Pods noticed.
+fn discoverer(
+    context: &Context,
+    provisioner: Provisioner,
+    events: EventRecorder,
+    accounts: Option<ServiceAccounts>,
+) -> Discoverer {
+    let missed = MissedPods::new(MissedSources {
+        client: context.cluster.refresher.clone(),
+        secrets: context.secrets.clone(),
+        accounts,
+        events,
+        metrics: context.metrics.refresh.clone(),
+    });
     let namespaces = context.namespaces.clone();
     let sink = move |namespace: &Namespace, hosts: BTreeSet<Host>| {
         if namespaces.peek(namespace).is_some() {
@@ -163,4 +197,5 @@ pub(super) fn discoverer(context: &Context, provisioner: Provisioner) -> Discove
         context.metrics.refresh.clone(),
         Arc::new(sink),
     )
+    .with_missed(missed)
 }

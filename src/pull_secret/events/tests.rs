@@ -48,7 +48,35 @@ fn all(text: &str) -> Vec<PullSecretEvent> {
         },
         PullSecretEvent::OptedIn,
         PullSecretEvent::OptedOut,
+        PullSecretEvent::NotInjected {
+            pod: text.clone(),
+            uid: text,
+            why: "it was missed",
+        },
     ]
+}
+
+#[test]
+fn event_about_a_missed_pod_regards_the_pod_and_is_one_of_its_own() {
+    let event = |uid: &str| PullSecretEvent::NotInjected {
+        pod: "web-x".to_owned(),
+        uid: uid.to_owned(),
+        why: "it was missed",
+    };
+    let regarding = event("a").regarding().expect("the Pod");
+    assert_eq!(regarding.kind.as_deref(), Some("Pod"));
+    assert_eq!(regarding.name.as_deref(), Some("web-x"));
+    assert_eq!(regarding.uid.as_deref(), Some("a"));
+    let record = |uid| event(uid).to_record("ecr-pull-secret", &namespace("team-a"));
+    assert_ne!(record("a").dedup_key, record("b").dedup_key);
+    assert_eq!(record("a"), record("a"));
+    let note = record("a").note;
+    assert!(note.contains("ecr-pull-secret: it was missed."), "{note}");
+    assert!(note.ends_with("--stuck -n team-a --restart"), "{note}");
+    for other in all("x") {
+        let is_about_pod = matches!(other, PullSecretEvent::NotInjected { .. });
+        assert_eq!(other.regarding().is_some(), is_about_pod, "{other:?}");
+    }
 }
 
 #[test]

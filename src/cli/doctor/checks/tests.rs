@@ -108,6 +108,7 @@ fn settings() -> Settings {
         label: config.opt_in.label,
         value: config.opt_in.value,
         watches_service_accounts: true,
+        lists_pods: false,
     }
 }
 
@@ -140,7 +141,6 @@ fn metrics(texts: &[&str]) -> Reading<Vec<(String, Reading<Exposition>)>> {
     Reading::Read(read.collect())
 }
 
-/// An installation with nothing wrong.
 fn account_reference(age: i64) -> AccountReference {
     AccountReference {
         namespace: "team".to_owned(),
@@ -186,6 +186,7 @@ fn with_policy(it: &mut Installation, has_webhook: bool) {
     ]));
 }
 
+/// An installation with nothing wrong.
 fn fine() -> Installation {
     let labels = &[(LABEL, "enabled")];
     Installation {
@@ -212,12 +213,12 @@ fn fine() -> Installation {
         })]),
         policies: Reading::Read(Some((0..guard::POLICIES).map(policy).collect())),
         bindings: Reading::Read(Some((0..guard::POLICIES).map(binding).collect())),
-        replicas: Reading::Read(vec![replica(1), replica(2)]),
         mutating_policies: Reading::Read(Some(vec![])),
         mutating_bindings: Reading::Unread("after policy-there".to_owned()),
         may_install: Reading::Unread("installed".to_owned()),
         other_tools: Reading::Unread("installed".to_owned()),
         account_references: Reading::Read(vec![account_reference(43_100)]),
+        replicas: Reading::Read(vec![replica(1), replica(2)]),
         metrics: metrics(&[METRICS, METRICS]),
         lease: Reading::Read(Some(json!({
             "spec": {"holderIdentity": "pod-1", "renewTime": ago(2).to_string()},
@@ -295,7 +296,6 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
     ("cluster-version", Status::Warn, "newer", |it| it.server = Reading::Read("v1.38.0+k3s1".into())),
     ("cluster-version", Status::Warn, "can't be read", |it| it.server = Reading::Read(String::new())),
     ("cluster-clock", Status::Warn, "61 s", |it| it.clock_ahead = Some(SignedDuration::from_secs(-61))),
-    ("pre-vap", Status::Warn, "no guard", |it| it.policies = Reading::Read(None)),
     ("pre-rights", Status::Fail, "you may not create clusterroles", |it| uninstalled(it, true, false)),
     ("pre-admission-api", Status::Warn, "may not register webhooks, but", |it| uninstalled(it, false, true)),
     ("pre-admission-api", Status::Fail, "has no MutatingAdmissionPolicy", |it| {
@@ -310,6 +310,7 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
         uninstalled(it, true, true);
         if let Reading::Read(all) = &mut it.pull_secrets { all[0].is_managed = false; }
     }),
+    ("pre-vap", Status::Warn, "no guard", |it| it.policies = Reading::Read(None)),
     ("pre-image-rewriter", Status::Warn, "zzz", |it| {
         let rule = json!({"apiGroups": [""], "operations": ["*"], "resources": ["pods"]});
         let other = json!({"metadata": {"name": "zzz"}, "webhooks": [{"rules": [rule]}]});
@@ -344,7 +345,6 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
     ("registration-timeout", Status::Warn, "is 1", |it| own(it, "/webhooks/0/timeoutSeconds", json!(1))),
     ("registration-answers", Status::Fail, "was admitted without", |it| it.dry_run = Reading::Read(DryRun::NotInjected("was admitted without".into()))),
     ("registration-answers", Status::Skipped, "exceeded quota", |it| it.dry_run = Reading::Read(DryRun::Rejected("exceeded quota".into()))),
-    ("pods-ready", Status::Fail, "no Deployment ecr-injector/ecr-injector", |it| it.deployment = Reading::Read(None)),
     ("policy-there", Status::Fail, "nothing adds the reference", |it| it.names.has_webhook = false),
     ("policy-there", Status::Fail, "nothing adds the reference", |it| { it.names.has_webhook = false; it.mutating_policies = Reading::Read(None); }),
     ("policy-bound", Status::Fail, "ignores it", |it| { with_policy(it, true); it.mutating_bindings = Reading::Read(Some(vec![])); }),
@@ -358,6 +358,7 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
     }),
     ("policy-works", Status::Fail, "was admitted without", |it| { with_policy(it, false); it.dry_run = Reading::Read(DryRun::NotInjected("was admitted without".into())); }),
     ("policy-works", Status::Skipped, "exceeded quota", |it| { with_policy(it, false); it.dry_run = Reading::Read(DryRun::Rejected("exceeded quota".into())); }),
+    ("pods-ready", Status::Fail, "no Deployment ecr-injector/ecr-injector", |it| it.deployment = Reading::Read(None)),
     ("pods-ready", Status::Fail, "no replica of 2 is ready (CrashLoopBackOff)", |it| {
         it.deployment = Reading::Read(Some(json!({"spec": {"replicas": 2}})));
         put(&mut it.replicas, "/status/containerStatuses", json!([{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]));
@@ -407,8 +408,8 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
     ("secret-pending", Status::Fail, HOST, |it| it.pull_secrets = Reading::Read(vec![pull_secret(Some(state(None, ago(121))))])),
     ("secret-tampered", Status::Warn, "its state can't be read", |it| it.pull_secrets = Reading::Read(vec![pull_secret(None)])),
     ("secret-tampered", Status::Warn, "by kubectl", |it| if let Reading::Read(all) = &mut it.pull_secrets { all[0].other_managers.insert("kubectl".into()); }),
-    ("pods-missed", Status::Warn, "team/web", |it| it.pods = pod(false, false)),
     ("secret-serviceaccounts", Status::Warn, "team/default names regcred-ecr, written 24 h ago", |it| it.account_references = Reading::Read(vec![account_reference(86_400)])),
+    ("pods-missed", Status::Warn, "team/web", |it| it.pods = pod(false, false)),
     ("pods-stuck", Status::Fail, "team/web", |it| it.pods = pod(true, true)),
     ("sandbox-image", Status::Warn, "team/web", |it| it.sandboxes = Reading::Read(vec!["team/web".into()])),
 ];
@@ -448,7 +449,6 @@ fn every_check_has_a_broken_installation() {
     }
 }
 
-/// Returns an installation of which the API server shows nothing.
 #[test]
 fn checks_before_an_installation_are_fine_where_nothing_is_in_the_way() {
     let mut it = fine();
@@ -486,6 +486,7 @@ fn policy_is_fine_alone_and_beside_the_webhook() {
     }
 }
 
+/// Returns an installation of which the API server shows nothing.
 fn unread(reading: fn() -> Reading<()>) -> Installation {
     fn of<T>(reading: fn() -> Reading<()>) -> Reading<T> {
         match reading() {
@@ -502,12 +503,12 @@ fn unread(reading: fn() -> Reading<()>) -> Installation {
         endpoints: of(reading),
         policies: of(reading),
         bindings: of(reading),
-        replicas: of(reading),
         mutating_policies: of(reading),
         mutating_bindings: of(reading),
         may_install: of(reading),
         other_tools: of(reading),
         account_references: of(reading),
+        replicas: of(reading),
         metrics: of(reading),
         lease: of(reading),
         rights: of(reading),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::SignedDuration;
 use serde_json::json;
 
 use super::*;
@@ -50,6 +51,7 @@ fn settings() -> Settings {
         label: config.opt_in.label,
         value: config.opt_in.value,
         watches_service_accounts: true,
+        lists_pods: false,
     }
 }
 

@@ -182,6 +182,9 @@ fn asked(names: &Names, settings: &Settings) -> Vec<Asked> {
     if settings.watches_service_accounts {
         ask("", "serviceaccounts", &None, &None, &["watch"]);
     }
+    if settings.lists_pods {
+        ask("", "pods", &None, &None, &["list"]);
+    }
     ask("events.k8s.io", "events", &None, &None, &["create"]);
     let lease = Some(names.lease.clone());
     ask(

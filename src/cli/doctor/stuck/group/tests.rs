@@ -26,6 +26,7 @@ pub(in crate::cli::doctor::stuck) fn missed() -> PodCase {
         label: config.opt_in.label,
         value: config.opt_in.value,
         watches_service_accounts: true,
+        lists_pods: false,
     };
     let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "Back-off"}});
     PodCase {
