@@ -133,6 +133,10 @@ fn replace(admin: Caller, namespace: String, kind: &'static str, wanted: usize, 
 }
 
 #[tokio::test]
+#[allow(
+    clippy::too_many_lines,
+    reason = "one namespace, whose Pods are restarted with more rights each time"
+)]
 async fn stuck_pods_are_found_and_only_those_helped_restarted() {
     let patient = Patient::start().await;
     let admin = patient.admin().await;

@@ -54,6 +54,10 @@ async fn wait(what: &str, until: impl AsyncFn() -> bool) {
 }
 
 #[tokio::test]
+#[allow(
+    clippy::too_many_lines,
+    reason = "one leader, with more rights and then without its webhook"
+)]
 async fn pods_that_lack_the_pull_secret_get_one_event_each() {
     let bed = Bed::start("refresh: {noticeMissed: true}", "info").await;
     let us = Caller(bed.plane.as_service_account(NAME, NAME).await);
