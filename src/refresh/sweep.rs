@@ -8,7 +8,7 @@ use std::{
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 use super::{
     context::RECONCILE_TIMEOUT,
@@ -40,6 +40,8 @@ pub struct Sweep {
     pub prunes: bool,
     /// The tokens that could not be minted: one try is enough for all namespaces.
     failed: Mutex<HashMap<TokenKey, MintError>>,
+    /// Who may look for a token and mint it: one namespace at a time for each.
+    turns: Mutex<HashMap<TokenKey, Arc<AsyncMutex<()>>>>,
 }
 
 /// The outcome of one sweep for a namespace.
@@ -216,12 +218,19 @@ impl Sweep {
         (credentials, failed)
     }
 
+    /// Returns a token that is new, in turn with the other namespaces that want it: whoever finds
+    /// none while another's call ends would call again.
     async fn token(
         &self,
         reconciler: &Reconciler,
         key: &TokenKey,
         now: Timestamp,
     ) -> Result<Option<Arc<Token>>, MintError> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.entry(key.clone()).or_default().clone()
+        };
+        let _turn = turn.lock().await;
         let tokens = &reconciler.context().tokens;
         let usable = tokens.usable(key).await;
         if let Some(token) = usable.as_ref().filter(|token| is_new(token, now)) {
