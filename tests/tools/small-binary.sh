@@ -6,7 +6,6 @@
 #   tests/tools/small-binary.sh FILE      checks this binary
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-target=${CARGO_TARGET_DIR:-$PWD/target}
 max_bytes=6000000
 
 fail() {
@@ -14,26 +13,8 @@ fail() {
   exit 1
 }
 
-case $(uname -m) in
-  x86_64) triple=x86_64-unknown-linux-musl ;;
-  aarch64) triple=aarch64-unknown-linux-musl ;;
-  *) fail "nothing is built on $(uname -m)" ;;
-esac
-
-build() {
-  if [[ ! -d $(rustc --print sysroot)/lib/rustlib/$triple ]]; then
-    rustup target add "$triple" >&2 || fail "Rust's target $triple couldn't be added: install it (rustup target add $triple)"
-  fi
-  # The parts in C call nothing that differs between the two libraries, so another compiler does as well.
-  local compiler
-  compiler=$(command -v musl-gcc || command -v gcc) || fail "a C compiler is needed: install musl-tools"
-  # As it may be loaded anywhere, each pointer in it has a relocation, and these are a tenth of it unless packed.
-  env "CC_${triple//-/_}=$compiler" "${CARGO:-cargo}" rustc --locked --profile small --bin ecr-credentials \
-    --target "$triple" -- -C link-arg=-Wl,-z,pack-relative-relocs
-  binary=$target/$triple/small/ecr-credentials
-}
 binary=${1:-}
-[[ $binary ]] || build
+[[ $binary ]] || binary=$(image/binary.sh ecr-credentials)
 [[ -x $binary ]] || fail "there is no executable $binary"
 
 headers=$(readelf --program-headers --wide "$binary")

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Builds a static binary, and prints its path:
+#
+#   image/binary.sh [--arch amd64|arm64] [--profile PROFILE] [--messages FILE] ecr-injector|ecr-credentials
+#
+# It names no folder of this machine, and no time but the commit's. For the architecture that this
+# machine hasn't got, gcc's cross compiler compiles the parts in C and links. PROFILE is another than
+# that of releases. FILE gets cargo's messages, which name each crate that was compiled.
+set -euo pipefail
+name=binary
+# shellcheck source=image/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+arch=$host binary="" profile="" messages=/dev/null
+while (($#)); do
+  case $1 in
+    --arch) arch=${2:?binary: --arch needs an architecture} && shift ;;
+    --profile) profile=${2:?binary: --profile needs a profile of Cargo.toml} && shift ;;
+    --messages) messages=$(realpath -m "${2:?binary: --messages needs a file}") && shift ;;
+    ecr-injector | ecr-credentials) binary=$1 ;;
+    *) fail "there is no option and no binary $1: --arch ARCH, --profile PROFILE, --messages FILE, ecr-injector and ecr-credentials are all" ;;
+  esac
+  shift
+done
+triple=$(triple_of "$arch")
+flags=()
+case $binary in
+  ecr-injector) profile=${profile:-release} ;;
+  # As it may be loaded anywhere, each pointer in it has a relocation, and these are a tenth of it
+  # unless packed.
+  ecr-credentials) profile=${profile:-small} flags=(-Clink-arg=-Wl,-z,pack-relative-relocs) ;;
+  *) fail "name the binary to build: ecr-injector or ecr-credentials" ;;
+esac
+
+sysroot=$(rustc --print sysroot)
+if [[ ! -d $sysroot/lib/rustlib/$triple ]]; then
+  rustup target add "$triple" >&2 ||
+    fail "Rust's target $triple is not there and couldn't be added: install it (rustup target add $triple), or use the Dockerfile"
+fi
+
+# The C compiler, which also links.
+if [[ $arch == "$host" ]]; then
+  # ecr-credentials calls nothing that differs between the two C libraries.
+  compiler=$(command -v musl-gcc || { [[ $binary == ecr-injector ]] || command -v gcc; }) ||
+    fail "musl-gcc is needed for the parts in C: install musl-tools"
+else
+  machine=${triple%%-*}
+  compiler=$(command -v "$machine-linux-gnu-gcc") ||
+    fail "$machine-linux-gnu-gcc is needed for $arch (Debian: apt-get install" \
+      "gcc-${machine/_/-}-linux-gnu libc6-dev-$arch-cross)"
+  linker=CARGO_TARGET_${triple^^}_LINKER
+  export "${linker//-/_}=$compiler"
+fi
+
+# mimalloc would have the time of its compilation in it. The parts in C don't have the commit's
+# either, for which all would be rebuilt each time.
+cargo_home=${CARGO_HOME:-$HOME/.cargo}
+hash=$(rustc -vV | sed -n 's/^commit-hash: //p')
+flags+=(-Ctarget-feature=+crt-static
+  "--remap-path-prefix=$cargo_home=/cargo"
+  "--remap-path-prefix=$root=/src"
+  "--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rustc/$hash")
+CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}") \
+  env SOURCE_DATE_EPOCH=0 "ECR_INJECTOR_COMMIT=$revision" "ECR_INJECTOR_BUILD_DATE=$created" \
+  "CC_${triple//-/_}=$compiler" \
+  "CFLAGS_${triple//-/_}=-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$root=/src" \
+  "${CARGO:-cargo}" build --locked --profile "$profile" --bin "$binary" --target "$triple" \
+  --message-format json-render-diagnostics >"$messages"
+echo "$target/$triple/$profile/$binary"
