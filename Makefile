@@ -19,6 +19,12 @@ BUILD_INFO = ECR_INJECTOR_COMMIT=$$(git describe --always --abbrev=40 --exclude 
 BASE ?= main
 FILES ?=
 MUTANTS ?=
+# The tag, the registry and the Kubernetes (oldest or newest) of the steps of a release.
+TAG ?=
+REGISTRY ?= ghcr.io/ecr-injector
+KUBERNETES ?= newest
+PROFILE ?=
+export TAG REGISTRY KUBERNETES PROFILE
 
 .DEFAULT_GOAL := help
 
@@ -46,6 +52,46 @@ image-test: control-plane image ## Unpack the image, and run it as a container w
 .PHONY: small-binary-test
 small-binary-test: ## Build ecr-credentials as it is released, and see that it is static, small and needs nothing of a node
 	@tests/tools/small-binary.sh
+
+.PHONY: release-packages
+release-packages: ## Install what a release needs of Debian or Ubuntu: musl, a cross compiler, qemu-user
+	@image/release.sh packages
+
+.PHONY: release-source
+release-source: ## See that the sources have one version, and that of TAG
+	@image/release.sh source "$$TAG"
+
+.PHONY: release-build
+release-build: ## Build binaries and image of this machine's architecture as they are released: target/release-parts
+	@image/release.sh build
+
+.PHONY: release-assemble
+release-assemble: ## Make and check all files of a release from the parts of both architectures: target/release-files
+	@image/release.sh assemble
+
+.PHONY: release-login
+release-login: ## Log crane, helm and cosign in to REGISTRY, as REGISTRY_USER with REGISTRY_PASSWORD
+	@image/release.sh login "$$REGISTRY"
+
+.PHONY: release-publish
+release-publish: ## Push image and chart of a release to REGISTRY
+	@image/release.sh publish "$$REGISTRY"
+
+.PHONY: release-sign
+release-sign: ## Sign what release-publish pushed to REGISTRY, and all files, with cosign
+	@image/release.sh sign "$$REGISTRY"
+
+.PHONY: release-try
+release-try: ## Install what was released on a kind cluster of the KUBERNETES oldest or newest (needs docker)
+	@image/release.sh try "$$REGISTRY" "$$KUBERNETES"
+
+.PHONY: release-announce
+release-announce: ## Create the release on GitHub, with its files
+	@image/release.sh announce
+
+.PHONY: release-dry-run
+release-dry-run: control-plane ## Make a whole release of the last commit, for both architectures, publish it to a local registry and run it (40 minutes; PROFILE=quick: 10)
+	@image/release.sh dry-run
 
 .PHONY: test-clients
 test-clients: ## Install skopeo, buildah, podman, docker's client and others, and have them pull with the docker credential helper

@@ -693,6 +693,14 @@ async fn notes_say_what_comes_next_and_warn_of_what_is_risky() {
     assert!(quiet.contains("kubectl label namespace NAMESPACE ecr-injector.dev/inject=enabled"));
     assert!(quiet.contains("docs/how-to/troubleshooting.md"), "{quiet}");
     assert!(quiet.contains("create secret generic ecr-injector-aws"));
+    // Only a chart from the sources can name an image that nobody published.
+    let unreleased = "NEXT: this chart is not from a release";
+    assert!(quiet.contains(unreleased), "{quiet}");
+    let digest = format!("image: {{digest: 'sha256:{}'}}", "a".repeat(64));
+    for elsewhere in [digest.as_str(), "image: {registry: mirror.example.com}"] {
+        let notes = notes(elsewhere);
+        assert!(!notes.contains(unreleased), "{elsewhere}: {notes}");
+    }
     let with_role = notes("aws: {roleArn: 'arn:aws:iam::123456789012:role/ecr'}");
     assert!(!with_role.contains("NOTE: no AWS"), "{with_role}");
     let own = notes("config: {secretName: mine, optIn: {label: example.com/in, value: 'yes'}}");

@@ -109,8 +109,11 @@ exec unshare --map-root-user --mount sh -ec "$run; $inside" "$root" "$@"
     }
 }
 
-/// Where `make image` put it.
+/// Where `make image` put it, or the one that ECR_INJECTOR_IMAGE names.
 fn archive() -> PathBuf {
+    if let Some(path) = std::env::var_os("ECR_INJECTOR_IMAGE") {
+        return PathBuf::from(path);
+    }
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| manifest.join("target"), PathBuf::from);

@@ -21,6 +21,7 @@ mod manifests;
 mod model;
 mod operations;
 mod refresh;
+mod release;
 mod rooms;
 mod rotation;
 mod sabotage;

@@ -27,6 +27,7 @@ programs() {
     "-X main.version=$(version kube-score github.com/zegl/kube-score)" ;;
   umoci) echo "umoci umoci github.com/opencontainers/umoci/cmd/umoci" ;;
   crane) echo "crane crane github.com/google/go-containerregistry/cmd/crane" ;;
+  kind) echo "kind kind sigs.k8s.io/kind" ;;
   ecr-login) echo "docker-credential-ecr-login ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login/cli/docker-credential-ecr-login" ;;
   kubelet-lab) kubelet_lab ;;
   actionlint) echo "actionlint actionlint github.com/rhysd/actionlint/cmd/actionlint" \
@@ -83,6 +84,7 @@ about() {
   kube-score) echo "kube-score $(version kube-score github.com/zegl/kube-score)" ;;
   umoci) echo "umoci $(version umoci github.com/opencontainers/umoci), which writes images without a container engine" ;;
   crane) echo "crane $(version crane github.com/google/go-containerregistry), a client of registries" ;;
+  kind) echo "kind $(version kind sigs.k8s.io/kind), which makes clusters in containers" ;;
   ecr-login) echo "amazon-ecr-credential-helper $(version ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login)" ;;
   kubelet-lab) echo "the kubelet and kube-scheduler of Kubernetes $(version kubelet k8s.io/kubernetes) and containerd" \
     "$(version containerd github.com/containerd/containerd/v2), about 5 minutes on two cores" ;;
