@@ -186,6 +186,20 @@ sabotage: helm kube-score promtool ## Take guards out of the chart and the manif
 bench: ## Compare the handler with a bare one, in requests per second and CPU per request
 	$(CARGO) bench --locked --bench handler
 
+.PHONY: peers
+peers: ## Build the programs that we are measured beside, once (needs Go)
+	@tests/tools/build.sh peers
+
+.PHONY: compare
+compare: peers ## The same beside Kubernetes' own sample webhook
+	AGNHOST=$(TARGET)/peers/agnhost $(CARGO) bench --locked --bench handler
+
+.PHONY: bench-exec
+bench-exec: peers small-binary-test ## Measure a run of ecr-credentials beside the plugin and the helper that people come from
+	ECR_CREDENTIALS=$(TARGET)/$(shell uname -m)-unknown-linux-musl/small/ecr-credentials \
+	ECR_CREDENTIAL_PROVIDER=$(TARGET)/peers/ecr-credential-provider ECR_LOGIN=$(TARGET)/peers/docker-credential-ecr-login \
+	$(CARGO) bench --locked --bench exec
+
 .PHONY: cost
 cost: ## Hold the instructions and allocations of a warm admission to those recorded (needs valgrind)
 	$(CARGO) test --locked --test cost -- --nocapture

@@ -18,6 +18,7 @@ use http_body_util::BodyExt as _;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -37,15 +38,24 @@ pub fn run(arguments: &[&str]) {
     let config = tls::server_config(CertResolver::new(cert), MinVersion::Tls13, None);
     let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
     let answer = Bytes::from(fs::read(answer).unwrap());
-    let router = Router::new().route(
-        "/mutate",
-        post(async move |request: Request| handle(request, answer).await),
-    );
+    let router = router(answer);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(serve(address, acceptor, router));
+}
+
+/// Serves one connection in memory, in a task.
+pub fn serve_in_memory(stream: DuplexStream, answer: Vec<u8>) {
+    tokio::spawn(serve_connection(stream, router(answer.into())));
+}
+
+fn router(answer: Bytes) -> Router {
+    Router::new().route(
+        "/mutate",
+        post(async move |request: Request| handle(request, answer).await),
+    )
 }
 
 async fn handle(request: Request, answer: Bytes) -> Result<Response, Infallible> {
@@ -65,11 +75,15 @@ async fn serve(address: &str, acceptor: TlsAcceptor, router: Router) {
             let Ok(stream) = acceptor.accept(stream).await else {
                 return;
             };
-            let service = TowerToHyperService::new(router);
-            // A client that goes at the end of its measurement is no failure.
-            let _ = http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            serve_connection(stream, router).await;
         });
     }
+}
+
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
+    let service = TowerToHyperService::new(router);
+    // A client that goes at the end of its measurement is no failure.
+    let _ = http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }

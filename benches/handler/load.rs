@@ -22,34 +22,50 @@ pub const COMMAND: &str = "load";
 /// An API server keeps up to 25 idle ones.
 pub const CONNECTIONS: usize = 8;
 
-/// A load: the server, the request's body, and the duration.
+/// A load: the server, the path that it admits at, the request's body, and the duration.
 pub struct Load<'a> {
     pub address: SocketAddr,
+    pub path: &'a str,
     pub authority: &'a Path,
     pub body: &'a Path,
     pub duration: Duration,
 }
 
+/// The measurement of one load.
+#[derive(Clone, Copy)]
+pub struct Outcome {
+    /// The requests that were answered.
+    pub requests: f64,
+    pub took: Duration,
+    /// The time that an answer took: the median, and the 99th percentile.
+    pub p50: Duration,
+    pub p99: Duration,
+}
+
 impl Load<'_> {
-    /// The requests that were answered, and how long that took.
-    pub fn run_in_a_process(&self) -> (f64, Duration) {
+    pub fn run_in_a_process(&self) -> Outcome {
         let output = Command::new(std::env::current_exe().unwrap())
             .arg(COMMAND)
-            .arg(self.address.to_string())
+            .args([&self.address.to_string(), self.path])
             .args([self.authority, self.body])
             .arg(self.duration.as_millis().to_string())
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let numbers = text.trim().split_once(' ');
-        let Some((requests, nanoseconds)) = numbers.filter(|_| output.status.success()) else {
+        let numbers: Vec<&str> = text.split_whitespace().collect();
+        let ([requests, times @ ..], true) = (numbers.as_slice(), output.status.success()) else {
             panic!(
                 "the load failed: {text}{}",
                 String::from_utf8_lossy(&output.stderr)
             );
         };
-        let nanoseconds = Duration::from_nanos(nanoseconds.parse().unwrap());
-        (requests.parse().unwrap(), nanoseconds)
+        let time = |index: usize| Duration::from_nanos(times[index].parse().unwrap());
+        Outcome {
+            requests: requests.parse().unwrap(),
+            took: time(0),
+            p50: time(1),
+            p99: time(2),
+        }
     }
 
     /// The body of one answer.
@@ -61,7 +77,8 @@ impl Load<'_> {
         })
     }
 
-    async fn run(&self) -> (usize, Duration) {
+    /// How long all of it took, and each answer, the fastest first.
+    async fn run(&self) -> (Duration, Vec<Duration>) {
         let request = self.request();
         let mut connections = Vec::new();
         for _ in 0..CONNECTIONS {
@@ -70,24 +87,31 @@ impl Load<'_> {
         let started = Instant::now();
         let until = started + self.duration;
         let each = connections.into_iter().map(async |mut connection| {
-            let mut count = 0;
-            while Instant::now() < until {
+            let mut times = Vec::new();
+            let mut now = Instant::now();
+            while now < until {
                 connection.ask(&request).await;
-                count += 1;
+                let answered = Instant::now();
+                times.push(answered - now);
+                now = answered;
             }
-            count
+            times
         });
-        let counts: Vec<usize> = futures::future::join_all(each).await;
-        (counts.into_iter().sum(), started.elapsed())
+        let times = futures::future::join_all(each).await;
+        let took = started.elapsed();
+        let mut times = times.concat();
+        times.sort_unstable();
+        (took, times)
     }
 
     /// As the API server writes it.
     fn request(&self) -> Vec<u8> {
         let body = fs::read(self.body).unwrap();
         let head = format!(
-            "POST /mutate?timeout=5s HTTP/1.1\r\nHost: {SERVER_NAME}:443\r\n\
+            "POST {}?timeout=5s HTTP/1.1\r\nHost: {SERVER_NAME}:443\r\n\
              User-Agent: kube-apiserver-admission\r\nContent-Length: {}\r\nAccept: application/json, */*\r\n\
              Content-Type: application/json\r\nAccept-Encoding: gzip\r\n\r\n",
+            self.path,
             body.len()
         );
         [head.into_bytes(), body].concat()
@@ -115,18 +139,20 @@ impl Load<'_> {
 
 /// In the process of its own.
 pub fn run(arguments: &[&str]) {
-    let [address, authority, body, milliseconds] = arguments else {
-        panic!("expected an address, an authority, a body and milliseconds");
+    let [address, path, authority, body, milliseconds] = arguments else {
+        panic!("expected an address, a path, an authority, a body and milliseconds");
     };
     crate::support::crypto();
     let load = Load {
         address: address.parse().unwrap(),
+        path,
         authority: Path::new(authority),
         body: Path::new(body),
         duration: Duration::from_millis(milliseconds.parse().unwrap()),
     };
-    let (requests, took) = runtime().block_on(load.run());
-    println!("{requests} {}", took.as_nanos());
+    let (took, times) = runtime().block_on(load.run());
+    let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)].as_nanos();
+    println!("{} {} {} {}", times.len(), took.as_nanos(), at(50), at(99));
 }
 
 /// One thread: the server should have the more of the machine.

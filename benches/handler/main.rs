@@ -6,6 +6,7 @@
 //! | ours | the binary itself: `ecr-injector serve` |
 //! | ours, `--log warn` | the same without a log line for each admission |
 //! | bare | axum and rustls with a handler that reads the body and answers what ours did ([`bare`]) |
+//! | agnhost | Kubernetes' own sample webhook, if `AGNHOST` names it, as `make compare` does: its path that adds a sidecar to each Pod |
 //! | load | a client on keep-alive connections, one process for each measurement ([`load`]) |
 //!
 //! The servers take turns within each round, so that whatever else the machine does hits all of them. CPU time is the
@@ -22,6 +23,7 @@
 
 mod api_server;
 mod bare;
+mod instructions;
 mod load;
 mod processes;
 
@@ -54,6 +56,7 @@ fn main() {
     match arguments.as_slice() {
         [bare::COMMAND, rest @ ..] => bare::run(rest),
         [load::COMMAND, rest @ ..] => load::run(rest),
+        [instructions::COMMAND, rest @ ..] => instructions::run(rest),
         // `cargo test --all-targets` runs benches too, and without this flag.
         flags if flags.contains(&"--bench") => compare(),
         _ => println!("to measure: make bench"),
@@ -65,6 +68,8 @@ fn main() {
 struct Sample {
     requests_per_second: f64,
     cpu_microseconds: f64,
+    p50_microseconds: f64,
+    p99_microseconds: f64,
 }
 
 fn compare() {
@@ -80,7 +85,8 @@ fn compare() {
         setting.ask(server, &answer);
     }
     let bare = setting.bare(&answer);
-    let servers = [bare, ours, quiet];
+    let mut servers = vec![bare, ours, quiet];
+    servers.extend(setting.agnhost());
 
     println!(
         "{} threads for all; each number is the median of {ROUNDS} rounds of {} s with {} connections, and each ratio that\n\
@@ -89,40 +95,28 @@ fn compare() {
         setting.duration.as_secs_f64(),
         load::CONNECTIONS,
     );
-    println!("   Pod  handler            requests/s            CPU µs/request");
+    println!(
+        "   Pod  handler            requests/s            CPU µs/request            p50 µs    p99 µs"
+    );
     let before = setting.calls(&servers);
     for kilobytes in KILOBYTES {
         let rounds = setting.measure(&servers, kilobytes);
         for (index, server) in servers.iter().enumerate() {
-            let median_of =
-                |what: fn(Sample) -> f64| median(rounds.iter().map(|round| what(round[index])));
-            let ratio_of = |what: fn(Sample) -> f64| {
-                median(
-                    rounds
-                        .iter()
-                        .map(|round| what(round[index]) / what(round[0])),
-                )
-            };
-            println!(
-                "{kilobytes:>3} KB  {:<17} {:>10.0}  {:>5.2} ×   {:>10.1}  {:>5.2} ×",
-                server.name,
-                median_of(|sample| sample.requests_per_second),
-                ratio_of(|sample| sample.requests_per_second),
-                median_of(|sample| sample.cpu_microseconds),
-                ratio_of(|sample| sample.cpu_microseconds),
-            );
+            print_row(kilobytes, server.name, index, &rounds);
         }
         println!();
     }
-    println!("Memory after all this    anonymous      peak");
+    println!("Memory after all this    anonymous      peak      first connection after");
     for server in &servers {
         println!(
-            "        {:<17} {:>6.1} MiB  {:>5.1} MiB",
+            "        {:<17} {:>6.1} MiB  {:>5.1} MiB  {:>10} ms",
             server.name,
             server.mebibytes("RssAnon"),
             server.mebibytes("VmHWM"),
+            server.started.as_millis(),
         );
     }
+    instructions::print(&answer);
     let after = setting.calls(&servers);
     println!(
         "\nCalls for all these admissions: {} to the API server, {} to AWS",
@@ -130,6 +124,25 @@ fn compare() {
         after.1 - before.1
     );
     assert_eq!(after, before, "a warm admission called somebody");
+}
+
+/// Prints the medians of a server's samples, and those of the ratios to the first server of the same round.
+fn print_row(kilobytes: usize, name: &str, index: usize, rounds: &[Vec<Sample>]) {
+    let median_of =
+        |what: fn(&Sample) -> f64| median(rounds.iter().map(|round| what(&round[index])));
+    let ratio_of = |what: fn(&Sample) -> f64| {
+        let ratio = |round: &Vec<Sample>| what(&round[index]) / what(&round[0]);
+        median(rounds.iter().map(ratio))
+    };
+    println!(
+        "{kilobytes:>3} KB  {name:<17} {:>10.0}  {:>5.2} ×   {:>10.1}  {:>5.2} ×  {:>8.0}  {:>8.0}",
+        median_of(|sample| sample.requests_per_second),
+        ratio_of(|sample| sample.requests_per_second),
+        median_of(|sample| sample.cpu_microseconds),
+        ratio_of(|sample| sample.cpu_microseconds),
+        median_of(|sample| sample.p50_microseconds),
+        median_of(|sample| sample.p99_microseconds),
+    );
 }
 
 /// The environment of the servers.
@@ -198,32 +211,50 @@ impl Setting {
         Server::start("bare", &program, &arguments, Vec::new(), address)
     }
 
+    /// The peer, if it has been built. It writes no line for an admission.
+    fn agnhost(&self) -> Option<Server> {
+        let program = std::env::var_os("AGNHOST")?;
+        let address = free_address();
+        let arguments = [
+            "webhook".to_owned(),
+            format!("--port={}", address.port()),
+            format!("--tls-cert-file={}", self.certificate.certificate.display()),
+            format!("--tls-private-key-file={}", self.certificate.key.display()),
+            "--sidecar-image=sidecar.example/sidecar:1".to_owned(),
+        ];
+        let program = Path::new(&program);
+        let server = Server::start("agnhost", program, &arguments, Vec::new(), address);
+        Some(server.with_path("/mutating-pods-sidecar"))
+    }
+
     /// All rounds for a size; in each the servers take turns, the other way round every second time.
-    fn measure(&self, servers: &[Server; 3], kilobytes: usize) -> Vec<[Sample; 3]> {
+    fn measure(&self, servers: &[Server], kilobytes: usize) -> Vec<Vec<Sample>> {
         let body = body_file(self.folder.path(), kilobytes);
         let sample = |server: &Server| {
             let before = server.cpu_time();
             let load = load::Load {
                 address: server.address,
+                path: server.path,
                 authority: &self.authority,
                 body: &body,
                 duration: self.duration,
             };
-            let (requests, took) = load.run_in_a_process();
+            let outcome = load.run_in_a_process();
             let cpu = server.cpu_time().saturating_sub(before);
             Sample {
-                requests_per_second: requests / took.as_secs_f64(),
-                cpu_microseconds: cpu.as_secs_f64() * 1e6 / requests,
+                requests_per_second: outcome.requests / outcome.took.as_secs_f64(),
+                cpu_microseconds: cpu.as_secs_f64() * 1e6 / outcome.requests,
+                p50_microseconds: outcome.p50.as_secs_f64() * 1e6,
+                p99_microseconds: outcome.p99.as_secs_f64() * 1e6,
             }
         };
-        let round = |number: usize| {
+        let round = |number: usize| -> Vec<Sample> {
             if number.is_multiple_of(2) {
-                servers.each_ref().map(sample)
-            } else {
-                let [first, second, third] = servers;
-                let [third, second, first] = [third, second, first].map(sample);
-                [first, second, third]
+                return servers.iter().map(sample).collect();
             }
+            let mut samples: Vec<Sample> = servers.iter().rev().map(sample).collect();
+            samples.reverse();
+            samples
         };
         (0..ROUNDS).map(round).collect()
     }
@@ -232,6 +263,7 @@ impl Setting {
     fn ask(&self, server: &Server, answer: &Path) {
         let load = load::Load {
             address: server.address,
+            path: server.path,
             authority: &self.authority,
             body: &body_file(self.folder.path(), KILOBYTES[0]),
             duration: Duration::ZERO,

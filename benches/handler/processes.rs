@@ -15,6 +15,10 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 pub struct Server {
     pub name: &'static str,
     pub address: SocketAddr,
+    /// Where it admits Pods.
+    pub path: &'static str,
+    /// From the start of the process to the first connection, at most 2 ms more than that.
+    pub started: Duration,
     admin: Option<SocketAddr>,
     child: Child,
 }
@@ -29,6 +33,7 @@ impl Server {
         environment: Vec<(String, String)>,
         address: SocketAddr,
     ) -> Self {
+        let begin = Instant::now();
         let mut child = Command::new(program)
             .args(arguments)
             .env_clear()
@@ -42,14 +47,22 @@ impl Server {
             let mut buffer = vec![0; 64 * 1024];
             while log.read(&mut buffer).is_ok_and(|read| read > 0) {}
         });
-        let server = Self {
+        let mut server = Self {
             name,
             address,
+            path: "/mutate",
+            started: Duration::ZERO,
             admin: None,
             child,
         };
         wait(name, || TcpStream::connect(address).is_ok());
+        server.started = begin.elapsed();
         server
+    }
+
+    pub fn with_path(mut self, path: &'static str) -> Self {
+        self.path = path;
+        self
     }
 
     /// Waits until it is ready, as its admin listener says.
@@ -106,6 +119,6 @@ fn wait(name: &str, condition: impl Fn() -> bool) {
             Instant::now() < deadline,
             "{name} isn't up after {START_LIMIT:?}"
         );
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(2));
     }
 }

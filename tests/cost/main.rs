@@ -17,15 +17,9 @@
 mod support;
 
 use std::env;
-use std::io;
-use std::process::Command;
 
 use allocation_counter::AllocationInfo;
-use ecr_injector::telemetry::log::{self, Format, writer::LogWriter};
-use support::in_process::{InProcess, NAMESPACE};
-use support::{reviews, wire};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::runtime::{Builder, Runtime};
+use support::exchange::{self, Exchange};
 
 /// So many admissions a child answers.
 const ADMISSIONS: &str = "ECR_INJECTOR_TEST_ADMISSIONS";
@@ -75,82 +69,24 @@ fn near(figure: f64, recorded: f64, what: &str) {
 }
 
 fn instructions_of_a_child(admissions: usize) -> f64 {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", "warm_admissions_of_a_child"])
-        .env(ADMISSIONS, admissions.to_string())
-        .output()
-        .expect("valgrind is needed: apt-get install valgrind");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    let (_, after) = text.split_once("Collected : ").unwrap();
-    after.split_whitespace().next().unwrap().parse().unwrap()
+    let count = admissions.to_string();
+    exchange::instructions_of_a_child(
+        &["--exact", "warm_admissions_of_a_child"],
+        &[(ADMISSIONS, count.as_str())],
+    )
 }
 
 /// Answers reviews of a namespace whose pull secret is there, and [`MEASURED`] more, whose allocations it returns.
 fn admit(count: usize) -> AllocationInfo {
-    let writer = LogWriter::start(io::sink()).unwrap();
-    let _ = log::start(Format::Json, "info", writer);
-    let mut client = Client::connect();
-    // With a warning as long as the pull secret isn't there, which takes its time on a busy machine.
-    while client.patched_answer().contains(r#""warnings""#) {}
+    let mut exchange = Exchange::with_webhook(POD_BYTES);
     for _ in 1..count {
-        client.exchange();
+        exchange.once();
     }
     let counted = allocation_counter::measure(|| {
         for _ in 0..MEASURED {
-            client.exchange();
+            exchange.once();
         }
     });
-    client.patched_answer();
+    exchange.patched_answer();
     counted
-}
-
-/// A connection to a webhook, both on this thread.
-struct Client {
-    runtime: Runtime,
-    _webhook: InProcess,
-    stream: DuplexStream,
-    request: Vec<u8>,
-    buffer: Vec<u8>,
-}
-
-impl Client {
-    fn connect() -> Self {
-        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        let (webhook, stream) = runtime.block_on(async {
-            let webhook = InProcess::new();
-            let stream = webhook.connect(None);
-            (webhook, stream)
-        });
-        let body = reviews::of_a_pod(NAMESPACE, POD_BYTES);
-        Self {
-            runtime,
-            _webhook: webhook,
-            stream,
-            request: wire::post("/mutate?timeout=10s", body),
-            buffer: vec![0; 64 * 1024],
-        }
-    }
-
-    /// Sends the request and reads the answer, and allocates nothing.
-    fn exchange(&mut self) -> &[u8] {
-        let buffer = &mut self.buffer;
-        let length = self.runtime.block_on(async {
-            self.stream.write_all(&self.request).await.unwrap();
-            let mut length = 0;
-            while !buffer[..length].ends_with(b"}}") {
-                length += self.stream.read(&mut buffer[length..]).await.unwrap();
-            }
-            length
-        });
-        &self.buffer[..length]
-    }
-
-    fn patched_answer(&mut self) -> String {
-        let answer = String::from_utf8_lossy(self.exchange()).into_owned();
-        assert!(answer.contains(r#""patchType":"JSONPatch""#), "{answer}");
-        answer
-    }
 }

@@ -61,6 +61,7 @@ pub mod connect_proxy;
 pub mod control_plane;
 pub mod creators;
 pub mod due;
+pub mod exchange;
 pub mod fake_api;
 pub mod fake_aws;
 pub mod helm;

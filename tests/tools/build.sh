@@ -30,6 +30,7 @@ programs() {
   kind) echo "kind kind sigs.k8s.io/kind" ;;
   ecr-login) echo "docker-credential-ecr-login ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login/cli/docker-credential-ecr-login" ;;
   kubelet-lab) kubelet_lab ;;
+  peers) peers ;;
   actionlint) echo "actionlint actionlint github.com/rhysd/actionlint/cmd/actionlint" \
     "-X github.com/rhysd/actionlint.version=$(version actionlint github.com/rhysd/actionlint)" ;;
   *) return 1 ;;
@@ -45,6 +46,13 @@ control_plane() {
   for program in kubectl kube-controller-manager kube-apiserver; do
     echo "$program $1 k8s.io/kubernetes/cmd/$program $stamp"
   done
+}
+
+# What does a part of the same, to measure beside us: a sample webhook, a kubelet plugin, a docker helper.
+peers() {
+  echo "agnhost kubelet k8s.io/kubernetes/test/images/agnhost"
+  echo "ecr-credential-provider ecr-credential-provider k8s.io/cloud-provider-aws/cmd/ecr-credential-provider"
+  programs ecr-login
 }
 
 # What runs Pods: beside the control plane, of the same Kubernetes.
@@ -88,6 +96,8 @@ about() {
   ecr-login) echo "amazon-ecr-credential-helper $(version ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login)" ;;
   kubelet-lab) echo "the kubelet and kube-scheduler of Kubernetes $(version kubelet k8s.io/kubernetes) and containerd" \
     "$(version containerd github.com/containerd/containerd/v2), about 5 minutes on two cores" ;;
+  peers) echo "agnhost, cloud-provider-aws $(version ecr-credential-provider k8s.io/cloud-provider-aws)," \
+    "amazon-ecr-credential-helper $(version ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login), about 5 minutes on two cores" ;;
   actionlint) echo "actionlint $(version actionlint github.com/rhysd/actionlint), which checks the workflows" ;;
   esac
 }
