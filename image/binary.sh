@@ -27,8 +27,12 @@ flags=()
 case $binary in
   ecr-injector) profile=${profile:-release} ;;
   # As it may be loaded anywhere, each pointer in it has a relocation, and these are a tenth of it
-  # unless packed.
-  ecr-credentials) profile=${profile:-small} flags=(-Clink-arg=-Wl,-z,pack-relative-relocs) ;;
+  # unless packed. Nor is anything unwound where a panic ends the program: the tables for it would
+  # be another tenth.
+  ecr-credentials)
+    profile=${profile:-small}
+    flags=(-Clink-arg=-Wl,-z,pack-relative-relocs -Cforce-unwind-tables=no)
+    ;;
   *) fail "name the binary to build: ecr-injector or ecr-credentials" ;;
 esac
 

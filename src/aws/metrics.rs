@@ -45,6 +45,6 @@ impl AwsMetrics {
 impl Default for AwsMetrics {
     /// Returns metrics that no registry shows, for a command that is not scraped.
     fn default() -> Self {
-        Self::new(&mut Registry::default())
+        Self::new(&mut Registry::unscraped())
     }
 }

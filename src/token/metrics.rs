@@ -48,6 +48,6 @@ impl TokenMetrics {
 impl Default for TokenMetrics {
     /// Returns metrics that no registry shows, for a command that is not scraped.
     fn default() -> Self {
-        Self::new(&mut Registry::default())
+        Self::new(&mut Registry::unscraped())
     }
 }

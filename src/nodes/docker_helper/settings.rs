@@ -91,7 +91,7 @@ pub(super) fn timeout(notes: &mut Notes) -> Duration {
 /// who configures a helper for a host wants them.
 pub(super) fn config() -> Result<Config, ConfigError> {
     if let Some(path) = env::var_os("ECR_INJECTOR_CONFIG").filter(|path| !path.is_empty()) {
-        return Config::read(Path::new(&path));
+        return Config::read_without_log_filter(Some(Path::new(&path)));
     }
     let mut config = Config::default();
     config.rules.aliases = config.rules.aliases.with_public();

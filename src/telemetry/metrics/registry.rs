@@ -60,6 +60,12 @@ impl Registry {
         }
     }
 
+    /// Returns an empty registry that nobody scrapes, for a program that has no other.
+    #[must_use]
+    pub fn unscraped() -> Self {
+        Self::with_prefix("ecr_injector")
+    }
+
     /// Registers a metric and returns it; its clones share its values.
     pub fn register<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
         self.add(name, help, metric.clone());
