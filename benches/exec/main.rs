@@ -78,7 +78,9 @@ fn measure() -> ExitCode {
     println!(
         "medians of {rounds} rounds; ratios are to ours of the same round, and so is each \"must\" of docs/explanation/performance.md\n"
     );
-    println!("                                                      ms       CPU ms     peak MB    must");
+    println!(
+        "                                                      ms       CPU ms     peak MB    must"
+    );
     let mut over = Vec::new();
     for (group, samples) in groups.iter().zip(&samples) {
         for (run, own) in group.iter().zip(samples) {
@@ -103,7 +105,12 @@ fn print_row(run: &Run, samples: &[Sample], ours: &[Sample]) -> Option<String> {
     let cpu = median(samples.iter().map(|sample| sample.cpu_milliseconds));
     let megabytes = run.peak_megabytes();
     let ratio = |what: fn(&Sample) -> f64| {
-        median(samples.iter().zip(ours).map(|(own, ours)| what(own) / what(ours)))
+        median(
+            samples
+                .iter()
+                .zip(ours)
+                .map(|(own, ours)| what(own) / what(ours)),
+        )
     };
     let must = run.must.map_or_else(String::new, |must| must.to_string());
     println!(
@@ -114,7 +121,12 @@ fn print_row(run: &Run, samples: &[Sample], ours: &[Sample]) -> Option<String> {
     );
     let must = run.must?;
     let held = milliseconds <= must.milliseconds && megabytes <= must.megabytes;
-    (!held).then(|| format!("{}: {milliseconds:.2} ms, {megabytes:.1} MB; must: {must}", run.name))
+    (!held).then(|| {
+        format!(
+            "{}: {milliseconds:.2} ms, {megabytes:.1} MB; must: {must}",
+            run.name
+        )
+    })
 }
 
 /// Starts runs for images of one registry together: AWS is asked once.
@@ -128,14 +140,23 @@ fn at_once(bed: &Bed) -> Option<String> {
             started.elapsed().as_secs_f64() * 1e3
         };
         let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(end)).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     });
     ends.sort_by(f64::total_cmp);
     let calls = bed.aws.calls().len() - calls;
     let (first, last) = (ends[0], ends[AT_ONCE - 1]);
-    println!("{AT_ONCE} at once, nothing cached: {calls} call, first answer after {first:.1} ms, last {last:.1} ms\n");
-    (calls != 1 || last - first > SPREAD_MILLISECONDS)
-        .then(|| format!("{AT_ONCE} at once: {calls} calls, {:.1} ms from first to last", last - first))
+    println!(
+        "{AT_ONCE} at once, nothing cached: {calls} call, first answer after {first:.1} ms, last {last:.1} ms\n"
+    );
+    (calls != 1 || last - first > SPREAD_MILLISECONDS).then(|| {
+        format!(
+            "{AT_ONCE} at once: {calls} calls, {:.1} ms from first to last",
+            last - first
+        )
+    })
 }
 
 fn size(ours: &Path) -> Option<String> {

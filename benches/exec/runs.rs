@@ -78,8 +78,14 @@ impl Bed {
             "serviceAccountAnnotations": {"eks.amazonaws.com/ecr-role-arn": ROLE},
         });
         for (name, input) in [
-            ("image", request(&format!("{REGISTRY}/shop/web"), &json!({}))),
-            ("account", request(&format!("{REGISTRY}/shop/web"), &account)),
+            (
+                "image",
+                request(&format!("{REGISTRY}/shop/web"), &json!({})),
+            ),
+            (
+                "account",
+                request(&format!("{REGISTRY}/shop/web"), &account),
+            ),
             ("stranger", request("registry.example/shop/web", &json!({}))),
             ("host", REGISTRY.to_owned()),
             ("hub", "https://index.docker.io/v1/".to_owned()),
