@@ -40,7 +40,7 @@ pub struct Sweep {
     pub prunes: bool,
     /// The tokens that could not be minted: one try is enough for all namespaces.
     failed: Mutex<HashMap<TokenKey, MintError>>,
-    /// Who may look for a token and mint it: one namespace at a time for each.
+    /// Locks of the tokens: one namespace at a time finds or mints each.
     turns: Mutex<HashMap<TokenKey, Arc<AsyncMutex<()>>>>,
 }
 

@@ -125,7 +125,12 @@ impl Broken {
 }
 
 /// A server at the Service's address with this certificate, which answers nothing of use.
-fn serve(address: SocketAddr, authority: &Authority, name: &str) -> OwnRuntime {
+async fn serve(address: SocketAddr, authority: &Authority, name: &str) -> OwnRuntime {
+    // The server before it may not have ended yet.
+    eventually("the address is free", SOON, async || {
+        TcpListener::bind(address).ok()
+    })
+    .await;
     let runtime = OwnRuntime::start("webhook");
     let (listener, _) = runtime.listen(address);
     let acceptor = TlsAcceptor::from(authority.server_config(&[name]));
@@ -155,13 +160,14 @@ async fn calls_of_the_webhook_fail_as_the_page_says() {
         broken.service,
         &Authority::new("another"),
         "ecr-injector.ecr-injector.svc",
-    );
+    )
+    .await;
     broken
         .fails("`x509: certificate signed by unknown authority`")
         .await;
     drop(server);
 
-    let server = serve(broken.service, &broken.authority, "puller.ecr-injector.svc");
+    let server = serve(broken.service, &broken.authority, "puller.ecr-injector.svc").await;
     broken
         .fails("`x509: certificate is valid for NAME.NAMESPACE.svc, not NAME.NAMESPACE.svc`")
         .await;
@@ -173,7 +179,8 @@ async fn calls_of_the_webhook_fail_as_the_page_says() {
         broken.service,
         &broken.authority,
         "ecr-injector.ecr-injector.svc",
-    );
+    )
+    .await;
     broken
         .fails("`unable to load root certificates: unable to parse bytes as PEM block`")
         .await;

@@ -667,6 +667,37 @@ async fn plane() -> Arc<ControlPlane> {
     PLANE.get_or_start(ControlPlane::start).await
 }
 
+/// Values, and the start of the warning that the notes have of them.
+const RISKY: [(&str, &str); 9] = [
+    (
+        "webhook: {failurePolicy: Fail}",
+        "webhook.failurePolicy is Fail",
+    ),
+    ("guard: {enabled: false}", "guard.enabled is false"),
+    (
+        "flowSchema: {enabled: false}",
+        "flowSchema.enabled is false",
+    ),
+    ("replicaCount: 1", "replicaCount is 1"),
+    (
+        "autoscaling: {enabled: true, minReplicas: 1}",
+        "autoscaling.minReplicas is 1",
+    ),
+    (
+        "serviceAccount: {create: false, name: other}\naws: {roleArn: 'arn:aws:iam::123456789012:role/ecr'}",
+        "aws.roleArn is an annotation",
+    ),
+    ("hostNetwork: true", "hostNetwork is on"),
+    (
+        "mode: policy\npolicy: {assumeServed: true}",
+        "mode is policy, and neither",
+    ),
+    (
+        "webhook: {timeoutSeconds: 29}",
+        "webhook.timeoutSeconds is 29",
+    ),
+];
+
 #[tokio::test]
 async fn notes_say_what_comes_next_and_warn_of_what_is_risky() {
     // Helm 3 wants to see a cluster even for this.
@@ -708,35 +739,7 @@ async fn notes_say_what_comes_next_and_warn_of_what_is_risky() {
         own.contains("example.com/in=yes") && own.contains("credential in mine,"),
         "{own}"
     );
-    for (values, warning) in [
-        (
-            "webhook: {failurePolicy: Fail}",
-            "webhook.failurePolicy is Fail",
-        ),
-        ("guard: {enabled: false}", "guard.enabled is false"),
-        (
-            "flowSchema: {enabled: false}",
-            "flowSchema.enabled is false",
-        ),
-        ("replicaCount: 1", "replicaCount is 1"),
-        (
-            "autoscaling: {enabled: true, minReplicas: 1}",
-            "autoscaling.minReplicas is 1",
-        ),
-        (
-            "serviceAccount: {create: false, name: other}\naws: {roleArn: 'arn:aws:iam::123456789012:role/ecr'}",
-            "aws.roleArn is an annotation",
-        ),
-        ("hostNetwork: true", "hostNetwork is on"),
-        (
-            "mode: policy\npolicy: {assumeServed: true}",
-            "mode is policy, and neither",
-        ),
-        (
-            "webhook: {timeoutSeconds: 29}",
-            "webhook.timeoutSeconds is 29",
-        ),
-    ] {
+    for (values, warning) in RISKY {
         let notes = notes(values);
         assert!(
             notes.contains(&format!("WARNING: {warning}")),

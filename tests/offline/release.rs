@@ -103,7 +103,10 @@ impl Files {
         files.write_index(&images);
         files.chart(VERSION);
         files.manifest();
-        for sbom in files.names().iter().filter(|it| it.ends_with(".spdx.json")) {
+        for sbom in Files::names()
+            .iter()
+            .filter(|it| it.ends_with(".spdx.json"))
+        {
             fs::write(files.path(sbom), "{}").unwrap();
         }
         files.run("krew", &[]);
@@ -151,7 +154,7 @@ impl Files {
         printed
     }
 
-    fn names(&self) -> Vec<String> {
+    fn names() -> Vec<String> {
         let mut names = vec![
             format!("ecr-injector-{VERSION}-image.tar"),
             format!("ecr-injector-{VERSION}.tgz"),
@@ -275,16 +278,16 @@ impl Files {
     }
 }
 
-#[test]
-fn checks_find_what_is_wrong_with_a_release() {
+/// What goes wrong, and the start of the lines that are expected then, in any order.
+type Case = (fn(&mut Files), Vec<String>);
+
+fn cases() -> [Case; 9] {
     let archive = format!("ecr-injector-{VERSION}-linux-arm64.tar.gz");
     let (chart, index) = (
         format!("ecr-injector-{VERSION}.tgz"),
         format!("ecr-injector-{VERSION}-image.tar"),
     );
-    // What goes wrong, and the start of the lines that are expected then, in any order.
-    type Case = (fn(&mut Files), Vec<String>);
-    let cases: [Case; 9] = [
+    [
         (|_| (), vec![]),
         (
             |files| {
@@ -347,9 +350,13 @@ fn checks_find_what_is_wrong_with_a_release() {
             },
             vec!["SHA256SUMS names something-else".to_owned()],
         ),
-    ];
+    ]
+}
+
+#[test]
+fn checks_find_what_is_wrong_with_a_release() {
     let right = Files::new();
-    for (number, (goes_wrong, expected)) in cases.into_iter().enumerate() {
+    for (number, (goes_wrong, expected)) in cases().into_iter().enumerate() {
         let mut files = right.copy();
         goes_wrong(&mut files);
         let found = files.faults();
@@ -402,7 +409,7 @@ fn krew_manifest_names_each_archive_with_its_digest() {
 fn table_lists_every_file_with_size_and_digest() {
     let files = Files::new();
     let table = files.run("table", &[]);
-    for name in files.names() {
+    for name in Files::names() {
         let bytes = fs::read(files.path(&name)).unwrap();
         let row = table.lines().find(|line| {
             let cells: Vec<&str> = line.split_whitespace().collect();

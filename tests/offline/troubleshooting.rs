@@ -169,6 +169,7 @@ const PRODUCERS: &[(&str, &str)] = &[
     ("`TokenRefused`", "src/pull_secret/events.rs"),
     ("`RoleRefused`", "src/pull_secret/events.rs"),
     ("`ForeignSecret`", "src/pull_secret/events.rs"),
+    ("`EcrPullSecretNotInjected`", "src/pull_secret/events.rs"),
     ("`NotOptedIn`", "src/pull_secret/events.rs"),
     ("`QuotaExceeded`", "src/pull_secret/events.rs"),
     ("`exceeded quota`", "tests/apiserver/troubleshooting.rs"),
