@@ -27,11 +27,11 @@ flags=()
 case $binary in
   ecr-injector) profile=${profile:-release} ;;
   # As it may be loaded anywhere, each pointer in it has a relocation, and these are a tenth of it
-  # unless packed. Nor is anything unwound where a panic ends the program: the tables for it would
-  # be another tenth.
+  # unless packed. Nor is anything unwound where a panic ends the program, so it has no index of
+  # the tables for that, and as few tables as there can be.
   ecr-credentials)
     profile=${profile:-small}
-    flags=(-Clink-arg=-Wl,-z,pack-relative-relocs -Cforce-unwind-tables=no)
+    flags=(-Clink-arg=-Wl,-z,pack-relative-relocs -Clink-arg=-Wl,--no-eh-frame-hdr -Cforce-unwind-tables=no)
     ;;
   *) fail "name the binary to build: ecr-injector or ecr-credentials" ;;
 esac
@@ -64,6 +64,10 @@ flags+=(-Ctarget-feature=+crt-static
   "--remap-path-prefix=$cargo_home=/cargo"
   "--remap-path-prefix=$root=/src"
   "--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rustc/$hash")
+# Each place that logs or may panic has its path: without the registry's folder they are a third.
+for folder in "$cargo_home"/registry/src/*; do
+  flags+=("--remap-path-prefix=$folder=/cargo")
+done
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}") \
   env SOURCE_DATE_EPOCH=0 "ECR_INJECTOR_COMMIT=$revision" "ECR_INJECTOR_BUILD_DATE=$created" \
   "CC_${triple//-/_}=$compiler" \

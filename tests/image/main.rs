@@ -109,7 +109,7 @@ exec unshare --map-root-user --mount sh -ec "$run; $inside" "$root" "$@"
     }
 }
 
-/// Where `make image` put it, or the one that ECR_INJECTOR_IMAGE names.
+/// Where `make image` put it, or the one that `ECR_INJECTOR_IMAGE` names.
 fn archive() -> PathBuf {
     if let Some(path) = std::env::var_os("ECR_INJECTOR_IMAGE") {
         return PathBuf::from(path);
