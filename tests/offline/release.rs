@@ -278,7 +278,7 @@ impl Files {
     }
 }
 
-/// What goes wrong, and the start of the lines that are expected then, in any order.
+/// A spoiling of the files, and the start of the lines that are expected then, in any order.
 type Case = (fn(&mut Files), Vec<String>);
 
 fn cases() -> [Case; 9] {
