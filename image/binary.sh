@@ -28,7 +28,7 @@ case $binary in
   ecr-injector) profile=${profile:-release} ;;
   # As it may be loaded anywhere, each pointer in it has a relocation, and these are a tenth of it
   # unless packed. Nor is anything unwound where a panic ends the program, so it has no index of
-  # the tables for that, and as few tables as there can be.
+  # the tables for that; most of the tables themselves are still there.
   ecr-credentials)
     profile=${profile:-small}
     flags=(-Clink-arg=-Wl,-z,pack-relative-relocs -Clink-arg=-Wl,--no-eh-frame-hdr -Cforce-unwind-tables=no)
@@ -64,7 +64,7 @@ flags+=(-Ctarget-feature=+crt-static
   "--remap-path-prefix=$cargo_home=/cargo"
   "--remap-path-prefix=$root=/src"
   "--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rustc/$hash")
-# Each place that logs or may panic has its path: without the registry's folder they are a third.
+# Each place that logs or may panic has its path, which needs no folder of the registry.
 for folder in "$cargo_home"/registry/src/*; do
   flags+=("--remap-path-prefix=$folder=/cargo")
 done
