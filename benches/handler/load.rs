@@ -19,8 +19,9 @@ use tokio_rustls::client::TlsStream;
 use crate::SERVER_NAME;
 
 pub const COMMAND: &str = "load";
-/// An API server keeps up to 25 idle ones.
-pub const CONNECTIONS: usize = 8;
+/// An API server keeps up to 25 idle ones. These are enough that a server always has a request to
+/// go on with.
+pub const CONNECTIONS: usize = 16;
 
 /// A load: the server, the path that it admits at, the request's body, and the duration.
 pub struct Load<'a> {

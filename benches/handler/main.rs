@@ -9,6 +9,7 @@
 //! | agnhost | Kubernetes' own sample webhook, if `AGNHOST` names it, as `make compare` does: its path that adds a sidecar to each Pod |
 //! | load | a client on keep-alive connections, one process for each measurement ([`load`]) |
 //!
+//! Each server has a core for itself, with more requests than it can answer: what is compared is the work of a request.
 //! The servers take turns within each round, so that whatever else the machine does hits all of them. CPU time is the
 //! kernel's account of the server's process, user and system, and so includes the sockets. `docs/explanation/performance.md` says
 //! what came out.
@@ -73,6 +74,7 @@ struct Sample {
 }
 
 fn compare() {
+    processes::run_on(processes::CLIENTS_CORE);
     let setting = Setting::new();
     let answer = setting.folder.path().join("answer.json");
     let ours = setting.ours("ours", &["--log-format", "json"]);
@@ -89,9 +91,8 @@ fn compare() {
     servers.extend(setting.agnhost());
 
     println!(
-        "{} threads for all; each number is the median of {ROUNDS} rounds of {} s with {} connections, and each ratio that\n\
+        "A core for the server, and one for the load; each number is the median of {ROUNDS} rounds of {} s with {} connections, and each ratio that\n\
          of the rounds' own ratios to the bare handler. Reviews of a Pod of this size, in an opted-in namespace:\n",
-        std::thread::available_parallelism().unwrap(),
         setting.duration.as_secs_f64(),
         load::CONNECTIONS,
     );

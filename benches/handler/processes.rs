@@ -7,8 +7,15 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 use crate::support::proc;
 
+/// The core of the servers. One that has a core for itself, and more to do than it can, is compared
+/// by its work alone: it never sleeps between two requests, and is not slowed down by its client.
+const SERVERS_CORE: usize = 0;
+/// The core of all else: the load, and those that read logs.
+pub const CLIENTS_CORE: usize = 1;
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// A running server; it is killed when dropped.
@@ -34,14 +41,17 @@ impl Server {
         address: SocketAddr,
     ) -> Self {
         let begin = Instant::now();
-        let mut child = Command::new(program)
+        // A child has the affinity of the thread that starts it.
+        run_on(SERVERS_CORE);
+        let child = Command::new(program)
             .args(arguments)
             .env_clear()
             .envs(environment)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .spawn();
+        run_on(CLIENTS_CORE);
+        let mut child = child.unwrap();
         let mut log = child.stdout.take().unwrap();
         thread::spawn(move || {
             let mut buffer = vec![0; 64 * 1024];
@@ -102,6 +112,13 @@ impl Server {
         }
         response
     }
+}
+
+/// Binds this thread, and the processes that it starts from now on, to a core.
+pub fn run_on(core: usize) {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    sched_setaffinity(None, &cores).expect("two cores are needed");
 }
 
 impl Drop for Server {
