@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     admission::manifest::{self, text},
-    cluster::{namespace::Namespace, namespaces::OptIn},
+    cluster::namespace::{Namespace, OptIn},
     telemetry::printable::{printable, printable_json},
 };
 

@@ -5,6 +5,16 @@ use std::{borrow::Borrow, fmt, sync::Arc};
 /// The annotation of a namespace with the role that mints for it.
 pub const ROLE_ANNOTATION: &str = "ecr-injector.dev/role-arn";
 
+/// The label that opts a namespace in. The webhook configuration's selector and the guard have the
+/// same one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptIn {
+    /// The label's key.
+    pub label: String,
+    /// The label's value.
+    pub value: String,
+}
+
 /// The settings in an opted-in namespace's metadata.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NamespaceSettings {

@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     changes::Changes,
     metrics::ClusterMetrics,
-    namespace::{Namespace, NamespaceSettings, ROLE_ANNOTATION},
+    namespace::{Namespace, NamespaceSettings, OptIn, ROLE_ANNOTATION},
 };
 use crate::{
     cluster::{
@@ -28,16 +28,6 @@ use crate::{
     },
     process::readiness::Condition,
 };
-
-/// The label that opts a namespace in. The webhook configuration's selector and the guard have the
-/// same one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OptIn {
-    /// The label's key.
-    pub label: String,
-    /// The label's value.
-    pub value: String,
-}
 
 /// How long the result of a live read is cached: until the watch has surely seen the label.
 const LIVE_TTL: Duration = Duration::from_secs(5);

@@ -3,7 +3,7 @@
 use super::refresh::Refresh;
 use crate::{
     aws::endpoints::Endpoints,
-    cluster::{namespace::Namespace, namespaces::OptIn},
+    cluster::namespace::{Namespace, OptIn},
     identity::Identities,
     registry::Aliases,
     token::{

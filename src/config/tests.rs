@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::*;
 use crate::{
-    cluster::{namespace::Namespace, namespaces::OptIn},
+    cluster::namespace::{Namespace, OptIn},
     identity::{AssumeRoleOptions, DefaultIdentity, Profile, RoleTemplate},
     registry::Region,
     token::{SessionCap, rules::OnFailure},

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::{
     cli::metrics::Metrics,
-    cluster::{changes::Changes, namespaces::OptIn},
+    cluster::{changes::Changes, namespace::OptIn},
     config::Config,
     telemetry::log::captured::Log,
 };
