@@ -387,6 +387,56 @@ mod tests {
     }
 
     #[test]
+    fn credential_is_expired_from_its_expiry_on() {
+        let life = Lifetime {
+            minted_at: NOW,
+            expires_at: after(10),
+        };
+        let second = SignedDuration::from_secs(1);
+        assert!(!life.is_expired(NOW));
+        assert!(!life.is_expired(after(10) - second));
+        assert!(life.is_expired(after(10)));
+    }
+
+    #[test]
+    fn longest_plausible_lifetime_is_ecrs_and_a_skew() {
+        let longest = NOW + MAX_LIFE + CLOCK_SKEW;
+        let ending = |minted_at, expires_at| Lifetime {
+            minted_at,
+            expires_at,
+        };
+        assert!(!ending(NOW, longest).is_expired(NOW));
+        let second = SignedDuration::from_secs(1);
+        assert!(ending(NOW, longest + second).is_expired(NOW));
+        let empty = ending(after(1), after(1));
+        assert!(empty.is_expired(NOW), "it has no lifetime");
+    }
+
+    #[test]
+    fn token_with_just_enough_time_left_is_taken() {
+        let ends = |left: SignedDuration| decode("AWS:password", Some(NOW + left)).map(|_| ());
+        assert_eq!(ends(MIN_LEFT), Ok(()));
+        let second = SignedDuration::from_secs(1);
+        assert_eq!(ends(MIN_LEFT - second), Err(MalformedReply::Expired));
+    }
+
+    #[test]
+    fn stored_token_is_restored_and_nothing_else_is() {
+        let lifetime = Lifetime {
+            minted_at: NOW,
+            expires_at: after(12),
+        };
+        let restore = |plain: &str| Token::restore(&STANDARD.encode(plain), lifetime);
+        let token = restore("AWS:pass:word").expect("a token");
+        assert_eq!(token.password().expose_secret(), "pass:word");
+        assert_eq!(token.lifetime(), lifetime);
+        for other in ["", "AWS", "AWS:", "root:password", "root:"] {
+            assert!(restore(other).is_none(), "{other}");
+        }
+        assert!(Token::restore("%%%", lifetime).is_none());
+    }
+
+    #[test]
     fn token_is_not_printed() {
         let token = decode("AWS:hunter2-hunter2", Some(after(12))).expect("a token");
         assert!(!format!("{token:?} {token:#?}").contains("hunter2"));

@@ -138,3 +138,105 @@ fn code_of_no_form_of_a_code_is_kept_from_tenants() {
     let error = MintError::Throttled(Operation::GetAuthorizationToken.into(), "Throttling".into());
     assert_eq!(error.code(), Some("Throttling"));
 }
+
+#[test]
+fn label_and_public_text_follow_the_fault() {
+    let call = || Call::from(Operation::GetAuthorizationToken);
+    let rejected = |fault| MintError::Rejected(call(), "Denied".into(), Box::new(rejection(fault)));
+    let keys = "was refused, as the webhook's AWS keys are wrong (Denied)";
+    for (error, label, text) in [
+        (
+            rejected(Fault::Clock),
+            "clock_skew",
+            "was refused, as a clock is wrong (Denied)",
+        ),
+        (
+            rejected(Fault::Expired),
+            "session_expired",
+            "has expired credentials (Denied)",
+        ),
+        (rejected(Fault::Signature), "invalid_signature", keys),
+        (rejected(Fault::UnknownKey), "unknown_access_key", keys),
+    ] {
+        assert_eq!(error.as_str(), label);
+        let public = error.public_text();
+        assert_eq!(public, format!("ECR's GetAuthorizationToken {text}"));
+    }
+    let of_source = |fault| MintError::Credentials(fault, MESSAGE.to_owned()).as_str();
+    assert_eq!(of_source(None), "credentials");
+    assert_eq!(of_source(Some(Fault::Expired)), "session_expired");
+}
+
+#[test]
+fn every_label_is_listed() {
+    let call = Operation::GetAuthorizationToken.into();
+    for error in all(&"Denied".into(), &call) {
+        let label = error.as_str();
+        assert!(MintError::REASONS.contains(&label), "{label}");
+    }
+}
+
+#[test]
+fn only_what_may_pass_is_unavailable() {
+    let call = Operation::GetAuthorizationToken.into();
+    let labels = ["throttled", "server_error", "unreachable", "timeout"];
+    for error in all(&"Denied".into(), &call) {
+        let is_one = labels.contains(&error.as_str());
+        assert_eq!(error.is_unavailable(), is_one, "{error:?}");
+    }
+}
+
+#[test]
+fn rejection_names_the_origin_with_advice_and_hint() {
+    let rejection = rejection(Fault::Clock);
+    let text = rejection.to_string();
+    let start = format!("the credentials are those of {}: ", rejection.origin);
+    let advice = Fault::Clock.advice(&rejection.origin);
+    assert_eq!(text, format!("{start}{advice}{MESSAGE}"));
+}
+
+#[test]
+fn denied_call_says_which_policy_to_check() {
+    let text =
+        |operation, code: &str| MintError::Refused(Call::from(operation), code.into()).to_string();
+    for (operation, code, policy) in [
+        (
+            Operation::GetAuthorizationToken,
+            "AccessDeniedException",
+            "the principal's IAM policy",
+        ),
+        (
+            Operation::GetPublicAuthorizationToken,
+            "AccessDeniedException",
+            "the principal's IAM policy",
+        ),
+        (
+            Operation::AssumeRole(role()),
+            "AccessDenied",
+            "the role's trust policy, its external id",
+        ),
+        (
+            Operation::AssumeRole(role()),
+            "RegionDisabledException",
+            "that the account has the region enabled",
+        ),
+        (
+            Operation::AssumeRoleWithWebIdentity(role()),
+            "AccessDenied",
+            "the role's trust policy: its OIDC provider",
+        ),
+        (
+            Operation::AssumeRoleWithWebIdentity(role()),
+            "ExpiredTokenException",
+            "the clock of the node",
+        ),
+        (
+            Operation::AssumeRoleWithWebIdentity(role()),
+            "InvalidIdentityToken",
+            "has an OIDC provider for the token's issuer",
+        ),
+    ] {
+        let text = text(operation, code);
+        assert!(text.contains(policy), "{text}");
+    }
+}
