@@ -26,6 +26,9 @@ KUBERNETES ?= newest
 PROFILE ?=
 export TAG REGISTRY KUBERNETES PROFILE
 
+# libfaketime (Debian: apt-get install libfaketime), by which a soak sets the clock of a replica.
+FAKETIME ?= $(firstword $(wildcard /usr/lib/*/faketime/libfaketime.so.1))
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -177,6 +180,10 @@ week: ## Simulate a week of 10,000 namespaces with outages (about 5 minutes)
 soak: control-plane ## Change certificates, authorities, replicas and leaders under all the load that this machine makes
 	$(CARGO) build --locked --release
 	ECR_INJECTOR_SOAK_BINARY=$$PWD/target/release/ecr-injector $(CARGO) test --locked --test stress soak:: -- --nocapture
+
+.PHONY: soak-long
+soak-long: control-plane ## Run for SOAK_MINUTES (240) with churn, short tokens and faults, and see that nothing grows or expires
+	SOAK_FAKETIME="$(FAKETIME)" $(CARGO) bench --locked --bench soak
 
 .PHONY: sabotage
 sabotage: helm kube-score promtool ## Take guards out of the chart and the manifests and see their tests turn red

@@ -13,6 +13,7 @@ use ecr_injector::cli::metrics::Metrics;
 use serde_json::{Value, json};
 
 use crate::support::bed::{create, image};
+use crate::support::fake_aws::{Behaviour, Knobs};
 use crate::support::helm::{RELEASE, chart, find, objects, promtool};
 use crate::support::openmetrics::{Series, series_of};
 use crate::support::pods::pod;
@@ -250,7 +251,7 @@ const OVERVIEW: &[Outline] = &[
         "timeseries",
         "ops",
         &[(
-            r#"sum by (operation, outcome) (rate(ecr_injector_aws_calls_total{SCOPE,outcome!="ok"}[$__rate_interval]))"#,
+            r#"sum by (operation, outcome) (rate(ecr_injector_aws_calls_total{SCOPE,outcome!="ok"}[$__rate_interval])) > 0"#,
             "{{operation}} {{outcome}}",
         )],
     ),
@@ -441,8 +442,9 @@ fn dashboard_is_rendered_as_it_is_for_both_kinds_of_grafana() {
     );
 }
 
-/// Returns the metrics of a replica that has admitted Pods, injected and skipped, and those of an
-/// API server that then could not call it under either failure policy.
+/// Returns the metrics of a replica that has admitted Pods, injected and skipped, one of them while
+/// AWS throttled, and those of an API server that then could not call it under either failure
+/// policy.
 async fn metrics_of_a_loaded_replica() -> [String; 2] {
     let mut bed = Bed::start("", "info").await;
     let client = bed.plane.pod_creator().await;
@@ -457,6 +459,11 @@ async fn metrics_of_a_loaded_replica() -> [String; 2] {
         annotations.insert("ecr-injector.dev/inject".into(), "disabled".into());
         create(&client, &namespace, &skipped, false).await.unwrap();
     }
+    let throttle = |ecr: &mut Knobs| ecr.behaviour = Behaviour::Throttle;
+    bed.aws.tune_ecr_in("eu-west-2", throttle);
+    let namespace = bed.opted_in("throttled").await;
+    let unready = pod("unready", &image("eu-west-2"));
+    create(&client, &namespace, &unready, false).await.unwrap();
     let what = "the metrics of the leader and of its pull secrets";
     let replica = eventually(what, Duration::from_secs(20), async || {
         let text = bed.webhook.metrics().await;

@@ -1,0 +1,185 @@
+//! Namespaces and Pods that come and go, created by a `ServiceAccount` and not as an admin, whose
+//! calls the API server would prefer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::Client;
+use kube::api::{Api, DeleteParams};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::ControlPlane;
+use crate::support::bed::{create, image};
+use crate::support::installation::{OPT_IN, PULL_SECRET};
+use crate::support::pods::{pod, pull_secrets};
+
+const REGIONS: [&str; 3] = ["eu-west-1", "us-east-1", "ap-southeast-2"];
+const CREATORS: usize = 4;
+/// How often each creator begins a Pod.
+const POD_PACE: Duration = Duration::from_millis(500);
+/// How often a namespace is replaced by a new one.
+const NAMESPACE_PACE: Duration = Duration::from_secs(10);
+/// How many namespaces are made at a time at the start.
+const AT_A_TIME: usize = 8;
+
+/// The load, which goes on until it is stopped.
+pub struct Churn {
+    stop: CancellationToken,
+    pods: Arc<Counts>,
+    workers: JoinSet<()>,
+}
+
+/// The Pods so far.
+#[derive(Default)]
+struct Counts {
+    stored: AtomicUsize,
+    without: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+/// How many Pods were stored, how many of those without the reference, and how many were not.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pods {
+    pub stored: usize,
+    pub without: usize,
+    pub failed: usize,
+}
+
+type Namespaces = Arc<Mutex<Vec<String>>>;
+
+impl Churn {
+    /// Makes the namespaces with a first Pod each, and begins.
+    pub async fn start(plane: &ControlPlane, count: usize) -> Self {
+        let creator = plane.pod_creator().await;
+        let pods = Arc::<Counts>::default();
+        let made = futures::stream::iter(0..count).map(async |number| {
+            let namespace = plane.namespace("soak", &[OPT_IN]).await;
+            pods.create(&creator, &namespace, number).await;
+            namespace
+        });
+        let made: Vec<String> = made.buffer_unordered(AT_A_TIME).collect().await;
+        let namespaces = Arc::new(Mutex::new(made));
+        let stop = CancellationToken::new();
+        let mut workers = JoinSet::new();
+        for worker in 0..CREATORS {
+            let (creator, namespaces) = (creator.clone(), namespaces.clone());
+            let (pods, stop) = (pods.clone(), stop.clone());
+            workers
+                .spawn(async move { pods.keep_coming(&creator, &namespaces, worker, &stop).await });
+        }
+        let (admin, stopped) = (plane.admin().await, stop.clone());
+        let counts = pods.clone();
+        workers
+            .spawn(async move { replace(&admin, &creator, &namespaces, &counts, &stopped).await });
+        Self {
+            stop,
+            pods,
+            workers,
+        }
+    }
+
+    pub fn pods(&self) -> Pods {
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        Pods {
+            stored: count(&self.pods.stored),
+            without: count(&self.pods.without),
+            failed: count(&self.pods.failed),
+        }
+    }
+
+    pub async fn stop(mut self) -> Pods {
+        self.stop.cancel();
+        while let Some(ended) = self.workers.join_next().await {
+            ended.unwrap();
+        }
+        self.pods()
+    }
+}
+
+impl Counts {
+    /// Creates a Pod, and deletes it once it was seen.
+    async fn create(&self, creator: &Client, namespace: &str, number: usize) {
+        let name = format!("web-{number}");
+        let object = pod(&name, &image(REGIONS[number % REGIONS.len()]));
+        let Ok(admitted) = create(creator, namespace, &object, false).await else {
+            // The API server is away, or the namespace is being deleted.
+            self.failed.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        self.stored.fetch_add(1, Ordering::Relaxed);
+        if !pull_secrets(&admitted.pod).contains(&PULL_SECRET) {
+            self.without.fetch_add(1, Ordering::Relaxed);
+        }
+        let pods: Api<Pod> = Api::namespaced(creator.clone(), namespace);
+        // One that stays is deleted with its namespace.
+        let _ = pods
+            .delete(&name, &DeleteParams::default().grace_period(0))
+            .await;
+    }
+
+    async fn keep_coming(
+        &self,
+        creator: &Client,
+        namespaces: &Namespaces,
+        worker: usize,
+        stop: &CancellationToken,
+    ) {
+        for number in (worker..).step_by(CREATORS) {
+            let begun = Instant::now();
+            let namespace = {
+                let namespaces = namespaces.lock().await;
+                namespaces[number * 37 % namespaces.len()].clone()
+            };
+            self.create(creator, &namespace, number).await;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(POD_PACE.saturating_sub(begun.elapsed())) => {}
+            }
+        }
+    }
+}
+
+/// Deletes one namespace after the other, and makes another in its place, with a first Pod.
+async fn replace(
+    admin: &Client,
+    creator: &Client,
+    namespaces: &Namespaces,
+    pods: &Counts,
+    stop: &CancellationToken,
+) {
+    let api: Api<Namespace> = Api::all(admin.clone());
+    for number in 0.. {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(NAMESPACE_PACE) => {}
+        }
+        let name = format!("soak-new-{number}");
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {OPT_IN.0: OPT_IN.1}},
+        });
+        let object = serde_json::from_value(object).unwrap();
+        if api
+            .create(&kube::api::PostParams::default(), &object)
+            .await
+            .is_err()
+        {
+            continue;
+        }
+        // Its ServiceAccount is made by a controller, and a Pod before that is rejected.
+        sleep(Duration::from_secs(2)).await;
+        pods.create(creator, &name, number).await;
+        let mut namespaces = namespaces.lock().await;
+        let place = number % namespaces.len();
+        let old = std::mem::replace(&mut namespaces[place], name);
+        drop(namespaces);
+        // One that can't be deleted now stays, with its pull secret.
+        let _ = api.delete(&old, &DeleteParams::default()).await;
+    }
+}
