@@ -8,14 +8,14 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Client;
-use kube::api::{Api, DeleteParams};
+use kube::api::{Api, DeleteParams, PostParams};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::ControlPlane;
-use crate::support::bed::{create, image};
+use crate::support::bed::image;
 use crate::support::installation::{OPT_IN, PULL_SECRET};
 use crate::support::pods::{pod, pull_secrets};
 
@@ -107,16 +107,16 @@ impl Counts {
     async fn create(&self, creator: &Client, namespace: &str, number: usize) {
         let name = format!("web-{number}");
         let object = pod(&name, &image(REGIONS[number % REGIONS.len()]));
-        let Ok(admitted) = create(creator, namespace, &object, false).await else {
+        let pods: Api<Pod> = Api::namespaced(creator.clone(), namespace);
+        let Ok(stored) = pods.create(&PostParams::default(), &object).await else {
             // The API server is away, or the namespace is being deleted.
             self.failed.fetch_add(1, Ordering::Relaxed);
             return;
         };
         self.stored.fetch_add(1, Ordering::Relaxed);
-        if !pull_secrets(&admitted.pod).contains(&PULL_SECRET) {
+        if !pull_secrets(&stored).contains(&PULL_SECRET) {
             self.without.fetch_add(1, Ordering::Relaxed);
         }
-        let pods: Api<Pod> = Api::namespaced(creator.clone(), namespace);
         // One that stays is deleted with its namespace.
         let _ = pods
             .delete(&name, &DeleteParams::default().grace_period(0))
@@ -165,11 +165,7 @@ async fn replace(
             "metadata": {"name": name, "labels": {OPT_IN.0: OPT_IN.1}},
         });
         let object = serde_json::from_value(object).unwrap();
-        if api
-            .create(&kube::api::PostParams::default(), &object)
-            .await
-            .is_err()
-        {
+        if api.create(&PostParams::default(), &object).await.is_err() {
             continue;
         }
         // Its ServiceAccount is made by a controller, and a Pod before that is rejected.

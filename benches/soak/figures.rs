@@ -1,18 +1,19 @@
 //! The figures of a soak: a row every fifteen seconds, and the verdict at the end.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::time::Duration;
 
 use ecr_injector::pull_secret::EXPIRES_AT_ANNOTATION;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Api, ListParams};
 
 use crate::churn::{Churn, Pods};
 use crate::faults::Fault;
 use crate::support::control_plane::target;
-use crate::support::installation::PULL_SECRET;
+use crate::support::installation::{OPT_IN, PULL_SECRET};
 use crate::support::{ControlPlane, Webhook, proc};
 use crate::{MORTAL, STEADY};
 
@@ -24,6 +25,7 @@ const MAX_SLOPE: f64 = 1.0;
 const SLOPE_FROM_MINUTES: usize = 60;
 
 pub struct Figures {
+    namespaces: Api<Namespace>,
     secrets: Api<Secret>,
     file: File,
     rows: Vec<Row>,
@@ -59,6 +61,7 @@ impl Figures {
         )
         .unwrap();
         Self {
+            namespaces: Api::all(plane.admin().await),
             secrets: Api::all(plane.admin().await),
             file,
             rows: Vec::new(),
@@ -133,20 +136,30 @@ impl Figures {
         .unwrap();
     }
 
-    /// The seconds that each pull secret has left; none while the API server doesn't answer.
+    /// The seconds that each pull secret of an opted-in namespace has left; none while the API
+    /// server doesn't answer.
     async fn lives(&self) -> Vec<f64> {
+        let opted_in = ListParams::default().labels(&format!("{}={}", OPT_IN.0, OPT_IN.1));
+        let Ok(namespaces) = self.namespaces.list_metadata(&opted_in).await else {
+            return Vec::new();
+        };
+        // Nothing can be renewed in a namespace that is being deleted.
+        let living: HashSet<String> = namespaces
+            .into_iter()
+            .filter(|namespace| namespace.metadata.deletion_timestamp.is_none())
+            .filter_map(|namespace| namespace.metadata.name)
+            .collect();
         let named = ListParams::default().fields(&format!("metadata.name={PULL_SECRET}"));
         let Ok(listed) = self.secrets.list_metadata(&named).await else {
             return Vec::new();
         };
         let now = Timestamp::now();
         let expiries = listed.items.iter().filter_map(|secret| {
-            // Those of a namespace that is being deleted are nobody's any more.
+            let namespace = secret.metadata.namespace.as_ref()?;
             let annotations = secret.metadata.annotations.as_ref()?;
-            annotations
-                .get(EXPIRES_AT_ANNOTATION)?
-                .parse::<Timestamp>()
-                .ok()
+            let expiry = annotations.get(EXPIRES_AT_ANNOTATION)?;
+            let expiry = expiry.parse::<Timestamp>().ok()?;
+            living.contains(namespace).then_some(expiry)
         });
         expiries
             .map(|expiry| expiry.duration_since(now).as_secs_f64())

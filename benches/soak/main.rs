@@ -33,6 +33,7 @@ mod figures;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use support::control_plane;
 use support::webhook::Options;
 use support::{Balancer, ControlPlane, FakeAws, Installation, Webhook};
 use tokio::time::{Instant, sleep_until};
@@ -102,7 +103,11 @@ async fn soak() {
 impl Soak {
     /// Two replicas behind the Service, registered.
     async fn start() -> Self {
-        let plane = ControlPlane::start().await;
+        let plane = ControlPlane::start_with(control_plane::Options {
+            controllers: true,
+            ..control_plane::Options::default()
+        })
+        .await;
         let aws = FakeAws::start();
         aws.tune_ecr(|ecr| ecr.lifetime = Some(TOKEN_LIFE));
         let installation = Installation::apply(&plane).await;
