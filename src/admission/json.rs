@@ -27,7 +27,8 @@ const HIGH_BITS: u64 = ONES << 7;
 pub fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Option<T> {
     // An encoder may end a text with a line feed. What holds for the whole text is checked at once,
     // in a fraction of the time that it would take for each string.
-    let text = std::str::from_utf8(text.trim_ascii_end()).ok()?;
+    let text = std::str::from_utf8(text).ok()?;
+    let text = text.trim_end_matches([' ', '\n', '\r', '\t']);
     let least = |least: u8, byte: u8| least.min(byte);
     if text.bytes().fold(u8::MAX, least) < b' ' {
         return None;
@@ -475,6 +476,8 @@ mod tests {
             "\"12345678\u{1}\"",
             "{\"a\" 1}",
             "truefalse",
+            "{}\u{c}",
+            "{}\u{a0}",
         ] {
             assert!(
                 !parses(invalid.as_bytes()) && !skips(invalid.as_bytes()),
