@@ -8,6 +8,7 @@
 pub mod by_hand;
 pub mod error;
 pub mod events;
+mod foreign;
 pub mod gauges;
 pub mod guard;
 pub mod merge;
@@ -27,10 +28,12 @@ use k8s_openapi::{
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, de::IgnoredAny};
-use serde_json::Value;
 use thiserror::Error;
 
-use self::state::{DataDigest, Seal, State, Subject};
+use self::{
+    foreign::has_others_entries,
+    state::{DataDigest, Seal, State, Subject},
+};
 use crate::{
     cluster::{
         namespace::Namespace,
@@ -278,29 +281,6 @@ fn read_auths(bytes: &[u8]) -> BTreeMap<Host, SecretString> {
         .into_iter()
         .filter_map(|(host, auth)| Some((Host::parse(&host)?, auth.auth)))
         .collect()
-}
-
-/// Returns whether a docker config has anything that ecr-injector never writes, such as another
-/// registry's user or an ECR registry's under `https://`. Whatever is no docker config opens no
-/// registry.
-fn has_others_entries(bytes: &[u8]) -> bool {
-    /// `AWS:` in base64; the next character depends on the token.
-    const USER: &str = "QVdTO";
-    let Ok(mut config) = serde_json::from_slice::<BTreeMap<String, Value>>(bytes) else {
-        return false;
-    };
-    let auths = config.remove("auths").unwrap_or_default();
-    let is_ours = |(host, entry): (&String, &Value)| {
-        let entry = entry.as_object().filter(|entry| entry.len() == 1);
-        let auth = entry.and_then(|entry| entry.get("auth")?.as_str());
-        Host::parse(host).is_some() && auth.is_some_and(|auth| auth.starts_with(USER))
-    };
-    let auths_are_ours = match &auths {
-        Value::Null => true,
-        Value::Object(auths) => auths.iter().all(is_ours),
-        _ => false,
-    };
-    !auths_are_ours || !config.is_empty()
 }
 
 /// Returns the hosts that a docker config names, at most the first [`MAX_HOSTS`].

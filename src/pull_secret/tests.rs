@@ -356,6 +356,9 @@ fn handed_over_secret_with_other_entries_is_foreign() {
         format!(r#"{{"auths":{{"{ecr}":{{"auth":"QVdTOnB3"}},"ghcr.io":{{"auth":"bWU6cHc="}}}}}}"#),
         format!(r#"{{"auths":{{"{ecr}":{{"auth":"QVdTOnB3"}}}},"credHelpers":{{"ghcr.io":"x"}}}}"#),
         r#"{"auths":{"ghcr.io":null}}"#.to_owned(),
+        // Of a key that is there twice, some readers take both.
+        r#"{"auths":{"ghcr.io":{"auth":"bWU6cHc="}},"auths":{}}"#.to_owned(),
+        format!(r#"{{"auths":{{"{ecr}":{{"auth":"bWU6cHc=","auth":"QVdTOnB3"}}}}}}"#),
         r#"{"auths":["ghcr.io"]}"#.to_owned(),
         r#"{"ghcr.io":{"auth":"bWU6cHc="}}"#.to_owned(),
     ] {

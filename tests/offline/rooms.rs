@@ -95,6 +95,7 @@ const PURE: &[&str] = &[
     "pull_secret/by_hand",
     "pull_secret/error",
     "pull_secret/events",
+    "pull_secret/foreign",
     "pull_secret/merge",
     "pull_secret/provisioner/outcome",
     "pull_secret/seal/key",
