@@ -7,7 +7,10 @@ use aws_sdk_ecr::error::{ProvideErrorMetadata, SdkError};
 use futures::FutureExt as _;
 
 use super::error::{AwsReply, Call, MintError, Rejection};
-use crate::aws::{credentials::NoCredentials, fault::Fault, origin::Origin};
+use crate::{
+    aws::{credentials::NoCredentials, fault::Fault, origin::Origin},
+    telemetry::printable::printable,
+};
 
 /// The error codes of throttling.
 const THROTTLES: [&str; 5] = [
@@ -65,7 +68,8 @@ pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or_default().to_owned();
             let message = service.err().message().unwrap_or_default();
-            let reply = AwsReply::new(&code, short(Fault::shown(&code, message), MAX_TEXT));
+            let shown = short(Fault::shown(&code, message), MAX_TEXT);
+            let reply = AwsReply::new(short(&code, MAX_TEXT), shown);
             if code.is_empty() {
                 MintError::NotAws(call)
             } else if THROTTLES.contains(&code.as_str()) {
@@ -157,8 +161,9 @@ fn root(error: &(dyn StdError + 'static)) -> String {
 
 /// Returns so many characters of a text, on one line.
 fn short(text: &str, max: usize) -> String {
-    text.chars()
-        .take(max)
+    let begin = text.chars().take(max);
+    let line: String = begin
         .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+        .collect();
+    printable(&line).into_owned()
 }

@@ -245,6 +245,18 @@ fn session_cap_of_ambient_credentials_is_asked_for() {
 }
 
 #[tokio::test]
+async fn code_of_an_error_is_shown_on_one_short_line() {
+    let key = key("dkr.ecr.eu-west-1.amazonaws.com");
+    let code = "Denied\\u001b[2J\\n\\u202e";
+    let reply = format!(r#"{{"__type":"{code}{}"}}"#, "x".repeat(4_000));
+    let (_, minted) = ask(&key, None, 400, reply.leak()).await;
+    let text = minted.map(|_| ()).expect_err("no token").to_string();
+    assert!(text.contains("Denied [2J \\u{202e}xxx"), "{text}");
+    assert!(!text.contains(char::is_control), "{text}");
+    assert!(text.len() < 700, "{text}");
+}
+
+#[tokio::test]
 async fn replies_of_every_kind_have_their_own_error() {
     let call = || Operation::GetAuthorizationToken.into();
     let key = key("dkr.ecr.eu-west-1.amazonaws.com");
