@@ -19,6 +19,10 @@ BUILD_INFO = ECR_INJECTOR_COMMIT=$$(git describe --always --abbrev=40 --exclude 
 BASE ?= main
 FILES ?=
 MUTANTS ?=
+# The targets of `make fuzz`, all if there are none, and how long each runs.
+TARGETS ?=
+FUZZ_SECONDS ?= 60
+export FUZZ_SECONDS
 # The tag, the registry and the Kubernetes (oldest or newest) of the steps of a release.
 TAG ?=
 REGISTRY ?= ghcr.io/ecr-injector
@@ -270,6 +274,16 @@ mutants: ## Mutate what differs from BASE (main), or FILES, and expect unit test
 mutants-pure: ## Mutate all pure rooms, in hours; MUTANTS="--shard 0/8" takes an eighth
 	@$(INSTALL) cargo-mutants
 	@tests/tools/mutants.sh pure $(MUTANTS)
+
+.PHONY: fuzz
+fuzz: ## Fuzz all TARGETS (fuzz/targets), each for FUZZ_SECONDS (60), and fail if anything is found
+	@$(INSTALL) cargo-fuzz
+	@tests/tools/fuzz.sh run $(TARGETS)
+
+.PHONY: fuzz-corpus
+fuzz-corpus: ## Write what fuzzing found worth keeping into fuzz/corpus, the smallest inputs first
+	@$(INSTALL) cargo-fuzz
+	@tests/tools/fuzz.sh minimize $(TARGETS)
 
 .PHONY: schema
 schema: helm ## Write docs/reference/config.schema.json, the JSON Schema of the configuration, and the chart's copy of it

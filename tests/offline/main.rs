@@ -16,6 +16,7 @@ mod admission_golden;
 mod commands;
 mod doctor;
 mod faults;
+mod fuzzing;
 mod identity_rules;
 mod manifests;
 mod model;

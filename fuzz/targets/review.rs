@@ -1,0 +1,4 @@
+//! Calls the check `review` with the bytes of the fuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| ecr_injector_fuzz::fuzzing::review::check(input));
