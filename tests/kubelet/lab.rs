@@ -16,32 +16,35 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::isolation::{command_line, processes};
-use crate::registry::{self, Registry};
+use crate::node::{PATH, built, kubelet_config, start_containerd, start_proxy};
+use crate::registry::Registry;
 use crate::support::child::GuardedChild;
-use crate::support::control_plane::{NODE, Options};
+use crate::support::control_plane::{AuditLevel, NODE, Options};
 use crate::support::pods::pod_with;
-use crate::support::{Authority, ControlPlane, FakeAws, control_plane, eventually};
+use crate::support::{Authority, ControlPlane, FakeAws, eventually};
 
 /// In the account of the fake AWS's keys.
 pub(crate) const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 pub(crate) const PLUGIN: &str = "ecr-credential-provider";
 /// Where the plugin keeps tokens.
 pub(crate) const TOKENS: &str = "/run/ecr-injector/tokens";
-/// The registry by a name that isn't ECR's: containerd pulls the sandbox's image itself.
-const SANDBOX_HOST: &str = "sandbox.test";
-const CONTAINERD: &str = "/run/containerd/containerd.sock";
-const LIMIT: Duration = Duration::from_mins(1);
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
+/// How long a Pod that waits may take until it is ready: the kubelet tries again after 10 s, and
+/// then after twice as long each time.
+const RECOVERY: Duration = Duration::from_mins(4);
 
 /// In the order in which all of it ends.
 pub(crate) struct Lab {
     kubelet: Option<GuardedChild>,
+    proxy: Option<GuardedChild>,
     _scheduler: GuardedChild,
     containerd: GuardedChild,
     pub(crate) plane: ControlPlane,
     pub(crate) registry: Registry,
     pub(crate) aws: Arc<FakeAws>,
-    admin: Client,
+    pub(crate) admin: Client,
+    /// Fields of the kubelet's configuration that a test changes.
+    settings: Value,
     folder: TempDir,
     started: Instant,
 }
@@ -56,16 +59,25 @@ pub(crate) struct Plugin {
 }
 
 impl Lab {
+    /// The control plane of a lab.
+    pub(crate) const OPTIONS: Options = Options {
+        controllers: true,
+        audit: AuditLevel::Metadata,
+        traces: false,
+        node: true,
+        endpoints: false,
+    };
+
     /// Starts all but the kubelet.
     pub(crate) async fn start() -> Self {
+        Self::start_with(Self::OPTIONS).await
+    }
+
+    /// Starts all but the kubelet, with a control plane of its own kind.
+    pub(crate) async fn start_with(options: Options) -> Self {
         let started = Instant::now();
-        let plane = ControlPlane::start_with(Options {
-            controllers: true,
-            node: true,
-            ..Options::default()
-        })
-        .await;
-        let aws = Arc::new(FakeAws::start());
+        let plane = ControlPlane::start_with(options).await;
+        let aws = Arc::new(FakeAws::start_at(plane.private_address()));
         let folder = TempDir::new().unwrap();
         let authority = Authority::new("the registry's CA");
         let registry = Registry::start(&authority, Arc::clone(&aws), folder.path());
@@ -82,6 +94,8 @@ impl Lab {
         );
         let lab = Self {
             kubelet: None,
+            proxy: None,
+            settings: json!({}),
             _scheduler: scheduler,
             containerd,
             admin: plane.admin().await,
@@ -130,7 +144,9 @@ impl Lab {
             kubelet.ended(LIMIT).await;
         }
         let folder = self.folder.path();
-        let config = kubelet_config(folder, &self.plane.client_authority());
+        let mut config = kubelet_config(folder, &self.plane.client_authority());
+        let settings = self.settings.as_object().unwrap().clone();
+        config.as_object_mut().unwrap().extend(settings);
         fs::write(folder.join("kubelet.json"), config.to_string()).unwrap();
         let mut arguments = vec![
             format!("--config={}", folder.join("kubelet.json").display()),
@@ -164,6 +180,53 @@ impl Lab {
         ));
         self.wait_for_node().await;
         self.say("the kubelet is ready");
+    }
+
+    /// Changes fields of the kubelet's configuration, from its next start on.
+    pub(crate) fn configure_kubelet(&mut self, settings: Value) {
+        self.settings = settings;
+    }
+
+    /// Starts kube-proxy. From then on Services lead to their Pods.
+    pub(crate) async fn start_proxy(&mut self) {
+        let kubeconfig = self.plane.kubeconfig_for_admin();
+        // The API server doesn't write its own endpoints in there.
+        let api_server = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {
+                "name": "kubernetes", "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "kubernetes"},
+            },
+            "endpoints": [{"addresses": [self.plane.api_server().ip()]}],
+            "ports": [{"name": "https", "port": self.plane.api_server().port()}],
+        });
+        self.plane.apply(&api_server.to_string()).await;
+        let mut proxy = start_proxy(self.folder.path(), &kubeconfig);
+        eventually("kube-proxy is healthy", LIMIT, async || {
+            proxy.assert_running();
+            let answer = get("127.0.0.1:10256", "/healthz").await?;
+            answer.starts_with("HTTP/1.0 200").then_some(())
+        })
+        .await;
+        self.proxy = Some(proxy);
+        self.say("kube-proxy is healthy");
+    }
+
+    /// Imports an archive of an image into containerd under this name, without its tag.
+    pub(crate) fn import(&self, archive: &Path, name: &str) {
+        let output = Command::new(built("ctr"))
+            .args([
+                "--address",
+                crate::node::CONTAINERD,
+                "--namespace",
+                "k8s.io",
+            ])
+            .args(["images", "import", "--base-name", name])
+            .arg(archive)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        self.say(&format!("{name} is imported"));
     }
 
     pub(crate) fn kubelet_pid(&self) -> u32 {
@@ -213,14 +276,7 @@ impl Lab {
 
     /// Creates a Pod that runs this repository's image, with more fields in its `spec`.
     pub(crate) async fn create(&self, namespace: &str, name: &str, more: &Value) {
-        let mut spec = json!({
-            "hostNetwork": true,
-            "automountServiceAccountToken": false,
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "main", "image": image(name), "args": [name]}],
-        });
-        let more = more.as_object().unwrap().clone();
-        spec.as_object_mut().unwrap().extend(more);
+        let spec = spec(name, more);
         let pods: Api<Pod> = Api::namespaced(self.admin.clone(), namespace);
         let pod = pod_with(name, &spec);
         pods.create(&PostParams::default(), &pod).await.unwrap();
@@ -242,13 +298,7 @@ impl Lab {
     }
 
     pub(crate) async fn wait_until_ready(&self, namespace: &str, name: &str) {
-        self.wait(namespace, name, "is ready", |pod| {
-            let conditions = pod["status"]["conditions"].as_array()?;
-            let mut conditions = conditions.iter();
-            let ready = conditions.any(|it| it["type"] == "Ready" && it["status"] == "True");
-            ready.then(String::new)
-        })
-        .await;
+        self.wait(namespace, name, "is ready", is_ready).await;
     }
 
     /// Creates such a Pod, waits until the kubelet says that its image can't be pulled, and returns
@@ -266,6 +316,15 @@ impl Lab {
         said
     }
 
+    /// Waits until a Pod that waits for its image is ready, as the kubelet tries again.
+    pub(crate) async fn wait_until_recovered(&self, namespace: &str, name: &str) {
+        let waited = Instant::now();
+        self.wait_within(RECOVERY, namespace, name, "is ready", is_ready)
+            .await;
+        let took = waited.elapsed().as_secs_f64();
+        self.say(&format!("{name}, which waited, is ready after {took:.2} s"));
+    }
+
     /// Waits until something is so of a Pod.
     pub(crate) async fn wait<T>(
         &self,
@@ -274,14 +333,25 @@ impl Lab {
         what: &str,
         check: impl Fn(&Value) -> Option<T>,
     ) -> T {
-        let deadline = Instant::now() + LIMIT;
+        self.wait_within(LIMIT, namespace, name, what, check).await
+    }
+
+    async fn wait_within<T>(
+        &self,
+        limit: Duration,
+        namespace: &str,
+        name: &str,
+        what: &str,
+        check: impl Fn(&Value) -> Option<T>,
+    ) -> T {
+        let deadline = Instant::now() + limit;
         loop {
             let pod = self.pod(namespace, name).await;
             if let Some(answer) = check(&pod) {
                 return answer;
             }
             if Instant::now() > deadline {
-                let mut message = format!("not after {LIMIT:?}: {name} {what}\n");
+                let mut message = format!("not after {limit:?}: {name} {what}\n");
                 writeln!(message, "{:#}", pod["status"]).unwrap();
                 let kubelet = self.kubelet.as_ref().unwrap();
                 let logs = [kubelet.log_tail(), self.containerd.log_tail()];
@@ -328,107 +398,52 @@ pub(crate) fn printed_config(flags: &[&str], plugin: Plugin) -> String {
 
 /// Returns the image of a repository.
 pub(crate) fn image(repository: &str) -> String {
-    format!("{HOST}/{repository}:v1")
+    image_at(HOST, repository)
 }
 
-/// Returns what the kubelet says of a pull that failed.
-pub(crate) fn failed_pull(pod: &Value) -> Option<String> {
-    let statuses = pod["status"]["containerStatuses"].as_array()?;
-    let waiting = statuses.iter().map(|status| &status["state"]["waiting"]);
-    let failed = waiting
-        .into_iter()
-        .find(|waiting| waiting["reason"] == "ErrImagePull");
-    Some(failed?["message"].as_str()?.to_owned())
+/// Returns the image of a repository of another host.
+pub(crate) fn image_at(host: &str, repository: &str) -> String {
+    format!("{host}/{repository}:v1")
 }
 
-/// Returns a program of `make kubelet-lab`.
-fn built(name: &str) -> PathBuf {
-    let target = control_plane::target().join("kubelet-lab").join(name);
-    assert!(
-        target.is_file(),
-        "{} isn't built: make kubelet-lab builds it",
-        target.display()
-    );
-    target
+/// Returns the host of another region.
+pub(crate) fn host(region: &str) -> String {
+    format!("123456789012.dkr.ecr.{region}.amazonaws.com")
 }
 
-fn start_containerd(folder: &Path, authority: &Authority, registry: &Registry) -> GuardedChild {
-    let path = |name: &str| folder.join(name);
-    fs::write(path("registry.pem"), authority.pem()).unwrap();
-    for host in [HOST, SANDBOX_HOST] {
-        let hosts = path("certs.d").join(host);
-        fs::create_dir_all(&hosts).unwrap();
-        let ca = path("registry.pem").display().to_string();
-        let text = format!("server = \"https://{}\"\nca = \"{ca}\"\n", registry.address);
-        fs::write(hosts.join("hosts.toml"), text).unwrap();
-    }
-    // Pods of the host's network need no plugin; a network has to be there all the same.
-    fs::create_dir(path("cni")).unwrap();
-    let network = json!({
-        "cniVersion": "1.0.0", "name": "loopback", "plugins": [{"type": "loopback"}],
+/// Returns the `spec` of a Pod that runs a repository's image, with more fields.
+pub(crate) fn spec(repository: &str, more: &Value) -> Value {
+    let mut spec = json!({
+        "hostNetwork": true,
+        "automountServiceAccountToken": false,
+        "terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "main", "image": image(repository), "args": [repository]}],
     });
-    fs::write(path("cni/loopback.conflist"), network.to_string()).unwrap();
-    let config = format!(
-        r#"version = 3
-root = "{root}"
-state = "/run/containerd"
-disabled_plugins = ["io.containerd.nri.v1.nri"]
-[grpc]
-address = "{CONTAINERD}"
-[plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "{SANDBOX_HOST}/{open}:v1"
-[plugins."io.containerd.cri.v1.images".registry]
-config_path = "{certs}"
-[plugins."io.containerd.cri.v1.runtime"]
-restrict_oom_score_adj = true
-[plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = ["{cni}"]
-conf_dir = "{cni}"
-"#,
-        root = path("containerd").display(),
-        open = registry::OPEN,
-        certs = path("certs.d").display(),
-        cni = path("cni").display(),
-    );
-    fs::write(path("containerd.toml"), config).unwrap();
-    let programs = built("containerd");
-    let search = format!("{}:{PATH}", programs.parent().unwrap().display());
-    GuardedChild::spawn(
-        &programs,
-        [format!("--config={}", path("containerd.toml").display())],
-        Some(&[("PATH".to_owned(), search)]),
-        path("containerd.log"),
-    )
+    let more = more.as_object().unwrap().clone();
+    spec.as_object_mut().unwrap().extend(more);
+    spec
 }
 
-/// A kubelet that leaves alone what of the machine is outside of the lab.
-fn kubelet_config(folder: &Path, client_authority: &Path) -> Value {
-    json!({
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
-        "authentication": {
-            "anonymous": {"enabled": false},
-            "webhook": {"enabled": true},
-            "x509": {"clientCAFile": client_authority},
-        },
-        "authorization": {"mode": "Webhook"},
-        "containerRuntimeEndpoint": format!("unix://{CONTAINERD}"),
-        "podLogsDir": folder.join("pod-logs"),
-        "volumePluginDir": folder.join("volume-plugins"),
-        "readOnlyPort": 0,
-        "cgroupDriver": "cgroupfs",
-        "cgroupsPerQOS": false,
-        "enforceNodeAllocatable": [],
-        "failCgroupV1": false,
-        "failSwapOn": false,
-        "makeIPTablesUtilChains": false,
-        "localStorageCapacityIsolation": false,
-        "serializeImagePulls": false,
-        "registryPullQPS": 0,
-        "imageGCHighThresholdPercent": 100,
-        "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%"},
-        "resolvConf": "/etc/resolv.conf",
-    })
+pub(crate) fn is_ready(pod: &Value) -> Option<()> {
+    let conditions = pod["status"]["conditions"].as_array()?;
+    let mut conditions = conditions.iter();
+    let ready = conditions.any(|it| it["type"] == "Ready" && it["status"] == "True");
+    ready.then_some(())
+}
+
+/// Returns what the kubelet says of a pull that failed, of whatever kind of container.
+pub(crate) fn failed_pull(pod: &Value) -> Option<String> {
+    let kinds = [
+        "containerStatuses",
+        "initContainerStatuses",
+        "ephemeralContainerStatuses",
+    ];
+    let statuses = kinds
+        .iter()
+        .filter_map(|kind| pod["status"][*kind].as_array());
+    let mut waiting = statuses.flatten().map(|status| &status["state"]["waiting"]);
+    let failed = waiting.find(|waiting| waiting["reason"] == "ErrImagePull");
+    Some(failed?["message"].as_str()?.to_owned())
 }
 
 /// Returns the answer of an HTTP server.

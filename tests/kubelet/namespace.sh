@@ -70,6 +70,9 @@ inside() {
   local folder=$1 file cgroup whole
   shift
   ip link set lo up
+  # The control plane, the node and the Services: Pods reach these, as no address of 127.0.0.0/8.
+  # Connections come from the node's own address, as kube-proxy refuses others of Services.
+  ip addr add 10.77.0.128/24 dev lo
   for file in "${SYSCTLS[@]}"; do
     mkdir -p "$folder/sysctl/${file%/*}"
     cat "/proc/sys/$file" >"$folder/sysctl/$file"
@@ -84,6 +87,9 @@ inside() {
     mount --move "$folder/cgroup" "$whole"
   done
   mount -t tmpfs -o mode=755 tmpfs /run
+  # What network plugins remember.
+  mkdir -p /var/lib/cni
+  mount -t tmpfs tmpfs /var/lib/cni
   echo 'nameserver 127.0.0.1' >"$folder/resolv.conf"
   mount --bind "$folder/resolv.conf" /etc/resolv.conf
   # Containers get their mounts from here.

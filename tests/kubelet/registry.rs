@@ -2,7 +2,7 @@
 //! that wasn't revoked. A token is longer than what an htpasswd file of bcrypt can tell apart, so
 //! no registry of a package would do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::net::SocketAddr;
@@ -17,7 +17,9 @@ use axum::http::{HeaderMap, Method, Response, Uri};
 use serde_json::json;
 
 use crate::support::own_runtime::OwnRuntime;
-use crate::support::registry::{blob, digest, found, password, refusal, serve, unauthorized};
+use crate::support::registry::{
+    blob, denied, digest, found, password, refusal, serve, unauthorized,
+};
 use crate::support::{Authority, FakeAws};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -41,6 +43,8 @@ struct Room {
 #[derive(Default)]
 struct Seen {
     revoked: BTreeSet<String>,
+    /// Repositories with a policy, and the principals that it lets in.
+    policies: BTreeMap<String, String>,
     asked: Vec<Asked>,
 }
 
@@ -71,8 +75,18 @@ impl Registry {
 
     /// From now on no password that AWS has issued so far is good.
     pub(crate) fn revoke(&self) {
-        let passwords = self.room.aws.passwords();
+        self.revoke_these(self.room.aws.passwords());
+    }
+
+    /// From now on none of these is good.
+    pub(crate) fn revoke_these(&self, passwords: impl IntoIterator<Item = String>) {
         self.room.state.lock().unwrap().revoked.extend(passwords);
+    }
+
+    /// From now on this repository opens to this principal alone.
+    pub(crate) fn only_for(&self, repository: &str, principal: &str) {
+        let policies = &mut self.room.state.lock().unwrap().policies;
+        policies.insert(repository.to_owned(), principal.to_owned());
     }
 
     /// Returns all who asked for this repository's manifest, in order.
@@ -135,12 +149,24 @@ impl Room {
         manifest.to_string().into_bytes()
     }
 
-    fn lets_in(&self, repository: &str, password: Option<&str>) -> bool {
+    /// Returns whether it is a password that was issued and not revoked.
+    fn knows(&self, repository: &str, password: Option<&str>) -> bool {
         let revoked = &self.state.lock().unwrap().revoked;
         repository == OPEN
             || password.is_some_and(|password| {
                 self.aws.principal_of(password).is_some() && !revoked.contains(password)
             })
+    }
+
+    /// Returns whether the repository's policy, if it has one, lets the password's principal in.
+    fn allows(&self, repository: &str, password: Option<&str>) -> bool {
+        let policies = &self.state.lock().unwrap().policies;
+        policies.get(repository).is_none_or(|principal| {
+            password
+                .and_then(|password| self.aws.principal_of(password))
+                .as_ref()
+                == Some(principal)
+        })
     }
 }
 
@@ -156,7 +182,8 @@ async fn answer(
     let Some((kind, (repository, wanted))) = parts.into_iter().flatten().next() else {
         return found(&method, "application/json", b"{}".to_vec());
     };
-    let given = room.lets_in(repository, password.as_deref());
+    let known = room.knows(repository, password.as_deref());
+    let given = known && room.allows(repository, password.as_deref());
     if kind == "/manifests/" {
         let mut state = room.state.lock().unwrap();
         state.asked.push(Asked {
@@ -165,8 +192,11 @@ async fn answer(
             given,
         });
     }
-    if !given {
+    if !known {
         return unauthorized();
+    }
+    if !given {
+        return denied(&method, repository);
     }
     if let Some(refusal) = refusal(&method, uri.path()) {
         return refusal;

@@ -9,6 +9,9 @@
 //! | `127.x.y.129`, `.130` | kube-apiserver, etcd |
 //! | `127.x.y.131` and up | [`ControlPlane::private_address`] |
 //! | `127.x.y.254` | a socket that says that the block is taken |
+//!
+//! Where there is a node the block is 10.77.0.0/24, which the loopback interface of the test's own
+//! machine has.
 
 mod etcd;
 mod pool;
@@ -16,7 +19,7 @@ mod pool;
 use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::OnceLock;
@@ -48,7 +51,10 @@ use super::{crypto, eventually};
 /// The name in the certificate that the API server presents to webhooks.
 pub const WEBHOOK_CLIENT: &str = "kube-apiserver-webhooks";
 /// The name of the node. A kubelet takes it for the node's address too, and asks no DNS.
-pub const NODE: &str = "127.0.0.1";
+pub const NODE: &str = "10.77.0.128";
+/// The part of the block where there is a node: Pods with a network of their own reach no loopback
+/// address of the machine.
+const NODE_BLOCK: [u8; 3] = [10, 77, 0];
 /// The first of [`ControlPlane::private_address`]. After the last one the first is free again: its test has ended.
 const PRIVATE: u8 = 131;
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -65,7 +71,11 @@ const CONTROLLERS: &[&str] = &[
     "validatingadmissionpolicy-status-controller",
 ];
 /// Run besides, where there is a node.
-const NODE_CONTROLLERS: &[&str] = &["node-lifecycle-controller"];
+const NODE_CONTROLLERS: &[&str] = &[
+    "node-lifecycle-controller",
+    "endpointslice-controller",
+    "disruption-controller",
+];
 
 /// Belongs to a test until it is dropped, and runs at most until the test process ends.
 pub struct ControlPlane {
@@ -312,6 +322,11 @@ impl ControlPlane {
         self.running().block.address(last_octet)
     }
 
+    /// Where the API server listens.
+    pub fn api_server(&self) -> SocketAddr {
+        (self.running().block.address(129), 6443).into()
+    }
+
     /// A loopback address that nobody else listens on, whatever the port.
     pub fn private_address(&self) -> IpAddr {
         let next = |octet: u8| Some(if octet < 253 { octet + 1 } else { PRIVATE });
@@ -384,10 +399,16 @@ impl Running {
     async fn start(options: Options) -> Self {
         let programs = programs();
         let folder = GuardedFolder::create();
-        let block = Block::claim();
+        let block = if options.node {
+            Block::of_node()
+        } else {
+            Block::claim()
+        };
         let authority = Authority::new("test-control-plane");
         let api_server = block.address(129);
-        let files = Files::write(folder.path(), &authority, api_server, options.audit);
+        // Pods call it by its Service.
+        let names = [api_server, block.address(1)];
+        let files = Files::write(folder.path(), &authority, names, options.audit);
 
         let log = |program: &str| folder.path().join(format!("{program}.log"));
         let etcd_url = format!("http://{}:2379", block.address(130));
@@ -628,10 +649,9 @@ fn minor_version(programs: &Path) -> u32 {
     })
 }
 
-/// A /24 of the loopback network that this control plane alone uses.
+/// A /24 that this control plane alone uses.
 struct Block {
-    second: u8,
-    third: u8,
+    network: [u8; 3],
     _claim: TcpListener,
 }
 
@@ -644,18 +664,28 @@ impl Block {
                 // Not 127.0: everybody else is there.
                 let second = 64 + seed % 128;
                 let third = third.wrapping_add(offset);
-                let claim = TcpListener::bind((Ipv4Addr::new(127, second, third, 254), 6440));
-                claim.ok().map(|claim| Self {
-                    second,
-                    third,
-                    _claim: claim,
-                })
+                Self::of([127, second, third]).ok()
             })
             .expect("a loopback block that no other control plane uses")
     }
 
+    /// The one that a kubelet's machine has for its only control plane.
+    fn of_node() -> Self {
+        Self::of(NODE_BLOCK).expect("tests/kubelet/namespace.sh gives the machine this block")
+    }
+
+    fn of(network: [u8; 3]) -> std::io::Result<Self> {
+        let [first, second, third] = network;
+        let claim = TcpListener::bind((Ipv4Addr::new(first, second, third, 254), 6440))?;
+        Ok(Self {
+            network,
+            _claim: claim,
+        })
+    }
+
     fn address(&self, last_octet: u8) -> IpAddr {
-        Ipv4Addr::new(127, self.second, self.third, last_octet).into()
+        let [first, second, third] = self.network;
+        Ipv4Addr::new(first, second, third, last_octet).into()
     }
 
     fn service_range(&self) -> String {
@@ -676,8 +706,10 @@ struct Files {
 }
 
 impl Files {
-    fn write(folder: &Path, authority: &Authority, api_server: IpAddr, audit: AuditLevel) -> Self {
-        let serving = authority.serving(&[&api_server.to_string()], folder, "kube-apiserver");
+    fn write(folder: &Path, authority: &Authority, names: [IpAddr; 2], audit: AuditLevel) -> Self {
+        let names = names.map(|name| name.to_string());
+        let names = names.each_ref().map(String::as_str);
+        let serving = authority.serving(&names, folder, "kube-apiserver");
         let files = Self {
             authority: folder.join("ca.crt"),
             certificate: serving.certificate,

@@ -1,7 +1,5 @@
 //! Pull secrets as they are hours after they were written: there is no other way to have one that is due now.
 
-//! Pull secrets as they are hours after they were written: there is no other way to have one that is due now.
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,9 +59,22 @@ pub fn minted_ago(
     hosts: &[String],
     ago: SignedDuration,
 ) -> Secret {
+    let minted_at = Timestamp::now() - ago;
+    let password = format!("old-{}-{minted_at}", subject.namespace);
+    with_password(keys, subject, hosts, &password, ago)
+}
+
+/// Returns such a pull secret with this password.
+fn with_password(
+    keys: &StateKeys,
+    subject: Subject<'_>,
+    hosts: &[String],
+    password: &str,
+    ago: SignedDuration,
+) -> Secret {
     let (now, namespace) = (Timestamp::now(), subject.namespace);
     let minted_at = now - ago;
-    let text = STANDARD.encode(format!("AWS:old-{namespace}-{minted_at}"));
+    let text = STANDARD.encode(format!("AWS:{password}"));
     let expires_at = minted_at + SignedDuration::from_hours(12);
     let token = Token::decode(Some(&text), Some(expires_at), None, minted_at).unwrap();
     let token = Arc::new(token);
@@ -103,17 +114,53 @@ pub async fn minted_ago_in(
     hosts: &[String],
     ago: SignedDuration,
 ) -> Secret {
-    let namespaces: Api<NamespaceObject> = Api::all(admin.clone());
-    let secrets: Api<Secret> = Api::namespaced(admin.clone(), namespace);
-    let namespace_uid = namespaces.get(namespace).await.unwrap().uid().unwrap();
-    let known = secrets.get_opt(PULL_SECRET).await.unwrap();
-    let secret_uid = known.and_then(|secret| secret.uid()).unwrap_or_default();
+    let (namespace_uid, secret_uid) = uids(admin, namespace).await;
     let subject = Subject {
         namespace,
         namespace_uid: &namespace_uid,
         secret_uid: &secret_uid,
     };
     minted_ago(keys, subject, hosts, ago)
+}
+
+/// Returns the UIDs of a namespace and of its pull secret, which may be empty.
+async fn uids(admin: &Client, namespace: &str) -> (String, String) {
+    let namespaces: Api<NamespaceObject> = Api::all(admin.clone());
+    let secrets: Api<Secret> = Api::namespaced(admin.clone(), namespace);
+    let namespace_uid = namespaces.get(namespace).await.unwrap().uid().unwrap();
+    let known = secrets.get_opt(PULL_SECRET).await.unwrap();
+    let secret_uid = known.and_then(|secret| secret.uid()).unwrap_or_default();
+    (namespace_uid, secret_uid)
+}
+
+/// Gives a namespace a pull secret with this password for a host, minted so long ago, whatever it
+/// had.
+pub async fn make_old(
+    admin: &Client,
+    namespace: &str,
+    host: &str,
+    password: &str,
+    ago: SignedDuration,
+) {
+    let keys = &state_keys(admin).await;
+    let (namespace_uid, secret_uid) = uids(admin, namespace).await;
+    let subject = Subject {
+        namespace,
+        namespace_uid: &namespace_uid,
+        secret_uid: &secret_uid,
+    };
+    let secret = with_password(keys, subject, &[host.to_owned()], password, ago);
+    apply(admin, namespace, &secret).await;
+}
+
+/// Writes a pull secret as the webhook does.
+async fn apply(admin: &Client, namespace: &str, secret: &Secret) {
+    let secrets: Api<Secret> = Api::namespaced(admin.clone(), namespace);
+    let params = PatchParams::apply("ecr-injector").force();
+    secrets
+        .patch(PULL_SECRET, &params, &Patch::Apply(secret))
+        .await
+        .unwrap();
 }
 
 /// Gives each namespace such a pull secret, whatever it had.
@@ -123,12 +170,7 @@ pub async fn make_due(admin: &Client, namespaces: &[String], hosts: &[String]) {
     futures::stream::iter(namespaces)
         .for_each_concurrent(16, |namespace| async move {
             let secret = minted_ago_in(admin, keys, namespace, hosts, four).await;
-            let secrets: Api<Secret> = Api::namespaced(admin.clone(), namespace);
-            let params = PatchParams::apply("ecr-injector").force();
-            secrets
-                .patch(PULL_SECRET, &params, &Patch::Apply(&secret))
-                .await
-                .unwrap();
+            apply(admin, namespace, &secret).await;
         })
         .await;
 }

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -196,16 +196,21 @@ impl Knobs {
 impl FakeAws {
     /// Starts the fake without TLS.
     pub fn start() -> Self {
-        Self::listening("http", None)
+        Self::start_at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Starts the fake without TLS on this address.
+    pub fn start_at(ip: IpAddr) -> Self {
+        Self::listening("http", ip, None)
     }
 
     /// Starts the fake with TLS and a certificate for these names.
     pub fn start_tls(authority: &Authority, names: &[&str]) -> Self {
         let acceptor = TlsAcceptor::from(authority.server_config(names));
-        Self::listening("https", Some(acceptor))
+        Self::listening("https", Ipv4Addr::LOCALHOST.into(), Some(acceptor))
     }
 
-    fn listening(scheme: &'static str, acceptor: Option<TlsAcceptor>) -> Self {
+    fn listening(scheme: &'static str, ip: IpAddr, acceptor: Option<TlsAcceptor>) -> Self {
         let shared = Arc::new(Mutex::new(Shared {
             iam: Iam::default(),
             ecr: Ecr::default(),
@@ -213,7 +218,7 @@ impl FakeAws {
             calls: Vec::new(),
         }));
         let runtime = OwnRuntime::start("fake-aws");
-        let (listener, address) = runtime.listen("127.0.0.1:0");
+        let (listener, address) = runtime.listen((ip, 0));
         let router = Router::new()
             .fallback(answer)
             .with_state(Arc::clone(&shared));

@@ -67,6 +67,27 @@ pub fn unauthorized() -> Response<Body> {
         .unwrap()
 }
 
+/// The answer to a good password of a principal that the repository's policy doesn't let pull, as
+/// ECR gives it.
+pub fn denied(method: &Method, repository: &str) -> Response<Body> {
+    let message = format!("no policy allows ecr:BatchGetImage on repository/{repository}");
+    error(method, StatusCode::FORBIDDEN, "DENIED", &message)
+}
+
+fn error(method: &Method, status: StatusCode, code: &str, message: &str) -> Response<Body> {
+    let body = serde_json::json!({"errors": [{"code": code, "message": message}]});
+    let body = match *method {
+        Method::HEAD => Body::empty(),
+        _ => Body::from(body.to_string()),
+    };
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header("Docker-Distribution-Api-Version", "registry/2.0")
+        .body(body)
+        .unwrap()
+}
+
 /// The answer with a document or a blob; to `HEAD` without it.
 pub fn found(method: &Method, content_type: &str, body: Vec<u8>) -> Response<Body> {
     let response = Response::builder()
@@ -137,15 +158,5 @@ pub fn refusal(method: &Method, path: &str) -> Option<Response<Body>> {
     let (repository, _) = path.strip_prefix("/v2/")?.split_once("/manifests/")?;
     let mut refusals = REFUSALS.iter();
     let (_, status, code, message) = refusals.find(|(name, ..)| *name == repository)?;
-    let body = serde_json::json!({"errors": [{"code": code, "message": message}]});
-    let body = match *method {
-        Method::HEAD => Body::empty(),
-        _ => Body::from(body.to_string()),
-    };
-    let response = Response::builder()
-        .status(status)
-        .header(header::CONTENT_TYPE, "application/json")
-        .header("Docker-Distribution-Api-Version", "registry/2.0")
-        .body(body);
-    Some(response.unwrap())
+    Some(error(method, *status, code, message))
 }

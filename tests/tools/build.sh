@@ -59,7 +59,7 @@ peers() {
 kubelet_lab() {
   local program stamp
   stamp=$(control_plane kubelet | sed -n 's/^kubectl [^ ]* [^ ]* //p')
-  for program in kube-scheduler kubelet; do
+  for program in kube-scheduler kube-proxy kubelet; do
     echo "$program kubelet k8s.io/kubernetes/cmd/$program $stamp"
   done
   stamp="-X github.com/containerd/containerd/v2/version.Version=v$(version containerd github.com/containerd/containerd/v2)"
@@ -94,7 +94,7 @@ about() {
   crane) echo "crane $(version crane github.com/google/go-containerregistry), a client of registries" ;;
   kind) echo "kind $(version kind sigs.k8s.io/kind), which makes clusters in containers" ;;
   ecr-login) echo "amazon-ecr-credential-helper $(version ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login)" ;;
-  kubelet-lab) echo "the kubelet and kube-scheduler of Kubernetes $(version kubelet k8s.io/kubernetes) and containerd" \
+  kubelet-lab) echo "the kubelet, kube-scheduler and kube-proxy of Kubernetes $(version kubelet k8s.io/kubernetes) and containerd" \
     "$(version containerd github.com/containerd/containerd/v2), about 5 minutes on two cores" ;;
   peers) echo "agnhost, cloud-provider-aws $(version ecr-credential-provider k8s.io/cloud-provider-aws)," \
     "amazon-ecr-credential-helper $(version ecr-login github.com/awslabs/amazon-ecr-credential-helper/ecr-login), about 5 minutes on two cores" ;;
