@@ -107,13 +107,18 @@ test-clients: ## Install skopeo, buildah, podman, docker's client and others, an
 	$(CARGO) test --locked --test clients
 
 .PHONY: kubelet-lab
-kubelet-lab: ## Build the kubelet, kube-scheduler and containerd, once (about 5 minutes)
-	@for it in runc ip unshare findmnt cc; do command -v $$it >/dev/null || \
-	{ echo "kubelet-lab: there is no $$it (Debian: apt-get install runc iproute2 util-linux gcc libc6-dev)" >&2; exit 1; }; done
+kubelet-lab: ## Build the kubelet, kube-scheduler, kube-proxy and containerd, once (about 5 minutes)
+	@for it in runc ip unshare findmnt cc nft /usr/lib/cni/ptp; do command -v $$it >/dev/null || \
+	{ echo "kubelet-lab: there is no $$it (Debian: apt-get install" \
+	"runc iproute2 util-linux gcc libc6-dev nftables containernetworking-plugins)" >&2; exit 1; }; done
 	@$(TOOLS) kubelet-lab
 
 .PHONY: kubelet-test
-kubelet-test: control-plane kubelet-lab ## Have a real kubelet pull with the credential plugin and with the webhook (as root)
+kubelet-test: control-plane kubelet-lab helm ## Have a real kubelet pull with the credential plugin and with the webhook (as root)
+	$(CARGO) test --locked --test kubelet -- --nocapture --skip chart::
+
+.PHONY: e2e
+e2e: control-plane kubelet-lab helm image ## The same, and with the chart and the image as they are installed (as root)
 	$(CARGO) test --locked --test kubelet -- --nocapture
 
 .PHONY: control-plane
@@ -326,7 +331,7 @@ book: ## Build the book of docs/ into target/book, with warnings as errors
 ci: lint lint-docs lint-workflows docs book test ## What CI runs
 
 .PHONY: test-all
-test-all: ci cost image-test small-binary-test test-clients kubelet-test test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
+test-all: ci cost image-test small-binary-test test-clients e2e test-helm3 test-oldest kill-rounds lost-pods soak sabotage bench ## Everything, also what takes longer than CI has
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -16,6 +16,7 @@
 mod support;
 
 mod accounts;
+mod chart;
 mod isolation;
 mod kinds;
 mod lab;
