@@ -13,7 +13,7 @@ use kube::api::{Api, EvictParams, ListParams};
 use serde_json::{Value, json};
 
 use crate::isolation::{command_line, isolated, processes};
-use crate::lab::Lab;
+use crate::lab::{Lab, is_ready};
 use crate::support::control_plane::{AuditLevel, Options, target};
 use crate::support::helm::{RELEASE, chart, helm_by, program};
 use crate::support::installation::{NAME, OPT_IN, PULL_SECRET};
@@ -180,15 +180,23 @@ impl Chart {
     /// Waits until the Deployment has all its replicas, ready, and no others are left.
     async fn settled(&self) {
         self.lab.rolled_out(NAME, NAME).await;
-        eventually("the old replicas are gone", SOON, async || {
-            let admin = Caller(self.lab.admin.clone());
-            let path = format!("/apis/apps/v1/namespaces/{NAME}/deployments/{NAME}");
-            let deployment = admin.get(&path).await.allowed();
-            let wanted = deployment["spec"]["replicas"].as_u64().unwrap();
-            let ready = deployment["status"]["readyReplicas"].as_u64().unwrap_or(0);
-            let there = u64::try_from(self.replicas().await.len()).unwrap();
-            (ready == wanted && there == wanted).then_some(())
-        })
+        eventually(
+            "all replicas are ready, and no others left",
+            SOON,
+            async || {
+                let admin = Caller(self.lab.admin.clone());
+                let path = format!("/apis/apps/v1/namespaces/{NAME}/deployments/{NAME}");
+                let deployment = admin.get(&path).await.allowed();
+                let wanted = deployment["spec"]["replicas"].as_u64().unwrap();
+                // The status of the Deployment comes later than that of its Pods.
+                let replicas = self.replicas().await;
+                let mut replicas = replicas
+                    .iter()
+                    .map(|pod| serde_json::to_value(pod).unwrap());
+                let there = u64::try_from(replicas.len()).unwrap();
+                (there == wanted && replicas.all(|pod| is_ready(&pod).is_some())).then_some(())
+            },
+        )
         .await;
     }
 
@@ -402,8 +410,12 @@ fn policy_beside_the_webhook_loses_no_pod_when_all_replicas_are_killed() {
         let chart = Chart::install().await;
         let lab = &chart.lab;
         let load = load(&chart).await;
+        let discover = json!({"discover": "pods"});
         chart
-            .helm(&["upgrade", RELEASE], json!({"mode": "both"}))
+            .helm(
+                &["upgrade", RELEASE],
+                json!({"mode": "both", "config": discover}),
+            )
             .await;
         chart.settled().await;
         lab.scale(NAME, NAME, 0).await;
@@ -414,14 +426,16 @@ fn policy_beside_the_webhook_loses_no_pod_when_all_replicas_are_killed() {
         .await;
         lab.scale(NAME, NAME, 2).await;
         chart.settled().await;
+        let shop = chart.opted_in("shop").await;
         let stored = load
             .during("kill of both replicas", async {
                 chart.kill(2).await;
+                // None is ready again: nobody provides the pull secret at once.
+                lab.create(&shop, "first", &json!({})).await;
                 chart.settled().await;
             })
             .await;
         assert_eq!(stored.without, 0);
-        let shop = chart.opted_in("shop").await;
-        lab.runs(&shop, "first", &json!({})).await;
+        lab.wait_until_recovered(&shop, "first").await;
     });
 }

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::isolation::{command_line, processes};
-use crate::node::{PATH, built, kubelet_config, start_containerd, start_proxy};
+use crate::node::{
+    PATH, built, containerd_programs, kubelet_config, start_containerd, start_proxy,
+};
 use crate::registry::Registry;
 use crate::support::child::GuardedChild;
 use crate::support::control_plane::{AuditLevel, NODE, Options};
@@ -214,7 +216,7 @@ impl Lab {
 
     /// Imports an archive of an image into containerd under this name, without its tag.
     pub(crate) fn import(&self, archive: &Path, name: &str) {
-        let output = Command::new(built("ctr"))
+        let output = Command::new(containerd_programs().join("ctr"))
             .args([
                 "--address",
                 crate::node::CONTAINERD,

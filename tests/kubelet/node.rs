@@ -1,7 +1,9 @@
 //! The programs of a node: containerd, the kubelet and kube-proxy.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -42,7 +44,9 @@ pub(crate) fn start_containerd(
     let hosts = path("certs.d/_default");
     fs::create_dir_all(&hosts).unwrap();
     let ca = path("registry.pem").display().to_string();
-    let text = format!("server = \"https://{}\"\nca = \"{ca}\"\n", registry.address);
+    let registry = format!("https://{}", registry.address);
+    // containerd 1 reads no file without a table of hosts.
+    let text = format!("server = \"{registry}\"\n[host.\"{registry}\"]\nca = \"{ca}\"\n");
     fs::write(hosts.join("hosts.toml"), text).unwrap();
     fs::create_dir(path("cni")).unwrap();
     let network = json!({
@@ -58,15 +62,60 @@ pub(crate) fn start_containerd(
         }],
     });
     fs::write(path("cni/pods.conflist"), network.to_string()).unwrap();
-    let config = format!(
-        r#"version = 3
-root = "{root}"
-state = "/run/containerd"
+    let programs = containerd_programs();
+    fs::write(
+        path("containerd.toml"),
+        containerd_config(folder, is_first_major(&programs)),
+    )
+    .unwrap();
+    let search = format!("{}:{PATH}", programs.display());
+    GuardedChild::spawn(
+        &programs.join("containerd"),
+        [format!("--config={}", path("containerd.toml").display())],
+        Some(&[("PATH".to_owned(), search)]),
+        path("containerd.log"),
+    )
+}
+
+/// Returns the folder of containerd, its shim and ctr: `ECR_INJECTOR_CONTAINERD`, or what `make
+/// kubelet-lab` built.
+pub(crate) fn containerd_programs() -> PathBuf {
+    let built = || built("containerd").parent().unwrap().to_owned();
+    env::var_os("ECR_INJECTOR_CONTAINERD").map_or_else(built, PathBuf::from)
+}
+
+/// Whether it is containerd 1, which has a configuration of its own and no image volumes.
+pub(crate) fn is_first_major(programs: &Path) -> bool {
+    let containerd = programs.join("containerd");
+    let output = Command::new(containerd).arg("--version").output().unwrap();
+    let version = String::from_utf8(output.stdout).unwrap();
+    let number = version.split_whitespace().nth(2).unwrap();
+    number.trim_start_matches('v').starts_with("1.")
+}
+
+fn containerd_config(folder: &Path, is_first_major: bool) -> String {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let sandbox = format!("{SANDBOX_HOST}/{}:v1", registry::OPEN);
+    let (root, certs, cni) = (path("containerd"), path("certs.d"), path("cni"));
+    let settings = if is_first_major {
+        format!(
+            r#"version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{sandbox}"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{certs}"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{CNI_PLUGINS}"
+conf_dir = "{cni}"
+"#
+        )
+    } else {
+        format!(
+            r#"version = 3
 disabled_plugins = ["io.containerd.nri.v1.nri"]
-[grpc]
-address = "{CONTAINERD}"
 [plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "{SANDBOX_HOST}/{open}:v1"
+sandbox = "{sandbox}"
 [plugins."io.containerd.cri.v1.images".registry]
 config_path = "{certs}"
 [plugins."io.containerd.cri.v1.runtime"]
@@ -74,20 +123,17 @@ restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["{CNI_PLUGINS}"]
 conf_dir = "{cni}"
-"#,
-        root = path("containerd").display(),
-        open = registry::OPEN,
-        certs = path("certs.d").display(),
-        cni = path("cni").display(),
-    );
-    fs::write(path("containerd.toml"), config).unwrap();
-    let programs = built("containerd");
-    let search = format!("{}:{PATH}", programs.parent().unwrap().display());
-    GuardedChild::spawn(
-        &programs,
-        [format!("--config={}", path("containerd.toml").display())],
-        Some(&[("PATH".to_owned(), search)]),
-        path("containerd.log"),
+"#
+        )
+    };
+    let (first, rest) = settings.split_once('\n').unwrap();
+    format!(
+        r#"{first}
+root = "{root}"
+state = "/run/containerd"
+{rest}[grpc]
+address = "{CONTAINERD}"
+"#
     )
 }
 
