@@ -67,14 +67,14 @@ impl Chart {
         });
         lab.plane.apply(&format!("{namespace}\n---\n{keys}")).await;
         let chart = Self { lab };
-        chart.helm(&["install", RELEASE], json!({})).await;
+        chart.helm(&["install", RELEASE], &json!({}));
         chart.lab.rolled_out(NAME, NAME).await;
         assert_eq!(chart.restarts().await, 0, "{}", chart.logs());
         chart
     }
 
     /// Runs Helm on the chart, with values beside those that lead to the fake AWS.
-    async fn helm(&self, arguments: &[&str], more: Value) {
+    fn helm(&self, arguments: &[&str], more: &Value) {
         let variable = |(name, value): (String, String)| json!({"name": name, "value": value});
         let mut variables: Vec<_> = self.lab.aws.endpoints().into_iter().map(variable).collect();
         variables.push(json!({"name": "AWS_EC2_METADATA_DISABLED", "value": "true"}));
@@ -411,12 +411,10 @@ fn policy_beside_the_webhook_loses_no_pod_when_all_replicas_are_killed() {
         let lab = &chart.lab;
         let load = load(&chart).await;
         let discover = json!({"discover": "pods"});
-        chart
-            .helm(
-                &["upgrade", RELEASE],
-                json!({"mode": "both", "config": discover}),
-            )
-            .await;
+        chart.helm(
+            &["upgrade", RELEASE],
+            &json!({"mode": "both", "config": discover}),
+        );
         chart.settled().await;
         lab.scale(NAME, NAME, 0).await;
         chart.settled().await;
