@@ -13,6 +13,7 @@ mod explain;
 pub mod fingerprint;
 mod lazy;
 mod source;
+mod unavailable;
 
 use std::{
     env,
@@ -42,6 +43,7 @@ use self::{
     configured::{POD_IDENTITY_VARIABLE, configured, lacking, with_usable_variables},
     explain::{Refusal, innermost, profile_message},
     lazy::Lazy,
+    unavailable::is_unavailable,
 };
 use super::{fault::Fault, keys, metrics::AwsMetrics, origin::Origin, profile::ProfileSource};
 
@@ -62,6 +64,7 @@ pub struct SourceError {
     from: String,
     message: String,
     fault: Option<Fault>,
+    is_unavailable: bool,
 }
 
 /// Why there are no credentials, for the errors of calls.
@@ -71,6 +74,9 @@ pub struct NoCredentials {
     pub fault: Option<Fault>,
     /// Whether no source of any kind is there, as opposed to one that failed.
     pub is_nowhere: bool,
+    /// Whether the source, or the last of all, couldn't be asked or couldn't answer: no mistake of
+    /// the configuration is known.
+    pub is_unavailable: bool,
     /// The text, which names the source.
     pub message: String,
 }
@@ -84,6 +90,7 @@ pub struct NoCredentials {
 )]
 pub struct NoSource {
     last: String,
+    is_unavailable: bool,
 }
 
 /// Neither the expected source nor any other has credentials.
@@ -219,6 +226,7 @@ impl PinnedChain {
                 .map_err(|cause| self.failed(source, &cause));
         }
         let (mut last, mut lacks) = (String::new(), self.lacks.clone());
+        let mut is_unanswered = false;
         for (at, source) in self.sources.iter().enumerate() {
             match source.fetch().await {
                 Ok(credentials) => {
@@ -232,6 +240,7 @@ impl PinnedChain {
                 }
                 Err(cause) if source.may_be_skipped(&cause) => {
                     last = innermost(&cause);
+                    is_unanswered = is_unavailable(&cause);
                     if lacks.is_none() && self.expected == Some(source.from) {
                         lacks = Some(match &source.origin {
                             Origin::Profile(profile) => format!("credentials in {profile}"),
@@ -247,7 +256,10 @@ impl PinnedChain {
                 let lacks = it_lacks(lacks.as_deref());
                 CredentialsError::not_loaded(NoExpectedSource { expected, lacks })
             }
-            None => CredentialsError::not_loaded(NoSource { last }),
+            None => CredentialsError::not_loaded(NoSource {
+                last,
+                is_unavailable: is_unanswered,
+            }),
         })
     }
 
@@ -355,6 +367,7 @@ impl CredentialSource {
             },
             message: message + &advice.map(|text| format!("; {text}")).unwrap_or_default(),
             fault,
+            is_unavailable: is_unavailable(cause),
         })
     }
 }
@@ -370,6 +383,11 @@ pub fn explain(error: &CredentialsError) -> NoCredentials {
     let first: &(dyn StdError + 'static) = error;
     let chain = || std::iter::successors(Some(first), |&error| error.source());
     let fault = chain().find_map(|error| error.downcast_ref::<SourceError>()?.fault);
+    let of_source = |error: &(dyn StdError + 'static)| {
+        let of_none = || Some(error.downcast_ref::<NoSource>()?.is_unavailable);
+        let source = error.downcast_ref::<SourceError>();
+        source.map(|source| source.is_unavailable).or_else(of_none)
+    };
     let message = chain()
         .find(|error| {
             error.is::<SourceError>()
@@ -381,6 +399,9 @@ pub fn explain(error: &CredentialsError) -> NoCredentials {
     NoCredentials {
         fault,
         is_nowhere: chain().any(<dyn StdError>::is::<NoSource>),
+        is_unavailable: chain()
+            .find_map(of_source)
+            .unwrap_or_else(|| is_unavailable(error)),
         message,
     }
 }

@@ -22,6 +22,21 @@ pub enum Fault {
     IdentityExpired,
 }
 
+/// The error codes of throttling.
+const THROTTLES: [&str; 5] = [
+    "ThrottlingException",
+    "Throttling",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+    "SlowDown",
+];
+
+/// Returns whether AWS throttles the caller, by the code of its error.
+#[must_use]
+pub fn is_throttle(code: &str) -> bool {
+    THROTTLES.contains(&code)
+}
+
 impl Fault {
     /// Returns the mistake that a signed call was refused for, by code and message. Both ECR and
     /// STS report a wrong clock also by the code of a wrong signature.

@@ -179,7 +179,9 @@ impl<'a> Run<'a> {
                 note.into_iter().fold(answer, Answer::note)
             }
             // These images can be pulled without a token, and a bad one would prevent that.
-            Err(Failure::Mint(error)) if is_public && matches!(*error, MintError::NoSource(_)) => {
+            Err(Failure::Mint(error) | Failure::Outage(error, None))
+                if is_public && matches!(*error, MintError::NoSource { .. }) =>
+            {
                 self.none(KEEP_NONE)
             }
             Err(Failure::Outage(error, cached)) if self.starts_cached() => {

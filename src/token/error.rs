@@ -77,11 +77,22 @@ pub enum MintError {
         "no AWS credentials: {1}; docs/reference/aws-credentials.md lists what each source needs"
     )]
     Credentials(Option<Fault>, String),
-    /// No source of AWS credentials of any kind is there.
+    /// The source of the AWS credentials couldn't be asked, or couldn't answer.
     #[error(
         "no AWS credentials: {0}; docs/reference/aws-credentials.md lists what each source needs"
     )]
-    NoSource(String),
+    SourceUnavailable(String),
+    /// No source of AWS credentials of any kind is there.
+    #[error(
+        "no AWS credentials: {message}; docs/reference/aws-credentials.md lists what each source needs"
+    )]
+    NoSource {
+        /// The sources, and what the last of them lacks.
+        message: String,
+        /// Whether the last one, the instance metadata service, was asked and gave no answer: it
+        /// may be there all the same.
+        is_unanswered: bool,
+    },
     /// The credentials are certainly of another partition than the registry.
     #[error(
         "the credentials of {0} are of partition {of} ({because}), and the registry is in {registry}: no role can be assumed \
@@ -310,7 +321,9 @@ impl MintError {
             (_, Some(Fault::Signature)) => "invalid_signature",
             (_, Some(Fault::UnknownKey)) => "unknown_access_key",
             (_, Some(Fault::Expired)) | (Self::SessionTooShort(..), _) => "session_expired",
-            (Self::Credentials(..) | Self::NoSource(_), _) => "credentials",
+            (Self::Credentials(..) | Self::SourceUnavailable(_) | Self::NoSource { .. }, _) => {
+                "credentials"
+            }
             (Self::OtherPartition(..), _) => "partition_mismatch",
             // No other mistake is a rejection.
             (Self::Refused(..) | Self::Rejected(..), _) => "access_denied",
@@ -335,13 +348,28 @@ impl MintError {
         }
     }
 
-    /// Returns whether AWS couldn't be asked, or couldn't answer: another try may succeed. It says
-    /// nothing about what the identity may do.
+    /// Returns whether AWS or the source of the credentials couldn't be asked, or couldn't answer.
+    /// It says nothing about what the identity may do.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
+        let is_unanswered = matches!(
+            self,
+            Self::NoSource {
+                is_unanswered: true,
+                ..
+            }
+        );
+        is_unanswered || self.may_pass()
+    }
+
+    /// Returns whether another try may succeed a moment later. Where no source is known to be
+    /// there, it may not.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
         matches!(
             self,
-            Self::Throttled(..)
+            Self::SourceUnavailable(_)
+                | Self::Throttled(..)
                 | Self::Server(..)
                 | Self::Unreachable(..)
                 | Self::Timeout(_)
@@ -377,7 +405,8 @@ impl MintError {
             | Self::NotAws(call)
             | Self::Request(call, _) => Some(call),
             Self::Credentials(..)
-            | Self::NoSource(_)
+            | Self::SourceUnavailable(_)
+            | Self::NoSource { .. }
             | Self::OtherPartition(..)
             | Self::Deadline
             | Self::GaveUp
@@ -392,7 +421,9 @@ impl MintError {
     #[must_use]
     pub fn public_text(&self) -> String {
         let what = match self {
-            Self::Credentials(..) | Self::NoSource(_) => "the webhook has no AWS credentials",
+            Self::Credentials(..) | Self::SourceUnavailable(_) | Self::NoSource { .. } => {
+                "the webhook has no AWS credentials"
+            }
             Self::OtherPartition(..) => {
                 "the webhook's AWS credentials are of another partition than the registry"
             }

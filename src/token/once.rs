@@ -35,7 +35,7 @@ pub struct MintRequest {
 }
 
 /// Mints a token. Only what may be over a moment later is tried again: that AWS throttles, fails,
-/// can't be reached or doesn't answer in time.
+/// can't be reached or doesn't answer in time, or that the source of the credentials does so.
 pub async fn mint_once(
     environment: AwsEnvironment,
     request: &MintRequest,
@@ -59,7 +59,7 @@ pub async fn mint_once(
         let web_identity = request.web_identity.as_ref();
         let minted = minting.mint(&request.key, web_identity, try_ends).await;
         let error = match minted {
-            Err(error) if error.is_unavailable() => error,
+            Err(error) if error.may_pass() => error,
             other => return other,
         };
         match pauses.next() {

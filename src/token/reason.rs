@@ -8,18 +8,14 @@ use futures::FutureExt as _;
 
 use super::error::{AwsReply, Call, MintError, Rejection};
 use crate::{
-    aws::{credentials::NoCredentials, fault::Fault, origin::Origin},
+    aws::{
+        credentials::NoCredentials,
+        fault::{Fault, is_throttle},
+        origin::Origin,
+    },
     telemetry::printable::printable,
 };
 
-/// The error codes of throttling.
-const THROTTLES: [&str; 5] = [
-    "ThrottlingException",
-    "Throttling",
-    "TooManyRequestsException",
-    "RequestLimitExceeded",
-    "SlowDown",
-];
 /// The most characters of a text of AWS or the system that are shown.
 const MAX_TEXT: usize = 300;
 /// The most characters of a text that also says what to do.
@@ -52,7 +48,12 @@ pub(super) async fn caught<T>(
 pub(super) fn no_credentials(why: &NoCredentials) -> MintError {
     let message = short(&why.message, MAX_EXPLANATION);
     if why.is_nowhere {
-        MintError::NoSource(message)
+        MintError::NoSource {
+            message,
+            is_unanswered: why.is_unavailable,
+        }
+    } else if why.is_unavailable {
+        MintError::SourceUnavailable(message)
     } else {
         MintError::Credentials(why.fault, message)
     }
@@ -72,7 +73,7 @@ pub(super) fn reason<E: ProvideErrorMetadata + StdError + 'static, R>(
             let reply = AwsReply::new(short(&code, MAX_TEXT), shown);
             if code.is_empty() {
                 MintError::NotAws(call)
-            } else if THROTTLES.contains(&code.as_str()) {
+            } else if is_throttle(&code) {
                 MintError::Throttled(call, reply)
             } else if let Some(fault) = Fault::of(&code, message) {
                 let hint = match fault {

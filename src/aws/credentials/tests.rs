@@ -161,8 +161,15 @@ async fn a_source_that_hangs_is_an_error_that_names_it() {
         (Source::PodIdentity, vec![]),
         (Source::InstanceMetadata, vec![keys("node")]),
     ]);
-    let error = next(&chain).await.expect_err("no answer");
-    assert!(error.starts_with("pod_identity: "), "{error}");
+    let error = chain.provide_credentials().await.expect_err("no answer");
+    let NoCredentials {
+        message,
+        is_unavailable,
+        is_nowhere,
+        ..
+    } = explain(&error);
+    assert!(message.starts_with("pod_identity: "), "{message}");
+    assert!(is_unavailable && !is_nowhere);
 }
 
 #[tokio::test]

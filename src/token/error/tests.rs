@@ -35,6 +35,11 @@ fn all(reply: &AwsReply, call: &Call) -> Vec<MintError> {
     vec![
         MintError::Credentials(None, MESSAGE.to_owned()),
         MintError::Credentials(Some(Fault::IdentityToken), MESSAGE.to_owned()),
+        MintError::SourceUnavailable(MESSAGE.to_owned()),
+        MintError::NoSource {
+            message: MESSAGE.to_owned(),
+            is_unanswered: true,
+        },
         MintError::OtherPartition(origin(), Partition::AwsCn, known()),
         MintError::Refused(call(), reply()),
         MintError::Rejected(call(), reply(), Box::new(rejection(Fault::Clock))),

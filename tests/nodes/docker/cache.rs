@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use tokio::io::AsyncWriteExt as _;
 
 use super::command::{Machine, R, REGION, files};
+use crate::support::fake_aws::metadata::{InstanceMetadata, Manners};
 use crate::support::{Behaviour, FakeAws};
 
 const HALF: SignedDuration = SignedDuration::from_hours(6);
@@ -97,6 +98,26 @@ async fn token_past_half_of_its_life_is_the_second_choice() {
     aws.clear();
     machine.get(R).await.answered(&aws, R);
     assert!(aws.calls().is_empty());
+}
+
+/// A source that is away says nothing about what the identity may do; one that answers otherwise does.
+#[tokio::test]
+async fn token_past_half_of_its_life_is_used_if_the_source_of_the_credentials_is_away() {
+    let aws = FakeAws::start();
+    let metadata = InstanceMetadata::start(&aws, "laptop");
+    let machine = Machine::without_credentials(&aws)
+        .unset("AWS_EC2_METADATA_DISABLED")
+        .variables(metadata.environment());
+    machine.get(R).await.answered(&aws, R);
+    let first = aws.passwords().pop().unwrap();
+    machine.age(HALF);
+    for manners in [Manners::Fail(500), Manners::Hang] {
+        metadata.behave(manners);
+        machine.get(R).await.answered_with(&first, R);
+    }
+    metadata.behave(Manners::NoRole);
+    machine.get(R).await.failed_with(&["no AWS credentials"]);
+    assert_eq!(aws.calls().len(), 1);
 }
 
 /// D-28.

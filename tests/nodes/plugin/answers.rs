@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::command::{Node, REGISTRY, V1, request};
 use crate::support::fake_aws::Garbage;
+use crate::support::fake_aws::metadata::ClosedPort;
 use crate::support::{Behaviour, FakeAws};
 
 const HOUR: u64 = 3600;
@@ -180,6 +181,13 @@ async fn public_gallery_never_gets_worse_by_a_token() {
     let ran = node
         .answer(&run(without_source.arguments(&["--public"])))
         .await;
+    ran.has_none(600);
+    let closed = ClosedPort::reserve();
+    let metadata = format!("http://{}", closed.address());
+    let without_metadata = node.bare().arguments(&["--public"]);
+    let without_metadata =
+        without_metadata.variable("AWS_EC2_METADATA_SERVICE_ENDPOINT", &metadata);
+    let ran = node.answer(&run(without_metadata)).await;
     ran.has_none(600);
     assert!(aws.calls().is_empty());
 

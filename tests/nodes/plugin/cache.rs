@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::command::{Node, REGISTRY, Run};
-use crate::support::fake_aws::metadata::InstanceMetadata;
+use crate::support::fake_aws::metadata::{ContainerCredentials, InstanceMetadata, Manners};
 use crate::support::{Behaviour, FakeAws, eventually};
 
 /// The files of this kind, such as `json`.
@@ -234,6 +234,41 @@ async fn older_token_is_used_if_aws_cannot_be_asked_and_not_if_it_refuses() {
         first,
         "half of its life is over"
     );
+}
+
+/// A source that is away says nothing about what the identity may do; one that answers otherwise does.
+#[tokio::test]
+async fn older_token_is_used_if_the_source_of_the_credentials_is_away() {
+    let aws = FakeAws::start();
+    let node = Node::new(&aws);
+    let metadata = InstanceMetadata::start(&aws, "node");
+    let agent = ContainerCredentials::start(&aws, "agent");
+    let run = || node.bare().variables(aws.endpoints());
+    let of_instance = run().variables(metadata.environment());
+    let of_agent = run().variable("AWS_CONTAINER_CREDENTIALS_FULL_URI", &agent.uri());
+    let behave = |manners| {
+        metadata.behave(manners);
+        agent.behave(manners);
+    };
+    for run in [of_instance, of_agent] {
+        behave(Manners::Answer);
+        let first = node.answer(&run).await.password();
+        age(&node, HOURS(6), HOURS(10));
+        for manners in [Manners::Fail(503), Manners::Fail(429), Manners::Hang] {
+            behave(manners);
+            let ran = node.answer(&run).await;
+            assert_eq!(ran.password(), first, "{manners:?}");
+            assert!(ran.err.contains("the cached token"), "{ran:?}");
+        }
+        for manners in [Manners::Fail(403), Manners::Fail(404)] {
+            behave(manners);
+            let ran = node.answer(&run).await;
+            ran.failed(1, &["no AWS credentials"]);
+        }
+        assert_eq!(aws.calls().len(), 1);
+        aws.clear();
+        fs::remove_dir_all(node.tokens()).unwrap();
+    }
 }
 
 /// P-47
