@@ -159,7 +159,10 @@ fn erase(server: &str, notes: &mut Notes) -> Answer {
     }
     if let (Some(host), Some(folder)) = (host, settings::cache_folder(notes)) {
         let erased = match Kept::existing(&folder) {
-            Ok(Some(kept)) => kept.erase(host.as_str(), SystemClock.now()),
+            Ok(Some(kept)) => {
+                let wait = LOCK_WAIT.min(settings::timeout(notes));
+                kept.erase(host.as_str(), wait, || SystemClock.now())
+            }
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };

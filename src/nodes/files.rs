@@ -49,6 +49,12 @@ pub enum FilesError {
         /// The system's error.
         error: io::Error,
     },
+    /// Another process has the lock.
+    #[error("another process has locked {}: try again when it has ended", path.display())]
+    Locked {
+        /// The file of the lock.
+        path: PathBuf,
+    },
     /// It is something else than it has to be.
     #[error("{} {why}", path.display())]
     Unsafe {
@@ -173,6 +179,12 @@ impl Folder {
             let _ = sender.send(file.lock().is_ok().then_some(Lock(file)));
         });
         Ok(locked.recv_timeout(limit).ok().flatten())
+    }
+
+    /// Returns the error of a lock that another process has had for too long.
+    pub fn is_locked(&self, name: &str) -> FilesError {
+        let path = self.path.join(name);
+        FilesError::Locked { path }
     }
 
     fn open_lock(&self, name: &str) -> Result<File, FilesError> {

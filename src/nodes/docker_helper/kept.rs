@@ -84,9 +84,19 @@ impl Kept {
         own.chain(other.hosts(now)).collect()
     }
 
-    /// Removes the tokens of a host, also where they were written for the other helper.
-    pub(super) fn erase(&self, host: &str, now: Timestamp) -> Result<(), FilesError> {
-        let _lock = self.0.try_lock(LOCK)?;
+    /// Removes the tokens of a host, also where they were written for the other helper. Another
+    /// process that mints would write them again, so it is waited for; nothing is removed without
+    /// the lock.
+    pub(super) fn erase(
+        &self,
+        host: &str,
+        limit: Duration,
+        now: impl FnOnce() -> Timestamp,
+    ) -> Result<(), FilesError> {
+        let Some(_lock) = self.0.lock(LOCK, limit)? else {
+            return Err(self.0.is_locked(LOCK));
+        };
+        let now = now();
         let mut own = self.own()?;
         let erased = own.erase(host);
         if erased.is_empty() {

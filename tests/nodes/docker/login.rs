@@ -1,6 +1,7 @@
 //! All but `get`: logins, logouts, lists, versions, and wrong calls.
 
 use std::fs;
+use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde_json::{Value, json};
@@ -117,6 +118,35 @@ async fn logout_removes_the_token_of_one_host() {
     assert!(aws.calls().is_empty());
     machine.get(R).await.answered(&aws, R);
     assert_eq!(aws.calls().len(), 1);
+}
+
+/// A run that mints would write the token again, so a logout waits for its end, and removes nothing without the lock.
+#[tokio::test]
+async fn logout_waits_for_a_run_that_mints() {
+    let aws = FakeAws::start();
+    let machine = Machine::with_keys(&aws).set(IGNORE, "true");
+    machine.get(R).await.answered(&aws, R);
+    aws.clear();
+    let lock = fs::File::open(machine.cache().join("ecr-injector.lock")).unwrap();
+    lock.lock().unwrap();
+    let hurried = machine.set("ECR_INJECTOR_TIMEOUT", "100ms");
+    let run = hurried.run(&["erase"], R).await;
+    assert_eq!((run.code, &*run.out), (Some(0), ""), "{run:#?}");
+    for word in [R, "the kept token stays", "another process has locked"] {
+        assert!(run.err.contains(word), "{run:#?}");
+    }
+    hurried.get(R).await.answered(&aws, R);
+    assert!(aws.calls().is_empty());
+
+    let machine = hurried.unset("ECR_INJECTOR_TIMEOUT");
+    let logout = machine.run(&["erase"], R);
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(lock);
+    };
+    let (run, ()) = tokio::join!(logout, release);
+    run.is(0, "", "");
+    assert_eq!(machine.own()["entries"].as_array().unwrap().len(), 0);
 }
 
 /// D-13.
