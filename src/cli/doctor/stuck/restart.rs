@@ -84,20 +84,20 @@ impl Restarts<'_> {
     pub(super) async fn run(&self, pods: &[StuckPod]) -> Restarted {
         let mut done = Restarted::default();
         let mut owners = Owners::default();
-        let begun = self.shared.now;
+        let mut begun = None;
         let (mut next, mut next_look) = (Instant::now(), Instant::now() + LOOK_PERIOD);
         for pod in pods.iter().filter(|pod| self.is_meant(pod)) {
             sleep_until(next).await;
             next = Instant::now() + INTERVAL;
             if Instant::now() >= next_look && !owners.pods.is_empty() {
-                self.look(&owners, begun, &mut done).await;
+                self.look(&owners, self.begun(begun), &mut done).await;
                 next_look = Instant::now() + LOOK_PERIOD;
             }
             if done.stuck_again.len() >= MAX_STUCK_AGAIN {
                 done.stop = Some(Stop::StuckAgain);
                 break;
             }
-            let outcome = match self.one(pod).await {
+            let outcome = match self.one(pod, &mut begun).await {
                 Ok(outcome) => outcome,
                 Err(stop) => {
                     done.stop = Some(stop);
@@ -111,6 +111,7 @@ impl Restarts<'_> {
             done.outcomes.insert(pod.uid.clone(), outcome);
         }
         let end = Instant::now() + FOLLOW;
+        let begun = self.begun(begun);
         while !owners.pods.is_empty() && !self.look(&owners, begun, &mut done).await {
             if Instant::now() >= end {
                 break;
@@ -118,6 +119,11 @@ impl Restarts<'_> {
             sleep(LOOK_PERIOD).await;
         }
         done
+    }
+
+    /// Returns when the first Pod was restarted.
+    fn begun(&self, first_copy: Option<Timestamp>) -> Timestamp {
+        first_copy.unwrap_or(self.shared.now)
     }
 
     fn is_meant(&self, pod: &StuckPod) -> bool {
@@ -130,12 +136,13 @@ impl Restarts<'_> {
             }
     }
 
-    /// Restarts a Pod, if its copy gets the reference.
-    async fn one(&self, pod: &StuckPod) -> Result<Outcome, Stop> {
+    /// Restarts a Pod, if its copy gets the reference. The first copy has the time by which new
+    /// Pods are known: the API server's, as theirs is. The clock of this machine may be wrong.
+    async fn one(&self, pod: &StuckPod, begun: &mut Option<Timestamp>) -> Result<Outcome, Stop> {
         let reader = self.shared.reader();
         let path = format!("/api/v1/namespaces/{}/pods?dryRun=All", pod.namespace);
         match reader.post(&path, &pod.copy()).await {
-            Ok(copy) if has_reference(&copy, self.rules) => {}
+            Ok(copy) if has_reference(&copy, self.rules) => *begun = begun.or(created(&copy)),
             Ok(_) => return Err(Stop::NoReference(pod.title())),
             // The Pod breaks a rule of the cluster, a quota is full, or a right is missing.
             Err(CallError::Status(status, message)) if status.is_client_error() => {
@@ -189,14 +196,18 @@ fn replacement(
 ) -> Option<Replacement> {
     let metadata = &pod["metadata"];
     let owner = Owner::of(pod)?.uid;
-    let created: Timestamp = metadata["creationTimestamp"].as_str()?.parse().ok()?;
-    let is_new = owners.contains_key(&*owner) && created >= begun;
+    let is_new = owners.contains_key(&*owner) && created(pod)? >= begun;
     let (namespace, name) = (metadata["namespace"].as_str()?, metadata["name"].as_str()?);
     is_new.then(|| Replacement {
         name: format!("{namespace}/{name}"),
         is_stuck: !has_reference(pod, rules) || is_stuck(pod, rules),
         owner,
     })
+}
+
+/// Returns when the API server created a Pod, or would have.
+fn created(pod: &Value) -> Option<Timestamp> {
+    pod["metadata"]["creationTimestamp"].as_str()?.parse().ok()
 }
 
 /// Evicts a Pod; where eviction is not allowed, deletes it.
@@ -241,3 +252,6 @@ fn outcome(result: Result<(), CallError>, operation: &str) -> Outcome {
         Err(error) => Outcome::Refused(format!("{operation}: {}", error.text())),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ use crate::{
 pub(crate) struct Shared {
     pub(super) reader: Reader,
     pub(super) config: Reading<ConfigFacts>,
-    /// The API server's time.
+    /// The API server's time, or that of this machine if the API server gave none.
     pub(crate) now: Timestamp,
 }
 
@@ -57,6 +57,17 @@ impl Survey<'_> {
 }
 
 impl Shared {
+    /// Returns the parts for a client and a time, for tests.
+    #[cfg(test)]
+    pub(crate) fn at(client: kube::Client, config: Reading<ConfigFacts>, now: Timestamp) -> Self {
+        let reader = Reader::new(client);
+        Self {
+            reader,
+            config,
+            now,
+        }
+    }
+
     /// Returns the reader of the API server.
     pub(crate) fn reader(&self) -> &Reader {
         &self.reader
