@@ -64,6 +64,12 @@ fn measure() -> ExitCode {
         // What is cached is there from then on, and what is read from the disk is in memory.
         run.once();
     }
+    for run in groups.iter().flatten() {
+        let calls = bed.aws.calls().len();
+        run.once();
+        let asks = bed.aws.calls().len() > calls;
+        assert_eq!(asks, run.asks, "{}: whether it asks AWS", run.name);
+    }
     let mut samples: Vec<Vec<Vec<Sample>>> = groups
         .iter()
         .map(|group| vec![Vec::new(); group.len()])

@@ -18,7 +18,7 @@ use super::registry::Registry;
 use crate::support::child::copy_program;
 use crate::support::{Authority, ConnectProxy, FakeAws};
 
-/// In the account of the keys: AWS names the registry that it was asked for, and the fake this one.
+/// In the account of the keys.
 pub(crate) const R: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Where programs are that packages install.

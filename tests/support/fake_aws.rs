@@ -28,6 +28,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -99,7 +100,7 @@ pub enum Behaviour {
     ExpiredToken,
     /// Fails with this code and message: 400 (STS: 403).
     Code(&'static str, &'static str),
-    /// ECR answers 200 with something that is no token. STS answers 200 with something that is no XML.
+    /// ECR answers 200 with something that is no token, or an odd one. STS answers 200 with something that is no XML.
     Garbage(Garbage),
 }
 
@@ -113,6 +114,14 @@ pub enum Garbage {
     MissingExpiry,
     /// `authorizationData: []` (ECR Public: none at all).
     NoAuthorizationData,
+    /// No `authorizationData` at all.
+    NoField,
+    /// A second token behind the first, which is the caller's.
+    TwoEntries,
+    /// A token of a user who isn't `AWS`.
+    OtherUser,
+    /// A token whose password is no base64 of JSON.
+    OpaquePassword,
     NotJson,
     /// The connection breaks in the middle of the body.
     Truncated,
@@ -173,6 +182,8 @@ struct Request {
     service: Service,
     operation: String,
     parameters: BTreeMap<String, String>,
+    /// The first of ECR's `registryIds`, which are deprecated and still sent by others.
+    registry: Option<String>,
     signature: Option<Signature>,
     session_token: bool,
     host: String,
@@ -475,9 +486,13 @@ impl Request {
             let action = parameters.get("Action").map_or("", String::as_str);
             (Service::Sts, action)
         };
+        let registry = serde_json::from_slice::<Value>(body)
+            .ok()
+            .and_then(|body| Some(body["registryIds"][0].as_str()?.to_owned()));
         Self {
             service,
             operation: operation.to_owned(),
+            registry,
             signature: Signature::of(headers),
             session_token: text("x-amz-security-token").is_some(),
             host: text(header::HOST.as_str()).unwrap_or_default().to_owned(),

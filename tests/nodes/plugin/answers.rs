@@ -237,6 +237,8 @@ async fn reply_without_a_usable_token_is_an_error() {
         Garbage::Expired,
         Garbage::MissingExpiry,
         Garbage::NoAuthorizationData,
+        Garbage::NoField,
+        Garbage::OtherUser,
         Garbage::NotJson,
         Garbage::Truncated,
     ];
@@ -260,6 +262,27 @@ async fn reply_without_a_usable_token_is_an_error() {
         ran.failed(1, &["expiry is in the past or less than 300 s away"]);
         assert_eq!(aws.calls().len(), 1);
     }
+}
+
+/// P-23, P-24
+#[tokio::test]
+async fn odd_reply_with_a_usable_token_is_answered() {
+    let aws = FakeAws::start();
+    let node = Node::new(&aws);
+    aws.tune_ecr(|knobs| {
+        knobs.behaviour = Behaviour::Garbage(Garbage::OpaquePassword);
+        knobs.lifetime = Some(Duration::from_mins(60));
+    });
+    let ran = node.answer(&node.run()).await;
+    assert_eq!(ran.password(), aws.passwords().pop().unwrap());
+    // Nothing inside the token bounds its life, so the reply does.
+    assert!(ran.keep().abs_diff(HOUR / 2) <= 3, "{ran:?}");
+
+    fs::remove_dir_all(node.tokens()).unwrap();
+    aws.tune_ecr(|knobs| knobs.behaviour = Behaviour::Garbage(Garbage::TwoEntries));
+    let ran = node.answer(&node.run()).await;
+    let passwords = aws.passwords();
+    assert_eq!(ran.password(), passwords[passwords.len() - 2], "the first");
 }
 
 /// P-54

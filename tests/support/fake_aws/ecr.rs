@@ -134,7 +134,9 @@ impl Ecr {
             "expiresAt": seconds(expires),
         });
         if request.service == Service::Ecr {
-            let account = principal.split(':').nth(4).unwrap_or(ACCOUNT);
+            // The registry that was asked for, or else that of the caller's account.
+            let own = principal.split(':').nth(4);
+            let account = request.registry.as_deref().or(own).unwrap_or(ACCOUNT);
             let signature = request.signature.as_ref();
             let region = signature.map_or("", |signature| &signature.region);
             data["proxyEndpoint"] =
@@ -209,6 +211,27 @@ impl Ecr {
                     Service::EcrPublic => json!({}),
                     _ => json!({"authorizationData": []}),
                 });
+            }
+            Garbage::NoField => return ecr_answer(&json!({})),
+            Garbage::TwoEntries => {
+                let second = self.authorization(request, principal, knobs);
+                return ecr_answer(&json!({"authorizationData": [data, second]}));
+            }
+            Garbage::OtherUser => {
+                let last = self.issued.last();
+                let password = last.map_or("", |issued| &issued.password);
+                let pair = format!("root:{password}");
+                data["authorizationToken"] = json!(BASE64_STANDARD.encode(pair));
+            }
+            Garbage::OpaquePassword => {
+                let password = format!("{SECRET_MARKER}.{}", self.noise(PAYLOAD_BYTES));
+                let pair = format!("AWS:{password}");
+                data["authorizationToken"] = json!(BASE64_STANDARD.encode(pair));
+                let issued = Issued {
+                    password,
+                    principal: principal.to_owned(),
+                };
+                self.issued.push(issued);
             }
             Garbage::NotJson => {
                 return reply::with(
