@@ -1,14 +1,13 @@
 //! The configuration of the AWS SDK from the process's environment: region, endpoints, proxy, TLS
 //! roots, credentials.
 //!
-//! All clients share one HTTP client. It uses the proxy that `HTTPS_PROXY` and `NO_PROXY` name, and
-//! trusts the system's roots or the CA bundle of the admin. Plain-text requests bypass the proxy:
-//! they go to the endpoints on the node itself that give credentials, and a proxy would read those.
+//! All clients share one HTTP client (see `http`).
 
 pub mod credentials;
 pub mod endpoints;
 pub mod fault;
 mod held;
+pub mod http;
 mod keys;
 pub mod metrics;
 pub mod origin;
@@ -32,28 +31,11 @@ use aws_config::{
     timeout::TimeoutConfig,
 };
 use aws_credential_types::Credentials;
-use aws_smithy_http_client::{
-    Builder, Connector,
-    proxy::ProxyConfig,
-    tls::{Provider, TlsContext, rustls_provider::CryptoMode},
-};
-use aws_smithy_runtime_api::{
-    box_error::BoxError,
-    client::{
-        connector_metadata::ConnectorMetadata,
-        http::{
-            HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings,
-            SharedHttpClient, SharedHttpConnector,
-        },
-        orchestrator::HttpRequest,
-        runtime_components::{RuntimeComponents, RuntimeComponentsBuilder},
-    },
-};
-use aws_smithy_types::config_bag::ConfigBag;
 use aws_types::service_config::ServiceConfigKey;
 
 use self::{
     credentials::{NoCredentials, PinnedChain, Source},
+    http::HttpClients,
     metrics::AwsMetrics,
     profile::{ProfileFiles, ProfileSource},
     signer::{Ambient, Signers},
@@ -85,75 +67,15 @@ pub struct AwsEnvironment {
     signers: Arc<Signers>,
 }
 
-/// Sends HTTPS requests through the proxy, and plain-text requests directly: those go to endpoints
-/// on the node itself (a profile can lead there as well), and a proxy would see the credentials
-/// that they give.
-#[derive(Debug, Clone)]
-struct ProxyRoutedClient {
-    proxied: SharedHttpClient,
-    direct: SharedHttpClient,
-}
-
-/// The connectors of a [`ProxyRoutedClient`] for one set of timeouts. Each is made when it is first
-/// needed, and then kept by its client: one with TLS parses all trusted certificates.
-#[derive(Debug)]
-struct Connectors {
-    client: ProxyRoutedClient,
-    settings: HttpConnectorSettings,
-    components: RuntimeComponents,
-}
-
-impl HttpClient for ProxyRoutedClient {
-    fn http_connector(
-        &self,
-        settings: &HttpConnectorSettings,
-        components: &RuntimeComponents,
-    ) -> SharedHttpConnector {
-        SharedHttpConnector::new(Connectors {
-            client: self.clone(),
-            settings: settings.clone(),
-            components: components.clone(),
-        })
-    }
-
-    /// Checks nothing: the trusted certificates are, and the SDK's client would make a connector
-    /// only to drop it.
-    fn validate_base_client_config(
-        &self,
-        _: &RuntimeComponentsBuilder,
-        _: &ConfigBag,
-    ) -> Result<(), BoxError> {
-        Ok(())
-    }
-
-    fn connector_metadata(&self) -> Option<ConnectorMetadata> {
-        self.proxied.connector_metadata()
-    }
-}
-
-impl HttpConnector for Connectors {
-    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let scheme = request.uri().split_once("://").map(|(scheme, _)| scheme);
-        let is_https = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-        let client = if is_https {
-            &self.client.proxied
-        } else {
-            &self.client.direct
-        };
-        let connector = client.http_connector(&self.settings, &self.components);
-        connector.call(request)
-    }
-}
-
 impl AwsEnvironment {
     /// Reads the environment and profile files by the SDK's own rules, without a call. If a source
     /// of credentials is `expected`, those of any other sign nothing.
-    pub async fn read(trust: &Trust, expected: Option<Source>, metrics: Arc<AwsMetrics>) -> Self {
-        let direct = http_client(trust, &ProxyConfig::disabled());
-        let client = SharedHttpClient::new(ProxyRoutedClient {
-            proxied: http_client(trust, &ProxyConfig::from_env()),
-            direct: direct.clone(),
-        });
+    pub async fn read(
+        http: HttpClients,
+        expected: Option<Source>,
+        metrics: Arc<AwsMetrics>,
+    ) -> Self {
+        let HttpClients { routed, direct } = http;
         // The SDK's own chain would also ask the instance metadata service, which hangs where there
         // is none.
         let files = ProfileFiles::from_environment();
@@ -173,7 +95,7 @@ impl AwsEnvironment {
         let region = named.unwrap_or(aws_config::Region::from_static(FALLBACK_REGION));
 
         let mut loader = aws_config::defaults(BEHAVIOR())
-            .http_client(client.clone())
+            .http_client(routed.clone())
             .region(region.clone())
             .no_credentials();
         if let Some(files) = files {
@@ -185,7 +107,7 @@ impl AwsEnvironment {
             .with_behavior_version(Some(BEHAVIOR()))
             .with_retry_config(RetryConfig::disabled())
             .with_timeout_config(timeouts())
-            .with_http_client(client);
+            .with_http_client(routed);
         // The sources that call AWS call STS, and an endpoint of the admin's own excludes both
         // flags.
         let (fips, dual_stack) = if own_endpoint(&config, "STS").is_some() {
@@ -291,24 +213,4 @@ fn timeouts() -> TimeoutConfig {
         .read_timeout(READ_TIMEOUT)
         .operation_timeout(OPERATION_TIMEOUT)
         .build()
-}
-
-fn http_client(trust: &Trust, proxy: &ProxyConfig) -> SharedHttpClient {
-    let (trust, proxy) = (trust.clone(), proxy.clone());
-    // The SDK's builder of clients takes no proxy; its builder of connectors does.
-    Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut builder = Connector::builder()
-            .proxy_config(proxy.clone())
-            .tls_provider(Provider::Rustls(CryptoMode::Ring));
-        // The trust store was checked when it was read, and building fails for no other reason.
-        if let Ok(context) = TlsContext::builder()
-            .with_trust_store(trust.store())
-            .build()
-        {
-            builder = builder.tls_context(context);
-        }
-        builder.set_connector_settings(settings.cloned());
-        builder.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
-        builder.build()
-    })
 }

@@ -8,7 +8,8 @@
 use std::{
     env,
     ffi::OsString,
-    io,
+    fs::File,
+    io::{self, BufReader},
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -17,7 +18,10 @@ use aws_smithy_http_client::tls::TrustStore;
 use pem::Pem;
 use rustls::{
     RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
+    pki_types::{
+        CertificateDer,
+        pem::{Error as PemError, PemObject as _},
+    },
 };
 use thiserror::Error;
 
@@ -65,7 +69,7 @@ pub struct Trust(Certificates);
 #[derive(Debug, Clone)]
 enum Certificates {
     /// A bundle of the admin's own, which was checked.
-    Own(Arc<[u8]>),
+    Own(Arc<[u8]>, Arc<RootCertStore>),
     /// The system's bundle, read when it is first needed; `None`: there is none, or the
     /// environment names a folder, so the whole store is searched.
     System(Arc<OnceLock<Option<Arc<[u8]>>>>),
@@ -104,19 +108,73 @@ impl Trust {
         if roots.is_empty() {
             return Err(unusable("it is empty".to_owned()));
         }
-        Ok(Self(Certificates::Own(pem.into())))
+        Ok(Self(Certificates::Own(pem.into(), Arc::new(roots))))
+    }
+
+    /// Returns the certificates as TLS takes them. Of the system's one is read after the other, so
+    /// that no more is in memory than what is kept of each.
+    pub(super) fn roots(&self) -> Arc<RootCertStore> {
+        match &self.0 {
+            Certificates::Own(_, roots) => roots.clone(),
+            Certificates::System(_) => Arc::new(system_roots(|name| env::var_os(name), &BUNDLES)),
+        }
     }
 
     /// Returns the certificates as the SDK's client takes them.
     pub(super) fn store(&self) -> TrustStore {
         let pem = match &self.0 {
-            Certificates::Own(pem) => Some(pem.clone()),
+            Certificates::Own(pem, _) => Some(pem.clone()),
             Certificates::System(read) => read.get_or_init(system_bundle).clone(),
         };
         match pem {
             Some(pem) => TrustStore::empty().with_pem_certificate(pem.to_vec()),
             None => TrustStore::default(),
         }
+    }
+}
+
+/// Returns the certificates of the bundle and the folders that the environment names, or else of the
+/// first bundle that is there and has any, or else of the whole store.
+fn system_roots(variable: impl Fn(&str) -> Option<OsString>, bundles: &[&str]) -> RootCertStore {
+    let set = |name| variable(name).filter(|value| !value.is_empty());
+    let (folder, named) = (set(FOLDER_VARIABLE), set(FILE_VARIABLE));
+    let files: Vec<&Path> = match (&named, &folder) {
+        (Some(path), _) => vec![Path::new(path)],
+        (None, Some(_)) => vec![],
+        (None, None) => bundles.iter().map(Path::new).collect(),
+    };
+    let mut roots = RootCertStore::empty();
+    for path in files {
+        // A volume that hangs ends with the process's deadline.
+        if let Ok(file) = File::open(path) {
+            add(
+                &mut roots,
+                CertificateDer::pem_reader_iter(BufReader::new(file)),
+            );
+        }
+        if !roots.is_empty() {
+            break;
+        }
+    }
+    if let Some(folders) = &folder {
+        for folder in env::split_paths(folders) {
+            let found = rustls_native_certs::load_certs_from_paths(None, Some(&folder));
+            roots.add_parsable_certificates(found.certs);
+        }
+    } else if roots.is_empty() && named.is_none() {
+        let found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+    }
+    roots
+}
+
+/// Adds the certificates that can be parsed: a system's bundle may hold a strange one.
+fn add(
+    roots: &mut RootCertStore,
+    certificates: impl Iterator<Item = Result<CertificateDer<'static>, PemError>>,
+) {
+    for certificate in certificates.flatten() {
+        let _ = roots.add(certificate);
     }
 }
 
@@ -223,6 +281,41 @@ mod tests {
         assert_eq!(missing, (None, vec!["/missing.pem".to_owned()]));
         let folder = [(FILE_VARIABLE, "/own.pem"), (FOLDER_VARIABLE, "/certs")];
         assert_eq!(found(&folder, &files), (None, vec![]));
+    }
+
+    #[test]
+    fn roots_are_those_of_the_first_bundle_or_of_what_the_environment_names() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let strange = pem::encode(&Pem::new("CERTIFICATE", b"no certificate".to_vec()));
+        let (one, two) = (authority(), authority());
+        std::fs::create_dir(path("folder")).expect("a folder");
+        for (name, text) in [
+            ("empty", String::new()),
+            ("one", format!("# a comment\n{strange}{one}")),
+            ("two", format!("{one}{two}")),
+            ("folder/three", two.clone()),
+        ] {
+            std::fs::write(path(name), text).expect("written");
+        }
+        let bundles = ["missing", "empty", "one", "two"].map(path);
+        let bundles = bundles.each_ref().map(|path| &**path);
+        let count = |variables: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                let set = variables.iter().find(|(set, _)| *set == name);
+                set.map(|(_, value)| value.into())
+            };
+            system_roots(variable, &bundles).len()
+        };
+        assert_eq!(count(&[]), 1, "the first that has any");
+        let (two, folder) = (path("two"), path("folder"));
+        assert_eq!(count(&[(FILE_VARIABLE, &two)]), 2);
+        assert_eq!(count(&[(FOLDER_VARIABLE, &folder)]), 1, "and no bundle");
+        let both = [(FILE_VARIABLE, &*two), (FOLDER_VARIABLE, &*folder)];
+        assert_eq!(count(&both), 3);
+        assert_eq!(count(&[(FILE_VARIABLE, ""), (FOLDER_VARIABLE, "")]), 1);
+        // Whoever names a bundle doesn't mean another.
+        assert_eq!(count(&[(FILE_VARIABLE, &path("missing"))]), 0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     metrics::Metrics,
 };
 use crate::{
-    aws::AwsEnvironment,
+    aws::{AwsEnvironment, http::HttpClients},
     cluster::{
         Cluster,
         changes::Changes,
@@ -166,8 +166,9 @@ impl Context {
         let (metrics, supervisor) = (Metrics::default(), Supervisor::default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         metrics.config.applied(clock.now());
+        let http = HttpClients::pooled(&trust);
         let environment =
-            AwsEnvironment::read(&trust, args.aws.expect_credentials, metrics.aws.clone()).await;
+            AwsEnvironment::read(http, args.aws.expect_credentials, metrics.aws.clone()).await;
         let live = Live::new(config, own.excluded(&cluster));
         let config = live.config();
         let ecr = Ecr::new(

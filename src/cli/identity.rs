@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     aws::{
-        AwsEnvironment, Trust, credentials::Source, metrics::AwsMetrics, variables::trimmed_names,
+        AwsEnvironment, Trust, credentials::Source, http::HttpClients, metrics::AwsMetrics,
+        variables::trimmed_names,
     },
     cluster::namespace::{Namespace, NamespaceSettings},
     config::Config,
@@ -150,8 +151,9 @@ impl IdentityArgs {
         tls::install_crypto_provider();
         runtime::run(async {
             let metrics = Arc::<AwsMetrics>::default();
+            let http = HttpClients::pooled(trust);
             let environment =
-                AwsEnvironment::read(trust, self.aws.expect_credentials, metrics.clone()).await;
+                AwsEnvironment::read(http, self.aws.expect_credentials, metrics.clone()).await;
             let ecr = Ecr::new(
                 environment,
                 Current::new(config.session_cap),

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     admission::manifest::text,
-    aws::{AwsEnvironment, Trust},
+    aws::{AwsEnvironment, Trust, http::HttpClients},
     cluster::namespace::{Namespace, NamespaceSettings},
     config::Config,
     identity::{AssumeRoleOptions, Identities, RoleArn, RoleTemplate, Rule},
@@ -241,8 +241,9 @@ impl SecretArgs {
         log::start_silent()?;
         tls::install_crypto_provider();
         runtime::run(async {
+            let http = HttpClients::pooled(trust);
             let environment =
-                AwsEnvironment::read(trust, self.aws.expect_credentials, Arc::default()).await;
+                AwsEnvironment::read(http, self.aws.expect_credentials, Arc::default()).await;
             let ecr = Ecr::new(
                 environment,
                 Current::new(config.session_cap),

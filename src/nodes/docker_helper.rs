@@ -32,7 +32,9 @@ use super::{
     file_cache::endpoints_of_environment,
 };
 use crate::{
-    aws::{AwsEnvironment, Trust, credentials::fingerprint::Fingerprint, restart},
+    aws::{
+        AwsEnvironment, Trust, credentials::fingerprint::Fingerprint, http::HttpClients, restart,
+    },
     config::Config,
     identity::Identity,
     process::clock::{Clock as _, SystemClock},
@@ -341,7 +343,8 @@ impl Lookup {
             tries: TRIES,
         };
         let minted = runtime.block_on(async {
-            let environment = AwsEnvironment::read(&trust, None, Arc::default()).await;
+            let http = HttpClients::single_use(&trust);
+            let environment = AwsEnvironment::read(http, None, Arc::default()).await;
             mint_once(environment, &request, ends).await
         });
         // A name that is still being resolved is nobody's concern.

@@ -15,6 +15,7 @@ use std::{
 use jiff::Timestamp;
 use secrecy::ExposeSecret as _;
 use tokio::runtime::Builder;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{
     Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
@@ -27,7 +28,7 @@ use super::{
     kubelet::{Auth, CredentialRequest, response},
 };
 use crate::{
-    aws::{AwsEnvironment, Trust, credentials::fingerprint::Subject, restart},
+    aws::{AwsEnvironment, Trust, credentials::fingerprint::Subject, http::HttpClients, restart},
     config::Config,
     process::{
         clock::{Clock as _, SystemClock},
@@ -75,7 +76,10 @@ pub fn run(arguments: &[OsString]) -> Answer {
         }
         Err(error) => return Answer::failure(PROGRAM, USAGE, error.to_string()),
     };
-    log(&flags);
+    // Whatever takes the lines costs memory at each start.
+    if flags.log != LevelFilter::OFF {
+        log(&flags);
+    }
     let deadline = started + flags.timeout;
     if let Some(image) = &flags.image {
         return attempt(&flags, image, deadline);
@@ -364,7 +368,8 @@ impl<'a> Run<'a> {
         let runtime =
             runtime.map_err(|error| Failure::Text(format!("starting the runtime: {error}")))?;
         let minted = runtime.block_on(async {
-            let environment = AwsEnvironment::read(&trust, None, Arc::default()).await;
+            let http = HttpClients::single_use(&trust);
+            let environment = AwsEnvironment::read(http, None, Arc::default()).await;
             mint_once(environment, &plan.mint, self.deadline.into()).await
         });
         // Looking up a name may still block a thread, and nobody needs its result.

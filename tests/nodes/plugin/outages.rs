@@ -189,6 +189,21 @@ async fn wrong_keys_never_fall_back_to_the_nodes_role() {
     assert!(metadata.visits().is_empty());
 }
 
+#[tokio::test]
+async fn endpoint_of_an_unknown_authority_is_not_trusted() {
+    let authority = Authority::new("a CA");
+    let aws = FakeAws::start_tls(&authority, &["127.0.0.1"]);
+    let node = Node::new(&aws);
+    let bundle = node.path("ca.pem");
+    std::fs::write(&bundle, Authority::new("another CA").pem()).unwrap();
+    for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
+        let run = node.run().variable(variable, bundle.to_str().unwrap());
+        let ran = node.answer(&run).await;
+        ran.failed(1, &["can't be reached", "invalid peer certificate"]);
+    }
+    assert!(aws.calls().is_empty());
+}
+
 /// P-55
 #[tokio::test]
 async fn proxy_leads_to_aws_and_not_to_the_instance_metadata() {
@@ -200,18 +215,23 @@ async fn proxy_leads_to_aws_and_not_to_the_instance_metadata() {
     let node = Node::new(&aws);
     let bundle = node.path("ca.pem");
     std::fs::write(&bundle, authority.pem()).unwrap();
-    let run = node
-        .bare()
-        .variables(metadata.environment())
-        .variable("HTTPS_PROXY", &proxy.url())
-        .variable("HTTP_PROXY", &proxy.url())
-        .variable("AWS_CA_BUNDLE", bundle.to_str().unwrap());
-    let ran = node.answer(&run).await;
-    assert_eq!(
-        aws.principal_of(&ran.password()).unwrap(),
-        metadata.principal()
-    );
-    assert_eq!(proxy.targets(), [format!("{ENDPOINT}:443")]);
+    // A bundle of the admin's own, and one in the place of the system's.
+    for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
+        let run = node
+            .bare()
+            .arguments(&["--cache-dir", "none"])
+            .variables(metadata.environment())
+            .variable("HTTPS_PROXY", &proxy.url())
+            .variable("HTTP_PROXY", &proxy.url())
+            .variable(variable, bundle.to_str().unwrap());
+        let ran = node.answer(&run).await;
+        assert_eq!(
+            aws.principal_of(&ran.password()).unwrap(),
+            metadata.principal()
+        );
+    }
+    let target = format!("{ENDPOINT}:443");
+    assert_eq!(proxy.targets(), [target.clone(), target]);
     assert_eq!(proxy.plain_requests(), [""; 0]);
     assert!(!metadata.visits().is_empty());
 }
