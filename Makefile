@@ -216,6 +216,13 @@ bench-exec: peers small-binary-test ## Measure a run of ecr-credentials beside t
 	ECR_CREDENTIAL_PROVIDER=$(TARGET)/peers/ecr-credential-provider ECR_LOGIN=$(TARGET)/peers/docker-credential-ecr-login \
 	$(CARGO) bench --locked --bench exec
 
+.PHONY: order
+order: ## Find the functions that runs of ecr-credentials call, for its linker (image/ecr-credentials.order; needs valgrind)
+	@image/binary.sh --symbols ecr-credentials
+	ORDER=$(CURDIR)/image/ecr-credentials.order \
+	ECR_CREDENTIALS=$(TARGET)/$(shell uname -m)-unknown-linux-musl/small/ecr-credentials \
+	$(CARGO) bench --locked --bench exec
+
 .PHONY: cost
 cost: ## Hold the instructions and allocations of a warm admission to those recorded (needs valgrind)
 	$(CARGO) test --locked --test cost -- --nocapture

@@ -1,29 +1,32 @@
 #!/usr/bin/env bash
 # Builds a static binary, and prints its path:
 #
-#   image/binary.sh [--arch amd64|arm64] [--profile PROFILE] [--messages FILE] ecr-injector|ecr-credentials
+#   image/binary.sh [--arch amd64|arm64] [--profile PROFILE] [--messages FILE] ecr-injector
+#   image/binary.sh [the same] [--symbols] ecr-credentials
 #
 # It names no folder of this machine, and no time but the commit's. For the architecture that this
 # machine hasn't got, gcc's cross compiler compiles the parts in C and links. PROFILE is another than
-# that of releases. FILE gets cargo's messages, which name each crate that was compiled.
+# that of releases. FILE gets cargo's messages, which name each crate that was compiled. With --symbols
+# the names of functions stay in it.
 set -euo pipefail
 name=binary
 # shellcheck source=image/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-arch=$host binary="" profile="" messages=/dev/null
+arch=$host binary="" profile="" messages=/dev/null symbols=""
 while (($#)); do
   case $1 in
     --arch) arch=${2:?binary: --arch needs an architecture} && shift ;;
     --profile) profile=${2:?binary: --profile needs a profile of Cargo.toml} && shift ;;
     --messages) messages=$(realpath -m "${2:?binary: --messages needs a file}") && shift ;;
+    --symbols) symbols=1 ;;
     ecr-injector | ecr-credentials) binary=$1 ;;
-    *) fail "there is no option and no binary $1: --arch ARCH, --profile PROFILE, --messages FILE, ecr-injector and ecr-credentials are all" ;;
+    *) fail "there is no option and no binary $1: --arch ARCH, --profile PROFILE, --messages FILE, --symbols, ecr-injector and ecr-credentials are all" ;;
   esac
   shift
 done
 triple=$(triple_of "$arch")
-flags=()
+flags=() last=()
 case $binary in
   ecr-injector) profile=${profile:-release} ;;
   # As it may be loaded anywhere, each pointer in it has a relocation, and these are a tenth of it
@@ -32,6 +35,13 @@ case $binary in
   ecr-credentials)
     profile=${profile:-small}
     flags=(-Clink-arg=-Wl,-z,pack-relative-relocs -Clink-arg=-Wl,--no-eh-frame-hdr -Cforce-unwind-tables=no)
+    # Names with all their types, so that one of image/ecr-credentials.order is one function.
+    flags+=(-Csymbol-mangling-version=v0)
+    # Cargo doesn't know of the files that the linker reads, so their digest has it link again.
+    digest=$(cat image/linker.sh image/names.sh image/ecr-credentials.order | sha256sum)
+    last=(-- "-Clinker=$root/image/linker.sh" -Clinker-flavor=gcc
+      --cfg "linked_by=\"${digest%% *}$symbols\"")
+    export LINK_SYMBOLS=$symbols
     ;;
   *) fail "name the binary to build: ecr-injector or ecr-credentials" ;;
 esac
@@ -53,7 +63,8 @@ else
     fail "$machine-linux-gnu-gcc is needed for $arch (Debian: apt-get install" \
       "gcc-${machine/_/-}-linux-gnu libc6-dev-$arch-cross)"
   linker=CARGO_TARGET_${triple^^}_LINKER
-  export "${linker//-/_}=$compiler"
+  [[ $binary == ecr-credentials ]] || export "${linker//-/_}=$compiler"
+  export LINK_CC=$compiler
 fi
 
 # mimalloc would have the time of its compilation in it. The parts in C don't have the commit's
@@ -72,6 +83,6 @@ CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}") \
   env SOURCE_DATE_EPOCH=0 "ECR_INJECTOR_COMMIT=$revision" "ECR_INJECTOR_BUILD_DATE=$created" \
   "CC_${triple//-/_}=$compiler" \
   "CFLAGS_${triple//-/_}=-ffile-prefix-map=$cargo_home=/cargo -ffile-prefix-map=$root=/src" \
-  "${CARGO:-cargo}" build --locked --profile "$profile" --bin "$binary" --target "$triple" \
-  --message-format json-render-diagnostics >"$messages"
+  "${CARGO:-cargo}" rustc --locked --profile "$profile" --bin "$binary" --target "$triple" \
+  --message-format json-render-diagnostics "${last[@]}" >"$messages"
 echo "$target/$triple/$profile/$binary"

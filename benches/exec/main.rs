@@ -11,6 +11,7 @@
 //! | `ECR_CREDENTIALS` | our binary as it is released; `make bench-exec` builds it |
 //! | `ECR_CREDENTIAL_PROVIDER`, `ECR_LOGIN` | cloud-provider-aws' plugin, amazon-ecr-credential-helper: without them only we are measured |
 //! | `BENCH_ROUNDS` | the rounds, 30 unless set |
+//! | `ORDER` | the file for the names of the functions that our runs call, instead of measurements (`make order`) |
 #![allow(
     unreachable_pub,
     clippy::print_stdout,
@@ -20,6 +21,7 @@
     reason = "what it prints is what it is for, a bench that can't go on panics, and here a thread may wait"
 )]
 
+mod order;
 mod runs;
 
 #[path = "../../tests/support/mod.rs"]
@@ -56,8 +58,12 @@ fn measure() -> ExitCode {
     let ours = program("ECR_CREDENTIALS").expect("ECR_CREDENTIALS names our binary");
     let plugin = program("ECR_CREDENTIAL_PROVIDER");
     let helper = program("ECR_LOGIN");
-    let rounds = env::var("BENCH_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
     let bed = Bed::new(&ours);
+    if let Some(path) = program("ORDER") {
+        order::write(&path, &bed.order_runs());
+        return ExitCode::SUCCESS;
+    }
+    let rounds = env::var("BENCH_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
     let mut groups = bed.plugin_runs(plugin.as_deref());
     groups.extend(bed.helper_runs(helper.as_deref()));
     for run in groups.iter().flatten() {

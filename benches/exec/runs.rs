@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use wait4::Wait4 as _;
 
+use crate::support::fake_aws::metadata::InstanceMetadata;
 use crate::support::fake_aws::web_identity_token;
 use crate::support::{Authority, FakeAws};
 
@@ -34,6 +35,7 @@ impl fmt::Display for Must {
 }
 
 /// A program to run, again and again.
+#[derive(Clone)]
 pub struct Run {
     pub name: String,
     pub must: Option<Must>,
@@ -56,6 +58,7 @@ pub struct Sample {
 /// The fake AWS, and the files of all runs.
 pub struct Bed {
     pub aws: FakeAws,
+    metadata: InstanceMetadata,
     folder: TempDir,
 }
 
@@ -63,13 +66,18 @@ impl Bed {
     pub fn new(ours: &Path) -> Self {
         crate::support::crypto();
         let authority = Authority::new("bench");
-        let aws = FakeAws::start_tls(&authority, &["127.0.0.1"]);
+        let aws = FakeAws::start_tls(&authority, &["127.0.0.1", "localhost"]);
+        let metadata = InstanceMetadata::start(&aws, "node");
         let folder = tempfile::tempdir().unwrap();
-        let bed = Self { aws, folder };
+        let bed = Self {
+            aws,
+            metadata,
+            folder,
+        };
         for name in ["ecr-credential-provider", "docker-credential-ecr-injector"] {
             symlink(fs::canonicalize(ours).unwrap(), bed.path(name)).unwrap();
         }
-        for name in ["home", "no-certificates", "ours", "theirs"] {
+        for name in ["home", "no-certificates", "node", "ours", "theirs"] {
             fs::create_dir(bed.path(name)).unwrap();
         }
         let system = fs::read_to_string(SYSTEM).expect("the package ca-certificates");
@@ -197,6 +205,32 @@ impl Bed {
         groups
     }
 
+    /// The runs whose functions the linker puts beside each other: ours, those of a node that has its credentials from the
+    /// instance metadata and finds AWS by its name, and one that finds nobody.
+    pub fn order_runs(&self) -> Vec<Run> {
+        let groups = self
+            .plugin_runs(None)
+            .into_iter()
+            .chain(self.helper_runs(None));
+        let mut runs: Vec<Run> = groups.flatten().collect();
+        let plugin = self.path("ecr-credential-provider");
+        let mut node = self.run("plugin, of a node", &plugin, "image", "\"auth\"");
+        let given = ["KEY", "METADATA_DISABLED", "SSL_CERT_DIR"];
+        node.variables
+            .retain(|(name, _)| !given.iter().any(|text| name.contains(text)));
+        for (_, value) in &mut node.variables {
+            *value = value.replace("//127.0.0.1:", "//localhost:");
+        }
+        node.variables.extend(self.metadata.environment());
+        let cache = self.text("node");
+        runs.push(node.arguments(&["--cache-dir", &cache]));
+        let away = self.run("plugin, no way to AWS", &plugin, "image", "");
+        let away = away.variable("AWS_ENDPOINT_URL_ECR", "https://127.0.0.1:1");
+        runs.push(away.arguments(&["--cache-dir", "none"]));
+        // The first time the caches are written, the second time they are read.
+        [runs.clone(), runs].concat()
+    }
+
     /// A run of the plugin with a cache that is empty.
     pub fn cold_plugin_run(&self) -> Run {
         let ours = self.path("ecr-credential-provider");
@@ -271,6 +305,16 @@ impl Run {
             milliseconds: took.as_secs_f64() * 1e3,
             cpu_milliseconds: cpu.as_secs_f64() * 1e3,
         }
+    }
+
+    /// Runs it once as a child of another program.
+    pub fn below(&self, program: &str, arguments: &[&str]) {
+        let mut command = self.command(Path::new(program));
+        command.args(arguments).arg(&self.program);
+        let path = std::env::var("PATH").unwrap();
+        let output = command.args(&self.arguments).env("PATH", path).output();
+        let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+        self.check(&String::from_utf8_lossy(&output.stdout));
     }
 
     fn check(&self, answer: &str) {

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Builds the small binary as it is released, and checks what nodes need of it: that it is static, small, and runs where
-# there is nothing but a CA bundle.
+# Builds the small binary as it is released, and checks what nodes need of it: that it is static and small, takes little
+# memory, and runs where there is nothing but a CA bundle.
 #
 #   tests/tools/small-binary.sh           builds, and checks
 #   tests/tools/small-binary.sh FILE      checks this binary
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 max_bytes=6000000
+# The peak of a run that needs no AWS, and of one that reads all authorities and then finds nobody. The first is that of
+# the functions in image/ecr-credentials.order being beside each other: else it is 2700.
+max_kilobytes=2200
+max_kilobytes_asking=4000
 
 fail() {
   echo "small-binary: $*" >&2
@@ -37,6 +41,22 @@ expect() { # command..., with standard input
 }
 request docker.io/library/x | expect env -i "$work/ecr-credential-provider"
 request docker.io/library/x | expect env -i "$binary" credential-provider get-credentials
+
+# A peak has that of whoever starts the program in it: GNU time is small.
+[[ -x /usr/bin/time ]] || fail "GNU time is needed to measure memory (Debian: apt-get install time)"
+peak() { # limit, command..., with standard input
+  local limit=$1 used
+  shift
+  env -i /usr/bin/time --quiet --format %M --output "$work/peak" "$@" >"$work/answer" 2>"$work/notes" || true
+  used=$(tail -n 1 "$work/peak")
+  ((used <= limit)) || fail "a run takes $used KB of memory, and $limit are the most: make order puts what it calls together"
+  printf 'small-binary: a run takes %s KB\n' "$used"
+}
+request docker.io/library/x | peak "$max_kilobytes" "$work/ecr-credential-provider"
+request 210987654321.dkr.ecr.eu-west-1.amazonaws.com/a |
+  peak "$max_kilobytes_asking" env AWS_ACCESS_KEY_ID=AKIAFAKE AWS_SECRET_ACCESS_KEY=fake \
+    AWS_ENDPOINT_URL_ECR=https://127.0.0.1:1 "$work/ecr-credential-provider" --cache-dir none
+grep -q "can't be reached: Connection refused" "$work/notes" || fail "$(cat "$work/notes")"
 
 # Where there is no /dev, no /proc, no passwd and no resolver's configuration.
 authorities=/etc/ssl/certs/ca-certificates.crt
