@@ -57,7 +57,8 @@ fn names(symbols: &BTreeSet<String>) -> BTreeSet<String> {
         .spawn()
         .expect("run in the root of the repository");
     let (mut stdin, mut stdout) = (filter.stdin.take().unwrap(), filter.stdout.take().unwrap());
-    let text: String = symbols.iter().map(|symbol| format!("{symbol}\n")).collect();
+    let lines = symbols.iter().map(|symbol| symbol.clone() + "\n");
+    let text: String = lines.collect();
     // The filter may write before it has read everything.
     let writer = thread::spawn(move || stdin.write_all(text.as_bytes()).unwrap());
     let mut names = String::new();

@@ -182,6 +182,7 @@ impl Folder {
     }
 
     /// Returns the error of a lock that another process has had for too long.
+    #[must_use]
     pub fn is_locked(&self, name: &str) -> FilesError {
         let path = self.path.join(name);
         FilesError::Locked { path }

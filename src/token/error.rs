@@ -81,7 +81,7 @@ pub enum MintError {
     #[error(
         "no AWS credentials: {0}; docs/reference/aws-credentials.md lists what each source needs"
     )]
-    SourceUnavailable(String),
+    NoAnswer(String),
     /// No source of AWS credentials of any kind is there.
     #[error(
         "no AWS credentials: {message}; docs/reference/aws-credentials.md lists what each source needs"
@@ -321,9 +321,7 @@ impl MintError {
             (_, Some(Fault::Signature)) => "invalid_signature",
             (_, Some(Fault::UnknownKey)) => "unknown_access_key",
             (_, Some(Fault::Expired)) | (Self::SessionTooShort(..), _) => "session_expired",
-            (Self::Credentials(..) | Self::SourceUnavailable(_) | Self::NoSource { .. }, _) => {
-                "credentials"
-            }
+            (Self::Credentials(..) | Self::NoAnswer(_) | Self::NoSource { .. }, _) => "credentials",
             (Self::OtherPartition(..), _) => "partition_mismatch",
             // No other mistake is a rejection.
             (Self::Refused(..) | Self::Rejected(..), _) => "access_denied",
@@ -368,7 +366,7 @@ impl MintError {
     pub fn may_pass(&self) -> bool {
         matches!(
             self,
-            Self::SourceUnavailable(_)
+            Self::NoAnswer(_)
                 | Self::Throttled(..)
                 | Self::Server(..)
                 | Self::Unreachable(..)
@@ -405,7 +403,7 @@ impl MintError {
             | Self::NotAws(call)
             | Self::Request(call, _) => Some(call),
             Self::Credentials(..)
-            | Self::SourceUnavailable(_)
+            | Self::NoAnswer(_)
             | Self::NoSource { .. }
             | Self::OtherPartition(..)
             | Self::Deadline
@@ -421,7 +419,7 @@ impl MintError {
     #[must_use]
     pub fn public_text(&self) -> String {
         let what = match self {
-            Self::Credentials(..) | Self::SourceUnavailable(_) | Self::NoSource { .. } => {
+            Self::Credentials(..) | Self::NoAnswer(_) | Self::NoSource { .. } => {
                 "the webhook has no AWS credentials"
             }
             Self::OtherPartition(..) => {

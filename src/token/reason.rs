@@ -53,7 +53,7 @@ pub(super) fn no_credentials(why: &NoCredentials) -> MintError {
             is_unanswered: why.is_unavailable,
         }
     } else if why.is_unavailable {
-        MintError::SourceUnavailable(message)
+        MintError::NoAnswer(message)
     } else {
         MintError::Credentials(why.fault, message)
     }

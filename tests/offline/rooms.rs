@@ -160,6 +160,11 @@ const CLOCKS: [&str; 4] = ["Timestamp", "Zoned", "Instant", "SystemTime"];
 /// The files that spawn tasks beside the supervisor: how many, and why nobody has to watch these.
 const SPAWNS: &[(&str, usize, &str)] = &[
     (
+        "aws/http/single_use.rs",
+        1,
+        "a connection, whose one response its request awaits",
+    ),
+    (
         "cli/serve.rs",
         1,
         "a listener, which runs under the supervisor in its task",

@@ -196,13 +196,11 @@ async fn within<T>(
     let Some(limit) = limit else {
         return step.await.map_err(ConnectorError::io);
     };
-    match timeout(limit, step).await {
-        Ok(ended) => ended.map_err(ConnectorError::io),
-        Err(_) => {
-            let text = format!("HTTP {name} timeout occurred after {limit:?}");
-            Err(ConnectorError::timeout(text.into()))
-        }
-    }
+    let Ok(ended) = timeout(limit, step).await else {
+        let text = format!("HTTP {name} timeout occurred after {limit:?}");
+        return Err(ConnectorError::timeout(text.into()));
+    };
+    ended.map_err(ConnectorError::io)
 }
 
 /// Leaves the path of a request's URI, and names its host in a header, as a server wants it.

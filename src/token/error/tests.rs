@@ -35,7 +35,7 @@ fn all(reply: &AwsReply, call: &Call) -> Vec<MintError> {
     vec![
         MintError::Credentials(None, MESSAGE.to_owned()),
         MintError::Credentials(Some(Fault::IdentityToken), MESSAGE.to_owned()),
-        MintError::SourceUnavailable(MESSAGE.to_owned()),
+        MintError::NoAnswer(MESSAGE.to_owned()),
         MintError::NoSource {
             message: MESSAGE.to_owned(),
             is_unanswered: true,

@@ -271,7 +271,7 @@ async fn odd_reply_with_a_usable_token_is_answered() {
     let node = Node::new(&aws);
     aws.tune_ecr(|knobs| {
         knobs.behaviour = Behaviour::Garbage(Garbage::OpaquePassword);
-        knobs.lifetime = Some(Duration::from_mins(60));
+        knobs.lifetime = Some(Duration::from_hours(1));
     });
     let ran = node.answer(&node.run()).await;
     assert_eq!(ran.password(), aws.passwords().pop().unwrap());
