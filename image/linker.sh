@@ -26,8 +26,10 @@ for argument; do
     *.o | *.a | *.rlib) inputs+=("$argument") ;;
   esac
 done
-# Of archives that hold no object files there are no symbols.
-nm --defined-only --format=just-symbols "${inputs[@]}" 2>/dev/null |
+# Of archives that hold no object files there are no symbols. The nm of this architecture may read
+# none of another.
+nm=$("${LINK_CC:-cc}" -print-prog-name=nm)
+"$nm" --defined-only --format=just-symbols "${inputs[@]}" 2>/dev/null |
   sed -n '/^[^ :]*$/p' | sort -u >"$work/symbols"
 "$folder/names.sh" <"$work/symbols" | paste "$work/symbols" - |
   awk -F '\t' 'NR == FNR { rank[$0] = FNR; next } $2 in rank { print rank[$2] "\t" $1 }' \
