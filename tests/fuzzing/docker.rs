@@ -206,9 +206,10 @@ fn assert_found_is_in_the_file(file: &EcrLogin, keys: &Keys, registries: &Raw) {
     let is_it = |value: &RawValue| {
         let entry: Value = serde_json::from_str(value.get()).unwrap_or_default();
         // Serde takes a list for the fields in their order.
-        let field = |at: usize, name: &str| match entry.is_array() {
-            true => entry[at].as_str(),
-            false => entry[name].as_str(),
+        let is_list = entry.is_array();
+        let field = |at: usize, name: &str| {
+            let value = if is_list { &entry[at] } else { &entry[name] };
+            value.as_str()
         };
         let expires_at: Option<Timestamp> = field(2, "ExpiresAt").and_then(|at| at.parse().ok());
         field(0, "AuthorizationToken") == Some(&*auth) && expires_at.is_some_and(|at| at > NOW)

@@ -59,13 +59,13 @@ fn assert_patch_applies(object: &Value, path: &Pointer) {
     let Some(reference) = read(pod).filter(|_| pod["spec"].is_object()) else {
         return;
     };
-    let patch = append_in(path, "ours", reference);
-    assert_eq!(patch.0.is_empty(), reference == ReferenceState::Present);
+    let addition = append_in(path, "ours", reference);
+    assert_eq!(addition.0.is_empty(), reference == ReferenceState::Present);
     let mut after = object.clone();
-    json_patch::patch(&mut after, &patch).expect("a patch that applies");
+    json_patch::patch(&mut after, &addition).expect("a patch that applies");
     let pod = path.resolve_mut(&mut after).unwrap();
     assert_eq!(read(pod), Some(ReferenceState::Present));
-    if !patch.0.is_empty() {
+    if !addition.0.is_empty() {
         // Without the reference, all is as before.
         let list = pod["spec"]["imagePullSecrets"].as_array_mut().unwrap();
         assert_eq!(list.pop(), Some(json!({"name": "ours"})));

@@ -197,7 +197,7 @@ fn assert_honest_state_is_kept(claims: State, mut secret: Secret, data: &[u8]) {
             }
         }
         let known = |host: &&Host| state.hosts.contains_key(host) || wanted.contains_key(*host);
-        assert!(hosts.iter().all(|host| known(host)), "{hosts:?}");
+        assert!(hosts.iter().all(known), "{hosts:?}");
         assert!(after.keys().all(|host| known(&host)), "{after:?}");
     }
 }

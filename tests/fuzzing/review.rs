@@ -133,7 +133,7 @@ struct Found<'a> {
 fn find_fields(review: &Json) -> Option<Found<'_>> {
     let pod = review.get("request")?.get("object")?;
     pod.fields()?;
-    let spec = object(pod.get("spec"))?;
+    let spec = object(pod.get("spec")).ok()?;
     let field = |name: &str| spec.and_then(|spec| spec.get(name));
     let mut images = Vec::new();
     for list in ["containers", "initContainers", "ephemeralContainers"] {
@@ -142,15 +142,15 @@ fn find_fields(review: &Json) -> Option<Found<'_>> {
         }
     }
     for volume in elements(field("volumes"))? {
-        let image = object(volume.get("image"))?;
+        let image = object(volume.get("image")).ok()?;
         images.extend(image.and_then(|image| image.get("reference")?.text()));
     }
     images.retain(|image| !image.is_empty());
     let references = field("imagePullSecrets").filter(|list| **list != Json::Null);
     let names = elements(references)?;
     let has_ours = names.iter().any(|it| it.text_at(&["name"]) == Some("ours"));
-    let metadata = object(pod.get("metadata"))?;
-    let annotations = object(metadata.and_then(|metadata| metadata.get("annotations")))?;
+    let metadata = object(pod.get("metadata")).ok()?;
+    let annotations = object(metadata.and_then(|metadata| metadata.get("annotations"))).ok()?;
     let annotation = |key: &str| annotations.and_then(|annotations| annotations.get(key));
     Some(Found {
         images,
@@ -164,12 +164,12 @@ fn find_fields(review: &Json) -> Option<Found<'_>> {
     })
 }
 
-/// An object or nothing; `None` for other values.
-fn object(value: Option<&Json>) -> Option<Option<&Json>> {
+/// An object or nothing; an error for other values.
+fn object(value: Option<&Json>) -> Result<Option<&Json>, ()> {
     match value {
-        None | Some(Json::Null) => Some(None),
-        Some(object @ Json::Object(_)) => Some(Some(object)),
-        Some(_) => None,
+        None | Some(Json::Null) => Ok(None),
+        Some(object @ Json::Object(_)) => Ok(Some(object)),
+        Some(_) => Err(()),
     }
 }
 
@@ -180,7 +180,7 @@ fn elements(value: Option<&Json>) -> Option<Vec<&Json>> {
         Some(Json::List(list)) => list,
         Some(_) => return None,
     };
-    let objects = list.iter().map(|element| object(Some(element)));
+    let objects = list.iter().map(|element| object(Some(element)).ok());
     let objects: Option<Vec<_>> = objects.collect();
     Some(objects?.into_iter().flatten().collect())
 }

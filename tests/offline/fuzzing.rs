@@ -2,7 +2,7 @@
 //! mended, also where nobody fuzzes.
 
 #[path = "../fuzzing/mod.rs"]
-mod fuzzing;
+mod checks;
 
 use std::collections::BTreeMap;
 use std::env;
@@ -16,7 +16,7 @@ use ecr_injector::admission::review;
 use http::{Request, StatusCode, header};
 use tower::ServiceExt as _;
 
-use self::fuzzing::CHECKS;
+use self::checks::CHECKS;
 use crate::support::InProcess;
 
 /// The most bytes of all corpora together: everybody who clones the repository gets them.
