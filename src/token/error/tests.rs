@@ -186,9 +186,16 @@ fn only_what_may_pass_is_unavailable() {
     let call = Operation::GetAuthorizationToken.into();
     let labels = ["throttled", "server_error", "unreachable", "timeout"];
     for error in all(&"Denied".into(), &call) {
-        let is_one = labels.contains(&error.as_str());
-        assert_eq!(error.is_unavailable(), is_one, "{error:?}");
+        let is_one = labels.contains(&error.as_str()) || matches!(error, MintError::NoAnswer(_));
+        assert_eq!(error.may_pass(), is_one, "{error:?}");
+        let is_unavailable = is_one || matches!(error, MintError::NoSource { .. });
+        assert_eq!(error.is_unavailable(), is_unavailable, "{error:?}");
     }
+    let absent = MintError::NoSource {
+        message: MESSAGE.to_owned(),
+        is_unanswered: false,
+    };
+    assert!(!absent.is_unavailable());
 }
 
 #[test]
