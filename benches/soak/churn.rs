@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::Client;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::{Client, ResourceExt as _};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -54,17 +54,22 @@ pub struct Pods {
 type Namespaces = Arc<Mutex<Vec<String>>>;
 
 impl Churn {
-    /// Makes the namespaces with a first Pod each, and begins.
+    /// Makes the namespaces with a first Pod each, but for those that are there, and begins.
     pub async fn start(plane: &ControlPlane, count: usize) -> Self {
         let creator = plane.pod_creator().await;
         let pods = Arc::<Counts>::default();
-        let made = futures::stream::iter(0..count).map(async |number| {
+        let mut namespaces = opted_in(&Api::all(plane.admin().await)).await.unwrap();
+        let made = futures::stream::iter(namespaces.len()..count).map(async |number| {
             let namespace = plane.namespace("soak", &[OPT_IN]).await;
             pods.create(&creator, &namespace, number).await;
             namespace
         });
-        let made: Vec<String> = made.buffer_unordered(AT_A_TIME).collect().await;
-        let namespaces = Arc::new(Mutex::new(made));
+        namespaces.extend(
+            made.buffer_unordered(AT_A_TIME)
+                .collect::<Vec<String>>()
+                .await,
+        );
+        let namespaces = Arc::new(Mutex::new(namespaces));
         let stop = CancellationToken::new();
         let mut workers = JoinSet::new();
         for worker in 0..CREATORS {
@@ -145,6 +150,16 @@ impl Counts {
     }
 }
 
+/// Returns the namespaces that are opted in, but for those that are being deleted.
+pub async fn opted_in(namespaces: &Api<Namespace>) -> kube::Result<Vec<String>> {
+    let opted_in = ListParams::default().labels(&format!("{}={}", OPT_IN.0, OPT_IN.1));
+    let listed = namespaces.list_metadata(&opted_in).await?;
+    let living = listed
+        .into_iter()
+        .filter(|namespace| namespace.metadata.deletion_timestamp.is_none());
+    Ok(living.map(|namespace| namespace.name_any()).collect())
+}
+
 /// Deletes one namespace after the other, and makes another in its place, with a first Pod.
 async fn replace(
     admin: &Client,
@@ -159,15 +174,15 @@ async fn replace(
             () = stop.cancelled() => return,
             () = sleep(NAMESPACE_PACE) => {}
         }
-        let name = format!("soak-new-{number}");
         let object = serde_json::json!({
             "apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": name, "labels": {OPT_IN.0: OPT_IN.1}},
+            "metadata": {"generateName": "soak-new-", "labels": {OPT_IN.0: OPT_IN.1}},
         });
         let object = serde_json::from_value(object).unwrap();
-        if api.create(&PostParams::default(), &object).await.is_err() {
+        let Ok(made) = api.create(&PostParams::default(), &object).await else {
             continue;
-        }
+        };
+        let name = made.name_any();
         // Its ServiceAccount is made by a controller, and a Pod before that is rejected.
         sleep(Duration::from_secs(2)).await;
         pods.create(creator, &name, number).await;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ecr_injector::pull_secret::EXPIRES_AT_ANNOTATION;
@@ -10,10 +11,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{Api, ListParams};
 
-use crate::churn::{Churn, Pods};
+use crate::churn::{Churn, Pods, opted_in};
 use crate::faults::Fault;
 use crate::support::control_plane::target;
-use crate::support::installation::{OPT_IN, PULL_SECRET};
+use crate::support::installation::PULL_SECRET;
 use crate::support::{ControlPlane, Webhook, proc};
 use crate::{MORTAL, STEADY};
 
@@ -21,8 +22,25 @@ use crate::{MORTAL, STEADY};
 const MIN_LEFT_SECONDS: f64 = 300.0;
 /// The most that memory may grow, in MiB an hour.
 const MAX_SLOPE: f64 = 1.0;
+/// How many rows may show credentials that expired between two runs.
+const MAX_STALE_ROWS: usize = 20;
 /// Shorter runs show no slope.
 const SLOPE_FROM_MINUTES: usize = 60;
+
+const COLUMNS: [&str; 12] = [
+    "minutes",
+    "fault",
+    "anonymous_mib",
+    "resident_mib",
+    "threads",
+    "descriptors",
+    "other_anonymous_mib",
+    "pull_secrets",
+    "least_left_seconds",
+    "refreshes",
+    "pods",
+    "pods_without",
+];
 
 pub struct Figures {
     namespaces: Api<Namespace>,
@@ -36,6 +54,18 @@ pub struct Figures {
     unexplained: usize,
     without: usize,
     were_lost: bool,
+    earlier: Earlier,
+    /// Whether credentials may have expired before the first row.
+    resumes: bool,
+}
+
+/// The last row of the run that this one goes on with.
+#[derive(Clone, Copy, Default)]
+struct Earlier {
+    minutes: f64,
+    refreshes: f64,
+    pods: usize,
+    pods_without: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -50,16 +80,22 @@ struct Row {
 }
 
 impl Figures {
-    pub async fn start(plane: &ControlPlane) -> Self {
-        let path = std::env::var("SOAK_CSV").map_or_else(|_| target().join("soak.csv"), Into::into);
-        let mut file = File::create(&path).unwrap();
+    /// Begins the file, or goes on with that of an earlier run.
+    pub async fn start(plane: &ControlPlane, resumes: bool) -> Self {
+        let path =
+            std::env::var("SOAK_CSV").map_or_else(|_| target().join("soak.csv"), PathBuf::from);
         println!("figures: {}", path.display());
-        writeln!(
-            file,
-            "minutes,fault,anonymous_mib,resident_mib,threads,descriptors,other_anonymous_mib,\
-             pull_secrets,least_left_seconds,refreshes,pods,pods_without"
-        )
-        .unwrap();
+        let earlier = resumes.then(|| Earlier::read(&path));
+        let mut file = File::options()
+            .create(true)
+            .write(true)
+            .append(resumes)
+            .truncate(!resumes)
+            .open(&path)
+            .unwrap();
+        if !resumes {
+            writeln!(file, "{}", COLUMNS.join(",")).unwrap();
+        }
         Self {
             namespaces: Api::all(plane.admin().await),
             secrets: Api::all(plane.admin().await),
@@ -70,6 +106,8 @@ impl Figures {
             unexplained: 0,
             without: 0,
             were_lost: false,
+            earlier: earlier.unwrap_or_default(),
+            resumes,
         }
     }
 
@@ -123,15 +161,15 @@ impl Figures {
         writeln!(
             self.file,
             "{:.2},{fault:?},{:.2},{:.2},{:.0},{:.0},{other},{},{left},{:.0},{},{}",
-            row.hours * 60.0,
+            self.earlier.minutes + row.hours * 60.0,
             row.anonymous,
             row.resident,
             row.threads,
             row.descriptors,
             lives.len(),
-            self.refreshes,
-            pods.stored,
-            pods.without
+            self.earlier.refreshes + self.refreshes,
+            self.earlier.pods + pods.stored,
+            self.earlier.pods_without + pods.without
         )
         .unwrap();
     }
@@ -139,16 +177,11 @@ impl Figures {
     /// The seconds that each pull secret of an opted-in namespace has left; none while the API
     /// server doesn't answer.
     async fn lives(&self) -> Vec<f64> {
-        let opted_in = ListParams::default().labels(&format!("{}={}", OPT_IN.0, OPT_IN.1));
-        let Ok(namespaces) = self.namespaces.list_metadata(&opted_in).await else {
+        // Nothing can be renewed in a namespace that is being deleted.
+        let Ok(living) = opted_in(&self.namespaces).await else {
             return Vec::new();
         };
-        // Nothing can be renewed in a namespace that is being deleted.
-        let living: HashSet<String> = namespaces
-            .into_iter()
-            .filter(|namespace| namespace.metadata.deletion_timestamp.is_none())
-            .filter_map(|namespace| namespace.metadata.name)
-            .collect();
+        let living: HashSet<String> = living.into_iter().collect();
         let named = ListParams::default().fields(&format!("metadata.name={PULL_SECRET}"));
         let Ok(listed) = self.secrets.list_metadata(&named).await else {
             return Vec::new();
@@ -177,14 +210,20 @@ impl Figures {
         let slope = |of: fn(&Row) -> f64| slope(later, of);
         let (anonymous, resident) = (slope(|row| row.anonymous), slope(|row| row.resident));
         let (threads, descriptors) = (slope(|row| row.threads), slope(|row| row.descriptors));
-        let least = self
-            .rows
-            .iter()
-            .filter_map(|row| row.least_left)
-            .fold(f64::INFINITY, f64::min);
+        let mut lives: Vec<f64> = self.rows.iter().filter_map(|row| row.least_left).collect();
+        if self.resumes {
+            let stale = lives
+                .iter()
+                .take_while(|left| **left < MIN_LEFT_SECONDS)
+                .count();
+            println!("rows until all that had expired was renewed: {stale}");
+            assert!(stale <= MAX_STALE_ROWS, "what has expired isn't renewed");
+            lives.drain(..stale);
+        }
+        let least = lives.into_iter().fold(f64::INFINITY, f64::min);
         let peak = self.rows.iter().map(|row| row.resident).fold(0.0, f64::max);
         #[expect(clippy::cast_precision_loss, reason = "a count of some thousands")]
-        let renewals = self.refreshes / namespaces as f64;
+        let renewals = (self.earlier.refreshes + self.refreshes) / namespaces as f64;
         println!(
             "anonymous memory: {anonymous:+.2} MiB/h; resident: {resident:+.2} MiB/h, at most {peak:.1} MiB"
         );
@@ -214,6 +253,23 @@ impl Figures {
             threads < 1.0 && descriptors < 10.0,
             "threads or descriptors grow"
         );
+    }
+}
+
+impl Earlier {
+    fn read(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap();
+        let last: Vec<&str> = text.lines().last().unwrap().split(',').collect();
+        let of = |column: &str| {
+            let place = COLUMNS.iter().position(|name| *name == column).unwrap();
+            last[place]
+        };
+        Self {
+            minutes: of("minutes").parse().unwrap(),
+            refreshes: of("refreshes").parse().unwrap(),
+            pods: of("pods").parse().unwrap(),
+            pods_without: of("pods_without").parse().unwrap(),
+        }
     }
 }
 

@@ -12,7 +12,9 @@
 //! |---|---|
 //! | `SOAK_MINUTES` | the duration: 240 |
 //! | `SOAK_NAMESPACES` | how many there are at a time: 1,000 |
+//! | `SOAK_BINARY` | another binary than the one of this build |
 //! | `SOAK_CSV` | the file of the figures |
+//! | `SOAK_STATE` | a folder that keeps etcd: a run goes on where the last one ended |
 //! | `SOAK_FAKETIME` | libfaketime, for steps of a clock; without it there are none |
 #![allow(
     unreachable_pub,
@@ -69,6 +71,8 @@ struct Soak {
     replicas: Vec<Webhook>,
     /// The offset of the mortal replica's clock, if the clock can be set.
     clock: Option<PathBuf>,
+    /// Whether an earlier run has left its namespaces, with credentials that may have expired.
+    resumes: bool,
 }
 
 async fn soak() {
@@ -78,7 +82,7 @@ async fn soak() {
     let mut soak = Soak::start().await;
     let churn = Churn::start(&soak.plane, namespaces).await;
     println!("{namespaces} namespaces; {minutes} minutes begin");
-    let mut figures = Figures::start(&soak.plane).await;
+    let mut figures = Figures::start(&soak.plane, soak.resumes).await;
     let started = Instant::now();
     let ticks = u32::try_from(minutes * 4).unwrap();
     for tick in 0..ticks {
@@ -97,17 +101,32 @@ async fn soak() {
         sleep_until(started + TICK * (tick + 1)).await;
     }
     let pods = churn.stop().await;
+    let last = ticks.saturating_sub(1);
+    if last % TICKS < TICKS / 2 {
+        let fault = Fault::at(last, soak.clock.is_some());
+        fault.end(&mut soak).await;
+    }
+    for replica in &mut soak.replicas {
+        assert!(replica.stop().await.success(), "a replica didn't end well");
+    }
     figures.report(&pods, namespaces, minutes);
 }
 
 impl Soak {
     /// Two replicas behind the Service, registered.
     async fn start() -> Self {
-        let plane = ControlPlane::start_with(control_plane::Options {
+        let parts = control_plane::Options {
             controllers: true,
             ..control_plane::Options::default()
-        })
-        .await;
+        };
+        let state = std::env::var_os("SOAK_STATE").map(PathBuf::from);
+        let resumes = state
+            .as_ref()
+            .is_some_and(|state| state.join("etcd").exists());
+        let plane = match &state {
+            Some(state) => ControlPlane::start_in(state, parts).await,
+            None => ControlPlane::start_with(parts).await,
+        };
         let aws = FakeAws::start();
         aws.tune_ecr(|ecr| ecr.lifetime = Some(TOKEN_LIFE));
         let installation = Installation::apply(&plane).await;
@@ -118,7 +137,8 @@ impl Soak {
         let (mut options, mut replicas) = (Vec::new(), Vec::new());
         for index in [STEADY, MORTAL] {
             let mut option = installation.replica(&plane, &aws).await;
-            option.binary = Some(env!("CARGO_BIN_EXE_ecr-injector").into());
+            let binary = std::env::var_os("SOAK_BINARY").map(PathBuf::from);
+            option.binary = Some(binary.unwrap_or(env!("CARGO_BIN_EXE_ecr-injector").into()));
             option = option.with_variable("ECR_INJECTOR_LOG", "warn");
             if let (MORTAL, Some(library), Some(clock)) = (index, &library, &clock) {
                 std::fs::write(clock, "+0").unwrap();
@@ -144,6 +164,7 @@ impl Soak {
             options,
             replicas,
             clock,
+            resumes,
         }
     }
 

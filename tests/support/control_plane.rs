@@ -146,12 +146,22 @@ impl ControlPlane {
         };
         let running = match idle {
             Some(running) => running,
-            None => Running::start(options).await,
+            None => Running::start(options, None).await,
         };
         let audited = running.audit_log().len();
         Self {
             running: Some(running),
             audited,
+        }
+    }
+
+    /// Starts one that keeps its contents in this folder, or goes on with those that an earlier one
+    /// has left there.
+    pub async fn start_in(folder: &Path, options: Options) -> Self {
+        crypto();
+        Self {
+            running: Some(Running::start(options, Some(folder)).await),
+            audited: 0,
         }
     }
 
@@ -396,13 +406,13 @@ fn spawn_api_server(arguments: &[String], folder: &Path) -> GuardedChild {
 }
 
 impl Running {
-    async fn start(options: Options) -> Self {
+    async fn start(options: Options, kept: Option<&Path>) -> Self {
         let programs = programs();
         let folder = GuardedFolder::create();
-        let block = if options.node {
-            Block::of_node()
-        } else {
-            Block::claim()
+        let block = match kept {
+            _ if options.node => Block::of_node(),
+            Some(kept) => Block::kept(kept),
+            None => Block::claim(),
         };
         let authority = Authority::new("test-control-plane");
         let api_server = block.address(129);
@@ -414,7 +424,7 @@ impl Running {
         let etcd_url = format!("http://{}:2379", block.address(130));
         let etcd = GuardedChild::spawn(
             &programs.join("etcd"),
-            etcd_arguments(&etcd_url, block.address(130), folder.path()),
+            etcd_arguments(&etcd_url, block.address(130), kept.unwrap_or(folder.path())),
             None,
             log("etcd"),
         );
@@ -672,6 +682,19 @@ impl Block {
     /// The one that a kubelet's machine has for its only control plane.
     fn of_node() -> Self {
         Self::of(NODE_BLOCK).expect("tests/kubelet/namespace.sh gives the machine this block")
+    }
+
+    /// The one whose Services etcd has in this folder, or one for a folder that is new.
+    fn kept(folder: &Path) -> Self {
+        let file = folder.join("network.json");
+        if let Ok(text) = fs::read_to_string(&file) {
+            let network = serde_json::from_str(&text).unwrap();
+            return Self::of(network).expect("the loopback block of the kept control plane");
+        }
+        let block = Self::claim();
+        fs::create_dir_all(folder).unwrap();
+        fs::write(&file, json!(block.network).to_string()).unwrap();
+        block
     }
 
     fn of(network: [u8; 3]) -> std::io::Result<Self> {
