@@ -39,6 +39,9 @@ const BUNDLES: [&str; 5] = [
 const FILE_VARIABLE: &str = "SSL_CERT_FILE";
 const FOLDER_VARIABLE: &str = "SSL_CERT_DIR";
 
+/// The bytes of a bundle that are read at a time: it has a quarter of a million.
+const READ_AT_ONCE: usize = 32 * 1024;
+
 /// Why the CA bundle can't be used.
 #[derive(Debug, Error)]
 pub enum AwsEnvironmentError {
@@ -49,6 +52,15 @@ pub enum AwsEnvironmentError {
         path: String,
         /// The system's error.
         source: io::Error,
+    },
+    /// The system has no CA certificate, or none that can be read.
+    #[error(
+        "no CA certificate to verify AWS with was found in {tried}: install the package \
+         ca-certificates, or name a bundle in AWS_CA_BUNDLE or SSL_CERT_FILE"
+    )]
+    NoCertificates {
+        /// The files and folders, each with the reason.
+        tried: String,
     },
     /// The bundle holds no usable certificate.
     #[error(
@@ -112,11 +124,14 @@ impl Trust {
     }
 
     /// Returns the certificates as TLS takes them. Of the system's one is read after the other, so
-    /// that no more is in memory than what is kept of each.
-    pub(super) fn roots(&self) -> Arc<RootCertStore> {
+    /// that no more is in memory than what is kept of each. Without any it is an error, which says
+    /// more than that the issuer of a server is unknown.
+    pub(super) fn roots(&self) -> Result<Arc<RootCertStore>, AwsEnvironmentError> {
         match &self.0 {
-            Certificates::Own(_, roots) => roots.clone(),
-            Certificates::System(_) => Arc::new(system_roots(|name| env::var_os(name), &BUNDLES)),
+            Certificates::Own(_, roots) => Ok(roots.clone()),
+            Certificates::System(_) => {
+                system_roots(|name| env::var_os(name), &BUNDLES).map(Arc::new)
+            }
         }
     }
 
@@ -135,7 +150,10 @@ impl Trust {
 
 /// Returns the certificates of the bundle and the folders that the environment names, or else of the
 /// first bundle that is there and has any, or else of the whole store.
-fn system_roots(variable: impl Fn(&str) -> Option<OsString>, bundles: &[&str]) -> RootCertStore {
+fn system_roots(
+    variable: impl Fn(&str) -> Option<OsString>,
+    bundles: &[&str],
+) -> Result<RootCertStore, AwsEnvironmentError> {
     let set = |name| variable(name).filter(|value| !value.is_empty());
     let (folder, named) = (set(FOLDER_VARIABLE), set(FILE_VARIABLE));
     let files: Vec<&Path> = match (&named, &folder) {
@@ -144,38 +162,49 @@ fn system_roots(variable: impl Fn(&str) -> Option<OsString>, bundles: &[&str]) -
         (None, None) => bundles.iter().map(Path::new).collect(),
     };
     let mut roots = RootCertStore::empty();
+    let mut tried = Vec::new();
     for path in files {
-        // A volume that hangs ends with the process's deadline.
-        if let Ok(file) = File::open(path) {
-            add(
-                &mut roots,
-                CertificateDer::pem_reader_iter(BufReader::new(file)),
-            );
-        }
-        if !roots.is_empty() {
-            break;
+        match add_bundle(&mut roots, path) {
+            Ok(()) => break,
+            Err(reason) => tried.push(format!("{} ({reason})", path.display())),
         }
     }
     if let Some(folders) = &folder {
         for folder in env::split_paths(folders) {
             let found = rustls_native_certs::load_certs_from_paths(None, Some(&folder));
             roots.add_parsable_certificates(found.certs);
+            tried.push(folder.display().to_string());
         }
     } else if roots.is_empty() && named.is_none() {
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
     }
-    roots
+    if roots.is_empty() {
+        let tried = tried.join(", ");
+        return Err(AwsEnvironmentError::NoCertificates { tried });
+    }
+    Ok(roots)
 }
 
-/// Adds the certificates that can be parsed: a system's bundle may hold a strange one.
-fn add(
-    roots: &mut RootCertStore,
-    certificates: impl Iterator<Item = Result<CertificateDer<'static>, PemError>>,
-) {
-    for certificate in certificates.flatten() {
-        let _ = roots.add(certificate);
+/// Adds the certificates of a file that can be parsed: a system's bundle may hold a strange one. A
+/// file without any is an error.
+fn add_bundle(roots: &mut RootCertStore, path: &Path) -> io::Result<()> {
+    // A volume that hangs ends with the process's deadline.
+    let file = File::open(path)?;
+    let file = BufReader::with_capacity(READ_AT_ONCE, file);
+    for certificate in CertificateDer::pem_reader_iter(file) {
+        match certificate {
+            Ok(certificate) => {
+                let _ = roots.add(certificate);
+            }
+            Err(PemError::Io(error)) => return Err(error),
+            Err(_) => {}
+        }
     }
+    if roots.is_empty() {
+        return Err(io::Error::other("no certificate is in it"));
+    }
+    Ok(())
 }
 
 fn system_bundle() -> Option<Arc<[u8]>> {
@@ -305,8 +334,9 @@ mod tests {
                 let set = variables.iter().find(|(set, _)| *set == name);
                 set.map(|(_, value)| value.into())
             };
-            system_roots(variable, &bundles).len()
+            system_roots(variable, &bundles).map(|roots| roots.len())
         };
+        let count = |variables: &[(&str, &str)]| count(variables).expect("a certificate");
         assert_eq!(count(&[]), 1, "the first that has any");
         let (two, folder) = (path("two"), path("folder"));
         assert_eq!(count(&[(FILE_VARIABLE, &two)]), 2);
@@ -314,8 +344,43 @@ mod tests {
         let both = [(FILE_VARIABLE, &*two), (FOLDER_VARIABLE, &*folder)];
         assert_eq!(count(&both), 3);
         assert_eq!(count(&[(FILE_VARIABLE, ""), (FOLDER_VARIABLE, "")]), 1);
-        // Whoever names a bundle doesn't mean another.
-        assert_eq!(count(&[(FILE_VARIABLE, &path("missing"))]), 0);
+    }
+
+    #[test]
+    fn store_without_a_certificate_is_an_error_that_names_what_was_tried() {
+        let directory = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let (empty, folder, good) = (path("empty"), path("folder"), path("good"));
+        std::fs::create_dir(&folder).expect("a folder");
+        std::fs::write(&empty, "# nothing\n").expect("written");
+        std::fs::write(&good, authority()).expect("written");
+        let missing = path("missing");
+        for (variables, expected) in [
+            // Whoever names a bundle doesn't mean another.
+            (vec![(FILE_VARIABLE, &missing)], "missing (No such file"),
+            (
+                vec![(FILE_VARIABLE, &empty)],
+                "empty (no certificate is in it)",
+            ),
+            (vec![(FILE_VARIABLE, &folder)], "folder (Is a directory"),
+            (vec![(FOLDER_VARIABLE, &folder)], "folder:"),
+            (
+                vec![(FILE_VARIABLE, &missing), (FOLDER_VARIABLE, &folder)],
+                "missing (No such file or directory (os error 2)), ",
+            ),
+        ] {
+            let variable = |name: &str| {
+                let set = variables.iter().find(|(set, _)| *set == name);
+                set.map(|(_, value)| value.into())
+            };
+            let error = system_roots(variable, &[&good]).expect_err("no certificate");
+            let error = error.to_string();
+            assert!(error.contains(expected), "{expected}: {error}");
+            assert!(
+                error.contains("install the package ca-certificates"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ use rustls::{ClientConfig, client::Resumption, crypto::ring};
 use tokio::time::timeout;
 use tower::Service as _;
 
-use crate::aws::trust::Trust;
+use crate::aws::trust::{AwsEnvironmentError, Trust};
 
 /// The most bytes of a response; the longest that is expected has six thousand.
 const MAX_RESPONSE: usize = 1 << 20;
@@ -92,7 +92,7 @@ impl SingleUseClient {
         let provider = Arc::new(ring::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(self.trust.roots())
+            .with_root_certificates(self.trust.roots()?)
             .with_no_client_auth();
         config.alpn_protocols = vec![ALPN.to_vec()];
         // There is no second connection.
@@ -194,13 +194,22 @@ async fn within<T>(
     step: impl Future<Output = Result<T, BoxError>>,
 ) -> Result<T, ConnectorError> {
     let Some(limit) = limit else {
-        return step.await.map_err(ConnectorError::io);
+        return step.await.map_err(failure);
     };
     let Ok(ended) = timeout(limit, step).await else {
         let text = format!("HTTP {name} timeout occurred after {limit:?}");
         return Err(ConnectorError::timeout(text.into()));
     };
-    ended.map_err(ConnectorError::io)
+    ended.map_err(failure)
+}
+
+/// Returns the error of a step. A mistake on this machine is none of the network's, after which
+/// a token that was kept would be used.
+fn failure(error: BoxError) -> ConnectorError {
+    if error.is::<AwsEnvironmentError>() {
+        return ConnectorError::user(error);
+    }
+    ConnectorError::io(error)
 }
 
 /// Leaves the path of a request's URI, and names its host in a header, as a server wants it.

@@ -204,6 +204,27 @@ async fn endpoint_of_an_unknown_authority_is_not_trusted() {
     assert!(aws.calls().is_empty());
 }
 
+/// A node without the package ca-certificates, or with a variable that names nothing.
+#[tokio::test]
+async fn store_without_certificates_is_the_error_and_no_unknown_issuer() {
+    let authority = Authority::new("a CA");
+    let aws = FakeAws::start_tls(&authority, &["127.0.0.1"]);
+    let node = Node::new(&aws);
+    let (missing, empty) = (node.path("missing.pem"), node.path("empty.pem"));
+    std::fs::write(&empty, "").unwrap();
+    for (bundle, reason) in [
+        (missing, "No such file"),
+        (empty, "no certificate is in it"),
+    ] {
+        let bundle = bundle.to_str().unwrap();
+        let ran = node
+            .answer(&node.run().variable("SSL_CERT_FILE", bundle))
+            .await;
+        ran.failed(1, &[bundle, reason, "install the package ca-certificates"]);
+    }
+    assert!(aws.calls().is_empty());
+}
+
 /// P-55
 #[tokio::test]
 async fn proxy_leads_to_aws_and_not_to_the_instance_metadata() {
