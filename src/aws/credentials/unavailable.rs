@@ -6,6 +6,7 @@ use std::error::Error as StdError;
 
 use aws_config::imds::client::error::{ImdsError, TokenError};
 use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sso::operation::get_role_credentials::GetRoleCredentialsError;
 use aws_sdk_sts::{
     error::{ProvideErrorMetadata, SdkError},
     operation::{
@@ -43,6 +44,7 @@ fn is_of_an_outage(error: &(dyn StdError + 'static)) -> bool {
     }
     of_call(error, |error: &AssumeRoleError| error.code())
         .or_else(|| of_call(error, |error: &AssumeRoleWithWebIdentityError| error.code()))
+        .or_else(|| of_call(error, |error: &GetRoleCredentialsError| error.code()))
         // The instance metadata and the endpoints for containers have no codes.
         .or_else(|| of_call(error, |_: &TokenError| None))
         .or_else(|| of_call(error, |_: &CredentialsError| None))
@@ -84,14 +86,24 @@ mod tests {
 
     use super::*;
 
-    fn answered(status: u16, code: &str) -> CredentialsError {
+    fn error<E: StdError + Send + Sync + 'static>(
+        status: u16,
+        code: &str,
+        of: impl Fn(ErrorMetadata) -> E,
+    ) -> CredentialsError {
         let status = StatusCode::try_from(status).expect("a status");
         let metadata = ErrorMetadata::builder().code(code).build();
         let raw = HttpResponse::new(status, SdkBody::empty());
-        CredentialsError::provider_error(SdkError::service_error(
-            AssumeRoleWithWebIdentityError::generic(metadata),
-            raw,
-        ))
+        CredentialsError::provider_error(SdkError::service_error(of(metadata), raw))
+    }
+
+    fn answered(status: u16, code: &str) -> CredentialsError {
+        error(status, code, AssumeRoleWithWebIdentityError::generic)
+    }
+
+    /// Returns an answer of IAM Identity Center.
+    fn portal(status: u16, code: &str) -> CredentialsError {
+        error(status, code, GetRoleCredentialsError::generic)
     }
 
     #[test]
@@ -117,6 +129,9 @@ mod tests {
                 CredentialsError::provider_error(answered(503, "InternalFailure")),
                 true,
             ),
+            (portal(500, ""), true),
+            (portal(429, "TooManyRequestsException"), true),
+            (portal(401, "UnauthorizedException"), false),
             (answered(403, "AccessDenied"), false),
             (answered(400, "ExpiredToken"), false),
             (container(404), false),

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
 
 use axum::Router;
 use axum::extract::State;
@@ -202,22 +202,23 @@ struct Portal {
 struct Room {
     keys: Keys,
     visits: AtomicUsize,
-    is_over: AtomicBool,
+    /// Of an answer without a session; zero while there are sessions.
+    status: AtomicU16,
 }
 
 const LOGIN: &str = "the-login";
+const LOGGED_OUT: &str = r#"{"__type": "com.amazonaws.switchboard.portal#UnauthorizedException",
+    "message": "Session token not found or invalid"}"#;
 
 impl Portal {
     fn start(keys: Keys) -> Self {
         async fn answer(State(room): State<Arc<Room>>, headers: HeaderMap) -> (StatusCode, String) {
             assert_eq!(headers["x-amz-sso_bearer_token"], LOGIN);
             room.visits.fetch_add(1, SeqCst);
-            if room.is_over.load(SeqCst) {
-                let error = json!({
-                    "__type": "com.amazonaws.switchboard.portal#UnauthorizedException",
-                    "message": "Session token not found or invalid",
-                });
-                return (StatusCode::UNAUTHORIZED, error.to_string());
+            let status = room.status.load(SeqCst);
+            if status != 0 {
+                let error = if status == 401 { LOGGED_OUT } else { "" };
+                return (StatusCode::from_u16(status).unwrap(), error.to_owned());
             }
             let keys = &room.keys;
             let session = json!({"roleCredentials": {
@@ -231,7 +232,7 @@ impl Portal {
         let room = Arc::new(Room {
             keys,
             visits: AtomicUsize::new(0),
-            is_over: AtomicBool::new(false),
+            status: AtomicU16::new(0),
         });
         let runtime = OwnRuntime::start("sso-portal");
         let (listener, address) = runtime.listen("127.0.0.1:0");
@@ -276,10 +277,13 @@ async fn sso_profile_hits_without_any_call() {
     hits_once(&machine, || portal.room.visits.load(SeqCst)).await;
     assert_eq!(portal.room.visits.load(SeqCst), 1);
 
-    // The login is over: the token is good for half of its life, and then there is none.
-    portal.room.is_over.store(true, SeqCst);
+    // The portal is away, and then the login is over: the token is good for half of its life, and
+    // then only while nobody says that there is none.
+    portal.room.status.store(500, SeqCst);
     machine.get(R).await.answered(&aws, R);
     machine.age(SignedDuration::from_hours(6));
+    machine.get(R).await.answered(&aws, R);
+    portal.room.status.store(401, SeqCst);
     machine
         .get(R)
         .await
