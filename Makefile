@@ -208,20 +208,18 @@ peers: ## Build the programs that we are measured beside, once (needs Go)
 
 .PHONY: compare
 compare: peers ## The same beside Kubernetes' own sample webhook
-	AGNHOST=$(TARGET)/peers/agnhost $(CARGO) bench --locked --bench handler
+	program=$$(image/binary.sh ecr-injector) && \
+	ECR_INJECTOR=$$program AGNHOST=$(TARGET)/peers/agnhost $(CARGO) bench --locked --bench handler
 
 .PHONY: bench-exec
 bench-exec: peers small-binary-test ## Measure a run of ecr-credentials beside the plugin and the helper that people come from
-	ECR_CREDENTIALS=$(TARGET)/$(shell uname -m)-unknown-linux-musl/small/ecr-credentials \
+	ECR_CREDENTIALS=$(TARGET)/static/$(shell uname -m)-unknown-linux-musl/small/ecr-credentials \
 	ECR_CREDENTIAL_PROVIDER=$(TARGET)/peers/ecr-credential-provider ECR_LOGIN=$(TARGET)/peers/docker-credential-ecr-login \
 	$(CARGO) bench --locked --bench exec
 
 .PHONY: order
-order: ## Find the functions that runs of ecr-credentials call, for its linker (image/ecr-credentials.order; needs valgrind)
-	@image/binary.sh --symbols ecr-credentials
-	ORDER=$(CURDIR)/image/ecr-credentials.order \
-	ECR_CREDENTIALS=$(TARGET)/$(shell uname -m)-unknown-linux-musl/small/ecr-credentials \
-	$(CARGO) bench --locked --bench exec
+order: control-plane ## Find the functions that runs of both binaries call, for the linker (image/*.order; needs valgrind)
+	@tests/tools/order.sh
 
 .PHONY: cost
 cost: ## Hold the instructions and allocations of a warm admission to those recorded (needs valgrind)

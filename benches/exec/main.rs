@@ -11,7 +11,7 @@
 //! | `ECR_CREDENTIALS` | our binary as it is released; `make bench-exec` builds it |
 //! | `ECR_CREDENTIAL_PROVIDER`, `ECR_LOGIN` | cloud-provider-aws' plugin, amazon-ecr-credential-helper: without them only we are measured |
 //! | `BENCH_ROUNDS` | the rounds, 30 unless set |
-//! | `ORDER` | the file for the names of the functions that our runs call, instead of measurements (`make order`) |
+//! | `REPORTS` | a folder for callgrind's reports of our runs, instead of measurements (`make order`) |
 #![allow(
     unreachable_pub,
     clippy::print_stdout,
@@ -21,7 +21,6 @@
     reason = "what it prints is what it is for, a bench that can't go on panics, and here a thread may wait"
 )]
 
-mod order;
 mod runs;
 
 #[path = "../../tests/support/mod.rs"]
@@ -59,8 +58,13 @@ fn measure() -> ExitCode {
     let plugin = program("ECR_CREDENTIAL_PROVIDER");
     let helper = program("ECR_LOGIN");
     let bed = Bed::new(&ours);
-    if let Some(path) = program("ORDER") {
-        order::write(&path, &bed.order_runs());
+    if let Some(folder) = program("REPORTS") {
+        for (index, run) in bed.order_runs().iter().enumerate() {
+            let report = folder.join(index.to_string());
+            let report = format!("--callgrind-out-file={}", report.display());
+            let options = ["--quiet", "--tool=callgrind", "--demangle=no", &report];
+            run.below("valgrind", &options);
+        }
         return ExitCode::SUCCESS;
     }
     let rounds = env::var("BENCH_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());

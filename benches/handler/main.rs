@@ -3,7 +3,7 @@
 //! | process | what it is |
 //! |---|---|
 //! | this one | starts the others, serves a fake API server and a fake AWS (idle while it measures), takes the pipes of logs |
-//! | ours | the binary itself: `ecr-injector serve` |
+//! | ours | the binary itself, or the one that `ECR_INJECTOR` names, as `make compare` does: `ecr-injector serve` |
 //! | ours, `--log warn` | the same without a log line for each admission |
 //! | bare | axum and rustls with a handler that reads the body and answers what ours did ([`bare`]) |
 //! | agnhost | Kubernetes' own sample webhook, if `AGNHOST` names it, as `make compare` does: its path that adds a sidecar to each Pod |
@@ -194,7 +194,9 @@ impl Setting {
             format!("--kubeconfig={}", path("kubeconfig")),
         ];
         arguments.extend(flags.iter().map(ToString::to_string));
-        let program = Path::new(env!("CARGO_BIN_EXE_ecr-injector"));
+        let program = std::env::var_os("ECR_INJECTOR");
+        let program = program.unwrap_or(env!("CARGO_BIN_EXE_ecr-injector").into());
+        let program = Path::new(&program);
         let server = Server::start(name, program, &arguments, self.aws.environment(), address);
         server.with_admin(admin)
     }

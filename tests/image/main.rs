@@ -37,6 +37,8 @@ const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
 const BINARY: &str = "usr/local/bin/ecr-injector";
 const USER: u32 = 65532;
 const LARGEST: u64 = 20_000_000;
+/// The most memory that a replica takes at its peak, in MiB.
+const LARGEST_PEAK: f64 = 20.0;
 
 /// The archive, taken apart.
 struct Image {
@@ -370,48 +372,83 @@ fn its_entrypoint_runs_with_nothing_beside_it() {
 /// is made inside: what a Pod of ours does, but for the kubelet.
 #[tokio::test]
 async fn serves_from_a_read_only_root_as_nobody() {
-    support::crypto();
     let image_of = Image::open();
-    let authority = Authority::new("test-aws");
-    let bundle = image_of.root().join(AUTHORITIES);
-    let stock = fs::read_to_string(&bundle).unwrap();
-    fs::write(&bundle, format!("{stock}\n{}", authority.pem())).unwrap();
+    let mut serving = Serving::start(&image_of).await;
+    alone_and_without_rights(serving.webhook.pid());
+    serving.injects("web").await;
+    assert!(serving.webhook.stop().await.success());
+}
 
-    let plane = ControlPlane::start().await;
-    let aws = FakeAws::start_tls(&authority, &["127.0.0.1"]);
-    let installation = Installation::apply(&plane).await;
-    let mut webhook = Webhook::spawn(Options {
-        binary: Some(image_of.program()),
-        certificate: None,
-        ..installation.replica(&plane, &aws).await
-    });
-    // Nobody in particular may not listen on 443.
-    let _balancer = Balancer::start(installation.service_address(), &[webhook.address()]);
-    installation.register_self_managed(&plane).await;
-    webhook.wait_until_ready().await;
+/// Functions that serve are beside each other in the file, so that the others aren't in memory
+/// (image/ecr-injector.order, which `make order` makes).
+#[tokio::test]
+async fn image_takes_little_memory() {
+    let image_of = Image::open();
+    let serving = Serving::start(&image_of).await;
+    for number in 0..200 {
+        serving.injects(&format!("web-{number}")).await;
+    }
+    let peak = support::proc::mebibytes(serving.webhook.pid(), "VmHWM");
+    println!("peak: {peak:.1} MiB");
+    assert!(peak <= LARGEST_PEAK, "{peak:.1} MiB: run make order");
+}
 
-    alone_and_without_rights(webhook.pid());
-    let team = plane.namespace("team", &[OPT_IN]).await;
-    let admin = Caller(plane.admin().await);
-    let pods = format!("/api/v1/namespaces/{team}/pods");
-    let stored = admin
-        .post(
-            &pods,
-            &serde_json::to_value(pod("web", &image("eu-west-1"))).unwrap(),
-        )
-        .await
-        .allowed();
-    assert_eq!(
-        stored["spec"]["imagePullSecrets"],
-        json!([{"name": PULL_SECRET}])
-    );
-    let path = format!("/api/v1/namespaces/{team}/secrets/{PULL_SECRET}");
-    let secret = serde_json::from_value(admin.get(&path).await.allowed()).unwrap();
-    assert_eq!(
-        support::bed::hosts(&secret),
-        [registry(123_456_789_012, "eu-west-1")]
-    );
-    assert!(webhook.stop().await.success());
+struct Serving {
+    webhook: Webhook,
+    plane: ControlPlane,
+    team: String,
+    _aws: FakeAws,
+    _balancer: Balancer,
+}
+
+impl Serving {
+    async fn start(image_of: &Image) -> Self {
+        support::crypto();
+        let authority = Authority::new("test-aws");
+        let bundle = image_of.root().join(AUTHORITIES);
+        let stock = fs::read_to_string(&bundle).unwrap();
+        fs::write(&bundle, format!("{stock}\n{}", authority.pem())).unwrap();
+
+        let plane = ControlPlane::start().await;
+        let aws = FakeAws::start_tls(&authority, &["127.0.0.1"]);
+        let installation = Installation::apply(&plane).await;
+        let mut webhook = Webhook::spawn(Options {
+            binary: Some(image_of.program()),
+            certificate: None,
+            ..installation.replica(&plane, &aws).await
+        });
+        // Nobody in particular may not listen on 443.
+        let balancer = Balancer::start(installation.service_address(), &[webhook.address()]);
+        installation.register_self_managed(&plane).await;
+        webhook.wait_until_ready().await;
+        let team = plane.namespace("team", &[OPT_IN]).await;
+        Self {
+            webhook,
+            plane,
+            team,
+            _aws: aws,
+            _balancer: balancer,
+        }
+    }
+
+    /// Creates a Pod, which gets the reference, and has its registry in the pull secret.
+    async fn injects(&self, name: &str) {
+        let team = &self.team;
+        let admin = Caller(self.plane.admin().await);
+        let pod = serde_json::to_value(pod(name, &image("eu-west-1"))).unwrap();
+        let pods = format!("/api/v1/namespaces/{team}/pods");
+        let stored = admin.post(&pods, &pod).await.allowed();
+        assert_eq!(
+            stored["spec"]["imagePullSecrets"],
+            json!([{"name": PULL_SECRET}])
+        );
+        let path = format!("/api/v1/namespaces/{team}/secrets/{PULL_SECRET}");
+        let secret = serde_json::from_value(admin.get(&path).await.allowed()).unwrap();
+        assert_eq!(
+            support::bed::hosts(&secret),
+            [registry(123_456_789_012, "eu-west-1")]
+        );
+    }
 }
 
 /// By what the kernel knows of it.
