@@ -747,6 +747,16 @@ async fn notes_say_what_comes_next_and_warn_of_what_is_risky() {
         );
     }
     assert!(notes("certificates: {mode: secret, secretName: x}").contains("NEXT: the API server"));
+    let both = "mode: both\npolicy: {assumeServed: true}";
+    let note = "NOTE: mode is both, and neither";
+    assert!(notes(both).contains(note));
+    for provided in [
+        "discover: pods",
+        "prewarm: [123456789012.dkr.ecr.eu-west-1.amazonaws.com]",
+    ] {
+        let quiet = notes(&format!("{both}\nconfig: {{{provided}}}"));
+        assert!(!quiet.contains(note), "{provided}: {quiet}");
+    }
     // Of the webhook nothing is said where there is none, but that its values have no effect.
     let policy =
         "mode: policy\npolicy: {assumeServed: true}\nreplicaCount: 1\nconfig: {discover: pods}";
