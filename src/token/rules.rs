@@ -167,3 +167,121 @@ impl Rules {
         self.key_or_reason(host, namespace, settings).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+    const IRELAND: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+    const OREGON: &str = "210987654321.dkr.ecr.us-west-2.amazonaws.com";
+
+    fn rules(config: &str) -> Rules {
+        Config::parse_fields(config, "config").expect("valid").rules
+    }
+
+    fn host(text: &str) -> Host {
+        Host::parse(text).expect("valid")
+    }
+
+    /// Checks why the rules give a host no token in a namespace with these settings; `None`: they
+    /// give it one.
+    fn assert_reason(
+        rules: &Rules,
+        settings: &NamespaceSettings,
+        host: &str,
+        expected: Option<Suspension>,
+    ) {
+        let namespace = Namespace::parse("team").expect("valid");
+        let key = rules.key_or_reason(host, &namespace, settings);
+        let same = rules.key_for(host, &namespace, settings);
+        assert_eq!(same, key.clone().ok(), "{host}");
+        assert_eq!(key.err(), expected, "{host}");
+    }
+
+    #[test]
+    fn host_without_a_token_has_its_reason() {
+        let settings = NamespaceSettings::default();
+        let annotated = NamespaceSettings {
+            role: Some("arn:aws:iam::123456789012:role/admin".into()),
+            ..NamespaceSettings::default()
+        };
+        let all = rules("");
+        assert_reason(&all, &settings, IRELAND, None);
+        for host in ["docker.io", "images.example.com", "public.ecr.aws", ""] {
+            assert_reason(&all, &settings, host, Some(Suspension::NotEcr));
+        }
+        let refused = Suspension::NoIdentity(Refusal::NotAllowed);
+        assert_reason(&all, &annotated, IRELAND, Some(refused));
+        assert!(refused.to_string().contains("namespaceRoles.allow"));
+        // Reasons that follow from the configuration alone come first.
+        let one = rules("allow: {accounts: ['210987654321']}");
+        for settings in [&settings, &annotated] {
+            assert_reason(&one, settings, IRELAND, Some(Suspension::NotAllowed));
+        }
+        assert_reason(&one, &settings, OREGON, None);
+    }
+
+    #[test]
+    fn registry_is_allowed_by_its_account_and_its_region() {
+        for (allow, permitted) in [
+            ("", [true, true]),
+            ("accounts: ['123456789012']", [true, false]),
+            ("regions: [us-west-2]", [false, true]),
+            (
+                "accounts: ['123456789012'], regions: [eu-west-1]",
+                [true, false],
+            ),
+            (
+                "accounts: ['123456789012'], regions: [us-west-2]",
+                [false, false],
+            ),
+        ] {
+            let mut rules = rules("publicEcr: true");
+            if !allow.is_empty() {
+                rules.allow = self::rules(&format!("allow: {{{allow}}}")).allow;
+            }
+            let permits = |host: &str| {
+                let (_, registry) = rules.aliases.resolve(host).expect("a registry");
+                rules.allow.permits(&registry)
+            };
+            assert_eq!([IRELAND, OREGON].map(permits), permitted, "{allow}");
+            assert!(permits("public.ecr.aws"), "it has no account: {allow}");
+        }
+    }
+
+    #[test]
+    fn host_is_forgotten_some_time_after_its_last_admission() {
+        let policy = |forget_after| Policy {
+            rules: Arc::new(rules("")),
+            prewarm: vec![host(OREGON)],
+            forget_after,
+            revocation: Revocation::OnExpiry,
+            removes: false,
+            writes_per_second: 20,
+        };
+        let days = |days: i64| SignedDuration::from_hours(24 * days);
+        let forgotten_at = |after, text| policy(after).forgotten_at(&host(text), NOW);
+        let in_a_week = Some(NOW + days(7));
+        assert_eq!(forgotten_at(Some(days(7)), IRELAND), in_a_week);
+        assert_eq!(
+            forgotten_at(Some(SignedDuration::MAX), IRELAND),
+            Some(Timestamp::MAX)
+        );
+        assert_eq!(forgotten_at(Some(days(7)), OREGON), None, "it is prewarmed");
+        assert_eq!(forgotten_at(None, IRELAND), None);
+    }
+
+    #[test]
+    fn suspension_has_a_name_for_metrics_and_reports() {
+        let refused = Suspension::NoIdentity(Refusal::NoDefault);
+        for (suspension, label) in [
+            (Suspension::NotAllowed, "registry_not_allowed"),
+            (refused, "no_identity"),
+            (Suspension::NotEcr, "not_ecr"),
+        ] {
+            assert_eq!(suspension.as_str(), label);
+        }
+    }
+}

@@ -10,7 +10,7 @@ use crate::{
     registry::{AccountId, Aliases, Region},
     token::{
         Lifetime,
-        rules::{Allow, OnFailure, Suspension},
+        rules::{Allow, OnFailure},
     },
 };
 
@@ -398,42 +398,6 @@ fn registry_without_an_identity_gets_no_other_identity() {
         let warning = warning_for(reason, &rules()).expect("a warning");
         assert!(!warning.ends_with('…'), "{warning}");
     }
-}
-
-#[test]
-fn host_without_a_token_has_its_reason() {
-    let mut rules = rules();
-    let namespace = Namespace::parse("team").expect("valid");
-    let reason = |rules: &Rules, host: &str, settings: &NamespaceSettings| {
-        let key = rules.key_or_reason(host, &namespace, settings);
-        assert_eq!(
-            rules.key_for(host, &namespace, settings),
-            key.clone().ok(),
-            "{host}"
-        );
-        key.err()
-    };
-    assert_eq!(reason(&rules, IRELAND, &settings()), None);
-    for host in ["docker.io", "images.example.com", "public.ecr.aws", ""] {
-        let not_ecr = Some(Suspension::NotEcr);
-        assert_eq!(reason(&rules, host, &settings()), not_ecr, "{host}");
-    }
-    let annotated = NamespaceSettings {
-        role: Some("arn:aws:iam::123456789012:role/admin".into()),
-        ..NamespaceSettings::default()
-    };
-    let refused = Suspension::NoIdentity(Refusal::NotAllowed);
-    assert_eq!(reason(&rules, IRELAND, &annotated), Some(refused));
-    assert_eq!(refused.as_str(), "role_not_allowed");
-    assert!(refused.to_string().contains("namespaceRoles.allow"));
-    let account = AccountId::parse("210987654321").expect("valid");
-    rules.allow.accounts.insert(account);
-    // Reasons that follow from the configuration alone come first.
-    for settings in [&settings(), &annotated] {
-        let not_allowed = Some(Suspension::NotAllowed);
-        assert_eq!(reason(&rules, IRELAND, settings), not_allowed);
-    }
-    assert_eq!(reason(&rules, OREGON, &settings()), None);
 }
 
 #[test]
