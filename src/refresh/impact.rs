@@ -179,6 +179,23 @@ mod tests {
             ("system", OURS, Cause::Excluded),
         ];
         assert_eq!(found, expected);
+        let words = impact.suspended.iter().map(|it| it.cause.as_str());
+        assert_eq!(
+            words.collect::<Vec<_>>(),
+            [
+                "registry_not_allowed",
+                "not_ecr",
+                "role_not_allowed",
+                "excluded_namespace"
+            ]
+        );
+        let texts: Vec<String> = impact
+            .suspended
+            .iter()
+            .map(|it| it.cause.to_string())
+            .collect();
+        assert_eq!(texts[0], "the registry is not in the allow list");
+        assert_eq!(texts[3], "the namespace is in optIn.excludeNamespaces");
         assert_eq!((impact.namespaces, impact.hosts), (4, 5));
         assert_eq!(impact.affected_namespaces(), 3);
         assert!(!impact.is_widespread());

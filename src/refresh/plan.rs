@@ -481,9 +481,9 @@ fn due_by(life: &Lifetime, share: i64, now: Timestamp) -> Timestamp {
         .minted_at
         .checked_add(SignedDuration::from_micros(seconds.saturating_mul(share)))
         .unwrap_or(now);
-    // An expired credential was due long ago; dates that can't be true are ignored.
-    if due > now && life.freshness(now) == Freshness::Expired {
-        now
+    // An expired credential is due now at the latest; dates that can't be true are ignored.
+    if life.freshness(now) == Freshness::Expired {
+        due.min(now)
     } else {
         due
     }

@@ -254,6 +254,22 @@ mod tests {
     }
 
     #[test]
+    fn forgotten_namespace_has_its_turn_like_a_new_one() {
+        let mut queue = WorkQueue::default();
+        for text in ["a", "b"] {
+            set(&mut queue, text, Priority::Changed, 0, None);
+        }
+        assert_eq!(drain(&mut queue), ["a", "b"]);
+        set(&mut queue, "b", Priority::Changed, 0, None);
+        queue.forget(&name("b"));
+        assert_eq!(queue.next_at(), None);
+        for text in ["a", "b"] {
+            set(&mut queue, text, Priority::Changed, 0, None);
+        }
+        assert_eq!(drain(&mut queue), ["b", "a"]);
+    }
+
+    #[test]
     fn of_the_unserved_what_ends_first_comes_first() {
         let mut queue = WorkQueue::default();
         for (text, at, ends) in [("long", -20, 600), ("short", -5, 60), ("over", -1, -9)] {

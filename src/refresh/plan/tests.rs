@@ -167,7 +167,9 @@ fn nearly_due_credential_is_renewed_with_due_ones() {
             (IRELAND, entry(Some(hours(4)))),
             (VIRGINIA, entry(Some(minutes(age)))),
         ]);
-        let desired = desired(some(&observed, &policy("")));
+        let plan = some(&observed, &policy(""));
+        assert_eq!(plan.action.due_hosts(), 1 + usize::from(is_due), "{age}");
+        let desired = desired(plan);
         assert_eq!(desired.due.contains(&host(VIRGINIA)), is_due, "{age}");
     }
 }
@@ -450,17 +452,22 @@ fn unproven_claims_are_requests_within_rules_and_limit() {
     let requests = desired(some(&forged(None), &policy(one)));
     assert_eq!(names(&requests.keys), hosts(&[IRELAND]));
     // Hosts that are known to be true come first, and keep their demand.
-    let before = state([(OREGON, unwanted(3, Some(hours(1))))]);
-    let repair = desired(some(&forged(Some(before.clone())), &policy(one)));
-    assert_eq!(names(&repair.keys), hosts(&[OREGON]));
-    assert_eq!(repair.remembered, Some(before));
+    for known in [OREGON, IRELAND] {
+        let before = state([(known, unwanted(3, None))]);
+        let repair = desired(some(&forged(Some(before.clone())), &policy(one)));
+        assert_eq!(names(&repair.keys), hosts(&[known]));
+        assert_eq!(repair.remembered, Some(before));
+    }
     let nothing = desired(some(&forged(None), &allows_nothing()));
     assert!(nothing.keys.is_empty());
 }
 
 #[test]
 fn restored_older_state_is_repaired_by_both() {
-    let claims = state([(IRELAND, unwanted(9, Some(hours(5))))]);
+    let claims = state([
+        (IRELAND, unwanted(9, Some(hours(5)))),
+        (OREGON, unwanted(9, Some(hours(5)))),
+    ]);
     let before = state([(IRELAND, entry(None)), (VIRGINIA, entry(Some(hours(1))))]);
     let reverted = Observed::Unverified {
         claims: Some(claims),
@@ -470,11 +477,12 @@ fn restored_older_state_is_repaired_by_both() {
     };
     let repair = desired(some(&reverted, &policy("")));
     assert_eq!(repair.repairs, Some(Damage::Changed));
-    assert_eq!(repair.due, hosts(&[IRELAND, VIRGINIA]));
+    assert_eq!(repair.due, hosts(&[IRELAND, VIRGINIA, OREGON]));
     let remembered = repair.remembered.expect("both");
-    let ireland = remembered.hosts.get(&host(IRELAND)).expect("there");
-    assert_eq!(ireland.demand.since, NOW - days(9));
-    assert_eq!(ireland.demand.last, NOW);
+    for (text, last) in [(IRELAND, NOW), (OREGON, NOW - days(9))] {
+        let demand = remembered.hosts.get(&host(text)).expect("there").demand;
+        assert_eq!((demand.since, demand.last), (NOW - days(9), last), "{text}");
+    }
 }
 
 #[test]
@@ -492,16 +500,19 @@ fn listed_and_proven_state_is_written_when_due_and_else_read() {
         let is_written = matches!(plan.action, Action::Write(_));
         assert_eq!(is_written, is_write, "{age} {is_proven}");
         if !is_write {
+            assert!(plan.is_by_time(), "nothing happened");
             assert_eq!((plan.priority, plan.action), read);
         }
     }
     // After a restore of the cluster, the pull secret is read before it is written.
-    let newer = State {
-        revision: 5,
+    let known = |revision| State {
+        revision,
         ..state([(VIRGINIA, entry(Some(hours(1))))])
     };
-    let plan = some(&listed(4, true, Some(newer)), &policy(""));
+    let plan = some(&listed(4, true, Some(known(5))), &policy(""));
     assert_eq!((plan.priority, plan.action), read);
+    let plan = some(&listed(4, true, Some(known(0))), &policy(""));
+    assert!(matches!(plan.action, Action::Write(_)), "it is no older");
 }
 
 #[test]
@@ -514,6 +525,7 @@ fn change_is_read_before_anything_is_written() {
             since: Unverified::Changed,
         };
         let plan = some(&changed, &policy(""));
+        assert!(!plan.is_by_time());
         let planned = (plan.priority, plan.at, plan.action);
         assert_eq!(planned, (Priority::Changed, NOW, Action::Read));
     }
@@ -589,6 +601,7 @@ fn opted_out_secret_is_removed_after_its_last_expiry() {
     let removal = |observed: &Observed| {
         let plan = plan(&name("team"), None, Some(observed), &removing, NOW);
         let plan = plan.expect("a plan");
+        assert!(plan.is_by_time() && plan.action.due_hosts() == 0);
         assert_eq!((plan.action, plan.ends), (Action::Delete, None));
         plan.at
     };
@@ -639,6 +652,16 @@ fn hosts_over_a_lowered_limit_are_renewed_and_none_is_prewarmed() {
 }
 
 #[test]
+fn prewarm_stops_at_the_limit_of_a_secret() {
+    let policy = Policy {
+        prewarm: vec![host(OREGON), host(VIRGINIA), host(IRELAND)],
+        ..policy("limits: {registriesPerPod: 1, registriesPerSecret: 2}")
+    };
+    let created = desired(planned(None, &policy).expect("a plan"));
+    assert_eq!(names(&created.keys), hosts(&[OREGON, VIRGINIA]));
+}
+
+#[test]
 fn forgotten_host_makes_room_for_a_prewarmed_one() {
     let policy = Policy {
         prewarm: vec![host(OREGON)],
@@ -660,8 +683,8 @@ fn write_is_by_time_only_if_time_alone_made_it_due() {
         (by_other(hours(1)), false),
     ] {
         let observed = managed([(IRELAND, old()), (VIRGINIA, other)]);
-        let desired = desired(some(&observed, &policy("")));
-        assert_eq!(desired.is_by_time, is_by_time, "{observed:?}");
+        let plan = some(&observed, &policy(""));
+        assert_eq!(plan.is_by_time(), is_by_time, "{observed:?}");
     }
 }
 
@@ -684,6 +707,15 @@ fn next_without_missing_tokens_is_when_another_host_is_due() {
     assert!(virginia > NOW);
     assert_eq!(next(&observed, &[IRELAND, OREGON]), Some(virginia));
     assert_eq!(next(&observed, &[IRELAND, OREGON, VIRGINIA]), None);
+    // A host that is due at this moment is part of the plan, and isn't planned again.
+    let due_now = planned_at(Some(&observed), &policy, virginia).expect("a plan");
+    let desired = desired(due_now);
+    assert!(desired.due.contains(&host(VIRGINIA)));
+    let missing = BTreeSet::from([desired.keys[&host(IRELAND)].clone()]);
+    assert_eq!(
+        desired.next_without(&missing, &team, observed.proven(), virginia),
+        None
+    );
     // A public entry is to be removed when it expires, with or without a token.
     let observed = managed([(PUBLIC, entry(Some(hours(5))))]);
     let dropped = NOW + hours(7) - MIN_LEFT + DROP_AFTER;
