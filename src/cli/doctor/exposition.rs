@@ -47,7 +47,7 @@ impl Exposition {
 
     /// Whether a metric has the value 1; `None` if it is absent.
     pub(super) fn is_one(&self, name: &str) -> Option<bool> {
-        self.value(name).map(|value| (value - 1.0).abs() < 0.5)
+        self.value(name).map(|value| value.total_cmp(&1.0).is_eq())
     }
 }
 

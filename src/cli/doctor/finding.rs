@@ -216,4 +216,23 @@ mod tests {
         let unread = Reading::<()>::Unread("no config".to_owned());
         assert_eq!(unread.get().expect_err("none").status(), Status::Skipped);
     }
+
+    #[test]
+    fn read_that_depends_on_another_says_which_is_missing() {
+        let text = |reading: Reading<()>| {
+            let dependent: Reading<u32> = reading.unread("the Deployment")?;
+            Some(dependent.get().expect_err("none").text().to_owned())
+        };
+        let right = Right::new("get", "deployments.apps", None);
+        assert_eq!(text(Reading::Read(())), None);
+        assert_eq!(
+            text(Reading::Forbidden(right.clone())),
+            Some(right.reason())
+        );
+        let failed = Reading::Failed("timeout".to_owned());
+        let expected = Some("the Deployment could not be read".to_owned());
+        assert_eq!(text(failed), expected);
+        let unread = Reading::Unread("no config".to_owned());
+        assert_eq!(text(unread), Some("no config".to_owned()));
+    }
 }

@@ -403,6 +403,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::registry::Host;
 
     #[test]
     fn names_come_from_the_deployment_where_it_is_known() {
@@ -448,5 +449,52 @@ mod tests {
         let others: Vec<_> = facts.other_managers.into_iter().collect();
         assert_eq!(others, ["kubectl-edit", "script"]);
         assert!(!facts.is_managed);
+    }
+
+    #[test]
+    fn pull_secret_is_ours_by_its_label_and_has_a_state() {
+        let host = Host::parse("123456789012.dkr.ecr.eu-west-1.amazonaws.com").expect("a host");
+        let state = State::from_wanted_hosts([&host], Timestamp::UNIX_EPOCH).expect("a host");
+        let object = json!({"metadata": {
+            "namespace": "team",
+            "labels": {"app.kubernetes.io/managed-by": "ecr-injector"},
+            "annotations": {STATE_ANNOTATION: state.to_text()},
+        }});
+        let facts = PullSecretFacts::of(&object).expect("facts");
+        assert_eq!((facts.is_managed, facts.state), (true, Some(state)));
+    }
+
+    #[test]
+    fn namespace_has_the_settings_of_its_metadata() {
+        let role = "arn:aws:iam::123456789012:role/pull";
+        let labelled = |at: &str| {
+            let fields = json!({"f:metadata": {"f:labels": {"f:inject": {}}}});
+            json!({"time": at, "fieldsV1": fields})
+        };
+        let mut object = json!({"metadata": {
+            "name": "team",
+            "labels": {"inject": "enabled", "number": 7},
+            "annotations": {ROLE_ANNOTATION: role},
+            "managedFields": [labelled("2027-01-15T09:00:00Z"), labelled("2027-01-15T08:00:00Z")],
+        }});
+        let facts = NamespaceFacts::of(&object).expect("facts");
+        assert_eq!(facts.name, "team");
+        let labels = BTreeMap::from([("inject".to_owned(), "enabled".to_owned())]);
+        assert_eq!(facts.labels, labels);
+        let last: Timestamp = "2027-01-15T09:00:00Z".parse().expect("a time");
+        assert_eq!(
+            facts.labelled_at,
+            BTreeMap::from([("inject".to_owned(), last)])
+        );
+        let settings = facts.settings();
+        assert_eq!(settings.role.as_deref(), Some(role));
+        assert!(!settings.is_terminating);
+        object["metadata"]["deletionTimestamp"] = json!("2027-01-15T10:00:00Z");
+        let facts = NamespaceFacts::of(&object).expect("facts");
+        assert!(facts.settings().is_terminating);
+        assert!(
+            NamespaceFacts::of(&json!({"metadata": {}})).is_none(),
+            "it has no name"
+        );
     }
 }

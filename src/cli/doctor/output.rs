@@ -97,11 +97,7 @@ pub(super) fn json_text(value: &Value) -> String {
 
 /// Returns YAML; strings of others are escaped before, as YAML would show them as they are.
 pub(super) fn yaml_text(value: &Value) -> String {
-    let mut text = text::to_yaml(value).unwrap_or_else(|_| json_text(value));
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text
+    text::to_yaml(value).unwrap_or_else(|_| json_text(value))
 }
 
 pub(super) fn mark(status: Status, style: Style) -> String {
@@ -351,6 +347,9 @@ two
                 (false, Duration::from_millis(7)),
             )
         };
+        for text in [of(Format::Json), of(Format::Yaml)] {
+            assert!(text.ends_with('\n') && !text.ends_with("\n\n"), "{text}");
+        }
         let json: Value = serde_json::from_str(&of(Format::Json)).expect("JSON");
         let yaml: Value = serde_saphyr::from_str(&of(Format::Yaml)).expect("YAML");
         assert_eq!(json, yaml);
@@ -358,9 +357,72 @@ two
             json["counts"],
             json!({"ok": 2, "warn": 1, "fail": 1, "skipped": 1})
         );
+        let checks = json["checks"].as_array().expect("a list").iter();
+        let statuses: Vec<&Value> = checks.map(|check| &check["status"]).collect();
+        assert_eq!(statuses, ["ok", "ok", "warn", "fail", "skipped"]);
         assert_eq!(json["checks"][3]["cause"], "broken");
         assert_eq!(json["checks"][4]["note"], "no right");
         assert_eq!(json["tookMs"], 7);
+    }
+
+    /// A Pod that is fine, and one that isn't.
+    fn verdicts() -> Vec<(String, Verdict)> {
+        let image = ImageRow {
+            image: "123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:1".to_owned(),
+            host: "123456789012.dkr.ecr.eu-west-1.amazonaws.com".to_owned(),
+            credential: "none".to_owned(),
+        };
+        let good = Verdict {
+            code: "pod-fine",
+            text: "it works".to_owned(),
+            fix: None,
+            is_ok: true,
+            images: vec![],
+        };
+        let bad = Verdict {
+            code: "pod-missed",
+            text: "it was\nmissed".to_owned(),
+            fix: Some("delete it".to_owned()),
+            is_ok: false,
+            images: vec![image],
+        };
+        vec![("team/good".to_owned(), good), ("team/bad".to_owned(), bad)]
+    }
+
+    #[test]
+    fn table_of_pods_has_their_images_and_fixes() {
+        let expected = "\
+ok team/good  pod-fine: it works
+x  team/bad  pod-missed: it was missed
+    image  123456789012.dkr.ecr.eu-west-1.amazonaws.com/app:1
+           123456789012.dkr.ecr.eu-west-1.amazonaws.com: none
+    fix    delete it
+    see    docs/reference/doctor.md#pod-missed
+";
+        let text = pods(&verdicts(), (Format::Table, Style::default()));
+        assert_eq!(text, expected);
+        let text = pods(&verdicts(), (Format::Short, Style::default()));
+        assert_eq!(text, "FAIL pod-missed team/bad: it was missed\n");
+    }
+
+    #[test]
+    fn pods_are_fine_in_json_if_each_of_them_is() {
+        let of = |verdicts: &[(String, Verdict)]| -> Value {
+            let text = pods(verdicts, (Format::Json, Style::default()));
+            serde_json::from_str(&text).expect("JSON")
+        };
+        let both = of(&verdicts());
+        assert_eq!(
+            (&both["ok"], &both["pods"][0]["ok"]),
+            (&json!(false), &json!(true))
+        );
+        let bad = &both["pods"][1];
+        assert_eq!(
+            (&bad["pod"], &bad["message"]),
+            (&json!("team/bad"), &json!("it was missed"))
+        );
+        assert_eq!(bad["images"][0]["credential"], "none");
+        assert_eq!(of(&verdicts()[..1])["ok"], true);
     }
 
     #[test]

@@ -415,6 +415,18 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
 ];
 
 #[test]
+fn three_names_are_listed_and_the_others_counted() {
+    for (names, expected) in [
+        (&[][..], ""),
+        (&["a", "b", "c"], "a, b, c"),
+        (&["a", "b", "c", "d"], "a, b, c and 1 more"),
+        (&["a", "b", "c", "d", "e"], "a, b, c and 2 more"),
+    ] {
+        assert_eq!(listed(names), expected);
+    }
+}
+
+#[test]
 fn every_check_is_fine_on_a_fine_installation() {
     for checked in run(&fine(), |_| true) {
         assert_eq!(checked.finding.status(), Status::Ok, "{checked:?}");

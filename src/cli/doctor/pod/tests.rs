@@ -136,9 +136,29 @@ const SITUATIONS: &[(&str, &str, bool, Change)] = &[
         it.pod["status"] = json!({"phase": "Pending"});
         event(it, "FailedCreatePodSandBox", "failed to get sandbox image \"pause:3\"");
     }),
+    ("pod-sandbox-image", "pause image", false, |it| {
+        it.pod["status"] = json!({"phase": "Pending"});
+        event(it, "FailedCreatePodSandBox", "failed to pull image \"registry.k8s.io/pause:3.10\"");
+    }),
+    ("pod-fine", "valid until", true, |it| event(it, "FailedCreatePodSandBox", "failed to get sandbox image")),
+    ("pod-fine", "valid until", true, |it| {
+        it.pod["status"] = json!({"phase": "Pending"});
+        event(it, "FailedCreatePodSandBox", "the network plugin failed");
+    }),
+    ("pod-fine", "valid until", true, |it| {
+        it.pod["status"] = json!({"phase": "Pending"});
+        event(it, "Pulling", "a sandbox image");
+    }),
     ("pod-opted-out", "disabled", true, |it| { without_reference(it); annotated(it, LABEL, "disabled"); }),
     ("pod-not-opted-in", "has not the label", false, |it| { without_reference(it); it.namespace = namespace(&[], None); }),
     ("pod-not-opted-in", "The value", false, |it| { without_reference(it); it.namespace = namespace(&[(LABEL, "true")], None); }),
+    ("pod-not-opted-in", "excludes the namespace team", false, |it| {
+        without_reference(it);
+        it.namespace = namespace(&[], None);
+        let mut settings = settings();
+        settings.rules.excluded.insert(Namespace::parse("team").expect("a name"));
+        it.config = Reading::Read(ConfigFacts::Valid(Box::new(settings)));
+    }),
     ("pod-not-opted-in", "does not exist", false, |it| { without_reference(it); it.namespace = Reading::Read(None); }),
     ("pod-not-allowed", "allows none", false, |it| {
         without_reference(it);
@@ -218,6 +238,24 @@ fn every_situation_has_its_verdict() {
 fn every_code_has_a_situation() {
     let tested: BTreeSet<&str> = SITUATIONS.iter().map(|row| row.0).collect();
     assert_eq!(tested, BTreeSet::from(CODES));
+}
+
+#[test]
+fn missed_pod_runs_all_the_same_if_no_image_is_waited_for() {
+    for (phase, is_waiting, runs) in [
+        ("Running", false, true),
+        ("Running", true, false),
+        ("Pending", false, false),
+    ] {
+        let mut case = fine_case();
+        without_reference(&mut case);
+        if is_waiting {
+            waits(&mut case, "no basic auth credentials");
+        }
+        case.pod["status"]["phase"] = json!(phase);
+        let text = verdict(&case).text;
+        assert_eq!(text.contains("it runs all the same"), runs, "{text}");
+    }
 }
 
 #[test]
