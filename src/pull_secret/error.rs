@@ -111,3 +111,92 @@ impl PullSecretError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::error::{AwsReply, Operation};
+
+    fn hosts(count: usize) -> Vec<Host> {
+        let name = |number| format!("{number:012}.dkr.ecr.eu-west-1.amazonaws.com");
+        let hosts = (1..=count).map(|number| Host::parse(&name(number)).expect("a host"));
+        hosts.collect()
+    }
+
+    fn full(count: usize) -> PullSecretError {
+        PullSecretError::Full {
+            hosts: hosts(count),
+            limit: 64,
+        }
+    }
+
+    #[test]
+    fn full_secret_names_one_of_the_hosts_without_room() {
+        for (count, named) in [
+            (1, "000000000001.dkr.ecr.eu-west-1.amazonaws.com"),
+            (3, "000000000001.dkr.ecr.eu-west-1.amazonaws.com and 2 more"),
+            (0, "more registries"),
+        ] {
+            let text = full(count).to_string();
+            assert!(text.contains(&format!(" room for {named}; ")), "{text}");
+        }
+    }
+
+    #[test]
+    fn tenants_read_which_host_has_no_token_and_awss_code_alone() {
+        let reply = AwsReply::new(
+            "AccessDeniedException",
+            "User: arn:aws:iam::123456789012:user/x",
+        );
+        let error = PullSecretError::Mint {
+            host: hosts(1).remove(0),
+            error: MintError::Refused(Operation::GetAuthorizationToken.into(), reply),
+        };
+        assert!(error.to_string().contains("arn:aws:iam"), "{error}");
+        let expected = "000000000001.dkr.ecr.eu-west-1.amazonaws.com: ECR's GetAuthorizationToken \
+                        was refused (AccessDeniedException)";
+        assert_eq!(error.public_text(), expected);
+        assert_eq!(full(1).public_text(), full(1).to_string());
+    }
+
+    #[test]
+    fn errors_have_labels_of_their_own() {
+        let (verb, message) = ("apply", String::new);
+        let mint = |error| PullSecretError::Mint {
+            host: hosts(1).remove(0),
+            error,
+        };
+        for (error, label) in [
+            (mint(MintError::Deadline), MintError::Deadline.as_str()),
+            (mint(MintError::GaveUp), MintError::GaveUp.as_str()),
+            (PullSecretError::Foreign(Foreign::Label), "foreign"),
+            (full(1), "too_many_hosts"),
+            (
+                PullSecretError::Refused {
+                    verb,
+                    message: message(),
+                },
+                "kube_api_rejected",
+            ),
+            (
+                PullSecretError::Api {
+                    verb,
+                    message: message(),
+                },
+                "kube_api_error",
+            ),
+            (PullSecretError::Contended, "conflict"),
+            (PullSecretError::NotLeading, "not_leading"),
+            (PullSecretError::NoKey, "no_state_key"),
+            (
+                PullSecretError::Namespace { message: message() },
+                "namespace_unknown",
+            ),
+            (PullSecretError::Overloaded, "overloaded"),
+            (PullSecretError::Deadline, "deadline"),
+            (PullSecretError::Crashed, "internal_error"),
+        ] {
+            assert_eq!(error.as_str(), label, "{error}");
+        }
+    }
+}

@@ -167,7 +167,7 @@ impl ToEventRecord for PullSecretEvent {
                     ),
                 };
                 EventRecord {
-                    dedup_key: format!("{what:?}"),
+                    dedup_key: what.as_str().to_owned(),
                     ..EventRecord::normal("PullSecretRepaired", "Repair", &note)
                 }
             }

@@ -249,6 +249,8 @@ fn creation_requires_absence_and_update_the_same_object() {
     let merged = case.merge(None, NOW).secret.expect("a write");
     let object = merged.to_object("s", &team(), None);
     let metadata = object.metadata;
+    let names = (metadata.name.as_deref(), metadata.namespace.as_deref());
+    assert_eq!(names, (Some("s"), Some("team")));
     assert_eq!(metadata.resource_version.as_deref(), Some("1"));
     assert_eq!(metadata.uid, None);
     let before = existing(&case.create());
@@ -416,6 +418,12 @@ fn newest_proven_state_is_the_one_remembered() {
         assert_eq!(remembered, expected, "{observed:?}");
         assert_eq!(observed.revision(), expected, "{observed:?}");
     }
+    let managed = Observed::Managed(numbered(4));
+    let same = (managed.remembered(), managed.proven(), managed.claims());
+    assert_eq!(
+        same,
+        (Some(&numbered(4)), Some(&numbered(4)), Some(&numbered(4)))
+    );
     let deleted = Observed::Deleted(Some(numbered(4)));
     assert_eq!(deleted.remembered(), Some(&numbered(4)));
     assert_eq!((deleted.proven(), deleted.claims()), (None, None));

@@ -64,7 +64,8 @@ fn event_about_a_missed_pod_regards_the_pod_and_is_one_of_its_own() {
         why: "it was missed",
     };
     let regarding = event("a").regarding().expect("the Pod");
-    assert_eq!(regarding.kind.as_deref(), Some("Pod"));
+    let kind = (regarding.api_version.as_deref(), regarding.kind.as_deref());
+    assert_eq!(kind, (Some("v1"), Some("Pod")));
     assert_eq!(regarding.name.as_deref(), Some("web-x"));
     assert_eq!(regarding.uid.as_deref(), Some("a"));
     let record = |uid| event(uid).to_record("ecr-pull-secret", &namespace("team-a"));
@@ -104,6 +105,22 @@ fn events_regard_the_secret() {
         "apiVersion": "v1", "kind": "Secret", "name": "ecr-pull-secret",
     });
     assert_eq!(serde_json::to_value(object).expect("JSON"), expected);
+}
+
+#[test]
+fn refused_write_is_an_event_with_its_reason() {
+    let quota = r#"secrets "ecr-pull-secret" is forbidden: exceeded quota: few, used: secrets=1"#;
+    let policy = r#"admission webhook "policy.example.com" denied the request"#;
+    let ending = "the namespace team is being terminated";
+    for (message, expected) in [
+        (quota, Some("QuotaExceeded")),
+        (policy, Some("WriteForbidden")),
+        (ending, None),
+    ] {
+        let event = PullSecretEvent::from_refusal(message);
+        let record = event.map(|event| event.to_record("ecr-pull-secret", &namespace("team")));
+        assert_eq!(record.map(|record| record.reason), expected, "{message}");
+    }
 }
 
 #[test]

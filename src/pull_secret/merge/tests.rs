@@ -76,6 +76,9 @@ fn of_tokens_that_end_together_the_newer_one_counts() {
     assert_eq!(passwords(&secret), has(&[(1, Some("new"))]));
     let again = Case::reconcile([(host(1), fresh("old", 12))]);
     assert!(again.merge(Some(&secret), NOW + hours(4)).secret.is_none());
+    // Two replicas minted at once: the second write would gain nothing.
+    let twin = Case::reconcile([(host(1), fresh("twin", 12))]);
+    assert!(twin.merge(Some(&first), NOW).secret.is_none());
 }
 
 #[test]

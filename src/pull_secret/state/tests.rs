@@ -102,8 +102,15 @@ fn state_that_we_did_not_write_is_refused() {
     for text in ["", "{}", "null", r#"{"version":2}"#] {
         assert!(State::parse(text).is_err(), "{text}");
     }
-    let large = " ".repeat(MAX_STATE_BYTES + 1);
-    assert!(matches!(State::parse(&large), Err(StateError::TooLarge)));
+}
+
+#[test]
+fn annotation_of_more_bytes_than_fit_is_refused() {
+    let text = state([(host(1), entry(NOW, None))]).to_text();
+    let padded = |bytes: usize| text.clone() + &" ".repeat(bytes - text.len());
+    assert!(State::parse(&padded(MAX_STATE_BYTES)).is_ok());
+    let large = State::parse(&padded(MAX_STATE_BYTES + 1));
+    assert!(matches!(large, Err(StateError::TooLarge)));
 }
 
 #[test]
@@ -144,6 +151,23 @@ fn largest_state_that_we_write_is_read() {
     let text = state.to_text();
     assert!(text.len() <= MAX_STATE_BYTES, "{} bytes", text.len());
     assert_eq!(State::parse(&text).expect("reads back"), state);
+}
+
+#[test]
+fn states_share_the_texts_of_their_hosts() {
+    let own = host(1);
+    let mut state = state([(host(1), entry(NOW, None))]);
+    state.hosts.share(|_| own.clone());
+    let shared = state.hosts.keys().next().expect("one").as_str();
+    assert!(std::ptr::eq(shared, own.as_str()));
+}
+
+#[test]
+fn shrunk_hosts_have_no_spare_memory() {
+    let mut hosts = Hosts(Vec::with_capacity(8));
+    hosts.insert(host(1), entry(NOW, None));
+    hosts.shrink();
+    assert_eq!(hosts.0.capacity(), 1);
 }
 
 #[test]
