@@ -275,7 +275,7 @@ fn summary(config: &Config) -> String {
 
 /// Returns the registries that the rules allow.
 fn registries(rules: &Rules) -> String {
-    let aliases = match rules.aliases.count() {
+    let aliases = match rules.aliases.iter().count() {
         0 => "no aliases".to_owned(),
         1 => "1 alias".to_owned(),
         count => format!("{count} aliases"),

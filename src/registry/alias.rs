@@ -8,7 +8,7 @@ use super::{
     ecr::Registry,
     host::Host,
     image::ImageReference,
-    lookalike::{self, Lookalike},
+    lookalike::{Lookalike, MAX_TEXT},
 };
 
 /// The reason why an alias was rejected.
@@ -76,12 +76,6 @@ impl Aliases {
         self.registries.iter()
     }
 
-    /// Returns the number of aliases.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.registries.len()
-    }
-
     /// Returns whether ECR Public gets credentials as well.
     #[must_use]
     pub fn include_public(&self) -> bool {
@@ -124,11 +118,11 @@ impl Aliases {
     /// Returns the alias that differs from the host in case, or in the default port: other ports
     /// are other registries. ECR Public is like an alias here.
     fn near(&self, host: &str) -> Option<Lookalike> {
-        let has_some = self.public || !self.registries.is_empty();
-        if !has_some || host.len() > lookalike::MAX_TEXT {
+        if !self.public && self.registries.is_empty() {
             return None;
         }
-        let lower = host.to_ascii_lowercase();
+        // No alias is as long as what is left of a longer text.
+        let lower = host[..host.floor_char_boundary(MAX_TEXT)].to_ascii_lowercase();
         if self.public && Registry::parse_public(&lower).is_some() {
             return Some(Lookalike::UpperCase);
         }

@@ -201,6 +201,14 @@ mod tests {
     }
 
     #[test]
+    fn chart_has_these_expressions() {
+        let root = env!("CARGO_MANIFEST_DIR");
+        let path = format!("{root}/charts/ecr-injector/templates/_images.tpl");
+        let there = std::fs::read_to_string(&path).expect("a template of the chart");
+        assert!(there == chart_file(), "{path} has drifted: make deploy");
+    }
+
+    #[test]
     fn every_form_suffix_and_prefix_is_in_the_expression() {
         let expression = private_image();
         let forms = FORMS.iter().map(|(form, _)| *form);

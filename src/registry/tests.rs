@@ -336,9 +336,16 @@ fn host_that_differs_from_an_alias_in_case_or_https_port_is_told() {
         let aliases = Aliases::new([(alias.to_owned(), registry.clone())]).expect("valid");
         let expected = Lookalike::Alias(Host::parse(alias).expect("a host"));
         assert_eq!(aliases.lookalike(image), Some(expected), "{image}");
-        assert_eq!(aliases.lookalike(&format!("{alias}/app")), None);
+        for other in [
+            &format!("{alias}/app"),
+            "Registry.example.com/app",
+            "Public.ecr.aws/app",
+        ] {
+            assert_eq!(aliases.lookalike(other), None, "{other}");
+        }
     }
     let public = Aliases::default().with_public();
+    assert_eq!(public.lookalike("Registry.example.com/app"), None);
     assert_eq!(
         public.lookalike("Public.ecr.aws/app"),
         Some(Lookalike::UpperCase)
@@ -349,6 +356,8 @@ fn host_that_differs_from_an_alias_in_case_or_https_port_is_told() {
 #[test]
 fn ecr_public_is_resolved_only_if_included() {
     let with_port = "public.ecr.aws:443";
+    assert!(!Aliases::default().include_public());
+    assert!(Aliases::default().with_public().include_public());
     for host in ecr::PUBLIC_HOSTS.into_iter().chain([with_port]) {
         assert_eq!(Aliases::default().resolve(host), None, "{host}");
         let (resolved, registry) = Aliases::default()

@@ -101,7 +101,7 @@ def copy_dependencies(target):
     # The same versions; cargo takes out what isn't needed.
     shutil.copy(ROOT / "Cargo.lock", target)
     shutil.copy(ROOT / "rust-toolchain.toml", target)
-    for folder in (".cargo", "docs"):
+    for folder in (".cargo", "charts", "docs"):
         shutil.copytree(ROOT / folder, target / folder, dirs_exist_ok=True)
 
 
