@@ -152,4 +152,4 @@ fn listed<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -108,3 +108,72 @@ pub(super) fn facts(
         waits_for_image: waits && !is_deleting,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{cli::doctor::checks::tests, registry::AccountId};
+
+    const HOST: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
+    const OTHER: &str = "210987654321.dkr.ecr.eu-west-1.amazonaws.com";
+
+    /// The settings of a configuration that allows the account of [`HOST`] alone.
+    fn settings() -> Settings {
+        let mut settings = tests::settings();
+        let account = AccountId::parse("123456789012").expect("an id");
+        settings.rules.allow.accounts.insert(account);
+        settings
+    }
+
+    /// A Pod with an image of this registry, and a change.
+    fn pod(registry: &str, change: &Value) -> Value {
+        let mut pod = json!({
+            "metadata": {"name": "web"},
+            "spec": {"containers": [{"name": "app", "image": format!("{registry}/app:1")}]},
+        });
+        json_patch::merge(&mut pod, change);
+        pod
+    }
+
+    #[test]
+    fn pod_of_ecr_is_known_by_its_reference_and_its_wait() {
+        let none = json!({});
+        let state = json!({"waiting": {"reason": "ErrImagePull", "message": "denied"}});
+        let waits = json!({"status": {"containerStatuses": [{"name": "app", "state": state}]}});
+        let creating = json!({"waiting": {"reason": "ContainerCreating"}});
+        let creating =
+            json!({"status": {"containerStatuses": [{"name": "app", "state": creating}]}});
+        let reference = json!({"spec": {"imagePullSecrets": [{"name": "ecr-pull-secret"}]}});
+        let mut waits_with_reference = waits.clone();
+        json_patch::merge(&mut waits_with_reference, &reference);
+        let mut ends = waits.clone();
+        ends["metadata"] = json!({"deletionTimestamp": "2027-01-15T08:00:00Z"});
+        let namespace = NamespaceFacts {
+            name: "team".to_owned(),
+            ..NamespaceFacts::default()
+        };
+        for (registry, change, expected) in [
+            (HOST, &none, Some([false, true, false])),
+            (HOST, &creating, Some([false, true, false])),
+            (HOST, &waits, Some([false, true, true])),
+            (HOST, &waits_with_reference, Some([true, true, true])),
+            (HOST, &ends, Some([false, false, false])),
+            (OTHER, &none, None),
+            (OTHER, &waits, Some([false, false, true])),
+            ("docker.io", &waits, None),
+        ] {
+            let facts = facts(&pod(registry, change), &settings(), &namespace);
+            let names = facts.as_ref().map(|it| (&*it.namespace, &*it.name));
+            assert_eq!(
+                names,
+                expected.map(|_| ("team", "web")),
+                "{registry} {change}"
+            );
+            let found =
+                facts.map(|it| [it.has_reference, it.would_get_reference, it.waits_for_image]);
+            assert_eq!(found, expected, "{registry} {change}");
+        }
+    }
+}

@@ -293,7 +293,8 @@ fn pull_secret(facts: &PullSecretFacts) -> Value {
         let hosts = state.hosts.iter().map(|(host, entry)| {
             let lifetime = entry.credential.map(|credential| credential.lifetime);
             let value = json!({
-                "wantedAt": to_the_second(entry.demand.since),
+                "wantedSince": to_the_second(entry.demand.since),
+                "wantedAt": to_the_second(entry.demand.last),
                 "mintedAt": lifetime.map(|it| to_the_second(it.minted_at)),
                 "expiresAt": lifetime.map(|it| to_the_second(it.expires_at)),
             });
@@ -329,66 +330,4 @@ fn event(object: &Value) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MARKER: &str = "m4rk-r";
-
-    #[test]
-    fn objects_have_the_fields_that_are_named_alone() {
-        let object = json!({
-            "metadata": {"name": "x", "labels": {"app": "x"},
-                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": MARKER}},
-            "spec": {"replicas": 2, "template": {"metadata": {"annotations": {"a": MARKER}},
-                "spec": {"serviceAccountName": "x", "containers": [{"name": "x", "image": "i",
-                    "args": ["serve", "--config=/etc/x"],
-                    "env": [{"name": "AWS_SECRET_ACCESS_KEY", "value": MARKER}],
-                    "command": [MARKER]}], "volumes": [{"name": MARKER}]}}},
-            "status": {"readyReplicas": 2, "other": MARKER},
-        });
-        let text = deployment(&object).to_string();
-        assert!(!text.contains(MARKER), "{text}");
-        for part in [
-            "AWS_SECRET_ACCESS_KEY",
-            "--config=/etc/x",
-            "\"readyReplicas\":2",
-        ] {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-        let mut replica = object["spec"]["template"].clone();
-        replica["metadata"]["name"] = json!("pod-1");
-        let text = pod(&replica).to_string();
-        assert!(!text.contains(MARKER), "{text}");
-        let webhooks = json!({"metadata": {"name": "r", "annotations": {"a": MARKER}},
-            "webhooks": [{"name": "w", "clientConfig": {"caBundle": "eA==", "url": MARKER}}]});
-        let text = registration(&webhooks).to_string();
-        assert!(text.contains("\"caBundleBytes\":4"), "{text}");
-        assert!(!text.contains(MARKER), "{text}");
-    }
-
-    #[test]
-    fn configuration_has_no_external_id_and_no_comment() {
-        let mut all = Contents::default();
-        let text = format!(
-            "# {MARKER}\nidentities:\n- assumeRole: {{roleArn: arn:aws:iam::123456789012:role/x, externalId: {MARKER}}}\n"
-        );
-        all.config(&Reading::Read(Some(text)));
-        let file = &all.files[0];
-        assert_eq!(file.path, "config.json");
-        assert!(!file.text.contains(MARKER), "{}", file.text);
-        assert!(file.text.contains("role/x"), "{}", file.text);
-        assert!(
-            file.text.contains("\"externalId\": \"[removed]\""),
-            "{}",
-            file.text
-        );
-    }
-
-    #[test]
-    fn large_file_is_cut_and_listed() {
-        let mut all = Contents::default();
-        all.text("log.txt", &Reading::Read("é".repeat(MAX_BYTES)));
-        assert_eq!(all.files[0].text.len(), MAX_BYTES);
-        assert_eq!(all.left_out[0].0, "log.txt");
-    }
-}
+mod tests;

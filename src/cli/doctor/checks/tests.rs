@@ -101,7 +101,7 @@ fn pull_secret(state: Option<State>) -> PullSecretFacts {
     }
 }
 
-fn settings() -> Settings {
+pub(in crate::cli::doctor) fn settings() -> Settings {
     let config = Config::default().excluding(Namespace::parse("ecr-injector"));
     Settings {
         rules: config.rules,
@@ -187,7 +187,7 @@ fn with_policy(it: &mut Installation, has_webhook: bool) {
 }
 
 /// An installation with nothing wrong.
-fn fine() -> Installation {
+pub(in crate::cli::doctor) fn fine() -> Installation {
     let labels = &[(LABEL, "enabled")];
     Installation {
         own_version: "0.1.0".to_owned(),
