@@ -11,6 +11,10 @@ use crate::{
 
 /// The number of policies of the guard.
 pub(super) const POLICIES: usize = 6;
+/// The metric's value after the API server accepted what the guard should reject.
+const ACCEPTED: f64 = 0.0;
+/// The metric's value while the guard has not been tested.
+const UNKNOWN: f64 = -1.0;
 
 pub(super) fn rights(it: &Installation) -> Result<Finding, Finding> {
     let rights = it.rights.get()?.iter().filter(|it| it.is_needed);
@@ -121,12 +125,12 @@ pub(super) fn works(it: &Installation) -> Result<Finding, Finding> {
     let values: Vec<f64> = values.collect();
     Ok(if values.is_empty() {
         Finding::skipped("no replica has tested the guard")
-    } else if values.iter().any(|value| value.abs() < 0.5) {
+    } else if values.contains(&ACCEPTED) {
         Finding::fail(
             "the API server accepted a write that the guard should reject",
             APPLY,
         )
-    } else if values.iter().any(|value| *value < 0.0) {
+    } else if values.contains(&UNKNOWN) {
         Finding::warn(
             "a replica does not know yet whether the guard works",
             "wait a minute; else its log says why the test fails",

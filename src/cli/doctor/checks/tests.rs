@@ -381,7 +381,7 @@ const BROKEN: &[(&str, Status, &str, Change)] = &[
     ("cert-authority", Status::Warn, "not renewed", |it| replaced(it, "1820000000", "1800500000")),
     ("rbac-ours", Status::Fail, "may not watch namespaces", |it| if let Reading::Read(all) = &mut it.rights { all[0].is_allowed = false; }),
     ("rbac-too-much", Status::Warn, "may list secrets", |it| if let Reading::Read(all) = &mut it.rights { all[1].is_allowed = true; }),
-    ("guard-there", Status::Warn, "no ValidatingAdmissionPolicy", |it| it.policies = Reading::Read(Some(vec![]))),
+    ("guard-there", Status::Warn, "what the ServiceAccount ecr-injector/ecr-injector may write", |it| it.policies = Reading::Read(Some(vec![]))),
     ("guard-there", Status::Fail, "1 of 6", |it| it.policies = Reading::Read(Some(vec![policy(0)]))),
     ("guard-bound", Status::Fail, "policy-0", |it| if let Reading::Read(Some(all)) = &mut it.bindings { all[0]["spec"]["validationActions"] = json!(["Audit"]); }),
     ("guard-works", Status::Fail, "accepted", |it| replaced(it, "guard_enforced 1", "guard_enforced 0")),
@@ -559,6 +559,101 @@ fn failed_reads_are_never_fine() {
     for checked in &results[1..] {
         assert_eq!(checked.finding, Finding::skipped("after cluster-reachable"));
     }
+}
+
+#[test]
+fn cluster_at_the_limits_is_fine() {
+    for version in [cluster::OLDEST, cluster::NEWEST] {
+        let mut it = fine();
+        it.server = Reading::Read(format!("v1.{version}.0"));
+        assert_eq!(finding(&it, "cluster-version").status(), Status::Ok);
+    }
+    let mut it = fine();
+    it.clock_ahead = Some(SignedDuration::from_secs(60));
+    assert_eq!(finding(&it, "cluster-clock").status(), Status::Ok);
+}
+
+#[test]
+fn image_rewriter_is_called_later_and_for_new_pods() {
+    let own = "zz-ecr-injector";
+    for (name, groups, operation, resource, is_warned) in [
+        ("zzz", "", "CREATE", "pods", true),
+        ("zzz", "*", "*", "*/*", true),
+        ("zzz", "apps", "CREATE", "pods", false),
+        ("zzz", "", "UPDATE", "pods", false),
+        ("zzz", "", "CREATE", "services", false),
+        ("aaa", "", "CREATE", "pods", false),
+        (own, "", "CREATE", "pods", false),
+    ] {
+        let rule =
+            json!({"apiGroups": [groups], "operations": [operation], "resources": [resource]});
+        let webhook = json!({"matchConditions": [{}], "rules": [rule]});
+        let mut it = fine();
+        if let Reading::Read(all) = &mut it.registrations {
+            all.retain(|registration| registration["metadata"]["name"] != name);
+            all.push(json!({"metadata": {"name": name}, "webhooks": [webhook]}));
+        }
+        let finding = finding(&it, "pre-image-rewriter");
+        let status = if is_warned { Status::Warn } else { Status::Ok };
+        assert_eq!(
+            finding.status(),
+            status,
+            "{name} {groups} {operation} {resource}"
+        );
+    }
+}
+
+#[test]
+fn enforcer_is_no_fault_where_it_is_switched_off() {
+    let mut it = fine();
+    let labels = &[("kubernetes.azure.com/managedby", "aks")];
+    namespaces_with(&mut it, namespace("kube-system", labels));
+    assert_eq!(finding(&it, "pre-enforcer").status(), Status::Warn);
+    let annotations = json!({"admissions.enforcer/disabled": "true"});
+    own(
+        &mut it,
+        "/metadata",
+        json!({"name": "zz-ecr-injector", "annotations": annotations}),
+    );
+    assert_eq!(finding(&it, "pre-enforcer").status(), Status::Ok);
+}
+
+#[test]
+fn policy_to_fail_is_fine_with_two_replicas_and_its_namespace_excluded() {
+    let key = "kubernetes.io/metadata.name";
+    for (key, operator, namespace, status) in [
+        (key, "NotIn", "ecr-injector", Status::Ok),
+        (key, "In", "ecr-injector", Status::Warn),
+        (key, "NotIn", "kube-system", Status::Warn),
+        ("team", "NotIn", "ecr-injector", Status::Warn),
+    ] {
+        let mut it = fine();
+        own(&mut it, "/webhooks/0/failurePolicy", json!("Fail"));
+        let expression = json!({"key": key, "operator": operator, "values": [namespace]});
+        own(
+            &mut it,
+            "/webhooks/0/namespaceSelector/matchExpressions",
+            json!([expression]),
+        );
+        let finding = finding(&it, "registration-failure-policy");
+        assert_eq!(finding.status(), status, "{expression}");
+    }
+}
+
+#[test]
+fn roles_that_are_allowed_are_counted() {
+    let role = "arn:aws:iam::123456789012:role/pull";
+    let config = Config::parse_fields(&format!("namespaceRoles: {{allow: ['{role}']}}"), "config");
+    let mut settings = settings();
+    settings.rules.identities = config.expect("valid").rules.identities;
+    let mut it = fine();
+    it.config = Reading::Read(ConfigFacts::Valid(Box::new(settings)));
+    for name in ["one", "two"] {
+        let mut other = namespace(name, &[(LABEL, "enabled")]);
+        other.annotations = BTreeMap::from([(ROLE_ANNOTATION.to_owned(), role.to_owned())]);
+        namespaces_with(&mut it, other);
+    }
+    assert_eq!(finding(&it, "namespaces-role"), Finding::ok("2 roles"));
 }
 
 #[test]
