@@ -338,6 +338,9 @@ mod tests {
             ("-a.example/app", ImageError::Domain),
             ("a.example:x/app", ImageError::Domain),
             ("a.exämple/app", ImageError::Domain),
+            ("[]:5000/app", ImageError::Domain),
+            ("[a.example]/app", ImageError::Domain),
+            ("[::1]x/app", ImageError::Domain),
             (
                 "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
                 ImageError::Identifier,

@@ -29,9 +29,22 @@ fn every_known_region_is_found_and_no_other() {
             .filter_map(|name| Region::parse(name));
         let has_one = regions.any(|region| region.partition() == partition);
         assert!(has_one, "{partition:?} has no region");
+        let example = Region::parse(partition.example_region()).expect("a region");
+        assert_eq!(example.partition(), partition);
+        assert!(example.is_known(), "{example}");
     }
     for name in ["aa-bcde-1", "eu-west-9", "us-gov-south-1", "cn-south-1"] {
         assert!(!Region::parse(name).expect("a form").is_known(), "{name}");
+    }
+    for name in [
+        "EU-west-1",
+        "eur-west-1",
+        "e-west-1",
+        "eu-west",
+        "eu-west-123",
+        "eu--1",
+    ] {
+        assert_eq!(Region::parse(name), None, "{name}");
     }
 }
 

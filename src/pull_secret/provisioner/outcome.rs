@@ -105,3 +105,19 @@ pub struct Provisioned {
     /// Whether the Secret has a usable credential for each host.
     pub result: Result<(), PullSecretError>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn sources_are_words_of_their_own() {
+        let tokens = TokenSource::ALL.map(TokenSource::as_str);
+        let secrets = SecretSource::ALL.map(SecretSource::as_str);
+        for words in [&tokens[..], &secrets[..]] {
+            assert_eq!(words.iter().collect::<BTreeSet<_>>().len(), words.len());
+        }
+    }
+}

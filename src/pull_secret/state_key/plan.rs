@@ -353,6 +353,7 @@ mod tests {
         let content = read(&secret(&keys, &json!({})), None);
         let step = plan(&Content::Absent, Some(&keys), NOW);
         let text = format!("{keys:?} {content:?} {step:?}");
+        assert_eq!(text.matches("StateKey,").count(), 3, "{text}");
         for form in ["171", "ab, ", "abab", "q6ur"] {
             assert!(!text.to_lowercase().contains(form), "{text}");
         }
