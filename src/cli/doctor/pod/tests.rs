@@ -203,6 +203,12 @@ const SITUATIONS: &[(&str, &str, bool, Change)] = &[
         waits(it, "403 Forbidden");
         event(it, "Pulling", "");
     }),
+    ("pod-secret-expired", "pulls again within five minutes", false, |it| {
+        it.secret = secret(Some(state(HOST, Some(at("09:59:00")))));
+        waits(it, "403 Forbidden");
+        event(it, "Pulling", "");
+        it.now = at("10:00:35");
+    }),
     ("pod-retry", "before the pull secret", false, |it| waits(it, "no basic auth credentials")),
     ("pod-denied", "the identity of ecr-injector itself", false, |it| waits(it, "not authorized to perform: ecr:BatchGetImage")),
     ("pod-no-image", "does not exist", false, |it| waits(it, "manifest unknown")),
