@@ -90,3 +90,64 @@ impl Entry {
         !matches!(self.observed, Observed::Deleted(_))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pull_secret::{
+        Foreign,
+        tests::{NOW, entry, host, state},
+    };
+
+    fn unverified(since: Unverified) -> Observed {
+        Observed::Unverified {
+            claims: Some(state([(host(1), entry(NOW, None))])),
+            is_proven: true,
+            before: None,
+            since,
+        }
+    }
+
+    #[test]
+    fn only_an_intact_version_is_merged_without_a_read() {
+        let known = state([(host(1), entry(NOW, None))]);
+        let managed = Entry::new(7, "secret-uid", Observed::Managed(known.clone()));
+        assert_eq!((managed.version(), managed.state()), (7, Some(&known)));
+        let existing = managed.existing().expect("all is known");
+        assert_eq!(
+            (&*existing.uid, &*existing.resource_version),
+            ("secret-uid", "7")
+        );
+        assert_eq!(existing.state, Some(known));
+        for observed in [
+            unverified(Unverified::Listed),
+            Observed::Foreign(Foreign::Label),
+            Observed::Deleted(None),
+        ] {
+            let other = Entry::new(7, "secret-uid", observed);
+            assert!(
+                other.state().is_none() && other.existing().is_none(),
+                "{other:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn version_is_unread_until_its_data_were_compared() {
+        for (observed, is_unread, is_there) in [
+            (unverified(Unverified::Listed), true, true),
+            (unverified(Unverified::Changed), true, true),
+            (unverified(Unverified::Tampered), false, true),
+            (Observed::Managed(State::default()), false, true),
+            (Observed::Foreign(Foreign::Type), false, true),
+            (Observed::Deleted(None), false, false),
+        ] {
+            let entry = Entry::new(1, "", observed);
+            assert_eq!(
+                (entry.is_unread(), entry.is_there()),
+                (is_unread, is_there),
+                "{entry:?}"
+            );
+        }
+    }
+}
