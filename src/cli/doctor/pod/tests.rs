@@ -271,9 +271,15 @@ fn message_of_a_pod_that_backs_off_is_that_of_the_event() {
     let reason = &mut case.pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
     *reason = json!("ImagePullBackOff");
     assert_eq!(verdict(&case).code, "pod-unknown");
-    let message = format!("Failed to pull image \"{HOST}/app:1\": 403 Forbidden");
-    event(&mut case, "Failed", &message);
-    assert_eq!(verdict(&case).code, "pod-denied");
+    let message = |image: &str| format!("Failed to pull image \"{HOST}/{image}\": 403 Forbidden");
+    for (reason, image, code) in [
+        ("Failed", "app:1", "pod-denied"),
+        ("Failed", "other:1", "pod-unknown"),
+        ("Warned", "app:1", "pod-unknown"),
+    ] {
+        event(&mut case, reason, &message(image));
+        assert_eq!(verdict(&case).code, code, "{reason} {image}");
+    }
 }
 
 #[test]
@@ -304,4 +310,8 @@ fn images_are_listed_with_their_credentials() {
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].host, HOST);
     assert_eq!(rows[0].credential, "until 2027-01-15T21:00:00Z");
+    let mut over = fine_case();
+    over.now = at("21:00:00");
+    let rows = verdict(&over).images;
+    assert_eq!(rows[0].credential, "expired at 2027-01-15T21:00:00Z");
 }

@@ -76,6 +76,19 @@ fn table_has_outcomes_and_what_is_left_to_do() {
 }
 
 #[test]
+fn summary_counts_only_what_there_is() {
+    let mut report = Report::default();
+    let summary = |report: &Report| report.text((Format::Table, Style::default()));
+    assert_eq!(summary(&report), "0 stuck Pods\n");
+    report.unexamined = 3;
+    let text = summary(&report);
+    assert!(
+        text.starts_with("0 stuck Pods; 3 were not examined: "),
+        "{text}"
+    );
+}
+
+#[test]
 fn every_format_says_why_no_more_were_restarted() {
     let mut report = report();
     report.stop = Some(Stop::NoAnswer(
