@@ -240,6 +240,14 @@ mod tests {
     }
 
     #[test]
+    fn answers_without_a_server_name_the_helper() {
+        let expected = "docker-credential-ecr-injector (ecr-injector) v";
+        assert!(version().starts_with(expected), "{}", version());
+        let expected = "docker-credential-ecr-injector: unknown action: Get\n";
+        assert_eq!(unknown_action("Get"), expected);
+    }
+
+    #[test]
     fn server_is_found_in_all_that_clients_send() {
         let forms = [
             "R",

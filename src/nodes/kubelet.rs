@@ -185,7 +185,7 @@ impl CredentialRequest {
     #[must_use]
     pub fn to_json(image: &str) -> String {
         let name = image.split_once('@').map_or(image, |(name, _)| name);
-        let path = name.rfind('/').map_or(0, |at| at + 1);
+        let path = name.rfind('/').unwrap_or_default();
         let end = name[path..].find(':').map_or(name.len(), |at| path + at);
         serde_json::json!({
             "apiVersion": Version::V1.as_str(),

@@ -46,8 +46,11 @@ fn token_is_fresh_until_half_of_its_life() {
     // Clocks may differ by some minutes, and no token lasts longer than AWS's.
     assert_eq!(entry.usable(after(-5)), Use::Fresh);
     assert_eq!(entry.usable(after(-6)), Use::None);
-    let forged = super::tests::entry(&key("f", R), 0, 13 * 60);
-    assert_eq!(forged.usable(after(0)), Use::None);
+    let longest = 12 * 60 + 5;
+    for (life, expected) in [(longest, Use::Fresh), (longest + 1, Use::None)] {
+        let entry = super::tests::entry(&key("f", R), -60, life - 60);
+        assert_eq!(entry.usable(NOW), expected, "{life}");
+    }
 }
 
 #[test]
@@ -81,6 +84,36 @@ fn what_is_no_cache_is_an_empty_one() {
     ] {
         assert_eq!(Cache::parse(text.as_bytes()).hosts(NOW).count(), 0);
     }
+    let mut cache = Cache::default();
+    cache.put(entry(&key("f", R), 0, 60), NOW);
+    for (version, count) in [(1, 1), (2, 0)] {
+        let version = format!(r#""version":{version}"#);
+        let text = cache.to_json().replace(r#""version":1"#, &version);
+        assert_eq!(
+            Cache::parse(text.as_bytes()).hosts(NOW).count(),
+            count,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn newer_token_takes_the_place_of_its_own_key_alone() {
+    let first = key("f", R);
+    let other = CacheKey {
+        text: first.text.clone(),
+        host: R.replace("eu-west-1", "us-east-1"),
+    };
+    let mut cache = Cache::default();
+    for (key, minted) in [(&first, 0), (&other, 0), (&first, 1)] {
+        cache.put(entry(key, minted, 60), after(1));
+    }
+    let kept = cache
+        .entries
+        .iter()
+        .map(|entry| (&entry.host, entry.minted_at));
+    let expected = [(&other.host, after(0)), (&first.host, after(1))];
+    assert_eq!(kept.collect::<Vec<_>>(), expected);
 }
 
 #[test]

@@ -126,6 +126,98 @@ fn file_for_each_distribution_is_what_the_kubelet_takes() {
     }
 }
 
+fn provider(settings: &Settings) -> Value {
+    settings.to_json()["providers"][0].take()
+}
+
+#[test]
+fn provider_has_the_variables_and_arguments_that_it_needs() {
+    let hybrid = json!([{
+        "name": "AWS_SHARED_CREDENTIALS_FILE", "value": "/eks-hybrid/.aws/credentials",
+    }]);
+    for (distribution, env) in [
+        (Distribution::EksHybrid, hybrid),
+        (
+            Distribution::Kops,
+            json!([{"name": "HOME", "value": "/root"}]),
+        ),
+        (Distribution::Eks, Value::Null),
+    ] {
+        let settings = Settings {
+            distribution,
+            ..Settings::default()
+        };
+        assert_eq!(provider(&settings)["env"], env, "{distribution:?}");
+        assert_eq!(provider(&settings)["args"], Value::Null);
+    }
+    let host = "210987654321.dkr.ecr.eu-west-1.amazonaws.com";
+    let settings = Settings {
+        aliases: vec![("mirror.example".to_owned(), host.parse().expect("one"))],
+        public: true,
+        ..Settings::default()
+    };
+    let arguments = json!(["--public", format!("--alias=mirror.example={host}")]);
+    assert_eq!(provider(&settings)["args"], arguments);
+}
+
+#[test]
+fn tokens_of_service_accounts_are_asked_for_only_if_they_are_used() {
+    for (service_accounts, keys) in [
+        (ServiceAccounts::Unused, None),
+        (ServiceAccounts::Used, Some(ROLE_ANNOTATIONS.split_at(0))),
+        (
+            ServiceAccounts::RoleRequired,
+            Some(ROLE_ANNOTATIONS.split_at(1)),
+        ),
+    ] {
+        let settings = Settings {
+            service_accounts,
+            ..Settings::default()
+        };
+        let expected = keys.map(|(required, optional)| (json!(required), json!(optional)));
+        let attributes = &provider(&settings)["tokenAttributes"];
+        let found = attributes.is_object().then(|| {
+            let required = attributes["requiredServiceAccountAnnotationKeys"].clone();
+            (
+                required,
+                attributes["optionalServiceAccountAnnotationKeys"].clone(),
+            )
+        });
+        assert_eq!(found, expected, "{service_accounts:?}");
+        let warnings = settings.warnings();
+        assert_eq!(warnings.is_empty(), keys.is_none(), "{warnings:?}");
+        for warning in warnings {
+            assert!(
+                settings.to_yaml().contains(&format!("\n# {warning}\n")),
+                "{warning}"
+            );
+        }
+    }
+}
+
+#[test]
+fn file_with_an_alias_warns_of_its_mirrors() {
+    let host = "210987654321.dkr.ecr.eu-west-1.amazonaws.com";
+    let settings = Settings {
+        aliases: vec![("mirror.example".to_owned(), host.parse().expect("one"))],
+        ..Settings::default()
+    };
+    let yaml = settings.to_yaml();
+    assert!(
+        yaml.contains("\n# An alias (mirror.example): if containerd has mirrors"),
+        "{yaml}"
+    );
+}
+
+#[test]
+fn yaml_is_in_block_style() {
+    let value = json!({"a": {"b": [1, {"c": "d: e", "f": []}]}, "g": {}});
+    let mut text = String::new();
+    write_yaml(&mut text, &value, 0);
+    let expected = "a:\n  b:\n    - 1\n    - c: \"d: e\"\n      f: []\ng: {}\n";
+    assert_eq!(text, expected);
+}
+
 #[test]
 fn globs_match_within_a_label() {
     for (pattern, host, expected) in [
