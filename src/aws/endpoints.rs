@@ -56,6 +56,35 @@ pub fn shown(url: &str) -> String {
 mod tests {
     use super::*;
 
+    fn region(name: &str) -> Region {
+        Region::parse(name).expect("a region")
+    }
+
+    #[test]
+    fn fips_endpoints_are_those_of_awss_list() {
+        let expected = [
+            "https://ecr-fips.us-gov-west-1.amazonaws.com",
+            "https://api.ecr-fips.us-gov-west-1.amazonaws.com",
+        ];
+        let urls = fips_urls(&region("us-gov-west-1")).expect("a list");
+        assert_eq!(urls, expected);
+        assert!(fips_urls(&region("eu-west-1")).is_some());
+        assert_eq!(fips_urls(&region("cn-north-1")), None);
+    }
+
+    #[test]
+    fn region_without_a_fips_endpoint_has_advice() {
+        let advice = no_fips(&region("eu-west-1"), true).expect("advice");
+        let expected =
+            "; AWS has no FIPS endpoint for ECR in eu-west-1; use the host without -fips";
+        assert_eq!(advice, expected);
+        let advice = no_fips(&region("eu-west-1"), false).expect("advice");
+        assert!(advice.ends_with("unset AWS_USE_FIPS_ENDPOINT"), "{advice}");
+        for other in ["us-east-1", "us-gov-west-1", "cn-north-1"] {
+            assert_eq!(no_fips(&region(other), true), None, "{other}");
+        }
+    }
+
     #[test]
     fn shown_endpoint_has_no_password() {
         assert_eq!(shown("https://user:p@ss@host:1/x?y"), "https://host:1");

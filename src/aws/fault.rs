@@ -183,6 +183,78 @@ mod tests {
     }
 
     #[test]
+    fn fault_of_a_signed_call_is_known_by_code_and_message() {
+        let late = "Signature expired: 20270115T080000Z is now earlier than 20270115T081000Z";
+        let wrong = "The request signature we calculated does not match";
+        for (code, message, fault) in [
+            ("RequestTimeTooSkewed", "", Fault::Clock),
+            ("RequestExpired", "", Fault::Clock),
+            ("RequestInTheFuture", "", Fault::Clock),
+            ("InvalidSignatureException", late, Fault::Clock),
+            (
+                "SignatureDoesNotMatch",
+                "Signature not yet current: x",
+                Fault::Clock,
+            ),
+            ("SignatureDoesNotMatch", "Request has expired", Fault::Clock),
+            ("SignatureDoesNotMatch", wrong, Fault::Signature),
+            ("IncompleteSignature", wrong, Fault::Signature),
+            ("UnrecognizedClientException", late, Fault::UnknownKey),
+            ("InvalidClientTokenId", "", Fault::UnknownKey),
+            ("ExpiredTokenException", late, Fault::Expired),
+        ] {
+            assert_eq!(Fault::of(code, message), Some(fault), "{code}: {message}");
+        }
+        for (code, fault) in [
+            ("InvalidIdentityToken", Fault::IdentityToken),
+            ("IDPRejectedClaim", Fault::IdentityToken),
+            ("IDPCommunicationError", Fault::IdentityProvider),
+            ("ExpiredTokenException", Fault::IdentityExpired),
+        ] {
+            assert_eq!(Fault::of_web_identity(code), Some(fault), "{code}");
+        }
+    }
+
+    #[test]
+    fn message_is_shown_without_what_awss_quotes_of_the_request() {
+        for (code, message, shown) in [
+            (
+                "IncompleteSignature",
+                "Authorization header requires x. Authorization=y",
+                "",
+            ),
+            (
+                "SignatureDoesNotMatch",
+                "Signatures differ. The string was x",
+                "Signatures differ",
+            ),
+            ("InvalidClientTokenId", "Unknown key: x", "Unknown key"),
+            (
+                "UnrecognizedClientException",
+                "Unknown key\nx",
+                "Unknown key",
+            ),
+            (
+                "SignatureDoesNotMatch",
+                "Signature expired: x",
+                "Signature expired: x",
+            ),
+            ("AccessDenied", "User: x is denied.", "User: x is denied."),
+        ] {
+            assert_eq!(Fault::shown(code, message), shown, "{code}: {message}");
+        }
+    }
+
+    #[test]
+    fn throttling_is_known_by_its_codes() {
+        for code in THROTTLES {
+            assert!(is_throttle(code), "{code}");
+            assert_eq!(Fault::of(code, ""), None, "{code}");
+        }
+        assert!(!is_throttle("AccessDenied") && !is_throttle(""));
+    }
+
+    #[test]
     fn advice_names_where_the_keys_are_to_be_changed() {
         let environment = Origin::Environment;
         let profile = Origin::Profile("profile x".to_owned());
