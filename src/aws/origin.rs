@@ -39,3 +39,28 @@ impl fmt::Display for Origin {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origin_is_named_so_that_it_can_be_found() {
+        let arn = "arn:aws:iam::123456789012:role/pull";
+        for (origin, expected) in [
+            (Origin::Environment, "source environment"),
+            (Origin::Source("pod_identity"), "source pod_identity"),
+            (
+                Origin::Profile("profile x in ~/.aws/config".to_owned()),
+                "profile x in ~/.aws/config",
+            ),
+            (
+                Origin::Role(arn.to_owned()),
+                "the session of arn:aws:iam::123456789012:role/pull",
+            ),
+            (Origin::Given, "the caller"),
+        ] {
+            assert_eq!(origin.to_string(), expected);
+        }
+    }
+}

@@ -241,6 +241,7 @@ mod tests {
         let leaf = Validity::starting_at(NOW, Lifetimes::default().leaf);
         for (now, renewal) in [
             (NOW - hours(2), Some(Renewal::NotYetValid)),
+            (NOW - hours(1), None),
             (NOW, None),
             (NOW + hours(111), None),
             (NOW + hours(112), Some(Renewal::Due)),
@@ -249,6 +250,36 @@ mod tests {
         ] {
             assert_eq!(needs_renewal(&leaf, now), renewal, "{now}");
         }
+    }
+
+    #[test]
+    fn validity_is_dated_back_by_a_part_of_it_and_at_most_an_hour() {
+        let minutes = SignedDuration::from_mins;
+        for (lifetime, backdating) in [(hours(1), minutes(3)), (hours(168), hours(1))] {
+            let validity = Validity::starting_at(NOW, lifetime);
+            assert_eq!(validity.not_before, NOW - backdating, "{lifetime}");
+            let second = SignedDuration::from_secs(1);
+            for (now, is_in) in [
+                (validity.not_before - second, false),
+                (validity.not_before, true),
+                (validity.not_after, true),
+                (validity.not_after + second, false),
+            ] {
+                assert_eq!(validity.contains(now), is_in, "{now}");
+            }
+        }
+    }
+
+    #[test]
+    fn reasons_to_renew_have_texts_of_their_own() {
+        let all = [
+            Renewal::Due,
+            Renewal::Expired,
+            Renewal::NotYetValid,
+            Renewal::Requested,
+        ];
+        let texts: std::collections::BTreeSet<_> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), all.len());
     }
 
     #[test]
@@ -305,6 +336,12 @@ mod tests {
         );
         stage.next = Some(authority(NOW + hours(300 * 24)));
         assert_eq!(stage.step(None, expired), Some(Step::Promote));
+        // The next one has expired as well.
+        stage.next = Some(authority(NOW));
+        assert_eq!(
+            stage.step(None, expired),
+            Some(Step::Replace(Renewal::Expired))
+        );
     }
 
     #[test]
