@@ -219,6 +219,11 @@ fn other_requests_are_skipped_with_a_reason() {
             json!({"object": ecr, "operation": "UPDATE", "oldObject": ecr}),
             SkipReason::SameImages,
         ),
+        (
+            json!({"object": pod(&["nginx", &image(IRELAND)]), "operation": "UPDATE",
+                "oldObject": pod(&[&image(IRELAND), "nginx"])}),
+            SkipReason::SameImages,
+        ),
         (json!({"object": null}), SkipReason::NotAPod),
     ] {
         assert_eq!(
@@ -236,6 +241,55 @@ fn other_requests_are_skipped_with_a_reason() {
         verdict(&json!({ "object": ecr }), &rules(), &plain),
         Decision::Skip(SkipReason::NotOptedIn)
     );
+}
+
+#[test]
+fn skipped_pod_is_warned_about_what_its_user_can_change() {
+    let typo = format!("{}/app", IRELAND.replace("123456789012", "12345678901"));
+    let mut labelled = pod(&["nginx"]);
+    labelled["metadata"]["labels"] = json!({"ecr-injector.dev/inject": "disabled"});
+    let mut annotated = pod(&["nginx"]);
+    annotated["metadata"]["annotations"] = json!({"ecr-injector.dev/inject": "off"});
+    let none = |reason| (pod(&[&typo]), reason, [].as_slice());
+    for (object, reason, expected) in [
+        (pod(&["nginx"]), SkipReason::NoRegistry, [].as_slice()),
+        (pod(&[&typo]), SkipReason::NoRegistry, &["not 12 digits"]),
+        (
+            labelled,
+            SkipReason::NoRegistry,
+            &["has no effect on a Pod; label the namespace"],
+        ),
+        (
+            annotated,
+            SkipReason::NoRegistry,
+            &["has no effect; only disabled opts out"],
+        ),
+        (
+            pod(&["nginx"]),
+            SkipReason::NotAllowed,
+            &["the allow list has none"],
+        ),
+        (
+            pod(&[&typo]),
+            SkipReason::NotAllowed,
+            &["the allow list has none", "not 12 digits"],
+        ),
+        (
+            pod(&[]),
+            SkipReason::UnreadablePod,
+            &["this Pod could not be read"],
+        ),
+        none(SkipReason::Mirror),
+        none(SkipReason::Disabled),
+    ] {
+        let body = review(&json!({ "object": object }));
+        let request = Request::parse(&body).expect("a review");
+        let warnings = skip_warnings(reason, &request, &rules());
+        assert_eq!(warnings.len(), expected.len(), "{reason:?}: {warnings:?}");
+        for (warning, part) in warnings.iter().zip(expected) {
+            assert!(warning.contains(part), "{part}: {warning}");
+        }
+    }
 }
 
 #[test]
@@ -381,6 +435,46 @@ fn allow_limits_accounts_and_regions() {
         cold_verdict(&both, &rules),
         Decision::Skip(SkipReason::NotAllowed)
     );
+}
+
+#[test]
+fn refused_registries_are_counted_in_one_warning() {
+    let mut rules = rules();
+    let account = AccountId::parse("210987654321").expect("valid");
+    rules.allow.accounts.insert(account);
+    let second = IRELAND.replace("eu-west-1", "us-east-1");
+    let images = [image(IRELAND), image(OREGON), image(&second)];
+    for (count, end) in [(2, ""), (3, " and 1 more")] {
+        let images: Vec<&str> = images[..count].iter().map(String::as_str).collect();
+        let decision = cold_verdict(&json!({"object": pod(&images)}), &rules);
+        let Decision::InjectAfterEnsuring(injection, _) = decision else {
+            panic!("not ensured")
+        };
+        let warning = format!("ecr-injector: registry not in the allow list: {IRELAND}{end}");
+        assert_eq!(injection.warnings, [warning]);
+    }
+}
+
+#[test]
+fn reasons_to_skip_have_labels_of_their_own() {
+    let reasons = [
+        SkipReason::NotAPod,
+        SkipReason::UnreadablePod,
+        SkipReason::OtherOperation,
+        SkipReason::Mirror,
+        SkipReason::Disabled,
+        SkipReason::Deleting,
+        SkipReason::SameImages,
+        SkipReason::NoRegistry,
+        SkipReason::NotOptedIn,
+        SkipReason::NotAllowed,
+        SkipReason::NoIdentity(Refusal::NotAnArn),
+        SkipReason::NoIdentity(Refusal::NoDefault),
+        SkipReason::Foreign(Foreign::Label),
+        SkipReason::MountableSecrets,
+    ];
+    let labels: BTreeSet<&str> = reasons.iter().map(|reason| reason.as_str()).collect();
+    assert_eq!(labels.len(), reasons.len(), "{labels:?}");
 }
 
 #[test]
