@@ -93,17 +93,13 @@ pub trait ToEventRecord {
 #[must_use]
 pub fn quote(text: &str) -> String {
     let mut quoted = String::new();
-    for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {
-        if word.is_empty() {
-            continue;
-        }
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    // More words than bytes would be cut anyway.
+    for word in words.filter(|word| !word.is_empty()).take(MAX_QUOTE) {
         let separator = if quoted.is_empty() { "" } else { " " };
         let word = if word.len() > MAX_WORD { "…" } else { word };
         // Writing to a String can't fail.
         let _ = write!(quoted, "{separator}{word}");
-        if quoted.len() > MAX_QUOTE {
-            break;
-        }
     }
     clip(&quoted, MAX_QUOTE)
 }
@@ -117,4 +113,61 @@ pub fn clip(text: &str, limit: usize) -> String {
     let mark = "…";
     let end = text.floor_char_boundary(limit - mark.len());
     text[..end].to_owned() + mark
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Plain;
+
+    impl ToEventRecord for Plain {
+        fn to_record(&self, name: &str, _: &Namespace) -> EventRecord {
+            EventRecord::normal("Reason", "Action", name)
+        }
+    }
+
+    #[test]
+    fn normal_events_of_a_reason_are_duplicates_and_regard_one_object() {
+        let namespace = Namespace::parse("team").expect("a name");
+        let record = |name: &str| Plain.to_record(name, &namespace);
+        assert_eq!(record("a").event_type.as_str(), "Normal");
+        assert_eq!(record("a").dedup_key, record("b").dedup_key);
+        assert_eq!(Plain.regarding(), None);
+        let warning = EventRecord::warning("Reason", "Action", "key".to_owned(), "note");
+        assert_eq!(
+            (warning.event_type.as_str(), &*warning.dedup_key),
+            ("Warning", "key")
+        );
+    }
+
+    #[test]
+    fn quoted_text_is_one_line_without_words_that_could_be_tokens() {
+        let longest = "x".repeat(MAX_WORD);
+        for (text, expected) in [
+            ("", String::new()),
+            (" a\n\tb\u{1b}c ", "a b c".to_owned()),
+            (&longest, longest.clone()),
+            (&format!("a {longest}x b"), "a … b".to_owned()),
+        ] {
+            assert_eq!(quote(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn quoted_text_that_goes_on_ends_with_a_mark() {
+        // Four words of 99 bytes with their separators, then as many as fit.
+        let whole = vec!["x".repeat(99); 4].join(" ") + "x";
+        assert_eq!(whole.len(), MAX_QUOTE);
+        assert_eq!(quote(&whole), whole);
+        let cut = quote(&format!("{whole} y"));
+        assert!(cut.ends_with('…') && cut.len() == MAX_QUOTE, "{cut}");
+    }
+
+    #[test]
+    fn clipped_text_is_cut_between_characters() {
+        assert_eq!(clip("äöü", 6), "äöü");
+        assert_eq!(clip("äöüx", 6), "ä…");
+        assert_eq!(clip("abcdefg", 6), "abc…");
+    }
 }

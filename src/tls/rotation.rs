@@ -371,5 +371,8 @@ mod tests {
         stage.old = vec![authority(NOW - hours(245 * 24))];
         stage.promoted_at = Some(NOW);
         assert_eq!(stage.next_check(None, now), NOW + CA_RETENTION);
+        let late = NOW + hours(366 * 24);
+        let soon = late + SignedDuration::from_secs(1);
+        assert_eq!(stage.next_check(None, late), soon, "all is overdue");
     }
 }
