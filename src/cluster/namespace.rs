@@ -92,4 +92,12 @@ mod tests {
             Some("team-a1".to_owned())
         );
     }
+
+    #[test]
+    fn namespace_is_found_by_its_text() {
+        let name = Namespace::parse("team").expect("a name");
+        assert_eq!(name.as_str(), "team");
+        let names = std::collections::HashSet::from([name]);
+        assert!(names.contains("team") && !names.contains("other"));
+    }
 }

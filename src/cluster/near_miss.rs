@@ -268,6 +268,9 @@ mod tests {
         ] {
             assert_eq!(near(&[(key, "enabled")], &[(key, "true")]), None, "{key}");
         }
+        // No key of Kubernetes is longer.
+        let long = |length: usize| is_near_key(&format!("{:.<length$}", "ecrinject"));
+        assert!(long(MAX_KEY) && !long(MAX_KEY + 1));
     }
 
     #[test]

@@ -17,3 +17,19 @@ pub fn is_managed(metadata: &ObjectMeta) -> bool {
         .and_then(|labels| labels.get(MANAGED_BY_LABEL))
         .is_some_and(|value| value == MANAGED_BY)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn object_is_managed_by_the_value_of_its_label() {
+        let metadata = |label: Option<&str>| ObjectMeta {
+            labels: label.map(|value| [(MANAGED_BY_LABEL.to_owned(), value.to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        assert!(is_managed(&metadata(Some("ecr-injector"))));
+        assert!(!is_managed(&metadata(Some("Helm"))));
+        assert!(!is_managed(&metadata(None)));
+    }
+}
