@@ -403,6 +403,14 @@ mod tests {
     }
 
     #[test]
+    fn values_of_any_type_but_numbers_are_read() {
+        let text = r#"{"a":[null,true,false,"x"]}"#;
+        let value = serde_json::from_str::<Value>(text).expect("JSON");
+        assert_eq!(read::<Value>(text.as_bytes()), Some(value));
+        assert_eq!(read::<Value>(b"[1]"), None);
+    }
+
+    #[test]
     fn valid_values_are_skipped_and_others_are_not() {
         for valid in [
             "null",

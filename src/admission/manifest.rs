@@ -268,6 +268,18 @@ mod tests {
     }
 
     #[test]
+    fn version_of_an_api_has_a_number_and_perhaps_a_stage() {
+        for text in ["v1", "v12", "v1beta2", "v2alpha1"] {
+            assert!(is_version(text), "{text}");
+        }
+        for text in [
+            "", "v", "1", "vx", "v1x", "vbeta1", "v1beta", "v1betax", "vxalpha1",
+        ] {
+            assert!(!is_version(text), "{text}");
+        }
+    }
+
+    #[test]
     fn template_of_every_kind_is_found() {
         for (api_version, kind, template) in [
             ("v1", "Pod", ""),

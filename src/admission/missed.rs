@@ -182,6 +182,17 @@ mod tests {
     }
 
     #[test]
+    fn reasons_have_labels_and_texts_of_their_own() {
+        for texts in [
+            MissedReason::ALL.map(MissedReason::as_str),
+            MissedReason::ALL.map(MissedReason::text),
+        ] {
+            let own: std::collections::BTreeSet<&str> = texts.into_iter().collect();
+            assert_eq!(own.len(), texts.len(), "{texts:?}");
+        }
+    }
+
+    #[test]
     fn times_that_no_type_can_hold_are_absent() {
         let image = json!({"f:spec": {"f:containers": {"k:{\"name\":\"app\"}": {"f:image": {}}}}});
         let pod = |time: &str| {
@@ -191,6 +202,13 @@ mod tests {
         let history = History::of(&pod("2027-01-15T10:00:00Z"), None);
         assert_eq!(history.image_written, Some(at("10:00:00")));
         assert_eq!(history.reason(), MissedReason::ImageChanged);
+        // An ephemeral container is added, and a status is written, without any change of an image.
+        let mut others = pod("2027-01-15T10:00:00Z");
+        others["metadata"]["managedFields"][0]["subresource"] = json!("ephemeralcontainers");
+        assert_eq!(History::of(&others, None).image_written, None);
+        others["metadata"]["managedFields"][0] = json!({"time": "2027-01-15T10:00:00Z",
+            "fieldsV1": {"f:spec": {"f:activeDeadlineSeconds": {}}}});
+        assert_eq!(History::of(&others, None).image_written, None);
         let hostile = History::of(&pod("9999-12-31T00:00:00Z"), None);
         assert_eq!(hostile.image_written, None);
     }
