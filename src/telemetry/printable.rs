@@ -152,6 +152,27 @@ mod tests {
     }
 
     #[test]
+    fn number_has_its_noun() {
+        assert_eq!(count(1, "registry"), "1 registry");
+        assert_eq!(count(0, "registry"), "0 registries");
+        assert_eq!(count(2, "namespace"), "2 namespaces");
+    }
+
+    #[test]
+    fn quoted_text_ends_at_a_quote_of_its_kind() {
+        for (inner, quote, end) in [
+            (r#"a"b"#, b'"', Some(1)),
+            (r#"a\"b"c"#, b'"', Some(4)),
+            (r#"a\\"b"#, b'"', Some(3)),
+            ("a`b", b'"', None),
+            (r"a\`b`", b'`', Some(2)),
+            (r#"a"b`"#, b'`', Some(3)),
+        ] {
+            assert_eq!(closing(inner, quote), end, "{inner}");
+        }
+    }
+
+    #[test]
     fn further_lines_are_indented() {
         assert_eq!(printable_lines("a\nb\r\n"), "a\n  b\\r\n  ");
     }

@@ -79,12 +79,12 @@ fn plain(text: &str) -> Cow<'_, str> {
     for (word, by) in [
         ("unit value", "nothing"),
         ("a string key", "a text as the name of a field"),
+        ("string scalar", "a text"),
+        ("binary scalar", "a text"),
         ("string ", "the text "),
         ("a string", "a text"),
         ("sequence start", "a list"),
         ("mapping start", "a map"),
-        ("string scalar", "a text"),
-        ("binary scalar", "a text"),
         ("sequence", "a list"),
         ("boolean ", ""),
         ("a boolean", "true or false"),
@@ -110,10 +110,53 @@ fn plain(text: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
+    #[derive(Debug, serde::Deserialize)]
+    enum Mode {
+        On,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code, reason = "only its errors are read")]
+    struct File {
+        number: Option<u8>,
+        flag: Option<bool>,
+        name: Option<String>,
+        mode: Option<Mode>,
+        any: Option<serde_json::Number>,
+    }
+
+    #[test]
+    fn errors_are_about_the_file_and_not_about_the_program() {
+        for (yaml, expected) in [
+            ("number: -1", "expected a whole number from 0 on"),
+            ("flag: 7", "expected true or false"),
+            ("name: [a]", "expected a text"),
+            ("7", "expected a map"),
+            ("any: x", "expected a JSON number, got the text \"x\""),
+            ("<<: 7", "a merge key (<<) takes a map, or a list of maps"),
+            (
+                "mode: !x On",
+                "the tag `x` is not understood here: remove it",
+            ),
+            (
+                "name: !!int 7",
+                "the tag of this value is not understood here: remove it",
+            ),
+            ("name: 'x", "unclosed quote"),
+        ] {
+            let error = serde_saphyr::from_str::<File>(yaml).expect_err(yaml);
+            let error = text(&error);
+            let line = error.lines().next().unwrap_or_default();
+            assert!(line.ends_with(expected), "{expected}: {line}");
+        }
+    }
+
     #[test]
     fn words_for_types_are_those_of_a_file() {
         for (text, expected) in [
             ("sequence start", "a list"),
+            ("string scalar", "a text"),
             ("struct File", "a map"),
             ("map", "a map"),
             ("a string", "a text"),
