@@ -379,7 +379,15 @@ fn emptied_file_fails_by_its_name_in_every_command() {
                 "--namespace",
                 "a",
             ],
-            &["serve", "--config", path],
+            &[
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--config",
+                path,
+            ],
         ] {
             let output = Command::new(env!("CARGO_BIN_EXE_ecr-injector"))
                 .args(arguments)
