@@ -74,8 +74,10 @@ impl Bed {
             metadata,
             folder,
         };
+        // A copy, as on a node: the kernel maps a file that a linker wrote in smaller pieces.
+        fs::copy(ours, bed.path("ecr-credentials")).unwrap();
         for name in ["ecr-credential-provider", "docker-credential-ecr-injector"] {
-            symlink(fs::canonicalize(ours).unwrap(), bed.path(name)).unwrap();
+            symlink(bed.path("ecr-credentials"), bed.path(name)).unwrap();
         }
         for name in ["home", "no-certificates", "node", "ours", "theirs"] {
             fs::create_dir(bed.path(name)).unwrap();
