@@ -94,8 +94,11 @@ pub trait ToEventRecord {
 pub fn quote(text: &str) -> String {
     let mut quoted = String::new();
     let words = text.split(|c: char| c.is_whitespace() || c.is_control());
-    // More words than bytes would be cut anyway.
-    for word in words.filter(|word| !word.is_empty()).take(MAX_QUOTE) {
+    let mut words = words.filter(|word| !word.is_empty());
+    // What is longer than the limit is cut.
+    while quoted.len() <= MAX_QUOTE
+        && let Some(word) = words.next()
+    {
         let separator = if quoted.is_empty() { "" } else { " " };
         let word = if word.len() > MAX_WORD { "…" } else { word };
         // Writing to a String can't fail.

@@ -26,6 +26,8 @@ const NAMES: [&str; 8] = [
     "basic",
     "externalid",
 ];
+/// The ends of longer names whose value is removed. One that ends in `secret` names a Secret.
+const NAME_ENDS: [&str; 4] = ["-password", "-passwd", "-token", "-secret-access-key"];
 
 /// Returns a text without what could be a secret.
 pub(super) fn scrub(text: &str) -> String {
@@ -86,10 +88,14 @@ fn scrub_line(line: &str, scrubbed: &mut String) {
     }
 }
 
-/// Whether a word is one of [`NAMES`], or a flag of that name.
+/// Whether a word is one of [`NAMES`], a flag of that name, or a longer name of a value that is
+/// secret: `DB_PASSWORD`.
 fn names_a_secret(word: &str) -> bool {
-    let name = word.trim_start_matches('-').to_lowercase();
-    NAMES.contains(&&*name)
+    let name = word
+        .trim_start_matches('-')
+        .to_lowercase()
+        .replace('_', "-");
+    NAMES.contains(&&*name) || NAME_ENDS.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether a word names the value that follows: `password: x`, `"token":"x"`, `Basic x`,
@@ -144,6 +150,10 @@ mod tests {
                 "--password=abc --Token abc serve",
                 "--password=[removed] --Token [removed] serve",
             ),
+            (
+                "DB_PASSWORD=abc --registry-token abc AWS_SECRET_ACCESS_KEY: abc",
+                "DB_PASSWORD=[removed] --registry-token [removed] AWS_SECRET_ACCESS_KEY: [removed]",
+            ),
             ("password=abc", "password=[removed]"),
             (
                 "Authorization: Basic QVdTOmE=",
@@ -172,6 +182,7 @@ mod tests {
             "the pull secret has no credential; secret ecr-pull-secret\n",
             "--state-key-secret=ecr-injector-state-key --ca-secret ecr-injector-ca\n",
             "{\"token\":null,\"secret\":true}\n",
+            "AWS_WEB_IDENTITY_TOKEN_FILE=/var/run/secrets/token\n",
         ] {
             assert_eq!(scrub(text), text);
         }
